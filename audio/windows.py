@@ -1,0 +1,43 @@
+"""The geometry of AudioMAE windows: samples, frames, patch columns and tokens."""
+
+import math
+
+SAMPLE_RATE = 16_000
+FRAME_SHIFT = 160
+FRAME_LENGTH = 400
+MEL_BINS = 128
+PATCH_SIZE = 16
+WINDOW_FRAMES = 1024
+
+WINDOW_SAMPLES = WINDOW_FRAMES * FRAME_SHIFT  # 163,840 samples: 10.24 s
+WINDOW_SPAN = (WINDOW_FRAMES - 1) * FRAME_SHIFT + FRAME_LENGTH  # the last frames reach 240 samples into the next window
+COLUMN_SAMPLES = PATCH_SIZE * FRAME_SHIFT  # 2,560 samples: 0.16 s
+WINDOW_COLUMNS = WINDOW_FRAMES // PATCH_SIZE
+PATCH_ROWS = MEL_BINS // PATCH_SIZE  # patches in one column, low frequencies first
+WINDOW_PATCHES = WINDOW_COLUMNS * PATCH_ROWS
+
+
+def window_count(samples: int) -> int:
+    """Return how many windows a file of `samples` samples at 16 kHz fills.
+
+    A file is padded to the next multiple of a window, never to the same: an exact multiple gains an empty window,
+    as in the published code.
+    """
+    return samples // WINDOW_SAMPLES + 1
+
+
+def audio_columns(samples: int) -> int:
+    """Return how many patch columns (0.16 s) of a file hold audio; those after them are padding."""
+    return -(-samples // COLUMN_SAMPLES)
+
+
+def token_count(samples: int, stack_factor: int) -> int:
+    """Return the number of tokens of a file of `samples` samples at 16 kHz, one stream, at stack factor 1, 2 or 4.
+
+    One column more than lies inside the file, divided by the stack factor, in the published code's float64
+    arithmetic: rounding there gives one token more for about 5 % of lengths, and none for the extra column at some
+    exact multiples of 0.16 s.
+    """
+    seconds = samples / SAMPLE_RATE
+    seconds += 0.16 - (seconds % 0.16)
+    return math.ceil(8 * seconds / 0.16 / float(stack_factor))
