@@ -1,0 +1,92 @@
+"""The `sctok` command: mounts one file per command and turns errors into one line."""
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from sctok import __version__
+
+from .cluster import cluster
+from .common import say, show_library_messages
+from .demo import demo
+from .doctor import doctor
+from .extract import extract
+from .inspect import inspect
+from .merge import merge
+from .pretrain import pretrain
+from .tokenize import tokenize
+
+INTERRUPTED = 128 + signal.SIGINT
+
+app = typer.Typer(
+    name="sctok",
+    help="Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sctok {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Add --debug anywhere for the traceback of an error.")
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization."""
+
+
+for command in (demo, doctor, inspect, extract, cluster, merge, tokenize):
+    app.command()(command)
+app.add_typer(pretrain, name="pretrain")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `sctok` and return its exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or bool(os.environ.get("SCTOK_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    show_library_messages()
+    try:
+        code = app(arguments, prog_name="sctok", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted: what is finished is kept; the same command goes on from there")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        if debug:
+            raise
+        say(f"error: {_one_line(error)}")
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an error's message without line breaks; operating system errors name their file."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

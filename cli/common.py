@@ -1,0 +1,129 @@
+"""What every command shares: the work directory, options, messages, progress and results."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+
+DEFAULT_ROOT = Path("sctok-data")
+LINE_SECONDS = 10.0
+
+RootOption = Annotated[Path, typer.Option("--root", envvar="SCTOK_ROOT", help="Work directory of all commands.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def say(message: str) -> None:
+    """Print a message for people on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit(result: dict[str, Any], as_json: bool, text: str | Callable[[], str]) -> None:
+    """Print a command's result on stdout: `result` as JSON, or `text` for people."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, default=str))
+    else:
+        print(text if isinstance(text, str) else text())
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Lay out rows under a header in aligned columns; numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), line(tuple("-" * width for width in widths)), *map(line, rows)])
+
+
+def format_bytes(count: float) -> str:
+    """Return a size such as 3.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Progress:
+    """A progress bar with rate and time left on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, label: str, total: float | None = None, unit: str = "it") -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.count, self.note = 0.0, ""
+        self.started = self.printed = time.monotonic()
+        self.bar: Any = None
+        if sys.stderr.isatty() and not os.environ.get("NO_PROGRESS"):
+            from tqdm import tqdm
+
+            self.bar = tqdm(desc=label, total=total, unit=unit, dynamic_ncols=True, leave=False)
+
+    def update(self, amount: float = 1, note: str = "") -> None:
+        """Advance by `amount` and show `note` beside the count."""
+        self.count += amount
+        self.note = note or self.note
+        if self.bar is not None:
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(amount)
+        elif time.monotonic() - self.printed >= LINE_SECONDS:
+            self.printed = time.monotonic()
+            say(self._line())
+
+    def message(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            say(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self) -> str:
+        elapsed = time.monotonic() - self.started
+        rate = self.count / elapsed if elapsed else 0.0
+        of = f"/{self.total:g}" if self.total else ""
+        left = f", {_clock((self.total - self.count) / rate)} left" if self.total and rate else ""
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.label}: {self.count:g}{of} {self.unit}, {rate:.1f} {self.unit}/s{left}{note}"
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def show_library_messages() -> None:
+    """Print what sctok's library code logs from the level of warnings on."""
+    logger = logging.getLogger("sctok")
+    if not logger.handlers:
+        logger.addHandler(_StderrHandler())
+        logger.propagate = False
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace("%", "").replace("×", "").replace("-", "").strip().replace(".", "", 1).isdigit() or (
+        cell in ("", "-")
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

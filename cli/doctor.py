@@ -1,0 +1,57 @@
+"""`sctok doctor`: what this machine has and what `auto` will pick."""
+
+import platform
+import shutil
+from importlib import metadata
+from typing import Any
+
+from sctok import __version__
+
+from .common import JsonOption, emit
+
+LIBRARIES = ("torch", "triton", "faiss-cpu", "faiss-gpu", "h5py", "soundfile", "soxr", "webdataset", "huggingface-hub")
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what was found on this machine and what `auto` will pick."""
+    findings = {"sctok": __version__, "python": platform.python_version(), "platform": platform.platform(), **_libraries()}
+    findings |= _compute()
+    findings["ffmpeg"] = shutil.which("ffmpeg") or "not found: only WAV, FLAC, OGG, Opus and MP3 can be read"
+    width = max(map(len, findings))
+    emit(findings, as_json, "\n".join(f"{key.ljust(width)}  {_text(value)}" for key, value in findings.items()))
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _compute() -> dict[str, Any]:
+    import torch
+
+    from sctok.features.checkpoints import load_weights
+    from sctok.kernels.devices import cpu_supports, resolve_device, resolve_precision
+    from sctok.kmeans_tools.backends import faiss_status
+
+    device = resolve_device("auto")
+    weights = load_weights("mini")
+    return {
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or "no device",
+        "faiss": faiss_status(),
+        "cpu threads": torch.get_num_threads(),
+        "cpu bf16": "works" if cpu_supports("bf16") else "does not work here (a child process died or was wrong)",
+        "cpu fp16": "works" if cpu_supports("fp16") else "does not work here (a child process died or was wrong)",
+        "bundled encoder": f"mini, width {weights.config.width}, {weights.config.depth} blocks, hash {weights.hash}",
+        "auto device": str(device),
+        "auto precision": resolve_precision("auto", device),
+        "auto k-means backend": "torch",
+    }
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,42 @@
+"""`sctok inspect`: describe any file that sctok writes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import JsonOption, emit
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A shard, codebook, encoder, or the folder of a run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Describe any file that sctok writes."""
+    from sctok.formats.describe import describe_file
+
+    facts = describe_file(path)
+    emit(facts, as_json, "\n".join(_lines(facts)))
+
+
+def _lines(facts: dict[str, Any], indent: int = 0) -> list[str]:
+    width = max((len(str(key)) for key in facts), default=0)
+    lines = []
+    for key, value in facts.items():
+        label = " " * indent + str(key).ljust(width)
+        if isinstance(value, dict) and value:
+            lines += [label.rstrip(), *_lines(value, indent + 2)]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(label.rstrip())
+            lines += [" " * (indent + 2) + ", ".join(f"{k} {v}" for k, v in row.items()) for row in value]
+        else:
+            lines.append(f"{label}  {_cell(value)}")
+    return lines
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return str(value)

@@ -1,0 +1,187 @@
+"""AudioMAE weights: sctok's own files, the public layouts, and names that the Hugging Face hub knows."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sctok import __version__
+from sctok.formats.files import atomic_path, hash_arrays
+
+from .encoder import AudioMAE, EncoderConfig
+
+FORMAT = "sctok-encoder"
+FORMAT_VERSION = 1
+HEAD_WIDTH = 64  # of every published AudioMAE; sctok's own files say it themselves
+PROBE_KEY = "cls_token"  # tells where in a checkpoint the encoder's tensors start
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """Where the Hugging Face hub keeps a checkpoint."""
+
+    repository: str
+    licence: str
+
+
+HUB_MODELS = {"base": HubModel("gaunernst/vit_base_patch16_1024_128.audiomae_as2m", "CC-BY-NC-4.0")}
+BUNDLED = ("mini",)
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """An encoder's float32 tensors under the published names, its sizes, and where it came from."""
+
+    name: str
+    config: EncoderConfig
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over names, shapes and float32 values, 16 hex digits: equal for equal weights in any layout."""
+        return hash_arrays({name: tensor.numpy() for name, tensor in self.tensors.items()})
+
+    def build(self) -> AudioMAE:
+        """Return the encoder in evaluation mode on the CPU."""
+        model = AudioMAE(self.config)
+        model.load_state_dict(self.tensors)
+        return model.eval().requires_grad_(False)
+
+
+def load_weights(name_or_path: str | Path) -> EncoderWeights:
+    """Load an encoder by name or path.
+
+    Args:
+        name_or_path: `mini` (bundled), `base` (AudioMAE ViT-B/16 from the hub), a hub repository `owner/name`, or a
+            file: sctok's own safetensors, the AudioMAE release `pretrained.pth`, the timm-style file of the hub, or
+            SemantiCodec's `encoder.ckpt`.
+
+    Raises:
+        ValueError: the name is unknown, the hub is out of reach, or the file holds no AudioMAE encoder.
+    """
+    name = str(name_or_path)
+    if name in BUNDLED:
+        with as_file(files("sctok.weights") / f"encoder-{name}.safetensors") as path:
+            return _read_weights(path, name)
+    path = Path(name)
+    if path.is_file():
+        return _read_weights(path, path.stem)
+    if name in HUB_MODELS:
+        return _read_weights(_fetch(HUB_MODELS[name].repository), name)
+    if name.count("/") == 1 and not path.suffix and not path.exists():
+        return _read_weights(_fetch(name), name)
+    known = ", ".join((*BUNDLED, *HUB_MODELS))
+    raise ValueError(f"encoder {name!r} is neither a file, a hub repository owner/name, nor one of: {known}")
+
+
+def save_weights(path: Path, model: AudioMAE, metadata: Mapping[str, Any]) -> None:
+    """Write an encoder as float16 safetensors with its sizes and provenance, atomically."""
+    tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    header = {"format_version": FORMAT_VERSION, "config": model.config.to_json(), "sctok_version": __version__, **metadata}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, "header": json.dumps(header, sort_keys=True)})
+
+
+def _read_weights(path: Path, name: str) -> EncoderWeights:
+    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    prefix = _encoder_prefix(tensors, path)
+    tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if "norm.weight" not in tensors:  # timm calls the last norm fc_norm in models that average over patches
+        tensors = {key.replace("fc_norm.", "norm."): value for key, value in tensors.items()}
+    config = _infer_config(tensors, metadata)
+    with torch.device("meta"):
+        expected = AudioMAE(config).state_dict()
+    problems = [f"{key} is missing" for key in expected if key not in tensors]
+    problems += [
+        f"{key} has shape {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit AudioMAE: {'; '.join(problems)}")
+    return EncoderWeights(name, config, {key: tensors[key].float().contiguous() for key in expected}, metadata)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}): fetch or export it again") from error
+    metadata = json.loads(found["header"]) if found.get("format") == FORMAT else {}
+    if metadata and metadata["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"{path} has encoder format {metadata['format_version']}, this sctok reads {FORMAT_VERSION}")
+    return tensors, metadata
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a PyTorch checkpoint without running code in it; only tensors, containers and a Namespace are let in."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Exception as error:  # noqa: BLE001 - unpickling garbage raises nearly anything
+        raise ValueError(f"{path} is not a checkpoint that loads without running code ({_first_line(error)})") from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
+    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}, {}
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def _encoder_prefix(tensors: Mapping[str, Tensor], path: Path) -> str:
+    prefixes = [key.removesuffix(PROBE_KEY) for key in tensors if key == PROBE_KEY or key.endswith(f".{PROBE_KEY}")]
+    if not prefixes:
+        raise ValueError(f"{path} holds no AudioMAE encoder: no tensor is called {PROBE_KEY}")
+    return min(prefixes, key=len)
+
+
+def _infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> EncoderConfig:
+    if metadata:
+        return EncoderConfig(**metadata["config"])
+    width = tensors[PROBE_KEY].shape[-1]
+    depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
+    return EncoderConfig(width, depth, max(1, width // HEAD_WIDTH))
+
+
+def _fetch(repository: str) -> Path:
+    """Return the local path of a hub repository's weights, downloading them where they are not cached."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HFValidationError
+
+    reason = ""
+    for filename in HUB_FILES:
+        try:
+            return Path(hf_hub_download(repository, filename))
+        except LocalEntryNotFoundError as error:
+            reason = f"the hub is out of reach and {filename} is not in its cache: {_first_line(error)}"
+        except EntryNotFoundError:
+            reason = f"the repository has neither {' nor '.join(HUB_FILES)}"
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = _first_line(error)
+            break
+    raise ValueError(
+        f"cannot fetch {repository} from the Hugging Face hub ({reason}): "
+        "download it where there is a network and give the file with --encoder PATH"
+    )

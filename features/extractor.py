@@ -1,0 +1,79 @@
+"""From waveforms to contextual embeddings on one device, the same for a window in whatever batch it comes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sctok.audio.filterbank import filterbank
+from sctok.audio.windows import WINDOW_PATCHES, WINDOW_SPAN
+from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
+
+from .checkpoints import EncoderWeights, load_weights
+
+
+class FeatureExtractor:
+    """An AudioMAE encoder with its front end.
+
+    Matrix libraries choose other kernels, and round otherwise, for other batch shapes. Every window is therefore
+    computed in one fixed shape: alone on a CPU, in a batch filled up to `batch_size` on a GPU.
+    """
+
+    def __init__(self, weights: EncoderWeights, device: torch.device, precision: str, batch_size: int = 32) -> None:
+        self.name, self.hash, self.width = weights.name, weights.hash, weights.config.width
+        self.device, self.precision = device, precision
+        self.batch_size = 1 if device.type == "cpu" else batch_size
+        self._model = weights.build().to(device)
+
+    @torch.inference_mode()
+    def embed(self, waves: NDArray[np.float32], last: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the contextual embeddings of windows.
+
+        Args:
+            waves: float32 (n, 164,080) samples at 16 kHz.
+            last: bool (n,), true where the window is its file's last one.
+
+        Returns:
+            float32 (n, 512, width), time-major, eight frequency rows per column.
+
+        Raises:
+            ValueError: a shape is wrong.
+        """
+        if waves.ndim != 2 or waves.shape[1] != WINDOW_SPAN or last.shape != waves.shape[:1]:
+            raise ValueError(f"expected waves (n, {WINDOW_SPAN}) and last (n,), got {waves.shape} and {last.shape}")
+        embedded = np.empty((len(waves), WINDOW_PATCHES, self.width), np.float32)
+        for start in range(0, len(waves), self.batch_size):
+            count = min(self.batch_size, len(waves) - start)
+            batch = torch.zeros(self.batch_size, WINDOW_SPAN)
+            batch[:count] = torch.from_numpy(waves[start : start + count])
+            ends = torch.ones(self.batch_size, dtype=torch.bool)
+            ends[:count] = torch.from_numpy(last[start : start + count])
+            embedded[start : start + count] = self._embed_batch(batch, ends)[:count].cpu().numpy()
+        return embedded
+
+    def _embed_batch(self, waves: Tensor, last: Tensor) -> Tensor:
+        mel = filterbank(waves.to(self.device), last.to(self.device))
+        dtype = DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            embedded: Tensor = self._model(mel)
+        return embedded.float()
+
+
+def load_encoder(
+    name_or_path: str | Path = "mini", device: str = "auto", precision: str = "auto", batch_size: int = 32
+) -> FeatureExtractor:
+    """Load an encoder by name or path onto a device.
+
+    Args:
+        name_or_path: see `sctok.features.checkpoints.load_weights`.
+        device: auto, cpu, cuda or cuda:N.
+        precision: auto, fp32, bf16 or fp16; low precision on a CPU is tried in a child process first.
+        batch_size: windows per batch on a GPU.
+
+    Raises:
+        ValueError: the encoder, device or precision is unknown or out of reach.
+    """
+    chosen = resolve_device(device)
+    return FeatureExtractor(load_weights(name_or_path), chosen, resolve_precision(precision, chosen), batch_size)

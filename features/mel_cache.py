@@ -1,0 +1,182 @@
+"""Filterbanks of a training collection on disk: one flat float16 file, random windows cut from it by index."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sctok.audio.filterbank import SILENCE, filterbank
+from sctok.audio.loader import Chunk, load_windows
+from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.windows import FRAME_SHIFT, MEL_BINS, WINDOW_FRAMES
+from sctok.formats.files import atomic_path, read_json, write_json
+
+FRAMES_FILE = "frames.f16"
+INDEX_FILE = "clips.json"
+
+GAIN = 0.3  # a random level change of up to ±12 dB, in normalised log energy
+PACKED_SHARE = 0.6  # of the windows are filled with clip after clip; the others hold one clip and padding
+VALIDATION_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One cached file: frames `start` to `start + frames`, from the `group`-th input of the collection."""
+
+    key: str
+    group: int
+    start: int
+    frames: int
+
+
+class MelCache:
+    """Filterbanks of many clips, memory-mapped: `frames.f16` (frames, 128) and `clips.json` in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        index = read_json(folder / INDEX_FILE)
+        self.inputs: list[str] = index["inputs"]
+        self.clips = [Clip(**row) for row in index["clips"]]
+        self.frames = np.memmap(folder / FRAMES_FILE, np.float16, "r").reshape(-1, MEL_BINS)
+
+    def split(self) -> tuple[list[Clip], list[Clip]]:
+        """Return (training, validation) clips; a hash of the key decides, so that both stay the same on every run."""
+        held_out = [_digest(clip.key) < VALIDATION_SHARE for clip in self.clips]
+        train = [clip for clip, out in zip(self.clips, held_out, strict=True) if not out]
+        return train, [clip for clip, out in zip(self.clips, held_out, strict=True) if out]
+
+    def cut(self, clip: Clip, offset: int, frames: int) -> NDArray[np.float32]:
+        """Return up to `frames` frames of a clip from `offset` on, float32 (n, 128)."""
+        start = clip.start + offset
+        return self.frames[start : min(start + frames, clip.start + clip.frames)].astype(np.float32)
+
+
+def build_mel_cache(
+    inputs: Sequence[str],
+    folder: Path,
+    *,
+    workers: int,
+    channel: int | None = None,
+    skipped: Callable[[str, str], None] = lambda path, reason: None,
+    progress: Callable[[str, float], None] = lambda key, seconds: None,
+) -> MelCache:
+    """Compute the filterbanks of every file under `inputs`, or open those that an earlier call computed.
+
+    Each input is one group. Files that cannot be read are reported to `skipped` (path, reason) and left out;
+    `progress` gets the key and the seconds of audio of each file done.
+
+    Raises:
+        ValueError: nothing readable was found, or `folder` holds the filterbanks of other inputs.
+    """
+    names = [str(Path(each).absolute()) for each in inputs]
+    if not (folder / INDEX_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        clips: list[Clip] = []
+        with atomic_path(folder / FRAMES_FILE) as temporary, temporary.open("wb") as file:
+            for group, each in enumerate(inputs):
+                _append_group(file, clips, group, _readable(each, skipped), workers, channel, skipped, progress)
+        if not clips:
+            raise ValueError(f"no readable audio in {', '.join(map(str, inputs))}")
+        write_json(folder / INDEX_FILE, {"inputs": names, "clips": [asdict(clip) for clip in clips]})
+    cache = MelCache(folder)
+    if cache.inputs != names:
+        raise ValueError(f"{folder} holds filterbanks of {', '.join(cache.inputs)}: choose another --name")
+    return cache
+
+
+def _readable(each: str, skipped: Callable[[str, str], None]) -> Iterable[AudioItem]:
+    for item in list_audio([each]):
+        if isinstance(item, AudioItem):
+            yield item
+        else:
+            skipped(item.path, item.reason)
+
+
+def _append_group(
+    file: BinaryIO,
+    clips: list[Clip],
+    group: int,
+    items: Iterable[AudioItem],
+    workers: int,
+    channel: int | None,
+    skipped: Callable[[str, str], None],
+    progress: Callable[[str, float], None],
+) -> None:
+    start = clips[-1].start + clips[-1].frames if clips else 0
+    done = 0
+    for chunk in load_windows(items, workers=workers, channel=channel):
+        if chunk.error is not None:
+            skipped(chunk.item.path, chunk.error)
+            file.truncate(start * MEL_BINS * 2)
+            file.seek(0, 2)
+            done = 0
+            continue
+        mels = _chunk_mels(chunk)
+        if chunk.last:
+            mels = mels[: -(-(chunk.samples or 0) // FRAME_SHIFT) - done]
+        file.write(mels.tobytes())
+        done += len(mels)
+        if chunk.last and done:
+            clips.append(Clip(f"{group}/{chunk.item.key}", group, start, done))
+            progress(chunk.item.key, done * FRAME_SHIFT / 16_000)
+            start, done = start + done, 0
+
+
+def _chunk_mels(chunk: Chunk) -> NDArray[np.float16]:
+    inside = torch.zeros(1, dtype=torch.bool)
+    mels = [filterbank(torch.from_numpy(wave[None]), inside)[0].half().numpy() for wave in chunk.waves]
+    return np.concatenate(mels) if mels else np.empty((0, MEL_BINS), np.float16)
+
+
+class WindowSampler:
+    """Draws training windows; a group's chance grows with its hours to the power `balance`."""
+
+    def __init__(self, cache: MelCache, clips: Sequence[Clip], balance: float) -> None:
+        if not clips:
+            raise ValueError("no clips to draw training windows from: the collection is empty or too small to split")
+        self.cache = cache
+        groups = sorted({clip.group for clip in clips})
+        self.members = [[clip for clip in clips if clip.group == group] for group in groups]
+        frames = [np.array([clip.frames for clip in members], float) for members in self.members]
+        hours = np.array([each.sum() for each in frames]) ** balance
+        self.group_chance = hours / hours.sum()
+        # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
+        self.clip_chance = [np.sqrt(each) / np.sqrt(each).sum() for each in frames]
+
+    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+        """Return float32 (count, 1024, 128) windows at random levels."""
+        return np.stack([self._window(rng) for _ in range(count)])
+
+    def _window(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        group = int(rng.choice(len(self.members), p=self.group_chance))
+        window = np.full((WINDOW_FRAMES, MEL_BINS), SILENCE, np.float32)
+        packed = rng.random() < PACKED_SHARE
+        filled = 0
+        while filled < WINDOW_FRAMES:
+            clip = self.members[group][int(rng.choice(len(self.members[group]), p=self.clip_chance[group]))]
+            spare = max(0, clip.frames - (WINDOW_FRAMES - filled))
+            piece = self.cache.cut(clip, int(rng.integers(spare + 1)), WINDOW_FRAMES - filled)
+            level = rng.uniform(-GAIN, GAIN)
+            window[filled : filled + len(piece)] = np.maximum(piece + level, SILENCE)
+            filled += len(piece)
+            if not packed:
+                break
+        return window
+
+
+def validation_windows(cache: MelCache, clips: Iterable[Clip], limit: int) -> NDArray[np.float32]:
+    """Return float32 (n, 1024, 128): the first window of up to `limit` clips, spread over the collection."""
+    chosen = sorted(clips, key=lambda clip: _digest("order" + clip.key))[:limit]
+    windows = np.full((len(chosen), WINDOW_FRAMES, MEL_BINS), SILENCE, np.float32)
+    for window, clip in zip(windows, chosen, strict=True):
+        piece = cache.cut(clip, 0, WINDOW_FRAMES)
+        window[: len(piece)] = piece
+    return windows
+
+
+def _digest(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
