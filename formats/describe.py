@@ -1,0 +1,223 @@
+"""Describing any file that sctok writes."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_codebook
+from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
+from .files import foreign, hash_file, read_json
+from .stacking import TOKEN_RATES
+from .tensors import read_header
+from .token_shards import TOKENS_FORMAT, read_token_shard
+
+ENCODER_FORMAT = "sctok-encoder"
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+
+_SECONDS_PER_HOUR = 3600
+_SAFETENSORS_HEADER_LIMIT = 100_000_000  # of the safetensors library
+
+
+def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what is worth knowing of a file or folder that sctok writes, in the order in which to print it.
+
+    First comes `kind`: "feature shard", "codebook", "token shard", "encoder weights", "run", "run folder",
+    "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are JSON values. The file
+    is checked as its reader checks it; the contents of `run.json` and `summary.json` are under `run` and `summary`.
+
+    Raises FileNotFoundError; FormatError naming `path` for anything else, and for files of ours that are damaged.
+    """
+    target = Path(path)
+    if target.is_dir():
+        return _describe_folder(target)
+    with target.open("rb") as file:
+        head = file.read(512)
+    for looks_like, describe in _KINDS:
+        if looks_like(target, head):
+            facts = describe(target)
+            return {"kind": facts.pop("kind"), "path": str(path), "size_bytes": target.stat().st_size, **facts}
+    raise foreign(path)
+
+
+def count_summary(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Summarise how often each of k centroids was chosen: counts integers (k,), not all zero.
+
+    Returns total, min, median, max, dead (centroids never chosen), entropy_bits and perplexity (2 to the power of the
+    entropy; k where all are chosen equally often).
+    """
+    total = int(counts.sum())
+    shares = counts[counts > 0] / total
+    entropy = float(-(shares * np.log2(shares)).sum()) + 0.0  # no negative zero
+    return {
+        "total": total,
+        "min": int(counts.min()),
+        "median": float(np.median(counts)),
+        "max": int(counts.max()),
+        "dead": int((counts == 0).sum()),
+        "entropy_bits": round(entropy, 4),
+        "perplexity": round(2.0**entropy, 2),
+    }
+
+
+def _is_hdf5(_: Path, head: bytes) -> bool:
+    return head.startswith(b"\x89HDF\r\n\x1a\n")
+
+
+def _is_json(path: Path, _: bytes) -> bool:
+    return path.suffix == ".json"
+
+
+def _is_tar(path: Path, head: bytes) -> bool:
+    return path.suffix == ".tar" or head[257:262] == b"ustar"
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    header_bytes = int.from_bytes(head[:8], "little")
+    return path.suffix == ".safetensors" or (head[8:9] == b"{" and header_bytes < _SAFETENSORS_HEADER_LIMIT)
+
+
+def _describe_features(path: Path) -> dict[str, Any]:
+    with FeatureShard(path) as shard:
+        seconds = sum(clip.samples for clip in shard.clips) / SAMPLE_RATE
+        longest = max(shard.clips, key=lambda clip: clip.rows, default=None)
+        return {
+            "kind": "feature shard",
+            "format": FEATURES_FORMAT,
+            "clips": len(shard.clips),
+            "hours": round(seconds / _SECONDS_PER_HOUR, 4),
+            "rows": shard.rows,
+            "width": shard.width,
+            "vectors": {f"r{rate}": shard.stacked_rows(stack) for stack, rate in TOKEN_RATES.items()},
+            "first_clip": shard.clips[0].key if shard.clips else None,
+            "longest_clip": longest.key if longest else None,
+            "provenance": shard.provenance,
+        }
+
+
+def _describe_safetensors(path: Path) -> dict[str, Any]:
+    metadata, shapes = read_header(path)
+    if metadata.get("format") == CODEBOOK_FORMAT:
+        return _describe_codebook(path)
+    if metadata.get("format") != ENCODER_FORMAT:
+        raise foreign(path)
+    return {
+        "kind": "encoder weights",
+        "format": ENCODER_FORMAT,
+        "tensors": len(shapes),
+        "parameters": sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()),
+        "file_hash": hash_file(path),
+        "metadata": {name: metadata[name] for name in sorted(metadata) if name != "format"},
+    }
+
+
+def _describe_codebook(path: Path) -> dict[str, Any]:
+    codebook = load_codebook(path)
+    info = codebook.metadata
+    history = info.inertia_history
+    return {
+        "kind": "codebook",
+        "format": CODEBOOK_FORMAT,
+        "format_version": info.format_version,
+        "hash": codebook_hash(codebook),
+        "domain": info.domain,
+        "k": codebook.k,
+        "dims": codebook.centroids.shape[1],
+        "stack_factor": info.stack_factor,
+        "token_rate": info.token_rate,
+        "segments": [asdict(segment) for segment in info.segments],
+        "encoder": info.encoder,
+        "encoder_hash": info.encoder_hash,
+        "n_vectors": info.n_vectors,
+        "counts": count_summary(codebook.counts) if codebook.counts.any() else None,
+        "inertia": history[-1] if history else None,
+        "passes": len(history),
+        "algorithm": info.algorithm,
+        "precision": info.precision,
+        "seed": info.seed,
+        "certificate": info.certificate,
+        "sctok_version": info.sctok_version,
+    }
+
+
+def _describe_tokens(path: Path) -> dict[str, Any]:
+    files, seconds, first = 0, 0.0, None
+    usage: list[Counter[int]] = []
+    shared: dict[str, Any] = {}
+    for key, tokens, info in read_token_shard(path):
+        if files == 0:
+            first, shared = key, info
+            usage = [Counter() for _ in range(tokens.shape[1])]
+        files += 1
+        seconds += info.get("samples", 0) / info.get("sample_rate", SAMPLE_RATE)
+        shared = {name: value for name, value in shared.items() if name in info and info[name] == value}
+        for counter, stream in zip(usage, tokens.T, strict=True):
+            values, counts = np.unique(stream, return_counts=True)
+            counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return {
+        "kind": "token shard",
+        "format": TOKENS_FORMAT,
+        "files": files,
+        "hours": round(seconds / _SECONDS_PER_HOUR, 4),
+        "streams": len(usage),
+        "tokens_per_stream": usage[0].total() if usage else 0,
+        "usage": [_usage_summary(counter) for counter in usage],
+        "first_key": first,
+        "same_in_all_files": dict(sorted(shared.items())),
+    }
+
+
+def _usage_summary(counter: Counter[int]) -> dict[str, Any]:
+    counts = np.array(list(counter.values()), np.int64)
+    return {"distinct": len(counts), "perplexity": count_summary(counts)["perplexity"] if len(counts) else 0.0}
+
+
+def _describe_run(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise foreign(path)
+    if path.name == SUMMARY_FILE:
+        return {"kind": "run summary", "summary": content}
+    if path.name != RUN_FILE and not str(content.get("format", "")).startswith("sctok-"):
+        raise foreign(path)
+    return {"kind": "run", "run": content}
+
+
+def _describe_folder(folder: Path) -> dict[str, Any]:
+    if (folder / RUN_FILE).is_file():
+        shards = [path for suffix in ("*.h5", "*.tar") for path in folder.glob(suffix)]
+        return {
+            "kind": "run folder",
+            "path": str(folder),
+            "files_listed": _lines(folder / "manifest.jsonl"),
+            "files_failed": _lines(folder / "failed.jsonl"),
+            "shards_written": len(shards),
+            "shard_bytes": sum(path.stat().st_size for path in shards),
+            "summary": read_json(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else None,
+            "run": _describe_run(folder / RUN_FILE)["run"],
+        }
+    codebooks = [{**asdict(book), "path": book.path.name} for book in find_codebooks(folder)]
+    if not codebooks:
+        raise foreign(folder)
+    return {"kind": "codebook folder", "path": str(folder), "codebooks": codebooks}
+
+
+def _lines(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+_KINDS: tuple[tuple[Callable[[Path, bytes], bool], Callable[[Path], dict[str, Any]]], ...] = (
+    (_is_hdf5, _describe_features),
+    (_is_json, _describe_run),
+    (_is_tar, _describe_tokens),
+    (_is_safetensors, _describe_safetensors),
+)

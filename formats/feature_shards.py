@@ -1,0 +1,322 @@
+"""HDF5 feature shards: the unstacked patch embeddings of many clips, and the table that says which rows are whose."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+import sctok
+
+from .files import FormatError, atomic_path, check_format, damaged, disk_errors, foreign, is_key, json_text
+from .row_file import RowFile
+from .stacking import PATCHES_PER_COLUMN, stack_patches, token_rate
+
+FEATURES_FORMAT = "sctok-features"
+FEATURES_VERSION = 1
+SAMPLE_RATE = 16_000  # of `ClipRows.samples`
+
+_STRING = h5py.string_dtype()
+_CLIP_TABLE = np.dtype(
+    [("key", _STRING), ("first_row", "<i8"), ("rows", "<i8"), ("samples", "<i8"), ("metadata", _STRING)]
+)
+
+
+@dataclass(frozen=True)
+class ClipRows:
+    """One clip of a shard: its rows are first_row … first_row + rows - 1; `samples` is its length at 16 kHz."""
+
+    key: str
+    first_row: int
+    rows: int
+    samples: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class FeatureShardWriter:
+    """Writes one feature shard; a context manager. The file appears at `path` when the block ends well, or not at all.
+
+    width: values of one patch embedding. provenance: JSON values, with `encoder` and `encoder_hash`; `config_hash`
+    and `sctok_version` (default: this version) belong there too.
+
+    Clips come one at a time, whole (`add_clip`) or streamed (`begin_clip`, `append_rows` …, `finish_clip`); memory
+    holds one chunk of rows (at most 1 MiB) and the clip table. Equal clips and provenance give equal bytes, however
+    the rows were split over calls.
+
+    Raises ValueError for a bad width or provenance; DiskFullError where the disk is full.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, width: int, provenance: Mapping[str, Any]) -> None:
+        if width < 1:
+            raise ValueError(f"{path}: feature width {width} is not positive")
+        for name in ("encoder", "encoder_hash"):
+            if not provenance.get(name):
+                raise ValueError(f"{path}: the provenance of features has to name {name}")
+        self.path = Path(path)
+        self.width = width
+        self.provenance = {"config_hash": "", "sctok_version": sctok.__version__, **provenance}
+        self._provenance_json = json_text(self.provenance)
+        self._clips: list[ClipRows] = []
+        self._keys: set[str] = set()
+        self._open_clip: tuple[str, int] | None = None  # key and first row
+        self._rows: RowFile | None = None
+        self._exit = contextlib.ExitStack()
+
+    @property
+    def rows(self) -> int:
+        """Rows so far, those of an open clip included."""
+        return self._row_file().rows
+
+    @property
+    def clips(self) -> tuple[ClipRows, ...]:
+        """The clips finished so far."""
+        return tuple(self._clips)
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self.path))
+            self._rows = RowFile(temporary, self.width)
+            stack.callback(self._rows.abandon)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._exit.__exit__(kind, error, trace)
+            return
+        with self._exit:
+            if self._open_clip is not None:
+                raise ValueError(f"{self.path}: clip {self._open_clip[0]!r} was begun and neither finished nor dropped")
+            with disk_errors(self.path):
+                self._row_file().close(self._write_tables)
+
+    def add_clip(
+        self, key: str, features: npt.ArrayLike, samples: int, metadata: Mapping[str, Any] | None = None
+    ) -> ClipRows:
+        """Add a whole clip: `features` (8·columns, width) of any float type, `samples` at 16 kHz, JSON metadata.
+
+        Raises as `begin_clip`, `append_rows` and `finish_clip` do; the clip is then left out and the shard goes on.
+        """
+        self.begin_clip(key)
+        try:
+            self.append_rows(features)
+            return self.finish_clip(samples, metadata)
+        except FormatError:
+            self.discard_clip()
+            raise
+
+    def begin_clip(self, key: str) -> None:
+        """Open the clip `key`. Raises FormatError if the shard has it already or it cannot be stored (empty, NUL)."""
+        if self._open_clip is not None:
+            raise ValueError(f"{self.path}: clip {self._open_clip[0]!r} is still open")
+        if not is_key(key):
+            raise FormatError(f"{self.path}: {key!r} cannot be the key of a clip; rename the file")
+        if key in self._keys:
+            raise FormatError(f"{self.path}: the key {key!r} occurs twice; give every clip a key of its own")
+        self._open_clip = (key, self.rows)
+
+    def append_rows(self, features: npt.ArrayLike) -> None:
+        """Append rows (n, width), any n, to the open clip, rounded to float16.
+
+        Raises FormatError naming the clip, nothing appended, for another shape and for values that float16 cannot
+        hold (NaN, infinity, beyond ±65504). The clip is open still: finish or discard it.
+        """
+        key, _ = self._clip_in_progress()
+        given = np.asarray(features)
+        if given.ndim != 2 or given.shape[1] != self.width:
+            raise FormatError(f"{self.path}: features of clip {key!r} have shape {given.shape}, not (n, {self.width})")
+        with np.errstate(over="ignore"):
+            half = given.astype("<f2")
+        if not np.isfinite(half).all():
+            what = "are not finite" if not np.isfinite(given).all() else "are too large for float16 (above 65504)"
+            raise FormatError(f"{self.path}: features of clip {key!r} {what}; check the encoder and that audio file")
+        with disk_errors(self.path):
+            self._row_file().append(half)
+
+    def finish_clip(self, samples: int, metadata: Mapping[str, Any] | None = None) -> ClipRows:
+        """Close the open clip of `samples` samples at 16 kHz and return its entry in the table.
+
+        Raises FormatError naming the clip, still open, if its rows are not whole columns of 8 or the metadata is not
+        JSON.
+        """
+        key, first = self._clip_in_progress()
+        rows = self.rows - first
+        if rows % PATCHES_PER_COLUMN:
+            raise FormatError(f"{self.path}: clip {key!r} has {rows} rows, not whole columns of {PATCHES_PER_COLUMN}")
+        try:
+            plain = json.loads(json_text(dict(metadata or {})))
+        except FormatError as error:
+            raise FormatError(f"{self.path}: metadata of clip {key!r}: {error}") from None
+        clip = ClipRows(key, first, rows, int(samples), plain)
+        self._clips.append(clip)
+        self._keys.add(key)
+        self._open_clip = None
+        return clip
+
+    def discard_clip(self) -> None:
+        """Forget the open clip and the rows it has appended."""
+        _, first = self._clip_in_progress()
+        with disk_errors(self.path):
+            self._row_file().truncate(first)
+        self._open_clip = None
+
+    def _clip_in_progress(self) -> tuple[str, int]:
+        if self._open_clip is None:
+            raise ValueError(f"{self.path}: no clip is open; call begin_clip first")
+        return self._open_clip
+
+    def _row_file(self) -> RowFile:
+        if self._rows is None:
+            raise ValueError(f"{self.path}: the writer works inside a with block only")
+        return self._rows
+
+    def _write_tables(self, file: h5py.File) -> None:
+        attributes = {
+            "format": FEATURES_FORMAT,
+            "format_version": np.int64(FEATURES_VERSION),
+            **{
+                name: str(self.provenance[name]) for name in ("encoder", "encoder_hash", "config_hash", "sctok_version")
+            },
+            "provenance": self._provenance_json,
+        }
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        table = np.empty(len(self._clips), _CLIP_TABLE)
+        for index, clip in enumerate(self._clips):
+            key = clip.key.encode("utf-8", "surrogateescape")
+            table[index] = (key, clip.first_row, clip.rows, clip.samples, json_text(clip.metadata))
+        file.create_dataset("clips", data=table, track_times=False)
+
+
+class FeatureShard:
+    """Reads one feature shard; a context manager. Any number of readers may have it open at once.
+
+    width: values of one patch embedding. rows: patch embeddings in all. clips: tuple of ClipRows in row order.
+    provenance: what `FeatureShardWriter` was given. encoder_hash: of the encoder's weights.
+
+    Raises FileNotFoundError, and FormatError naming the file if it is not a feature shard, cut short, damaged, or of
+    another version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with self.path.open("rb") as file:
+            if file.read(8) != b"\x89HDF\r\n\x1a\n":
+                raise foreign(path, FEATURES_FORMAT)
+        try:
+            self._file = h5py.File(self.path, "r", locking=False)
+        except (OSError, RuntimeError) as error:
+            raise damaged(path, error) from None
+        try:
+            self._read_tables()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read_tables(self) -> None:
+        try:
+            attributes = {name: _plain_attribute(value) for name, value in self._file.attrs.items()}
+            check_format(self.path, attributes, FEATURES_FORMAT, FEATURES_VERSION)
+            self.provenance: dict[str, Any] = json.loads(attributes["provenance"])
+            self._data = self._file["features"]
+            self.rows, self.width = (int(size) for size in self._data.shape)
+            self.clips = _read_clips(self._file["clips"][:])
+        except FormatError:
+            raise
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise damaged(self.path, error) from None
+        self.encoder_hash = str(attributes.get("encoder_hash", ""))
+        if self._data.dtype != np.dtype("<f2"):
+            raise damaged(self.path, f"its features are {self._data.dtype}, not float16")
+        self._check_clips()
+        self._kept_columns = self._columns_in_pairs()
+
+    def _check_clips(self) -> None:
+        row = 0
+        for clip in self.clips:
+            if clip.first_row != row or clip.rows < 0 or clip.rows % PATCHES_PER_COLUMN:
+                raise damaged(self.path, f"the rows of clip {clip.key!r} do not fit the table")
+            row += clip.rows
+        if row != self.rows:
+            raise damaged(self.path, f"its clips have {row} rows and its features {self.rows}")
+
+    def _columns_in_pairs(self) -> npt.NDArray[np.int64]:
+        # Factor 4 joins two columns of a clip, so the last one of an odd number has no partner. Without those, all
+        # clips together are one run of pairs and a stacked row's place is found by division.
+        kept = np.ones(self.rows // PATCHES_PER_COLUMN, bool)
+        for clip in self.clips:
+            if clip.rows // PATCHES_PER_COLUMN % 2:
+                kept[(clip.first_row + clip.rows) // PATCHES_PER_COLUMN - 1] = False
+        return np.flatnonzero(kept)
+
+    def stacked_rows(self, stack: int) -> int:
+        """Return how many stacked vectors the shard holds at stack factor 1, 2 or 4."""
+        token_rate(stack)
+        if stack == 4:
+            return len(self._kept_columns) * PATCHES_PER_COLUMN // 4
+        return self.rows // stack
+
+    def read(self, start: int, stop: int, stack: int = 1) -> npt.NDArray[np.float32]:
+        """Return stacked vectors start … stop - 1 of the shard: float32 (stop - start, width·stack).
+
+        Vectors are numbered over all clips in order, time-major within a clip; none joins patches of two clips.
+        Raises ValueError outside 0 ≤ start ≤ stop ≤ stacked_rows(stack); FormatError where the file is damaged.
+        """
+        if not 0 <= start <= stop <= self.stacked_rows(stack):
+            raise ValueError(f"{self.path}: rows {start} to {stop} of {self.stacked_rows(stack)} cannot be read")
+        if start == stop:
+            return np.empty((0, self.width * stack), np.float32)
+        if stack < 4:
+            patches = self._patches(start * stack, stop * stack)
+            return patches.reshape(stop - start, self.width * stack).astype(np.float32)
+        first, last = start // 4, -(-stop // 4)
+        columns = self._kept_columns[2 * first : 2 * last]
+        patches = self._patches(columns[0] * PATCHES_PER_COLUMN, (columns[-1] + 1) * PATCHES_PER_COLUMN)
+        kept = patches.reshape(-1, PATCHES_PER_COLUMN, self.width)[columns - columns[0]]
+        stacked = stack_patches(kept.reshape(-1, self.width), stack)
+        return np.asarray(stacked[start - 4 * first : stop - 4 * first], np.float32)
+
+    def _patches(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+        try:
+            patches: npt.NDArray[np.float16] = self._data[start:stop]
+        except (OSError, RuntimeError) as error:
+            raise damaged(self.path, error) from None
+        return patches
+
+    def iter_blocks(self, stack: int = 1, block_rows: int = 8192) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the shard's stacked vectors in order, float32 (≤ block_rows, width·stack) at a time."""
+        if block_rows < 1:
+            raise ValueError(f"block_rows {block_rows} is not positive")
+        total = self.stacked_rows(stack)
+        for start in range(0, total, block_rows):
+            yield self.read(start, min(start + block_rows, total), stack)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _plain_attribute(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _read_clips(table: npt.NDArray[Any]) -> tuple[ClipRows, ...]:
+    return tuple(
+        ClipRows(key.decode("utf-8", "surrogateescape"), int(first_row), int(rows), int(samples), json.loads(metadata))
+        for key, first_row, rows, samples, metadata in table.tolist()
+    )

@@ -1,0 +1,226 @@
+"""What every file that sctok writes shares: atomic writes, JSON, hashes, versions and errors."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+HASH_CHARACTERS = 16
+_HASH_BLOCK = 1 << 20
+_TEMPORARY = re.compile(r".+\.tmp-(\d+)")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # all that NumPy's tofile says
+# h5py and safetensors raise errors of their own that carry the system's errno in the text alone.
+_FULL_TEXT = re.compile(rf"\b(?:errno = |os error )({'|'.join(str(number) for number in _FULL)})\b")
+
+
+class FormatError(ValueError):
+    """A file, or what was to go into one, is not what its format asks for. One line: file, fault, remedy."""
+
+
+class DiskFullError(OSError):
+    """No room was left to finish a file; nothing of it was kept, and the files written before it are whole."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, else remove it.
+
+    The file is synced before the rename and the folder after it, so that a crash at any moment leaves either the
+    old file or the whole new one. Missing parent folders are made. The block has to create the file and close it.
+
+    Raises DiskFullError, naming `path`, for any error in the block that says that the disk is full.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    try:
+        with disk_errors(final):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(final)
+            _sync_folder(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn any error that says "disk full", of whatever library, into a DiskFullError that names `path`."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        number = _full_errno(error)
+        if number is None:
+            raise
+        reason = "the file size limit is reached" if number == errno.EFBIG else "the disk is full"
+        full = DiskFullError(f"{path}: {reason}; make room and run the same command again")
+        full.errno = number
+        raise full from error
+
+
+def _full_errno(error: Exception) -> int | None:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return error.errno
+    if _SHORT_WRITE.fullmatch(str(error)):
+        return errno.ENOSPC
+    found = _FULL_TEXT.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network and FUSE file systems cannot sync a folder; the rename itself has been done.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what killed writers left in `folder` (not below it) and return the paths removed.
+
+    Only files named `*.tmp-<pid>` whose process no longer runs on this machine are touched.
+    """
+    removed = []
+    for path in sorted(Path(folder).iterdir()):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and path.is_file() and not path.is_symlink() and not _is_running(int(found[1])):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return `value` as JSON with sorted keys and ASCII escapes, the same text for equal values.
+
+    Without `indent`, one line without spaces. NumPy scalars are written as numbers.
+    Raises FormatError for NaN, infinities and values that JSON has no type for.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    try:
+        return json.dumps(value, sort_keys=True, indent=indent, separators=separators, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"this cannot be written as JSON: {error}") from None
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as JSON to `path`, atomically: sorted keys, two spaces of indent, a newline at the end.
+
+    Raises FormatError naming `path` where JSON has no type for a value, DiskFullError.
+    """
+    try:
+        text = json_text(value, indent=2)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="ascii")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of the JSON file at `path`. Raises FormatError if it is not JSON, OSError if unreadable."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"{path} is not valid JSON ({_one_line(error)}); restore it, or delete it and make it again"
+        ) from None
+
+
+def hash_bytes(data: bytes | bytearray | memoryview) -> str:
+    """Return the first 16 hexadecimal characters of the SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()[:HASH_CHARACTERS]
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """Return `hash_bytes` of a file's content, read in blocks."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()[:HASH_CHARACTERS]
+
+
+def hash_json(value: Any) -> str:
+    """Return the hash of a JSON value; the order of keys does not matter. Raises FormatError as `json_text` does."""
+    return hash_bytes(json_text(value).encode("ascii"))
+
+
+def hash_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return one hash of named arrays: of names, types, shapes and values, whatever their order or memory layout."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
+        digest.update(json_text([name, little.dtype.str, list(little.shape)]).encode("ascii"))
+        digest.update(little.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:HASH_CHARACTERS]
+
+
+def is_key(key: str) -> bool:
+    """Return whether a clip can be called `key`: not empty, no NUL, and UTF-8 but for undecoded file name bytes."""
+    try:
+        return bool(key) and b"\0" not in key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+
+
+def check_format(path: str | os.PathLike[str], found: Mapping[str, Any], format_name: str, version: int) -> None:
+    """Raise FormatError unless `found` holds `format` == `format_name` and `format_version` == `version`."""
+    if found.get("format") != format_name:
+        raise foreign(path, format_name)
+    actual = found.get("format_version")
+    if actual == version:
+        return
+    remedy = "update sctok" if isinstance(actual, int) and actual > version else "make the file again"
+    raise FormatError(f"{path} has version {actual} of {format_name}, this sctok reads version {version}; {remedy}")
+
+
+def foreign(path: str | os.PathLike[str], expected: str | None = None) -> FormatError:
+    """Return the error for a file that is none of ours, or none of the `expected` format."""
+    return FormatError(
+        f"{path} is not a file that sctok writes{f' (expected: {expected})' if expected else ''}; check the path"
+    )
+
+
+def damaged(path: str | os.PathLike[str], reason: object) -> FormatError:
+    """Return the error for a file that is cut short or changed: the file, the reason in one line, the remedy."""
+    return FormatError(f"{path} is damaged ({_one_line(reason)}); delete it and make it again")
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

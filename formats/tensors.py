@@ -1,0 +1,76 @@
+"""safetensors files with one JSON header of ours, the same bytes for the same content."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from .files import FormatError, atomic_path, check_format, damaged, json_text
+
+# safetensors writes several metadata entries in random order, so ours are one entry: a JSON object.
+_METADATA_KEY = "sctok"
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    *,
+    format_name: str,
+    version: int,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write arrays and JSON metadata to a safetensors file, atomically; equal content gives equal bytes.
+
+    The metadata is stored with `format` and `format_version` added. Memory: one copy of the arrays.
+    Raises FormatError naming `path` where the metadata is not JSON; DiskFullError.
+    """
+    try:
+        text = json_text({**metadata, "format": format_name, "format_version": version})
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # Not save_file: it writes through a temporary file of its own that only this user may read.
+    data = safetensors.numpy.save(arrays, {_METADATA_KEY: text})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_tensors(
+    path: str | os.PathLike[str], *, format_name: str, version: int
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and the metadata (without format and version) that `save_tensors` wrote.
+
+    Raises FileNotFoundError; FormatError naming `path` for another format or version and for a damaged file.
+    """
+    metadata, _ = read_header(path)
+    check_format(path, metadata, format_name, version)
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise damaged(path, error) from None
+    return arrays, {name: value for name, value in metadata.items() if name not in ("format", "format_version")}
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Return the metadata of any safetensors file, ours unpacked, and the shape of each tensor; no tensor is read.
+
+    Raises FileNotFoundError; FormatError naming `path` if it is no safetensors file or cut short.
+    """
+    with Path(path).open("rb"):
+        pass  # a missing or forbidden file gets the system's own error
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            plain = dict(file.metadata() or {})
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+        ours = json.loads(plain.pop(_METADATA_KEY, "{}"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise damaged(path, f"not a whole safetensors file: {error}") from None
+    if not isinstance(ours, dict):
+        raise damaged(path, "its metadata is not a JSON object")
+    return {**plain, **ours}, shapes

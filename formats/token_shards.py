@@ -1,0 +1,207 @@
+"""Token shards: WebDataset tar files with the tokens of many audio files."""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .files import FormatError, atomic_path, check_format, damaged, disk_errors, foreign, is_key, json_text
+
+TOKENS_FORMAT = "sctok-tokens"
+TOKENS_VERSION = 1
+
+_TOKENS_SUFFIX = ".tokens.npy"
+_INFO_SUFFIX = ".json"
+_RESERVED = ("format", "format_version", "key")
+
+TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+def encode_key(key: str) -> str:
+    """Return the member name of a key: percent-encoded so that WebDataset splits names after it.
+
+    Encoded are `%` and control characters, dots in the last path component, and the first underscore of a leading
+    folder `__…__`, which WebDataset would skip. Keys are relative paths with `/`.
+    Raises FormatError for an empty or absolute key and for empty, `.` and `..` folders.
+    """
+    folders, _, name = key.rpartition("/")
+    if not is_key(key) or not name or ("/" in key and any(part in ("", ".", "..") for part in folders.split("/"))):
+        raise FormatError(f"{key!r} cannot be the key of a token file; use a relative path without . and .. folders")
+    folders, name = (re.sub(r"[%\x00-\x1f\x7f]", _percent, part) for part in (folders, name))
+    if re.match(r"__[^/]*__(/|$)", folders):
+        folders = "%5F" + folders[1:]
+    name = name.replace(".", "%2E")
+    return f"{folders}/{name}" if folders else name
+
+
+def decode_key(name: str) -> str:
+    """Return the key that `encode_key` turned into `name`."""
+    return re.sub(r"%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), name)
+
+
+def _percent(found: re.Match[str]) -> str:
+    return f"%{ord(found[0]):02X}"
+
+
+class TokenShardWriter:
+    """Writes one token shard; a context manager. The file appears at `path` when the block ends well, or not at all.
+
+    codebook_sizes: one per stream. Tokens are stored as uint16 where all sizes are at most 65536, else as uint32.
+    Equal content in equal order gives equal bytes. Raises ValueError for bad sizes; DiskFullError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, codebook_sizes: Sequence[int]) -> None:
+        sizes = tuple(int(size) for size in codebook_sizes)
+        if not sizes or min(sizes) < 1 or max(sizes) > 1 << 32:
+            raise ValueError(f"{path}: codebook sizes {sizes} are not between 1 and 2**32, one per stream")
+        self.path = Path(path)
+        self._sizes = np.array(sizes, np.int64)
+        self._dtype = np.dtype("<u2" if max(sizes) <= 1 << 16 else "<u4")
+        self._keys: set[str] = set()
+        self._tar: tarfile.TarFile | None = None
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            file = stack.enter_context(atomic_path(self.path)).open("wb")
+            stack.callback(_abandon, file)
+            self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8")
+            self._file = file
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tar, self._tar = self._tar, None
+        if error is not None or tar is None:
+            self._exit.__exit__(kind, error, trace)
+            return
+        with self._exit, disk_errors(self.path):
+            tar.close()
+            self._file.close()
+
+    def add(self, key: str, tokens: npt.ArrayLike, info: Mapping[str, Any]) -> None:
+        """Add one file's tokens: integers (n, streams), n may be 0; info: JSON values (samples, sample_rate, …).
+
+        Raises FormatError naming the key, nothing added, for a key that is used already or unfit, tokens of another
+        shape or outside their codebook, and info that is not JSON.
+        """
+        if self._tar is None:
+            raise ValueError(f"{self.path}: the writer works inside a with block only")
+        name = encode_key(key)
+        if key in self._keys:
+            raise FormatError(f"{self.path}: the key {key!r} occurs twice; give every file a key of its own")
+        data = self._token_bytes(key, np.asarray(tokens))
+        text = self._info_bytes(key, info)
+        with disk_errors(self.path):
+            for suffix, content in ((_TOKENS_SUFFIX, data), (_INFO_SUFFIX, text)):
+                member = tarfile.TarInfo(name + suffix)  # its time and owner are 0 unless set
+                member.size = len(content)
+                member.mode = 0o644
+                self._tar.addfile(member, io.BytesIO(content))
+        self._tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
+        self._keys.add(key)
+
+    def _token_bytes(self, key: str, tokens: npt.NDArray[Any]) -> bytes:
+        if tokens.ndim != 2 or tokens.shape[1] != len(self._sizes) or tokens.dtype.kind not in "iu":
+            found = f"{tokens.dtype} {tokens.shape}"
+            raise FormatError(f"{self.path}: tokens of {key!r} are {found}, not integers (n, {len(self._sizes)})")
+        if ((tokens < 0) | (tokens >= self._sizes)).any():
+            raise FormatError(f"{self.path}: tokens of {key!r} lie outside the codebooks of {self._sizes.tolist()}")
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(tokens, self._dtype), allow_pickle=False)
+        return buffer.getvalue()
+
+    def _info_bytes(self, key: str, info: Mapping[str, Any]) -> bytes:
+        if taken := [name for name in _RESERVED if name in info]:
+            raise FormatError(f"{self.path}: info of {key!r} may not set {taken[0]!r}, which the format sets")
+        try:
+            text = json_text({**info, "format": TOKENS_FORMAT, "format_version": TOKENS_VERSION, "key": key})
+        except FormatError as error:
+            raise FormatError(f"{self.path}: info of {key!r}: {error}") from None
+        return text.encode("ascii")
+
+
+def _abandon(file: io.BufferedWriter) -> None:
+    # After a full disk, closing tries to write the rest once more; that failure has been reported already.
+    with suppress(OSError):
+        file.close()
+
+
+def read_token_shard(path: str | os.PathLike[str]) -> Iterator[tuple[str, TokenArray, dict[str, Any]]]:
+    """Yield (key, tokens uint16 or uint32 (n, streams), info) for each file of a shard, in the order of writing.
+
+    The members are checked before the first is yielded. Raises FileNotFoundError; FormatError naming `path` if it is
+    no token shard, cut short, damaged, or of another version.
+    """
+    names = _check_members(path)
+    return _read_members(path, names)
+
+
+def _check_members(path: str | os.PathLike[str]) -> list[str]:
+    """Return the encoded keys, having checked that members come in pairs and that the archive is whole."""
+    with Path(path).open("rb") as file, _open_tar(path, file) as tar:
+        try:
+            members = [member.name for member in tar]
+        except (tarfile.TarError, ValueError) as error:
+            raise damaged(path, error) from None
+        names = [member.removesuffix(_TOKENS_SUFFIX) for member in members[::2]]
+        expected = [name + suffix for name in names for suffix in (_TOKENS_SUFFIX, _INFO_SUFFIX)]
+        if any(member != wanted for member, wanted in zip(members, expected, strict=False)):
+            raise foreign(path, TOKENS_FORMAT)
+        _check_end(path, file, tar.offset)
+    if len(members) != len(expected):
+        raise damaged(path, f"{expected[-1]!r} is missing")
+    return names
+
+
+def _open_tar(path: str | os.PathLike[str], file: io.BufferedReader) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:", encoding="utf-8")
+    except (tarfile.TarError, ValueError):
+        raise foreign(path, TOKENS_FORMAT) from None
+
+
+def _check_end(path: str | os.PathLike[str], file: io.BufferedReader, end: int) -> None:
+    # tarfile takes a missing end for the end; what we write closes with zeros up to whole records.
+    size = file.seek(0, os.SEEK_END)
+    file.seek(end)
+    tail = file.read()
+    if size % tarfile.RECORDSIZE or len(tail) < 2 * tarfile.BLOCKSIZE or any(tail):
+        raise damaged(path, "the end of the archive is missing")
+
+
+def _read_members(path: str | os.PathLike[str], names: list[str]) -> Iterator[tuple[str, TokenArray, dict[str, Any]]]:
+    with tarfile.open(path, mode="r:", encoding="utf-8") as tar:
+        for name in names:
+            try:
+                data, text = _next_content(tar), _next_content(tar)
+                tokens = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+                info = json.loads(text)
+                check_format(path, info, TOKENS_FORMAT, TOKENS_VERSION)
+                if tokens.ndim != 2 or tokens.dtype not in (np.uint16, np.uint32) or info["key"] != decode_key(name):
+                    raise ValueError(f"tokens of {name!r} are {tokens.dtype} {tokens.shape}")
+            except FormatError:
+                raise
+            except (tarfile.TarError, ValueError, KeyError, AttributeError, EOFError) as error:
+                raise damaged(path, error) from None
+            yield info["key"], tokens, {field: value for field, value in info.items() if field not in _RESERVED}
+
+
+def _next_content(tar: tarfile.TarFile) -> bytes:
+    member = tar.next()
+    content = tar.extractfile(member) if member else None
+    if content is None:
+        raise ValueError("a member is missing")
+    tar.members = []  # type: ignore[attr-defined]
+    return content.read()
