@@ -36,13 +36,12 @@ def _compute() -> dict[str, Any]:
 
     from sctok.features.checkpoints import load_weights
     from sctok.kernels.devices import cpu_supports, resolve_device, resolve_precision
-    from sctok.kmeans_tools.backends import faiss_status
 
     device = resolve_device("auto")
     weights = load_weights("mini")
     return {
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or "no device",
-        "faiss": faiss_status(),
+        "faiss": _faiss(),
         "cpu threads": torch.get_num_threads(),
         "cpu bf16": "works" if cpu_supports("bf16") else "does not work here (a child process died or was wrong)",
         "cpu fp16": "works" if cpu_supports("fp16") else "does not work here (a child process died or was wrong)",
@@ -51,6 +50,16 @@ def _compute() -> dict[str, Any]:
         "auto precision": resolve_precision("auto", device),
         "auto k-means backend": "torch",
     }
+
+
+def _faiss() -> str:
+    from sctok.kmeans_tools.faiss_backend import faiss_gpus
+
+    try:
+        count = faiss_gpus()
+    except ImportError as error:
+        return str(error)
+    return f"works, {count} GPUs" if count else "works on the CPU"
 
 
 def _text(value: object) -> str:

@@ -1,7 +1,6 @@
 """AudioMAE weights: sctok's own files, the public layouts, and names that the Hugging Face hub knows."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -9,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sctok import __version__
-from sctok.formats.files import atomic_path, hash_arrays
+from sctok.formats.files import check_format, hash_arrays
+from sctok.formats.tensors import read_header, save_tensors
 
 from .encoder import AudioMAE, EncoderConfig
 
@@ -86,10 +86,9 @@ def load_weights(name_or_path: str | Path) -> EncoderWeights:
 
 def save_weights(path: Path, model: AudioMAE, metadata: Mapping[str, Any]) -> None:
     """Write an encoder as float16 safetensors with its sizes and provenance, atomically."""
-    tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    header = {"format_version": FORMAT_VERSION, "config": model.config.to_json(), "sctok_version": __version__, **metadata}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "header": json.dumps(header, sort_keys=True)})
+    tensors = {name: tensor.detach().half().cpu().numpy() for name, tensor in model.state_dict().items()}
+    header = {"config": model.config.to_json(), "sctok_version": __version__, **metadata}
+    save_tensors(path, tensors, format_name=FORMAT, version=FORMAT_VERSION, metadata=header)
 
 
 def _read_weights(path: Path, name: str) -> EncoderWeights:
@@ -113,16 +112,14 @@ def _read_weights(path: Path, name: str) -> EncoderWeights:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    metadata, _ = read_header(path)
+    ours = "format" in metadata and "config" in metadata
+    if ours:
+        check_format(path, metadata, FORMAT, FORMAT_VERSION)
     try:
-        with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return load_file(path), metadata if ours else {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}): fetch or export it again") from error
-    metadata = json.loads(found["header"]) if found.get("format") == FORMAT else {}
-    if metadata and metadata["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{path} has encoder format {metadata['format_version']}, this sctok reads {FORMAT_VERSION}")
-    return tensors, metadata
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

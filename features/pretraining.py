@@ -1,7 +1,6 @@
 """Training an AudioMAE encoder by masked autoencoding: data order, schedule, checkpoints, validation."""
 
 import csv
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -10,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sctok.audio.windows import WINDOW_PATCHES
-from sctok.formats.files import atomic_path
+from sctok.formats.tensors import read_tensors, save_tensors
 
 from .encoder import AudioMAE, EncoderConfig
 from .masked import MaskedAutoencoder
 from .mel_cache import MelCache, WindowSampler, validation_windows
 
 CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_FORMAT = "sctok-pretraining"
+CHECKPOINT_VERSION = 1
 LOSS_CURVE = "loss.csv"
 CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "windows_per_second", "hours")
 
@@ -142,8 +141,9 @@ class Pretrainer:
                 tensors[f"optimizer.{name}.{key}"] = value
         state = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
         state["scaler"] = self.scaler.state_dict()
-        with atomic_path(self.folder / CHECKPOINT) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
+        arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+        path = self.folder / CHECKPOINT
+        save_tensors(path, arrays, format_name=CHECKPOINT_FORMAT, version=CHECKPOINT_VERSION, metadata=state)
 
     def load(self) -> None:
         """Continue from the folder's checkpoint.
@@ -152,9 +152,8 @@ class Pretrainer:
             ValueError: the checkpoint belongs to another configuration (only the number of steps may differ).
         """
         path = self.folder / CHECKPOINT
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays, state = read_tensors(path, format_name=CHECKPOINT_FORMAT, version=CHECKPOINT_VERSION)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         differing = [f.name for f in fields(self.config) if _differs(f.name, state["config"], self.config)]
         if differing:
             raise ValueError(f"{path} was trained with other settings ({', '.join(differing)}): choose another name")

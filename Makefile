@@ -1,0 +1,47 @@
+# `make demo` and `make test` install what they need into .venv on their first call.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-fast lint format benchmark clean
+
+demo: $(VENV)/.cpu
+	$(BIN)/sctok demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: $(VENV)/.dev
+	$(BIN)/python benchmarks/frontend.py
+	$(BIN)/python benchmarks/pipeline.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sctok needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Python's venv module is incomplete here: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.cpu: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[cpu,dev]'
+	@touch $@ $(VENV)/.cpu

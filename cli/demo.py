@@ -1,0 +1,100 @@
+"""`sctok demo`: the whole way from sound to tokens on bundled clips, with the commands a user would type."""
+
+import shlex
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, say, table
+
+if TYPE_CHECKING:
+    from sctok.formats.codebooks import Codebook
+
+DOMAINS = {"general": 128, "speech": 64, "music": 64}
+MERGED_SIZE = 256
+TOKEN_RATE = 100
+
+
+def demo(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Turn the bundled clips into tokens: extract, cluster per domain, merge, tokenize. Takes a minute or two."""
+    from sctok.formats.codebooks import codebook_path, load_codebook
+
+    started = time.monotonic()
+    work = root / "demo"
+    with as_file(files("sctok.samples")) as clips:
+        for arguments in _commands(clips, work):
+            _run(arguments, as_json)
+    merged = codebook_path(work / "codebooks", "merged", MERGED_SIZE, TOKEN_RATE)
+    rows = _token_rows(work / "tokens" / "demo", load_codebook(merged))
+    seconds = time.monotonic() - started
+    places = {
+        "features": str(work / "features"),
+        "codebooks": str(work / "codebooks"),
+        "merged codebook": str(merged),
+        "tokens": str(work / "tokens" / "demo"),
+    }
+    emit({"clips": rows, "results": places, "seconds": seconds}, as_json, lambda: _text(rows, places, seconds))
+
+
+def _commands(clips: Path, work: Path) -> list[list[str]]:
+    root = ["--root", str(work)]
+    extract = [["extract", str(clips / domain), "--domain", domain, *root] for domain in DOMAINS]
+    cluster = [["cluster", "--domain", domain, "--k", str(k), *root] for domain, k in DOMAINS.items()]
+    merge = ["merge", "--size", str(MERGED_SIZE), "--token-rate", str(TOKEN_RATE), *root]
+    tokenize = ["tokenize", str(clips), "--codebook", str(MERGED_SIZE), "--name", "demo", *root]
+    return [*extract, *cluster, merge, tokenize]
+
+
+def _run(arguments: list[str], quiet: bool) -> None:
+    """Run one command as the command line would, results to stderr where stdout is for JSON."""
+    import contextlib
+    import sys
+
+    from .app import app
+
+    say(f"\n$ sctok {shlex.join(arguments)}")
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+        app(arguments, prog_name="sctok", standalone_mode=False)
+
+
+def _token_rows(folder: Path, codebook: "Codebook") -> list[dict[str, Any]]:
+    """Describe the tokens of each clip: how many, how many kinds, and the share that its own domain's rows give."""
+    from sctok.formats.token_shards import read_token_shard
+
+    segments = {part.domain: range(part.start, part.stop) for part in codebook.metadata.segments}
+    rows = []
+    for path in sorted(folder.glob("*.tar")):
+        for key, tokens, info in read_token_shard(path):
+            own = segments[key.split("/")[0]]
+            chosen = tokens[:, 0].tolist()
+            rows.append(
+                {
+                    "clip": key,
+                    "seconds": info["samples"] / info["sample_rate"],
+                    "tokens": len(chosen),
+                    "distinct": len(set(chosen)),
+                    "own_domain": sum(token in own for token in chosen) / len(chosen),
+                    "first": chosen[:6],
+                }
+            )
+    return rows
+
+
+def _text(rows: list[dict[str, Any]], places: dict[str, str], seconds: float) -> str:
+    cells = [
+        (
+            row["clip"],
+            f"{row['seconds']:.2f}",
+            str(row["tokens"]),
+            str(row["distinct"]),
+            f"{100 * row['own_domain']:.0f}%",
+            " ".join(map(str, row["first"])) + " …",
+        )
+        for row in rows
+    ]
+    header = ("clip", "seconds", "tokens", "distinct", "own domain", "first tokens")
+    width = max(map(len, places))
+    lines = [f"{name.ljust(width)}  {place}" for name, place in places.items()]
+    hint = f"look into any of them with: sctok inspect {shlex.quote(places['merged codebook'])}"
+    return "\n".join(["", table(header, cells), "", *lines, "", f"done in {seconds:.0f} s; {hint}"])

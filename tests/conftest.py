@@ -1,0 +1,64 @@
+"""What several test folders share: the reference signal and weights, small encoders, the bundled clips."""
+
+import importlib.util
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN, window_count
+from sctok.features.checkpoints import EncoderWeights
+from sctok.features.encoder import AudioMAE, EncoderConfig
+from sctok.features.masked import MaskedAutoencoder
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def cut_windows(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return a signal's windows (n, 164,080) and which of them is the last."""
+    count = window_count(len(samples))
+    padded = np.zeros(count * WINDOW_SAMPLES + WINDOW_SPAN - WINDOW_SAMPLES, np.float32)
+    padded[: len(samples)] = samples
+    waves = np.stack([padded[i * WINDOW_SAMPLES : i * WINDOW_SAMPLES + WINDOW_SPAN] for i in range(count)])
+    return waves, np.arange(count) == count - 1
+
+
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    """The module that regenerates the stand-in checkpoints and the test signal."""
+    spec = importlib.util.spec_from_file_location("reference_weights", REFERENCE / "reference_weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[int, dict[str, NDArray[np.float32]]]:
+    """What the published code computes with the stand-in weights, by token rate."""
+    return {rate: dict(np.load(REFERENCE / f"golden_{rate}.npz")) for rate in (25, 50, 100)}
+
+
+@pytest.fixture(scope="session")
+def signal_windows(reference: ModuleType) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Windows of the reference signal."""
+    return cut_windows(reference.waveform())
+
+
+@pytest.fixture(scope="session")
+def small_weights() -> EncoderWeights:
+    """An untrained encoder of width 32 with three blocks."""
+    torch.manual_seed(0)
+    encoder = MaskedAutoencoder(AudioMAE(EncoderConfig(32, 3, 2)), 16, 1, 1).encoder
+    return EncoderWeights("small", encoder.config, {k: v.detach() for k, v in encoder.state_dict().items()}, {})
+
+
+@pytest.fixture(scope="session")
+def samples_folder() -> Path:
+    """The bundled clips: speech, music and general."""
+    return Path(str(files("sctok.samples")))
