@@ -1,0 +1,174 @@
+"""Finding audio inside WebDataset tar shards, and reading it there without unpacking."""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .containers import AUDIO_SUFFIXES
+
+MAX_METADATA_BYTES = 65_536
+
+_BLOCK = 512
+_METADATA_SUFFIXES = (".json", ".txt")
+# A WebDataset sample is named by everything up to the first dot of the last path component.
+_SAMPLE_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One audio file inside a tar: its key, where its bytes lie, its suffix, and what its sample says about it."""
+
+    key: str
+    offset: int
+    size: int
+    suffix: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadMember:
+    """Something in a tar that cannot be read; `name` is empty where it is the archive itself."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class _Sample:
+    base: str
+    audio: list[tuple[str, int, int]] = field(default_factory=list)  # member name, offset, size
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def members(self) -> Iterator[Member]:
+        """Yield the sample's audio; several files of one sample are told apart by the rest of their names."""
+        names = {str(PurePosixPath(name).with_suffix("")) for name, _, _ in self.audio}
+        for name, offset, size in self.audio:
+            path = PurePosixPath(name)
+            key = self.base if len(names) == 1 else str(path.with_suffix(""))
+            yield Member(key, offset, size, path.suffix.lower(), self.metadata)
+
+
+def scan_tar(path: str | Path) -> Iterator[Member | BadMember]:
+    """Yield the audio of an uncompressed tar in its order, from the headers alone.
+
+    Consecutive members of one base name are one sample, whose small `.json` and `.txt` members become metadata.
+    What follows a cut or a damaged place is reported once, after all that is whole.
+    """
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:  # noqa: PTH123
+            yield from _scan(file, tar)
+    except tarfile.TarError as error:
+        yield BadMember("", f"is damaged, or not an uncompressed tar archive ({error})")
+    except OSError as error:
+        yield BadMember("", error.strerror or str(error))
+
+
+def _scan(file: io.BufferedReader, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
+    end = os.fstat(file.fileno()).st_size
+    sample, found = _Sample(""), 0
+    problem: str | None = None
+    while True:
+        header = tar.offset
+        try:
+            info = tar.next()
+        except tarfile.ReadError as error:
+            info, problem = None, f"is cut short or damaged at byte {header} ({error})"
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
+        if info is None:
+            problem = problem or _end_problem(file, header)
+            break
+        if not info.isdir() and info.offset_data + info.size > end:
+            problem = f"is truncated inside {info.name}; what precedes it is whole"
+            break
+        name = info.name.removeprefix("./").lstrip("/")
+        match = _SAMPLE_NAME.match(name)
+        if info.isdir() or match is None:
+            continue
+        if match[1] != sample.base:
+            yield from sample.members()
+            sample = _Sample(match[1])
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in AUDIO_SUFFIXES:
+            found += 1
+            if info.isreg() and not info.issparse():
+                sample.audio.append((name, info.offset_data, info.size))
+            else:
+                yield BadMember(name, "is a link or a sparse file inside a tar, which cannot be read in place")
+        elif suffix in _METADATA_SUFFIXES and info.isreg() and info.size <= MAX_METADATA_BYTES:
+            _add_metadata(sample.metadata, match[2], os.pread(file.fileno(), info.size, info.offset_data))
+    yield from sample.members()
+    if problem:
+        yield BadMember("", problem)
+    elif not found:
+        yield BadMember("", "holds no audio files")
+
+
+def _end_problem(file: io.BufferedReader, offset: int) -> str | None:
+    """tarfile ends quietly at anything that is not a header; only a block of zeros is the end of an archive."""
+    block = os.pread(file.fileno(), _BLOCK, offset)
+    if block == bytes(_BLOCK):
+        return None
+    if len(block) < _BLOCK:
+        return "is truncated: it has no end mark; what it holds was read"
+    return f"is damaged at byte {offset}; what follows was not read"
+
+
+def _add_metadata(metadata: dict[str, Any], extension: str, data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    if extension.lower() == "json":
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if isinstance(value, dict):
+            metadata.update(value)
+            return
+        metadata[extension] = value
+    else:
+        metadata[extension] = text
+
+
+class MemberFile(io.RawIOBase):
+    """The bytes [offset, offset + size) of a file as a seekable read-only file of their own."""
+
+    def __init__(self, path: str | Path, offset: int, size: int) -> None:
+        super().__init__()
+        self._file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+        self._offset = offset
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(f"cannot seek to {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size - self._position))
+        data = os.pread(self._file.fileno(), count, self._offset + self._position)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

@@ -1,0 +1,20 @@
+"""The error that every reader in this folder raises."""
+
+
+class AudioError(ValueError):
+    """Audio that cannot be listed or read; the message is one line that names the file and what is wrong with it."""
+
+    def __init__(self, name: object, reason: str) -> None:
+        super().__init__(str(name), reason)
+
+    def __str__(self) -> str:
+        return " ".join(": ".join(self.args).splitlines())
+
+
+def os_reason(error: OSError) -> str:
+    """Return why the system refused a file, in words a user can act on."""
+    if isinstance(error, PermissionError):
+        return "permission denied; make it readable or leave it out"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return error.strerror or str(error)

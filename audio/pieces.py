@@ -1,0 +1,68 @@
+"""Cutting decoded audio into pieces of whole windows."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import stream_audio
+from .errors import AudioError
+from .sources import AudioItem
+from .windows import WINDOW_SAMPLES, WINDOW_SPAN, window_count
+
+_OVERLAP = WINDOW_SPAN - WINDOW_SAMPLES
+
+
+class Piece(NamedTuple):
+    """Successive windows of a file as one stretch of audio (n,) float32, without overlaps and padding.
+
+    `samples`, the length of the file, is set on its last piece; `error` says why there is none.
+    """
+
+    audio: NDArray[np.float32]
+    windows: int
+    samples: int | None
+    error: str | None
+
+
+def cut_pieces(blocks: Iterable[NDArray[np.float32]], piece_windows: int) -> Iterator[Piece]:
+    """Yield the windows of a file, of which `blocks` (n,) float32 are the audio, `piece_windows` at a time."""
+    step = piece_windows * WINDOW_SAMPLES
+    parts: list[NDArray[np.float32]] = []
+    held = total = windows = 0
+    for block in blocks:
+        parts.append(block)
+        held += len(block)
+        total += len(block)
+        if held < step + _OVERLAP:
+            continue
+        audio = np.concatenate(parts)
+        start = 0
+        while len(audio) - start >= step + _OVERLAP:
+            yield Piece(audio[start : start + step + _OVERLAP], piece_windows, None, None)
+            windows += piece_windows
+            start += step
+        parts = [audio[start:].copy()]
+        held = len(parts[0])
+    audio = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    left = window_count(total) - windows
+    for start in range(0, left, piece_windows):
+        count = min(piece_windows, left - start)
+        first = start * WINDOW_SAMPLES
+        stretch = audio[first : first + count * WINDOW_SAMPLES + _OVERLAP]
+        yield Piece(stretch, count, total if start + count == left else None, None)
+
+
+def read_pieces(item: AudioItem, channel: int | None, piece_windows: int) -> Iterator[Piece]:
+    """Yield the pieces of one file; whatever is wrong with it becomes the `error` of the last."""
+    try:
+        yield from cut_pieces(stream_audio(item.open(), name=item.name, channel=channel), piece_windows)
+    except AudioError as error:
+        yield _failure(str(error))
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        yield _failure(str(AudioError(item.name, f"cannot be decoded: {type(error).__name__}: {error}")))
+
+
+def _failure(reason: str) -> Piece:
+    return Piece(np.empty(0, np.float32), 0, None, reason)
