@@ -84,7 +84,9 @@ def probe_accuracy(features: Rows, labels: NDArray[np.str_], groups: NDArray[np.
     return float(correct.mean()), float(correct.std() / np.sqrt(len(correct)))
 
 
-def probe_tasks(audio: Path, weights: EncoderWeights, tasks: tuple[str, ...], seconds: float) -> list[dict[str, object]]:
+def probe_tasks(
+    audio: Path, weights: EncoderWeights, tasks: tuple[str, ...], seconds: float
+) -> list[dict[str, object]]:
     """Return one row per task and kind of feature."""
     pools = {"trained": encoder_rows(weights), "random": encoder_rows(random_encoder(weights)), "log-mel": mel_rows}
     results: list[dict[str, object]] = []

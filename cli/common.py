@@ -91,7 +91,9 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -118,9 +120,9 @@ def show_library_messages() -> None:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.replace(",", "").replace("%", "").replace("×", "").replace("-", "").strip().replace(".", "", 1).isdigit() or (
-        cell in ("", "-")
-    )
+    return cell.replace(",", "").replace("%", "").replace("×", "").replace("-", "").strip().replace(
+        ".", "", 1
+    ).isdigit() or (cell in ("", "-"))
 
 
 def _clock(seconds: float) -> str:

@@ -82,7 +82,7 @@ def _token_rows(folder: Path, codebook: "Codebook") -> list[dict[str, Any]]:
 
 
 def _text(rows: list[dict[str, Any]], places: dict[str, str], seconds: float) -> str:
-    cells = [
+    cells: list[tuple[str, ...]] = [
         (
             row["clip"],
             f"{row['seconds']:.2f}",

@@ -14,7 +14,12 @@ LIBRARIES = ("torch", "triton", "faiss-cpu", "faiss-gpu", "h5py", "soundfile", "
 
 def doctor(as_json: JsonOption = False) -> None:
     """Say what was found on this machine and what `auto` will pick."""
-    findings = {"sctok": __version__, "python": platform.python_version(), "platform": platform.platform(), **_libraries()}
+    findings = {
+        "sctok": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **_libraries(),
+    }
     findings |= _compute()
     findings["ffmpeg"] = shutil.which("ffmpeg") or "not found: only WAV, FLAC, OGG, Opus and MP3 can be read"
     width = max(map(len, findings))

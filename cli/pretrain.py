@@ -21,14 +21,18 @@ def _group() -> None:
 def encoder(
     audio: Annotated[list[str], typer.Argument(help="Folders, files, manifests or tar shards; each is one group.")],
     name: Annotated[str, typer.Option(help="Name of the run and of the encoder.")] = "mini",
-    steps: Annotated[int, typer.Option(help="Optimiser steps; a finished run continues where more are asked for.")] = 6000,
+    steps: Annotated[
+        int, typer.Option(help="Optimiser steps; a finished run continues where more are asked for.")
+    ] = 6000,
     batch_size: Annotated[int, typer.Option(help="Windows per step.")] = 16,
     width: Annotated[int, typer.Option(help="Width of the encoder.")] = 192,
     depth: Annotated[int, typer.Option(help="Transformer blocks of the encoder.")] = 12,
     heads: Annotated[int, typer.Option(help="Attention heads of the encoder.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 8e-4,
     mask_ratio: Annotated[float, typer.Option(help="Share of patches hidden from the encoder.")] = 0.8,
-    balance: Annotated[float, typer.Option(help="A group is drawn by its hours to this power: 0 evenly, 1 by hours.")] = 0.5,
+    balance: Annotated[
+        float, typer.Option(help="A group is drawn by its hours to this power: 0 evenly, 1 by hours.")
+    ] = 0.5,
     workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     device: DeviceOption = "auto",
@@ -39,7 +43,7 @@ def encoder(
     """Train an AudioMAE encoder by masked autoencoding; run it again to resume or to add steps."""
     from sctok.features.checkpoints import save_weights
     from sctok.features.mel_cache import build_mel_cache
-    from sctok.features.pretraining import Pretrainer, PretrainConfig
+    from sctok.features.pretraining import PretrainConfig, Pretrainer
     from sctok.kernels.devices import resolve_device, resolve_precision
 
     chosen = resolve_device(device)
@@ -69,9 +73,18 @@ def encoder(
     trainer = Pretrainer(config, cache, folder, chosen)
     _train(trainer, config.steps)
     path = folder / f"encoder-{name}.safetensors"
-    provenance = {"trained": asdict(config), "hours_of_audio": round(hours, 2), "hours_of_training": trainer.seconds / 3600}
+    provenance = {
+        "trained": asdict(config),
+        "hours_of_audio": round(hours, 2),
+        "hours_of_training": trainer.seconds / 3600,
+    }
     save_weights(path, trainer.model.encoder, provenance)
-    result = {"encoder": str(path), "steps": trainer.step, "hours": trainer.seconds / 3600, "loss_curve": str(folder / "loss.csv")}
+    result = {
+        "encoder": str(path),
+        "steps": trainer.step,
+        "hours": trainer.seconds / 3600,
+        "loss_curve": str(folder / "loss.csv"),
+    }
     emit(result, as_json, f"encoder   {path}\nloss curve {folder / 'loss.csv'}\nuse it with --encoder {path}")
 
 

@@ -127,8 +127,10 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:  # noqa: BLE001 - unpickling garbage raises nearly anything
-        raise ValueError(f"{path} is not a checkpoint that loads without running code ({_first_line(error)})") from error
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a checkpoint that loads without running code ({_first_line(error)})"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -164,8 +166,7 @@ def _infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) ->
 def _fetch(repository: str) -> Path:
     """Return the local path of a hub repository's weights, downloading them where they are not cached."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     reason = ""
     for filename in HUB_FILES:

@@ -57,8 +57,7 @@ class FeatureExtractor:
         mel = filterbank(waves.to(self.device), last.to(self.device))
         dtype = DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            embedded: Tensor = self._model(mel)
-        return embedded.float()
+            return self._model(mel).float()
 
 
 def load_encoder(

@@ -52,20 +52,20 @@ class MaskedAutoencoder(nn.Module):
         x = self.encoder.embed_patches(patches, keep)
         for block in self.encoder.blocks:
             x = block(x)
-        encoded: Tensor = self.encoder.norm(x)
-        return encoded
+        return self.encoder.norm(x)
 
     def decode(self, encoded: Tensor, order: Tensor) -> Tensor:
         """Predict every patch from the visible ones: (B, 1 + N, width) to (B, 512, 256), in the order of `order`."""
         x = self.decoder_embed(encoded)
         batch, seen, width = x.shape
         x = torch.cat([x, self.mask_token.expand(batch, 1 + WINDOW_PATCHES - seen, -1)], dim=1)
-        positions = self.decoder_pos_embed[:, 1:].expand(batch, -1, -1).gather(1, order[..., None].expand(-1, -1, width))
+        positions = (
+            self.decoder_pos_embed[:, 1:].expand(batch, -1, -1).gather(1, order[..., None].expand(-1, -1, width))
+        )
         x = x + torch.cat([self.decoder_pos_embed[:, :1].expand(batch, -1, -1), positions], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
-        predicted: Tensor = self.decoder_pred(self.decoder_norm(x[:, 1:]))
-        return predicted
+        return self.decoder_pred(self.decoder_norm(x[:, 1:]))
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -73,7 +73,7 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.data.view(self.encoder.config.width, -1))
-        nn.init.zeros_(self.encoder.patch_embed.proj.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.encoder.patch_embed.proj.bias)
         nn.init.normal_(self.encoder.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         for embedding in (self.encoder.pos_embed, self.decoder_pos_embed):

@@ -169,7 +169,9 @@ class Pretrainer:
             }
 
     def _train_step(self) -> float:
-        mel = torch.from_numpy(self.sampler.draw(np.random.default_rng((self.config.seed, self.step)), self.config.batch_size))
+        mel = torch.from_numpy(
+            self.sampler.draw(np.random.default_rng((self.config.seed, self.step)), self.config.batch_size)
+        )
         order = _random_order(self.config.batch_size, self.config.seed + 1, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.step)
@@ -185,8 +187,7 @@ class Pretrainer:
     def _loss(self, mel: Tensor, order: Tensor) -> Tensor:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            loss: Tensor = self.model(mel, order, self.config.visible)
-        return loss
+            return self.model(mel, order, self.config.visible)
 
     def _curve_row(self, train_loss: float, validation_loss: float, speed: float) -> dict[str, Any]:
         return {
@@ -233,7 +234,9 @@ def _random_order(batch: int, seed: int, step: int) -> Tensor:
 
 
 def _optimizer(model: MaskedAutoencoder, config: PretrainConfig) -> torch.optim.AdamW:
-    decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "pos_embed" not in name and "token" not in name]
+    decayed = [
+        p for name, p in model.named_parameters() if p.ndim >= 2 and "pos_embed" not in name and "token" not in name
+    ]
     chosen = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -58,7 +58,9 @@ def imported_folders(path):
     return found & LEVEL.keys()
 
 
-@pytest.mark.parametrize("path", sorted(p for f in folders() for p in (ROOT / f).glob("*.py")), ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path", sorted(p for f in folders() for p in (ROOT / f).glob("*.py")), ids=lambda p: f"{p.parent.name}/{p.name}"
+)
 def test_imports_point_down(path):
     folder = path.parent.name
     for other in imported_folders(path) - {folder}:
@@ -75,4 +77,3 @@ def test_help_imports_no_heavy_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "tokenize" in done.stdout
-

@@ -32,7 +32,9 @@ def test_inner_windows_read_into_the_next_one():
 @pytest.mark.parametrize("offset", [0.01, 0.5])
 def test_a_constant_offset_changes_nothing(offset):
     samples = (np.random.default_rng(1).standard_normal((1, WINDOW_SPAN)) * 0.1).astype(np.float32)
-    plain, moved = (filterbank(torch.from_numpy(x.astype(np.float32)), torch.tensor([False])) for x in (samples, samples + offset))
+    plain, moved = (
+        filterbank(torch.from_numpy(x.astype(np.float32)), torch.tensor([False])) for x in (samples, samples + offset)
+    )
     assert torch.allclose(plain, moved, atol=2e-3)
 
 

@@ -52,7 +52,11 @@ def test_bundled_encoder_is_small_and_of_the_published_shape():
 @pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
 def test_hub_name_is_read_from_the_local_cache(filename, hub_cache):
     tensors = timm_tensors()
-    write = (lambda path: save_file(tensors, path)) if filename.endswith("safetensors") else (lambda path: torch.save(tensors, path))
+    write = (
+        (lambda path: save_file(tensors, path))
+        if filename.endswith("safetensors")
+        else (lambda path: torch.save(tensors, path))
+    )
     put_in_cache(hub_cache, HUB_MODELS["base"].repository, filename, write)
     assert load_weights("base").config == EncoderConfig(64, 3, 1)
 
@@ -64,7 +68,9 @@ def test_without_network_the_message_says_what_to_do(hub_cache):
 
 
 def test_timm_names_the_last_norm_otherwise(tmp_path):
-    tensors = {key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: v for key, v in timm_tensors().items()}
+    tensors = {
+        key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: v for key, v in timm_tensors().items()
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     assert load_weights(tmp_path / "model.safetensors").config.depth == 3
 

@@ -37,7 +37,9 @@ def test_wrong_shapes_are_refused(small_weights):
     with pytest.raises(ValueError, match="1024"):
         small_weights.build()(torch.zeros(1, 1000, 128))
     with pytest.raises(ValueError, match="164080"):
-        FeatureExtractor(small_weights, torch.device("cpu"), "fp32").embed(np.zeros((1, 16), np.float32), np.zeros(1, bool))
+        FeatureExtractor(small_weights, torch.device("cpu"), "fp32").embed(
+            np.zeros((1, 16), np.float32), np.zeros(1, bool)
+        )
 
 
 @pytest.mark.parametrize("sizes", [(30, 12, 4), (32, 2, 2)])

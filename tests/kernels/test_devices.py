@@ -21,7 +21,9 @@ def test_a_child_killed_by_a_signal_means_fp32_with_a_warning(monkeypatch, caplo
 
 
 def test_a_child_that_survives_allows_it(monkeypatch):
-    monkeypatch.setattr(devices.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess([], returncode=0))
+    monkeypatch.setattr(
+        devices.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess([], returncode=0)
+    )
     assert devices.resolve_precision("bf16", torch.device("cpu")) == "bf16"
 
 
