@@ -21,16 +21,16 @@ def cluster(
     k: Annotated[list[str], typer.Option("--k", help="Centroids; several (repeated or 1024,2048) share each pass.")],
     root: RootOption = DEFAULT_ROOT,
     token_rate: Annotated[
-        int | None, typer.Option("--token-rate", help="100, 50 or 25 tokens per second.  [default: 100]")
+        int | None, typer.Option("--token-rate", help="100, 50 or 25 tokens per second. Default: 100.")
     ] = None,
     stack: Annotated[
         int | None, typer.Option("--stack", help="Patches per vector, 1, 2 or 4, instead of --token-rate.")
     ] = None,
     features: Annotated[
-        Path | None, typer.Option("--features", help="Folder of feature shards.  [default: ROOT/features/DOMAIN]")
+        Path | None, typer.Option("--features", help="Folder of feature shards. Default: features/DOMAIN under --root.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder of codebooks.  [default: ROOT/codebooks]")
+        Path | None, typer.Option("--output", help="Folder of codebooks. Default: codebooks under --root.")
     ] = None,
     algorithm: Annotated[str, typer.Option("--algorithm", help="lloyd, or minibatch for very large sets.")] = "lloyd",
     backend: Annotated[str, typer.Option("--backend", help="auto (PyTorch), torch or faiss.")] = "auto",
@@ -42,7 +42,8 @@ def cluster(
         str, typer.Option("--seeding", help="kmeans++, random, or a codebook or .npy file to start from.")
     ] = "kmeans++",
     iterations: Annotated[
-        int | None, typer.Option("--iterations", help="At most.  [default: 25; 5 for minibatch]", min=1)
+        int | None,
+        typer.Option("--iterations", help="Passes that move centroids, at most. Default: 25, minibatch 5.", min=1),
     ] = None,
     tol: Annotated[float, typer.Option("--tol", help="Stop when the inertia falls by less than this share.")] = 1e-5,
     max_points_per_centroid: Annotated[

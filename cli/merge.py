@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 def merge(
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", help="Size of the merged codebook; several are allowed.  [default: all that can be]"),
+        typer.Option("--size", help="Size of the merged codebook; several are allowed. Default: all that can be."),
     ] = None,
     token_rate: Annotated[
-        list[int] | None, typer.Option("--token-rate", help="100, 50 or 25.  [default: all at hand]")
+        list[int] | None, typer.Option("--token-rate", help="100, 50 or 25. Default: all at hand.")
     ] = None,
     ratio: Annotated[
         str | None,
-        typer.Option("--ratio", help="Shares of the domains, in row order.  [default: general=2,speech=1,music=1]"),
+        typer.Option("--ratio", help="Shares of the domains, in row order. Default: general=2,speech=1,music=1."),
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     codebooks: Annotated[
-        Path | None, typer.Option("--codebooks", help="Folder of codebooks.  [default: ROOT/codebooks]")
+        Path | None, typer.Option("--codebooks", help="Folder of codebooks. Default: codebooks under --root.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace merged codebooks that differ.")] = False,
     as_json: JsonOption = False,

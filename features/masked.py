@@ -29,11 +29,13 @@ class MaskedAutoencoder(nn.Module):
         self._initialise()
 
     def forward(self, mel: Tensor, order: Tensor, visible: int) -> Tensor:
-        """Return the mean squared error over masked patches that are not padding.
+        """Return the mean squared error over predicted patches that are not padding.
 
         Args:
             mel: float (B, 1024, 128), normalised filterbanks.
-            order: int64 (B, 512), a random order of the patches for each window; the first `visible` are seen.
+            order: int64 (B, N), patches of each window in random order: the encoder sees the first `visible`, the
+                decoder predicts the others. With N below 512 some patches are neither seen nor predicted, which makes
+                a step cheaper and leaves what the encoder has to learn the same.
             visible: how many patches the encoder sees (20 % of 512 in the paper's setting).
 
         Returns:
@@ -55,10 +57,10 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.norm(x)
 
     def decode(self, encoded: Tensor, order: Tensor) -> Tensor:
-        """Predict every patch from the visible ones: (B, 1 + N, width) to (B, 512, 256), in the order of `order`."""
+        """Predict patches from the visible ones: (B, 1 + visible, width), (B, N) to (B, N, 256)."""
         x = self.decoder_embed(encoded)
         batch, seen, width = x.shape
-        x = torch.cat([x, self.mask_token.expand(batch, 1 + WINDOW_PATCHES - seen, -1)], dim=1)
+        x = torch.cat([x, self.mask_token.expand(batch, 1 + order.shape[1] - seen, -1)], dim=1)
         positions = (
             self.decoder_pos_embed[:, 1:].expand(batch, -1, -1).gather(1, order[..., None].expand(-1, -1, width))
         )
@@ -73,7 +75,8 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.data.view(self.encoder.config.width, -1))
-        nn.init.zeros_(self.encoder.patch_embed.proj.bias)
+        if self.encoder.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.encoder.patch_embed.proj.bias)
         nn.init.normal_(self.encoder.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         for embedding in (self.encoder.pos_embed, self.decoder_pos_embed):

@@ -27,7 +27,10 @@ CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "wind
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides what a run learns; the sizes are those of the bundled mini encoder."""
+    """Everything that decides what a run learns; the sizes are those of the bundled mini encoder.
+
+    `predicted` of the masked patches go through the decoder in each step; validation predicts all of them.
+    """
 
     width: int = 192
     depth: int = 12
@@ -36,6 +39,7 @@ class PretrainConfig:
     decoder_depth: int = 3
     decoder_heads: int = 4
     mask_ratio: float = 0.8
+    predicted: int = 128
     steps: int = 6000
     batch_size: int = 16
     learning_rate: float = 8e-4
@@ -52,7 +56,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask ratio {self.mask_ratio} is not between 0 and 1")
-        for name in ("steps", "batch_size", "validate_every", "validation_windows"):
+        for name in ("steps", "batch_size", "predicted", "validate_every", "validation_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not positive")
         if self.precision not in ("fp32", "bf16", "fp16"):
@@ -173,6 +177,7 @@ class Pretrainer:
             self.sampler.draw(np.random.default_rng((self.config.seed, self.step)), self.config.batch_size)
         )
         order = _random_order(self.config.batch_size, self.config.seed + 1, self.step)
+        order = order[:, : self.config.visible + self.config.predicted]
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.step)
         loss = self._loss(mel.to(self.device), order.to(self.device))

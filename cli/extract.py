@@ -1,0 +1,62 @@
+"""`sctok extract`: AudioMAE features of audio into HDF5 shards."""
+
+from typing import Annotated
+
+import typer
+
+from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption, SeedOption
+from .runs import (
+    AudioArgument,
+    BatchOption,
+    ChannelOption,
+    DevicesOption,
+    EncoderOption,
+    OutOption,
+    RunReporter,
+    ShardOption,
+    WorkersOption,
+    checked_name,
+    prepare,
+    show_result,
+)
+
+
+def extract(
+    audio: AudioArgument,
+    domain: Annotated[str, typer.Option("--domain", help="What the audio is: speech, music, general or any name.")],
+    encoder: EncoderOption = "mini",
+    root: RootOption = DEFAULT_ROOT,
+    out: OutOption = None,
+    tokens_per_clip: Annotated[
+        int | None,
+        typer.Option("--tokens-per-clip", help="Keep about so many patches of each file, chosen 16 at a time.", min=1),
+    ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", help="Choose files at random until they last so many hours.")
+    ] = None,
+    device: DevicesOption = "auto",
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    precision: PrecisionOption = "auto",
+    channel: ChannelOption = None,
+    seed: SeedOption = 0,
+    files_per_shard: ShardOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the AudioMAE features of audio to ROOT/features/DOMAIN, for `sctok cluster`.
+
+    Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
+    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl.
+    """
+    checked_name(domain, "--domain")
+    if max_hours is not None and not max_hours > 0:
+        raise typer.BadParameter(f"{max_hours} is not above 0", param_hint="--max-hours")
+
+    from sctok.corpus.extraction import ExtractionConfig, extract_features
+
+    config = ExtractionConfig(domain, channel, tokens_per_clip, max_hours, seed, files_per_shard)
+    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers)
+    with RunReporter(f"extract {domain}") as reporter:
+        folder = out or root / "features" / domain
+        result = extract_features(audio, folder, make_extractor, config, execution, reporter)
+    show_result(result, reporter, as_json)

@@ -1,0 +1,165 @@
+"""What `extract` and `tokenize` share: their options, the devices of a run, progress and the closing lines."""
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import Progress, emit, say, table
+
+if TYPE_CHECKING:
+    from sctok.corpus.processes import RunResult
+    from sctok.corpus.sharding import Execution, MakeExtractor
+
+ALL_DEVICES = "all"
+WINDOWS_ON_CPU, WINDOWS_ON_GPU = 8, 64
+WORKERS_ON_CPU, WORKERS_ON_GPU = 4, 16
+
+AudioArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="AUDIO...", help="Folders, audio files, manifests (CSV, JSONL, Parquet) and tar shards."),
+]
+EncoderOption = Annotated[str, typer.Option("--encoder", help="mini (bundled), base, or a file of AudioMAE weights.")]
+DevicesOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …; cuda:0,cuda:1 or all: a process on each.")
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Windows encoded at once.  [default: 8 on a CPU, 64 on a GPU]", min=1),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", help="Decoding processes.  [default: by the number of cores]", min=0)
+]
+ChannelOption = Annotated[
+    int | None, typer.Option("--channel", help="Read this channel, from 0.  [default: mix all down]", min=0)
+]
+ShardOption = Annotated[int, typer.Option("--files-per-shard", help="Audio files in one shard.", min=1)]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write to, instead of one below the root.")]
+
+
+def checked_name(name: str, option: str) -> str:
+    """Return a name that can be a folder; any other is wrong usage."""
+    from sctok.corpus.runs import RunError, check_name
+
+    try:
+        return check_name(name, "the name")
+    except RunError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def prepare(
+    encoder: str, device: str, precision: str, batch_size: int | None, workers: int | None
+) -> tuple["MakeExtractor", "Execution"]:
+    """Return how to load the encoder, and the devices, batch size and workers that the options mean."""
+    from functools import partial
+
+    from sctok.corpus.sharding import Execution
+    from sctok.features.extractor import load_encoder
+    from sctok.kernels.devices import resolve_precision
+
+    devices = _devices(device)
+    on_gpu = devices[0].type == "cuda"
+    batch = batch_size or (WINDOWS_ON_GPU if on_gpu else WINDOWS_ON_CPU)
+    if workers is None:
+        cores = len(os.sched_getaffinity(0))
+        workers = min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
+    make = partial(load_encoder, encoder, precision=resolve_precision(precision, devices[0]), batch_size=batch)
+    return make, Execution(tuple(map(str, devices)), batch, workers)
+
+
+def _devices(text: str) -> list[Any]:
+    import torch
+
+    from sctok.kernels.devices import resolve_device
+
+    names = text.split(",")
+    if text == ALL_DEVICES:
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["auto"]
+    devices = [resolve_device(name.strip()) for name in names]
+    if len({device.type for device in devices}) > 1:
+        raise typer.BadParameter(f"{text!r} mixes kinds of devices; start a command for each", param_hint="--device")
+    return devices
+
+
+class RunReporter:
+    """Shows the files of a run as they are finished, how fast audio passes, and what went wrong."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Progress | None = None
+        self._started = time.monotonic()
+        self._seconds = 0.0
+        self._windows = 0
+
+    def __enter__(self) -> "RunReporter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the files were listed and the encoder loaded."""
+        return time.monotonic() - self._started
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "plan":
+            self._begin(event["files"], event["shards"])
+        elif self._bar is None:
+            return
+        elif kind == "windows":
+            self._windows += event["count"]
+            self._bar.update(0, self._note())
+        elif kind == "file":
+            self._seconds += event["seconds"]
+            self._bar.update(1, self._note())
+        elif kind == "lost":
+            self._bar.message(f"warning: the process on {event['device']} ended early ({event['reason']}): going on")
+
+    def _begin(self, files: int, shards: int) -> None:
+        self._started = time.monotonic()
+        if files:
+            say(f"{self._label}: {_count(files, 'file')} in {_count(shards, 'shard')} to do")
+            self._bar = Progress(self._label, total=files, unit="files")
+        else:
+            say(f"{self._label}: nothing left to do")
+
+    def _note(self) -> str:
+        return f"{_count(self._windows, 'window')}, {self._seconds / max(self.elapsed, 1e-9):.1f}× real time"
+
+
+def show_result(result: "RunResult[Any]", reporter: RunReporter, as_json: bool) -> None:
+    """Print what a run holds now and how fast this call was.
+
+    Raises:
+        ValueError: no input gave a result.
+    """
+    summary, failed = result.summary, result.folder / "failed.jsonl"
+    speed = result.seconds_done / reporter.elapsed if result.seconds_done else None
+    facts = {"folder": str(result.folder), **asdict(summary), "shards_left": result.shards_left}
+    timing = {"audio_seconds_done": result.seconds_done, "seconds": reporter.elapsed, "times_real_time": speed}
+    if summary.files or not summary.failed:
+        emit({**facts, **timing}, as_json, lambda: _text(facts, speed))
+    if result.shards_left:
+        say(f"{_count(result.shards_left, 'shard')} left to other processes that are at work on them")
+    if summary.failed and not summary.files and not result.shards_left:
+        raise ValueError(f"{failed}: none of {_count(summary.failed, 'input')} could be read; it lists the reasons")
+    if summary.failed:
+        say(f"warning: {_count(summary.failed, 'input')} failed; the reasons are in {failed}")
+
+
+def _text(facts: dict[str, Any], speed: float | None) -> str:
+    shown = {name.replace("_", " "): value for name, value in facts.items() if name not in ("folder", "shards_left")}
+    if speed is not None:
+        shown["× real time"] = round(speed, 1)
+    cells = tuple(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" for value in shown.values())
+    return f"{table(tuple(shown), [cells])}\n\n{facts['folder']}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,104 @@
+"""`sctok tokenize`: semantic tokens of a whole corpus into WebDataset shards."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
+from .runs import (
+    AudioArgument,
+    BatchOption,
+    ChannelOption,
+    DevicesOption,
+    EncoderOption,
+    OutOption,
+    RunReporter,
+    ShardOption,
+    WorkersOption,
+    checked_name,
+    prepare,
+    show_result,
+)
+
+if TYPE_CHECKING:
+    from sctok.formats.codebooks import Codebook
+
+DEFAULT_TOKEN_RATE = 100
+
+
+def tokenize(
+    audio: AudioArgument,
+    codebook: Annotated[
+        str | None,
+        typer.Option(
+            "--codebook", help="Size of a merged codebook, or a file.  [default: the largest in ROOT/codebooks]"
+        ),
+    ] = None,
+    token_rate: Annotated[
+        int | None, typer.Option("--token-rate", help="100, 50 or 25.  [default: 100, or that of the codebook file]")
+    ] = None,
+    encoder: EncoderOption = "mini",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the result.  [default: that of the input folder]")
+    ] = None,
+    root: RootOption = DEFAULT_ROOT,
+    out: OutOption = None,
+    device: DevicesOption = "auto",
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    precision: PrecisionOption = "auto",
+    channel: ChannelOption = None,
+    files_per_shard: ShardOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the semantic tokens of audio to ROOT/tokens/NAME, one entry per file under its path in the input.
+
+    Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
+    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl.
+    """
+    name = checked_name(name, "--name") if name is not None else _default_name(audio)
+
+    from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
+
+    book = _load_codebook(root / "codebooks", codebook, token_rate, encoder)
+    config = TokenizationConfig(channel, files_per_shard)
+    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers)
+    with RunReporter(f"tokenize {name}") as reporter:
+        folder = out or root / "tokens" / name
+        result = tokenize_corpus(audio, folder, make_extractor, book, config, execution, reporter)
+    show_result(result, reporter, as_json)
+
+
+def _default_name(audio: list[str]) -> str:
+    """Return the name of the one input: of a folder, or of a file without its suffix."""
+    from sctok.corpus.runs import safe_name
+
+    if len(audio) > 1:
+        raise typer.BadParameter("several inputs need a name for their tokens", param_hint="--name")
+    path = Path(audio[0]).resolve()
+    return safe_name(path.name if path.is_dir() else path.stem)
+
+
+def _load_codebook(folder: Path, wanted: str | None, token_rate: int | None, encoder: str) -> "Codebook":
+    """Return the codebook that --codebook and --token-rate mean."""
+    from sctok.corpus.tokenization import choose_codebook
+    from sctok.features.checkpoints import load_weights
+    from sctok.formats.codebooks import load_codebook, load_npy
+    from sctok.formats.stacking import stack_factor
+
+    try:
+        stack = stack_factor(token_rate or DEFAULT_TOKEN_RATE)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--token-rate") from None
+    if wanted is None or wanted.isdecimal():
+        return load_codebook(choose_codebook(folder, int(wanted) if wanted else None, token_rate or DEFAULT_TOKEN_RATE))
+    if wanted.endswith(".npy"):
+        weights = load_weights(encoder)
+        return load_npy(wanted, stack_factor=stack, encoder=weights.name, encoder_hash=weights.hash)
+    book = load_codebook(wanted)
+    if token_rate not in (None, book.metadata.token_rate):
+        raise typer.BadParameter(
+            f"{wanted} is for {book.metadata.token_rate} tokens per second, not {token_rate}", param_hint="--token-rate"
+        )
+    return book

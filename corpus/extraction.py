@@ -1,0 +1,212 @@
+"""Patch embeddings of a collection, in HDF5 feature shards."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sctok.audio.decode import stream_audio
+from sctok.audio.errors import AudioError
+from sctok.audio.sources import AudioItem, audio_seconds, list_audio
+from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE
+from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard, FeatureShardWriter
+
+from .processes import RunResult, Summary, execute_run, samples_to_hours
+from .runs import Progress, RunError, RunFolder, check_name, plan_run
+from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
+from .subsets import GroupSampler, choose_hours, window_columns
+
+PROVENANCE = ("encoder", "encoder_hash", "filterbank", "precision", "channel", "sctok_version")
+SUFFIX = ".h5"
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """What decides about the features of a run, beside the encoder.
+
+    domain: name of the kind of audio. channel: the one to read, None to mix all down. tokens_per_clip: keep about so
+    many patches of each file (chosen 16 at a time, so rounded up), None for all. max_hours: stop choosing files at so
+    much audio, None for all. seed: of both choices. files_per_shard: files in one shard. Raises RunError for values
+    out of range.
+    """
+
+    domain: str
+    channel: int | None = None
+    tokens_per_clip: int | None = None
+    max_hours: float | None = None
+    seed: int = 0
+    files_per_shard: int = 256
+
+    def __post_init__(self) -> None:
+        check_name(self.domain, "domain")
+        if self.channel is not None and self.channel < 0:
+            raise RunError(f"channel must be at least 0, not {self.channel}")
+        if self.tokens_per_clip is not None and self.tokens_per_clip < 1:
+            raise RunError(f"tokens per clip must be at least 1, not {self.tokens_per_clip}")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise RunError(f"max hours must be above 0, not {self.max_hours}")
+        if self.files_per_shard < 1:
+            raise RunError(f"files per shard must be at least 1, not {self.files_per_shard}")
+
+
+@dataclass(frozen=True)
+class ExtractionSummary(Summary):
+    """What a folder of features holds: besides, rows of `width` values."""
+
+    rows: int
+    width: int
+
+
+def extract_features(
+    inputs: Sequence[str | Path],
+    folder: Path,
+    make_extractor: MakeExtractor,
+    config: ExtractionConfig,
+    execution: Execution | None = None,
+    progress: Progress = lambda event: None,
+) -> RunResult[ExtractionSummary]:
+    """Write the patch embeddings of all audio in `inputs` to feature shards in `folder`, or go on with that.
+
+    The bytes in `folder` depend on the inputs, the encoder and `config` alone.
+
+    Args:
+        inputs: folders, files, manifests and tar shards, as `list_audio` takes them.
+        folder: the run folder; made if absent.
+        make_extractor: loads the encoder onto a device; picklable if there are several devices.
+        config: what to extract.
+        execution: devices, batch size and decoding processes.
+        progress: gets the events of `execute_run`.
+
+    Raises:
+        RunError: the folder belongs to another configuration.
+        AudioError: an input cannot be listed.
+        DiskFullError: finished shards stay valid; the same call goes on from there.
+    """
+    execution = execution or Execution()
+    extractor = make_extractor(execution.devices[0])
+    choose = None
+    if config.max_hours is not None:
+        seconds_of = partial(_seconds, channel=config.channel)
+        choose = partial(choose_hours, hours=config.max_hours, seed=config.seed, seconds_of=seconds_of)
+    stored = {
+        "kind": "features",
+        "features_version": FEATURES_VERSION,
+        **asdict(config),
+        **describe_extractor(extractor),
+    }
+    run = plan_run(folder, stored, SUFFIX, list_audio(inputs), files_per_shard=config.files_per_shard, choose=choose)
+    make_job = partial(_make_job, run, config, make_extractor)
+    return execute_run(run, FeatureJob(run, config, extractor), make_job, summarise, execution, progress)
+
+
+def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> ExtractionSummary:
+    """Read what finished shards of a run of extraction hold. Raises FormatError naming a damaged one."""
+    files = rows = samples = 0
+    for index in shards:
+        with FeatureShard(run.shard_path(index)) as shard:
+            files += len(shard.clips)
+            rows += shard.rows
+            samples += sum(clip.samples for clip in shard.clips)
+    return ExtractionSummary(files, failed, samples_to_hours(samples), len(shards), rows, run.config["width"])
+
+
+def _make_job(run: RunFolder, config: ExtractionConfig, make_extractor: MakeExtractor, device: str) -> "FeatureJob":
+    return FeatureJob(run, config, check_extractor(make_extractor(device), run, device))
+
+
+def _seconds(item: AudioItem, *, channel: int | None) -> float:
+    """Return the duration of a file from its header, or by decoding it; 0 if it is unreadable."""
+    stated = audio_seconds(item)
+    if stated is not None:
+        return stated
+    try:
+        blocks = stream_audio(item.open(), name=item.name, channel=channel)
+        return sum(len(block) for block in blocks) / SAMPLE_RATE
+    except AudioError:
+        return 0.0
+
+
+class FeatureJob:
+    """Embeds windows and stores the rows that hold audio."""
+
+    def __init__(self, run: RunFolder, config: ExtractionConfig, extractor: Extractor) -> None:
+        self._config = config
+        self._extractor = extractor
+        self._provenance = {
+            **{name: run.config[name] for name in PROVENANCE},
+            "config_hash": run.config_hash,
+        }
+
+    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        """Return the patch embeddings (w, 512, E) float32 of windows."""
+        return self._extractor.embed(waves, last)
+
+    def open_clip(self, item: AudioItem) -> "FeatureClip":
+        """Begin a file."""
+        return FeatureClip(item, self._config)
+
+    @contextmanager
+    def open_shard(self, path: Path) -> Iterator["FeatureSink"]:
+        """Begin a feature shard."""
+        with FeatureShardWriter(path, width=self._extractor.width, provenance=self._provenance) as writer:
+            yield FeatureSink(writer)
+
+
+class FeatureClip:
+    """One file on its way: which of its patches are kept."""
+
+    def __init__(self, item: AudioItem, config: ExtractionConfig) -> None:
+        self.item = item
+        tokens = config.tokens_per_clip
+        self.sampler = None if tokens is None else GroupSampler(config.seed, item.key, tokens)
+        self.begun = False
+        self._samples: int | None = None
+
+    def wants(self, window: int, samples: int | None) -> bool:
+        """Return whether patches of the window are kept."""
+        self._samples = samples
+        if self.sampler is not None:
+            return self.sampler.offer(window, samples)
+        return window_columns(window, samples) > 0
+
+    def audio_rows(self, window: int, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return those of a window's patches (512, E) that hold audio."""
+        return patches[: window_columns(window, self._samples) * PATCH_ROWS]
+
+
+class FeatureSink:
+    """An open feature shard; the rows of a file go straight into it and are taken back if the file fails."""
+
+    def __init__(self, writer: FeatureShardWriter) -> None:
+        self._writer = writer
+
+    def take(self, clip: FeatureClip, window: int, values: npt.NDArray[np.float32]) -> None:
+        """Store a window's patches (512, E), or keep the chosen ones until the end of the file."""
+        rows = clip.audio_rows(window, values)
+        if clip.sampler is not None:
+            clip.sampler.take(window, rows)
+        else:
+            self._begin(clip)
+            self._writer.append_rows(rows)
+
+    def finish(self, clip: FeatureClip, samples: int) -> None:
+        """Close the file's entry."""
+        self._begin(clip)
+        for rows in clip.sampler.rows() if clip.sampler is not None else ():
+            self._writer.append_rows(rows)
+        self._writer.finish_clip(samples, describe_source(clip.item))
+
+    def discard(self, clip: FeatureClip) -> None:
+        """Take back the rows of a file that failed."""
+        if clip.begun:
+            self._writer.discard_clip()
+
+    def _begin(self, clip: FeatureClip) -> None:
+        if not clip.begun:
+            self._writer.begin_clip(clip.item.key)
+            clip.begun = True

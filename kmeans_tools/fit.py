@@ -1,0 +1,233 @@
+"""Fit one or several k-means codebooks to the same vectors, sharing every pass over them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sctok.formats.files import hash_arrays, hash_json
+from sctok.kernels.devices import resolve_device
+
+from .checkpoints import checkpoint_path, load_state, save_state
+from .config import GIVEN, FitResult, KMeansConfig
+from .faiss_backend import require_faiss
+from .lloyd import ClusterState, FinalPass, LloydPass
+from .minibatch import MiniBatchPass
+from .quality import codebook_certificate
+from .seeding import sample_size, seed_centroids
+from .sources import Vectors, VectorSource
+
+ALGORITHM_VERSION = 1  # part of the configuration hash: raise it when results change
+
+_SAMPLE, _CHOICE, _SHUFFLE = 4, 5, 6  # keep the random numbers of different purposes apart
+
+Progress = Callable[[dict[str, Any]], None]
+Save = Callable[[FitResult], None]
+_Pass = LloydPass | MiniBatchPass | FinalPass
+
+
+def config_hash(source: VectorSource, k: int, config: KMeansConfig, initial: Vectors | None = None) -> str:
+    """Return the hash of all that decides the codebook of one k: settings, data and given centroids."""
+    given = None if initial is None else hash_arrays({"initial": initial})
+    return hash_json([ALGORITHM_VERSION, k, config.identity(), source.fingerprint, given])
+
+
+def fit_codebooks(
+    source: VectorSource,
+    ks: Sequence[int],
+    config: KMeansConfig,
+    *,
+    initial: Mapping[int, Vectors] | None = None,
+    checkpoint_dir: Path | None = None,
+    name: str = "kmeans",
+    save: Save | None = None,
+    progress: Progress | None = None,
+) -> dict[int, FitResult]:
+    """Fit a codebook of each size in `ks`; the result of one does not depend on the others.
+
+    One block of vectors is in memory at a time, beside the centroids and their sums. Every codebook ends with a pass
+    over all vectors that counts them for the centroids that are returned.
+
+    Args:
+        source: vectors (rows, D) float32, finite.
+        ks: sizes, each at most the number of (distinct) vectors; repeated ones count once.
+        config: see KMeansConfig.
+        initial: for seeding "given": first centroids (k, D) for each k.
+        checkpoint_dir: where to keep `<name>-<k>-<config hash>.safetensors` after every pass, removed once the result
+            is saved. The same call after an interruption goes on there and gives the same bits on the same device.
+        save: called with each result as soon as it is there.
+        progress: called with {"event": "start" | "rows" | "pass" | "done", …}.
+
+    Returns:
+        FitResult by k, in the order of `ks`.
+
+    Raises:
+        ValueError: k below 1, above the number of vectors or of distinct ones; a vector with NaN or infinity; given
+            centroids that do not fit. ImportError: no FAISS for the backend "faiss".
+    """
+    sizes = list(dict.fromkeys(int(k) for k in ks))
+    given = dict(initial or {})
+    _validate(source, sizes, config, given)
+    return _Fit(source, config, given, checkpoint_dir, name, save, progress).run(sizes)
+
+
+def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, given: dict[int, Vectors]) -> None:
+    if not ks:
+        raise ValueError("no k given")
+    for k in ks:
+        if k < 1:
+            raise ValueError(f"k = {k} is not positive")
+        if k > source.rows:
+            raise ValueError(f"k = {k} exceeds the {source.rows} vectors of {source.name}; lower k or add audio")
+        if (config.seeding == GIVEN) != (k in given):
+            raise ValueError(f"seeding {config.seeding!r} and first centroids for k = {k} do not go together")
+        if k in given and (given[k].shape != (k, source.dim) or not np.isfinite(given[k]).all()):
+            raise ValueError(
+                f"first centroids of shape {given[k].shape} are not {k} finite vectors of width {source.dim}"
+            )
+    if config.backend == "faiss":
+        require_faiss()
+
+
+class _Fit:
+    """The loop over passes, for the codebooks that still need one."""
+
+    def __init__(
+        self,
+        source: VectorSource,
+        config: KMeansConfig,
+        given: dict[int, Vectors],
+        checkpoint_dir: Path | None,
+        name: str,
+        save: Save | None,
+        progress: Progress | None,
+    ) -> None:
+        self.source, self.config, self.given = source, config, given
+        self.folder, self.name, self.save = checkpoint_dir, name, save
+        self.progress: Progress = progress or (lambda event: None)
+        self.device = resolve_device(config.device)
+        self.hashes: dict[int, str] = {}
+        self.seconds: dict[int, float] = {}
+
+    def run(self, ks: list[int]) -> dict[int, FitResult]:
+        self.hashes = {k: config_hash(self.source, k, self.config, self.given.get(k)) for k in ks}
+        states = {k: self._start(k) for k in ks}
+        results: dict[int, FitResult] = {}
+        while states:
+            for k, result in self._one_round(states).items():
+                results[k] = result
+                del states[k]
+                if self.save is not None:
+                    self.save(result)
+                    self._remove_checkpoint(k)
+        for k in ks:
+            self._remove_checkpoint(k)
+        return {k: results[k] for k in ks}
+
+    def _start(self, k: int) -> ClusterState:
+        started = time.monotonic()
+        path = self._checkpoint(k)
+        state = load_state(path, self.device) if path else None
+        resumed = state is not None
+        if state is None:
+            state = ClusterState(torch.from_numpy(self._seed(k)).to(self.device))
+            if path:
+                save_state(path, state)
+        self.seconds[k] = time.monotonic() - started
+        self.progress({"event": "start", "k": k, "resumed": resumed, "passes": state.passes, "rows": self.source.rows})
+        return state
+
+    def _seed(self, k: int) -> Vectors:
+        if k in self.given:
+            return np.array(self.given[k], np.float32)
+        seed = self.config.seed
+        sample = self.source.sample(sample_size(k, self.source.dim, self.source.rows), (seed, k, _SAMPLE))
+        generator = np.random.default_rng([seed, k, _CHOICE])
+        return seed_centroids(sample, k, self.config.seeding, generator, self.device)
+
+    def _one_round(self, states: dict[int, ClusterState]) -> dict[int, FitResult]:
+        """Give every codebook one more pass, those that read in the same order together."""
+        orders: dict[int | None, list[_Pass]] = {}
+        for state in states.values():
+            order, one_pass = self._next_pass(state)
+            orders.setdefault(order, []).append(one_pass)
+        results = {}
+        for order, passes in orders.items():
+            started = time.monotonic()
+            self._read(passes, order)
+            for one_pass in passes:
+                k = one_pass.state.k
+                one_pass.finish()
+                self.seconds[k] += time.monotonic() - started
+                self._report(one_pass)
+                if isinstance(one_pass, FinalPass):
+                    results[k] = self._result(one_pass)
+                elif path := self._checkpoint(k):
+                    save_state(path, one_pass.state)
+        return results
+
+    def _next_pass(self, state: ClusterState) -> tuple[int | None, _Pass]:
+        """Return the pass that a state needs next, and the seed of the order of its blocks or None for in order."""
+        if state.settled:
+            return None, FinalPass(state, self.config)
+        if self.config.algorithm == "lloyd":
+            return None, LloydPass(state, self.config, self.source.rows)
+        order = np.random.SeedSequence([self.config.seed, state.passes, _SHUFFLE]).generate_state(1)[0]
+        return int(order), MiniBatchPass(state, self.config)
+
+    def _read(self, passes: list[_Pass], order: int | None) -> None:
+        source = self.source
+        rows = self.config.ordered_rows(source.dim) if order is None else self.config.batch_rows(source.rows)
+        for block in source.blocks(rows, order):
+            points = torch.from_numpy(block.rows).to(self.device)
+            for one_pass in passes:
+                one_pass.add(points, block)
+            self.progress({"event": "rows", "rows": len(block.rows), "ks": [p.state.k for p in passes]})
+
+    def _report(self, one_pass: _Pass) -> None:
+        state = one_pass.state
+        self.progress(
+            {
+                "event": "done" if isinstance(one_pass, FinalPass) else "pass",
+                "k": state.k,
+                "pass": state.passes,
+                "inertia": state.history[-1],
+                "mean_distance": state.history[-1] / self.source.rows,
+            }
+        )
+
+    def _result(self, final: FinalPass) -> FitResult:
+        state, totals = final.state, final.totals
+        rows = self.source.rows
+        quality = codebook_certificate(state.centroids, totals.counts, totals.sums, totals.inertia)
+        exact = self.config.precision == "exact"
+        quality |= {
+            "assignment": "float64 argmin, lowest index" if exact else "float32 scores",
+            "certified_rows": rows - totals.rescored if exact else 0,
+            "rescored_rows": totals.rescored,
+            "iterations": state.passes - 1,
+            "converged": state.converged,
+            "config_hash": self.hashes[state.k],
+        }
+        return FitResult(
+            centroids=state.centroids.cpu().numpy(),
+            counts=totals.counts.cpu().numpy(),
+            inertia=totals.inertia,
+            inertia_history=tuple(state.history),
+            iterations=state.passes - 1,
+            converged=state.converged,
+            n_vectors=rows,
+            certificate=quality,
+            config_hash=self.hashes[state.k],
+            seconds=self.seconds[state.k],
+        )
+
+    def _checkpoint(self, k: int) -> Path | None:
+        return self.folder and checkpoint_path(self.folder, self.name, k, self.hashes[k])
+
+    def _remove_checkpoint(self, k: int) -> None:
+        if path := self._checkpoint(k):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,225 @@
+"""Merged codebooks: the rows of one codebook per domain, in a fixed ratio and order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sctok.formats.codebooks import (
+    MERGED_DOMAIN,
+    Codebook,
+    CodebookInfo,
+    Segment,
+    codebook_hash,
+    codebook_path,
+    find_codebooks,
+    load_codebook,
+    save_codebook,
+)
+from sctok.formats.stacking import TOKEN_RATES
+
+PAPER_RATIO = {"general": 2, "speech": 1, "music": 1}
+PAPER_SIZES = (4096, 8192, 16_384, 32_768)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merged codebook that could be made: its size and token rate, and per domain, in row order, the size of part."""
+
+    size: int
+    token_rate: int
+    parts: dict[str, int]
+
+    def paths(self, folder: Path) -> dict[str, Path]:
+        """Return where the codebook of each domain is, or would be."""
+        return {domain: codebook_path(folder, domain, k, self.token_rate) for domain, k in self.parts.items()}
+
+    def missing(self, folder: Path) -> list[str]:
+        """Return, for each domain codebook that is not there, its file name and the command that makes it."""
+        return [
+            f"{path.name} (sctok cluster --domain {domain} --k {self.parts[domain]} --token-rate {self.token_rate})"
+            for domain, path in self.paths(folder).items()
+            if not path.exists()
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class MergedCodebook:
+    """A merged codebook on disk; `made` is False where an equal one was there already."""
+
+    path: Path
+    codebook: Codebook
+    made: bool
+
+
+def split_size(size: int, ratio: Mapping[str, int]) -> dict[str, int]:
+    """Return how many rows of a merged codebook of `size` each domain gives, in the order of `ratio`.
+
+    Raises:
+        ValueError: an empty ratio, a share below 1, the domain "merged", or a size that does not divide.
+    """
+    if not ratio:
+        raise ValueError("the ratio names no domain")
+    for domain, share in ratio.items():
+        if share < 1 or domain == MERGED_DOMAIN:
+            raise ValueError(f"ratio {domain}={share} is not a domain with a share of at least 1")
+    total = sum(ratio.values())
+    if size < total or size % total:
+        shares = ":".join(str(share) for share in ratio.values())
+        raise ValueError(f"size {size} does not divide into {' : '.join(ratio)} = {shares}; use a multiple of {total}")
+    return {domain: size // total * share for domain, share in ratio.items()}
+
+
+def choose_plans(
+    folder: Path, ratio: Mapping[str, int], sizes: Sequence[int] = (), rates: Sequence[int] = ()
+) -> list[MergePlan]:
+    """Return the merged codebooks to build from the domain codebooks in a folder.
+
+    sizes: those asked for, each at every rate it can be built at; by default every size whose parts are all there.
+    rates: token rates, by default all at hand; given with sizes, every combination must be possible.
+
+    Raises:
+        ValueError: nothing can be built, or not a size that was asked for, listing the missing domain codebooks and
+            the commands that make them.
+    """
+    split_size(sum(ratio.values()), ratio)
+    if not sizes:
+        plans = [plan for plan in _possible_plans(folder, ratio) if not rates or plan.token_rate in rates]
+        ready = [plan for plan in plans if not plan.missing(folder)]
+        if not ready:
+            plans = plans or [_smallest_plan(rate, ratio) for rate in rates or [max(TOKEN_RATES.values())]]
+            fewest = min(len(plan.missing(folder)) for plan in plans)
+            raise _nothing_to_build(folder, [plan for plan in plans if len(plan.missing(folder)) == fewest][-1:])
+        return ready
+    at_hand = rates or sorted({plan.token_rate for plan in _possible_plans(folder, ratio)}, reverse=True)
+    chosen = []
+    for size in sizes:
+        plans = [MergePlan(size, rate, split_size(size, ratio)) for rate in at_hand or [max(TOKEN_RATES.values())]]
+        ready = [plan for plan in plans if not plan.missing(folder)]
+        if not ready or (rates and len(ready) < len(plans)):
+            raise _nothing_to_build(folder, plans)
+        chosen += ready
+    return chosen
+
+
+def _possible_plans(folder: Path, ratio: Mapping[str, int]) -> list[MergePlan]:
+    """Return, by token rate (highest first) and size, every plan that some codebook in the folder would be part of."""
+    total = sum(ratio.values())
+    plans = set()
+    for found in find_codebooks(folder):
+        share = ratio.get(found.domain)
+        if share and found.k % share == 0:
+            plans.add((-found.token_rate, found.k // share * total))
+    return [MergePlan(size, -rate, split_size(size, ratio)) for rate, size in sorted(plans)]
+
+
+def _smallest_plan(rate: int, ratio: Mapping[str, int]) -> MergePlan:
+    size = sum(ratio.values()) * (PAPER_SIZES[0] // sum(PAPER_RATIO.values()))
+    return MergePlan(size, rate, split_size(size, ratio))
+
+
+def _nothing_to_build(folder: Path, plans: Sequence[MergePlan]) -> ValueError:
+    needs = [
+        f"size {plan.size} at {plan.token_rate} tokens/s lacks {', '.join(missing)}"
+        for plan in plans
+        if (missing := plan.missing(folder))
+    ]
+    return ValueError(f"{folder}: {'; '.join(needs)}")
+
+
+def build_merged(
+    folder: Path, plans: Sequence[MergePlan], ratio: Mapping[str, int], *, overwrite: bool = False
+) -> list[MergedCodebook]:
+    """Build merged codebooks in a folder, `merged-<size>-r<rate>.safetensors` each, from the domain codebooks there.
+
+    Raises:
+        ValueError: parts that do not fit together; a merged codebook that is there, differs and may not be
+            overwritten. FormatError: a damaged part. Nothing is written then.
+    """
+    results = []
+    for plan in plans:
+        paths = plan.paths(folder)
+        parts = {domain: load_codebook(path) for domain, path in paths.items()}
+        merged = merge_codebooks(parts, ratio, plan.size, names={domain: str(path) for domain, path in paths.items()})
+        target = codebook_path(folder, MERGED_DOMAIN, plan.size, plan.token_rate)
+        made = not target.exists() or not _equal(load_codebook(target), merged)
+        if made and target.exists() and not overwrite:
+            raise ValueError(f"{target} was merged from other codebooks; use --overwrite to replace it")
+        results.append(MergedCodebook(target, merged, made))
+    for result in results:
+        if result.made:
+            save_codebook(result.path, result.codebook)
+    return results
+
+
+def _equal(one: Codebook, other: Codebook) -> bool:
+    same_info = {**asdict(one.metadata), "sctok_version": ""} == {**asdict(other.metadata), "sctok_version": ""}
+    return same_info and codebook_hash(one) == codebook_hash(other) and np.array_equal(one.counts, other.counts)
+
+
+def merge_codebooks(
+    codebooks: Mapping[str, Codebook], ratio: Mapping[str, int], size: int, *, names: Mapping[str, str] | None = None
+) -> Codebook:
+    """Join one codebook per domain into one of `size` rows, in the order of `ratio`, its segments recorded.
+
+    Args:
+        codebooks: by domain; that of a domain with share s of a total t has size·s/t rows.
+        ratio: share of each domain, such as PAPER_RATIO (section 3 of the SemantiCodec paper).
+        names: what to call each codebook in errors, such as its path; by default the domain.
+
+    Raises:
+        ValueError: a domain without a codebook or with one of another size, or codebooks of different encoders or
+            stack factors, naming both.
+    """
+    called = {domain: (names or {}).get(domain, domain) for domain in ratio}
+    parts = split_size(size, ratio)
+    segments, row = [], 0
+    for domain, k in parts.items():
+        if domain not in codebooks:
+            raise ValueError(f"no codebook of domain {domain!r} with {k} centroids")
+        if codebooks[domain].k != k:
+            raise ValueError(f"{called[domain]} has {codebooks[domain].k} centroids, its share of {size} is {k}")
+        segments.append(Segment(domain, row, row + k))
+        row += k
+    chosen = {domain: codebooks[domain] for domain in parts}
+    _check_same(chosen, called)
+    return Codebook(
+        centroids=np.concatenate([book.centroids for book in chosen.values()]),
+        counts=np.concatenate([book.counts for book in chosen.values()]),
+        metadata=_merged_info(chosen, tuple(segments)),
+    )
+
+
+def _merged_info(chosen: Mapping[str, Codebook], segments: tuple[Segment, ...]) -> CodebookInfo:
+    infos = [book.metadata for book in chosen.values()]
+    precisions = {info.precision for info in infos}
+    return CodebookInfo(
+        domain=MERGED_DOMAIN,
+        segments=segments,
+        stack_factor=infos[0].stack_factor,
+        encoder=infos[0].encoder,
+        encoder_hash=infos[0].encoder_hash,
+        seed=infos[0].seed,
+        algorithm="merged",
+        precision=precisions.pop() if len(precisions) == 1 else "mixed",
+        n_vectors=sum(info.n_vectors for info in infos),
+        certificate={"parts": {domain: book.metadata.certificate for domain, book in chosen.items()}},
+    )
+
+
+def _check_same(chosen: Mapping[str, Codebook], called: Mapping[str, str]) -> None:
+    first, *others = chosen
+    one = chosen[first].metadata
+    for domain in others:
+        other = chosen[domain].metadata
+        if other.encoder_hash != one.encoder_hash:
+            raise ValueError(
+                f"{called[domain]} was made with encoder {other.encoder} ({other.encoder_hash}), {called[first]} with "
+                f"{one.encoder} ({one.encoder_hash}); cluster both from features of one encoder"
+            )
+        if other.stack_factor != one.stack_factor or chosen[domain].width != chosen[first].width:
+            raise ValueError(
+                f"{called[domain]} has stack factor {other.stack_factor} and width {chosen[domain].width}, "
+                f"{called[first]} {one.stack_factor} and {chosen[first].width}; merge codebooks of one token rate"
+            )

@@ -1,0 +1,236 @@
+"""Where vectors come from: feature shards on disk, read block by block, or an array in memory."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sctok.formats.feature_shards import FeatureShard
+from sctok.formats.files import hash_arrays, hash_json
+
+Vectors = npt.NDArray[np.float32]
+
+_PIECE_ROWS = 512  # neighbouring rows that stay together when blocks are shuffled
+_OPEN_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some vectors of a source: rows float32 (n, D) with their places (n,) int64 in the source."""
+
+    places: npt.NDArray[np.int64]
+    rows: Vectors
+
+
+class VectorSource(Protocol):
+    """Vectors (rows, dim) to cluster. `fingerprint` tells sources of different content apart."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+
+    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
+        """Yield all vectors once, at most block_rows at a time: in order, or shuffled by `seed` in short pieces."""
+
+    def take(self, places: npt.NDArray[np.int64]) -> Vectors:
+        """Return the vectors (n, D) at ascending places (n,), holding no more than these and one block."""
+
+    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
+        """Return `count` different vectors at random in the order of their places, the same for the same seed."""
+
+
+def sample_places(rows: int, count: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return min(count, rows) different places in [0, rows), ascending int64, drawn without replacement."""
+    if count >= rows:
+        return np.arange(rows, dtype=np.int64)
+    generator = np.random.default_rng(list(seed))
+    return np.sort(generator.choice(rows, count, replace=False, shuffle=False)).astype(np.int64)
+
+
+def shuffled_pieces(rows: int, block_rows: int, seed: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield (start, stop) pieces of [0, rows) in random order, so many at a time that they hold block_rows rows."""
+    size = min(_PIECE_ROWS, block_rows)
+    order = np.random.default_rng(seed).permutation(-(-rows // size))
+    group = max(1, block_rows // size)
+    for first in range(0, len(order), group):
+        yield [(int(i) * size, min(rows, (int(i) + 1) * size)) for i in order[first : first + group]]
+
+
+class ArraySource:
+    """Vectors of an array (rows, D) in memory, any real dtype, memory layout or writability; cast block by block.
+
+    Raises:
+        ValueError: not a matrix with at least one row and column, not numbers, or NaN or infinity in float32.
+    """
+
+    def __init__(self, array: npt.ArrayLike, name: str = "array") -> None:
+        self._array = np.asarray(array)
+        self.name = name
+        if self._array.ndim != 2 or 0 in self._array.shape or self._array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{name}: vectors must be numbers of shape (rows, D), neither 0, not {self._array.dtype} "
+                f"{self._array.shape}"
+            )
+        self.rows, self.dim = (int(size) for size in self._array.shape)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all values."""
+        return hash_arrays({"vectors": self._array})
+
+    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
+        """See VectorSource."""
+        for pieces in _plan(self.rows, block_rows, seed):
+            places = np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in pieces])
+            yield Block(places, self.take(places))
+
+    def take(self, places: npt.NDArray[np.int64]) -> Vectors:
+        """See VectorSource."""
+        with np.errstate(over="ignore"):
+            rows = self._array[places].astype(np.float32)
+        check_finite(rows, places, self.name, "row")
+        return rows
+
+    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
+        """See VectorSource."""
+        return self.take(sample_places(self.rows, count, seed))
+
+
+class ShardSource:
+    """Stacked vectors of feature shards, read when asked for.
+
+    paths: at least one shard, all by one encoder. stack: 1, 2 or 4 patches per vector, joined inside a clip only.
+
+    Raises:
+        ValueError: no path, or shards of different encoders or widths, naming both.
+        FormatError: a file that is not a whole feature shard.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], stack: int) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.stack = stack
+        if not self.paths:
+            raise ValueError("no feature shards to read; run `sctok extract` first")
+        self._lengths: list[int] = []
+        described: list[list[Any]] = []
+        for path in self.paths:
+            with FeatureShard(path) as shard:
+                found = shard.width, shard.encoder_hash
+                if not described:
+                    self.width, self.encoder_hash = found
+                    self.encoder = str(shard.provenance.get("encoder", ""))
+                    self._filterbank = shard.provenance.get("filterbank")
+                self._check_same(path, shard)
+                self._lengths.append(shard.stacked_rows(stack))
+                described.append([path.name, shard.rows, found, shard.provenance, path.stat().st_size])
+        self._starts = np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)])
+        self.dim, self.rows = self.width * stack, int(self._starts[-1])
+        self.fingerprint = hash_json([stack, described])
+        self.name = str(self.paths[0].parent)
+
+    def _check_same(self, path: Path, shard: FeatureShard) -> None:
+        first = self.paths[0]
+        if shard.encoder_hash != self.encoder_hash:
+            raise ValueError(
+                f"{path} holds features of encoder {_encoder(shard.provenance, shard.encoder_hash)}, {first} of "
+                f"{self.encoder} ({self.encoder_hash}); keep features of one encoder per folder"
+            )
+        if shard.provenance.get("filterbank") != self._filterbank:
+            raise ValueError(f"{path} and {first} were made with different filterbank settings; keep them apart")
+        if shard.width != self.width:
+            raise ValueError(f"{path} holds features of width {shard.width}, {first} of width {self.width}")
+
+    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
+        """See VectorSource."""
+        with _OpenShards() as reader:
+            for pieces in _plan(self.rows, block_rows, seed):
+                places = np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in pieces])
+                yield Block(places, np.concatenate([self._read(reader, start, stop) for start, stop in pieces]))
+
+    def take(self, places: npt.NDArray[np.int64]) -> Vectors:
+        """See VectorSource."""
+        result = np.empty((len(places), self.dim), np.float32)
+        with _OpenShards() as reader:
+            for start in range(0, self.rows, _PIECE_ROWS):
+                first, last = np.searchsorted(places, [start, start + _PIECE_ROWS])
+                if first < last:
+                    wanted = places[first:last]
+                    piece = self._read(reader, int(wanted[0]), int(wanted[-1]) + 1)
+                    result[first:last] = piece[wanted - wanted[0]]
+        return result
+
+    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
+        """See VectorSource."""
+        return self.take(sample_places(self.rows, count, seed))
+
+    def _read(self, reader: "_OpenShards", start: int, stop: int) -> Vectors:
+        parts = []
+        index = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            first, last = start - int(self._starts[index]), min(stop, int(self._starts[index + 1]))
+            if start < last:
+                shard = reader.open(self.paths[index])
+                if shard.stacked_rows(self.stack) != self._lengths[index]:
+                    raise ValueError(f"{self.paths[index]} changed while it was read; run the same command again")
+                rows = shard.read(first, last - int(self._starts[index]), self.stack)
+                check_finite(rows, np.arange(first, first + len(rows)), str(self.paths[index]), "vector")
+                parts.append(rows)
+                start = last
+            index += 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class _OpenShards:
+    """Keeps the shards that were asked for last open."""
+
+    def __init__(self) -> None:
+        self._shards: dict[Path, FeatureShard] = {}
+
+    def open(self, path: Path) -> FeatureShard:
+        shard = self._shards.pop(path, None) or FeatureShard(path)
+        self._shards[path] = shard
+        if len(self._shards) > _OPEN_SHARDS:
+            self._shards.pop(next(iter(self._shards))).close()
+        return shard
+
+    def __enter__(self) -> "_OpenShards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self._shards.values():
+            shard.close()
+
+
+def _plan(rows: int, block_rows: int, seed: int | None) -> Iterator[list[tuple[int, int]]]:
+    if block_rows < 1:
+        raise ValueError(f"block_rows {block_rows} is not positive")
+    if seed is not None:
+        yield from shuffled_pieces(rows, block_rows, seed)
+        return
+    for start in range(0, rows, block_rows):
+        yield [(start, min(rows, start + block_rows))]
+
+
+def _encoder(provenance: dict[str, Any], encoder_hash: str) -> str:
+    return f"{provenance.get('encoder', '')} ({encoder_hash})"
+
+
+def check_finite(rows: Vectors, places: npt.NDArray[np.int64], name: str, unit: str) -> None:
+    """Raise ValueError naming the place of the first of the rows (n, D) that holds NaN or infinity."""
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        place = int(places[int(np.flatnonzero(~finite)[0])])
+        raise ValueError(f"{name}: {unit} {place} holds NaN or infinity; remove it and start again")

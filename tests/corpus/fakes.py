@@ -1,0 +1,169 @@
+"""A fake encoder, small audio collections, and runs in processes of their own that tests interrupt."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from sctok.audio.windows import WINDOW_PATCHES, WINDOW_SAMPLES
+from sctok.corpus.extraction import ExtractionConfig, extract_features
+from sctok.corpus.processes import RunResult
+from sctok.corpus.sharding import Execution
+from sctok.formats.codebooks import Codebook, CodebookInfo
+
+WIDTH = 8
+
+
+class FakeExtractor:
+    """Embeds a patch of a window as the mean magnitudes of eight stretches of it."""
+
+    name = "fake"
+    hash = "0123456789abcdef"
+    width = WIDTH
+    precision = "fp32"
+    device = "cpu"
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.delay = delay
+        self.batches: list[int] = []
+
+    def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Return (w, 512, 8) float32."""
+        self.batches.append(len(waves))
+        time.sleep(self.delay * len(waves))
+        stretches = np.abs(waves[:, :WINDOW_SAMPLES]).reshape(len(waves), WINDOW_PATCHES, WIDTH, -1).mean(axis=-1)
+        return (stretches + last[:, None, None]).astype(np.float32)
+
+
+def make_fake(device: str) -> FakeExtractor:
+    """Return the fake encoder, slow enough to be interrupted."""
+    return FakeExtractor(delay=0.002)
+
+
+def fake_codebook(k: int = 32, stack: int = 2, encoder_hash: str = FakeExtractor.hash) -> Codebook:
+    """Return a codebook for features of the fake encoder."""
+    centroids = np.random.default_rng(3).uniform(0, 0.4, (k, WIDTH * stack)).astype(np.float32)
+    info = CodebookInfo("merged", (), stack, "fake", encoder_hash, n_vectors=k)
+    return Codebook(centroids, np.ones(k, np.int64), info)
+
+
+def write_audio(path: Path, samples: int, seed: int | None = None) -> Path:
+    """Write a 16 kHz WAV file of noise whose level moves."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(samples if seed is None else seed)
+    level = np.repeat(rng.uniform(0.02, 0.5, samples // 1000 + 1), 1000)[:samples]
+    soundfile.write(path, rng.uniform(-1, 1, samples) * level, 16_000, subtype="PCM_16")
+    return path
+
+
+def write_collection(folder: Path, files: int = 10) -> Path:
+    """Write `files` good files of 0.06 to 25 s in nested folders, and three that cannot be read."""
+    rng = random.Random(1)
+    lengths = [1, 1000, WINDOW_SAMPLES, WINDOW_SAMPLES + 2561, 400_000]
+    lengths += [rng.randrange(2_000, 60_000) for _ in range(files)]
+    for index, samples in enumerate(lengths[:files]):
+        write_audio(folder / f"part {index % 3}" / f"clïp{index}.wav", samples, seed=index)
+    (folder / "part 0" / "text.wav").write_text("this is no audio\n")
+    (folder / "part 1" / "empty.wav").touch()
+    whole = (folder / "part 1" / "clïp4.wav").read_bytes() if files > 4 else b"RIFF"
+    (folder / "part 1" / "truncated.wav").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Return the hash of every file under a folder, hidden ones included."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def run_command(command: str, inputs: list[str | Path], folder: Path, **settings: Any) -> RunResult[Any]:
+    """Extract or tokenize with the fake encoder; settings are those of Execution and of the configurations."""
+    execution = {name: settings.pop(name) for name in ("devices", "batch_size", "workers") if name in settings}
+    execution = {"workers": 0, "batch_size": 3, **execution}
+    settings = {"files_per_shard": 3, **settings}
+    make, progress = settings.pop("make", make_fake), settings.pop("progress", lambda event: None)
+    if command == "extract":
+        config = ExtractionConfig("speech", **settings)
+        return extract_features(inputs, folder, make, config, Execution(**execution), progress)
+    from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
+
+    return tokenize_corpus(
+        inputs, folder, make, fake_codebook(), TokenizationConfig(**settings), Execution(**execution), progress
+    )
+
+
+def print_event(event: dict[str, Any]) -> None:
+    """Print an event as a line of JSON."""
+    print(json.dumps(event), flush=True)
+
+
+def _kill_often(command: str, audio: str, folder: str, kills: str, seed: str, workers: str) -> None:
+    """Run the command, killing it at random moments, and then to its end; print how many kills came in time."""
+    rng = random.Random(int(seed))
+    start = time.monotonic()
+    run_command(command, [audio], Path(folder).with_name("timing"), workers=int(workers))
+    duration = time.monotonic() - start
+    hits = 0
+    for _ in range(int(kills)):
+        child = os.fork()
+        if not child:
+            run_command(command, [audio], Path(folder), workers=int(workers))
+            os._exit(0)
+        time.sleep(rng.uniform(0, duration / 3))
+        os.kill(child, signal.SIGKILL)
+        hits += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    run_command(command, [audio], Path(folder), workers=int(workers))
+    print(hits)
+
+
+def _run(command: str, audio: str, folder: str, workers: str, devices: str) -> None:
+    """Run the command once, one file to a shard."""
+    run_command(
+        command,
+        [audio],
+        Path(folder),
+        workers=int(workers),
+        devices=tuple(devices.split(",")),
+        files_per_shard=1,
+        progress=print_event,
+    )
+
+
+def make_doomed(device: str) -> FakeExtractor:
+    """Return the fake encoder on one device, and on the other kill the process."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make_fake(device)
+
+
+def _doomed(audio: str, folder: str) -> None:
+    """Extract on two devices, one of which loses its process at once."""
+    settings = {"files_per_shard": 1, "devices": ("cpu", "cpu"), "make": make_doomed, "progress": print_event}
+    run_command("extract", [audio], Path(folder), **settings)
+
+
+def _limited(command: str, audio: str, folder: str, limit: str) -> None:
+    """Run the command under a limit on the size of files, which makes writing fail as a full disk does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    try:
+        run_command(command, [audio], Path(folder))
+    except OSError as error:
+        print(error)
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    {"kill": _kill_often, "run": _run, "limited": _limited, "doomed": _doomed}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,152 @@
+"""`sctok extract` and `sctok tokenize` as a user types them, with the fake encoder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fakes import FakeExtractor, fake_codebook, write_audio
+
+from sctok.cli.app import main
+from sctok.formats.codebooks import codebook_path, export_npy, save_codebook
+from sctok.formats.token_shards import read_token_shard
+
+Sctok = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sctok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sctok:
+    """Run a command line below `tmp_path` and return its exit code, stdout and stderr."""
+
+    def load(name: str, device: str, precision: str, batch_size: int) -> FakeExtractor:
+        return FakeExtractor()
+
+    monkeypatch.setattr("sctok.features.extractor.load_encoder", load)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([*map(str, arguments), "--workers", "0"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def codebooks(tmp_path: Path) -> Path:
+    folder = tmp_path / "sctok-data" / "codebooks"
+    for k, stack in ((16, 1), (32, 1), (8, 2)):
+        save_codebook(codebook_path(folder, "merged", k, 100 // stack), fake_codebook(k, stack))
+    return folder
+
+
+def test_extract_writes_below_the_root_and_prints_a_table(sctok: Sctok, collection: Path, tmp_path: Path) -> None:
+    code, out, err = sctok("extract", collection, "--domain", "speech")
+    assert code == 0
+    assert (tmp_path / "sctok-data" / "features" / "speech" / "shard-00000.h5").exists()
+    assert "real time" in out
+    assert "sctok-data/features/speech" in out
+    assert "warning: 3 inputs failed" in err
+    assert "failed.jsonl" in err
+
+
+def test_json_is_one_object_on_stdout(sctok: Sctok, collection: Path) -> None:
+    code, out, _ = sctok("extract", collection, "--domain", "speech", "--json", "--tokens-per-clip", 16)
+    found = json.loads(out)
+    assert code == 0
+    assert (found["files"], found["failed"], found["shards_left"]) == (10, 3, 0)
+    assert found["audio_seconds_done"] > 30
+
+
+def test_a_second_run_says_that_nothing_is_left(sctok: Sctok, collection: Path) -> None:
+    sctok("extract", collection, "--domain", "speech")
+    code, out, err = sctok("extract", collection, "--domain", "speech")
+    assert code == 0
+    assert "nothing left to do" in err
+    assert "real time" not in out
+
+
+def test_tokenize_finds_the_largest_codebook_and_names_the_run(
+    sctok: Sctok, collection: Path, codebooks: Path, tmp_path: Path
+) -> None:
+    code, out, _ = sctok("tokenize", collection, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["codebook_size"] == 32
+    assert found["folder"] == "sctok-data/tokens/collection"
+    assert len(list(read_token_shard(tmp_path / found["folder"] / "shard-00000.tar"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [(["--codebook", "16"], 16), (["--token-rate", "50"], 8), (["--codebook", "book.safetensors"], 8)],
+)
+def test_codebooks_by_size_rate_and_path(
+    sctok: Sctok, collection: Path, codebooks: Path, options: list[str], size: int
+) -> None:
+    save_codebook("book.safetensors", fake_codebook(8, 2))
+    code, out, err = sctok("tokenize", collection, "--name", "my_run", "--json", *options)
+    assert code == 0, err
+    assert json.loads(out)["codebook_size"] == size
+
+
+def test_published_centroids(sctok: Sctok, collection: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sctok.features.checkpoints.load_weights", lambda name: FakeExtractor())
+    export_npy(fake_codebook(8, 2), tmp_path / "book.npy")
+    code, out, err = sctok("tokenize", collection, "--codebook", "book.npy", "--token-rate", 50, "--json")
+    assert code == 0, err
+    assert json.loads(out)["codebook_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["extract", "missing", "--domain", "speech"], 1, "missing"),
+        (["extract", "empty", "--domain", "speech"], 1, "empty"),
+        (["extract", "broken", "--domain", "speech"], 1, "failed.jsonl"),
+        (["extract", "broken", "--domain", "a/b"], 2, "a/b"),
+        (["extract", "broken", "--domain", "speech", "--max-hours", "0"], 2, "max-hours"),
+        (["extract", "broken", "--domain", "speech", "--tokens-per-clip", "0"], 2, "tokens-per-clip"),
+        (["extract", "broken", "--domain", "speech", "--device", "toaster"], 1, "toaster"),
+        (["extract", "broken", "--domain", "speech", "--precision", "int3"], 1, "int3"),
+        (["tokenize", "broken"], 1, "codebooks"),
+        (["tokenize", "broken", "empty"], 2, "--name"),
+        (["tokenize", "broken", "--token-rate", "7"], 2, "token-rate"),
+        (["tokenize", "broken", "--codebook", "no.safetensors"], 1, "no.safetensors"),
+    ],
+)
+def test_bad_input_is_one_line(sctok: Sctok, tmp_path: Path, arguments: list[str], code: int, named: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "text.wav").write_text("no audio")
+    found, out, err = sctok(*arguments)
+    assert found == code, err
+    assert out == ""
+    assert named in err
+    assert "Traceback" not in err
+    if code == 1:
+        assert [line for line in err.splitlines() if line.startswith("error: ")] == err.splitlines()[-1:]
+
+
+def test_features_of_another_encoder_are_refused(
+    sctok: Sctok, collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sctok("extract", collection, "--domain", "speech")
+    monkeypatch.setattr(FakeExtractor, "hash", "f" * 16)
+    code, _, err = sctok("extract", collection, "--domain", "speech")
+    assert code == 1
+    assert "encoder_hash" in err.splitlines()[-1]
+
+
+def test_ctrl_c_says_how_to_go_on(sctok: Sctok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_audio(tmp_path / "audio" / "a.wav", 4000)
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeExtractor, "embed", interrupt)
+        code, _, err = sctok("extract", "audio", "--domain", "speech")
+    assert code == 130
+    assert "goes on from there" in err.splitlines()[-1]
+    assert list(tmp_path.rglob("*.tmp-*")) == []
+    assert sctok("extract", "audio", "--domain", "speech")[0] == 0

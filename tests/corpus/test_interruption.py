@@ -1,0 +1,181 @@
+"""Runs that are killed, share a folder, or run out of room end in the bytes of one clean run."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+from fakes import FakeExtractor, run_command, tree, write_collection
+
+from sctok.formats.files import DiskFullError
+
+Start = Callable[..., Popen[str]]
+COMMANDS = ["extract", "tokenize"]
+
+
+def temporaries(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*.tmp-*")]
+
+
+def living(group: int) -> list[int]:
+    """Return handles of the processes of a group."""
+    handles = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(entry.read_text().rpartition(")")[2].split()[2]) == group:
+                handles.append(os.pidfd_open(int(entry.parent.name)))
+    return handles
+
+
+def ended(handle: int) -> None:
+    """Wait until a process has ended; fail if it does not."""
+    assert select.select([handle], [], [], 60.0)[0], "a process outlives the command"
+    os.close(handle)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_at_random_moments_ends_in_the_same_bytes(
+    collection: Path, tmp_path: Path, start_fake: Start, command: str
+) -> None:
+    run_command(command, [collection], tmp_path / "clean")
+    process = start_fake("kill", command, collection, tmp_path / "killed", 12, 5, 0)
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert int(out) >= 4
+    assert tree(tmp_path / "killed") == tree(tmp_path / "clean")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_with_decoding_workers_ends_in_the_same_bytes(
+    collection: Path, tmp_path: Path, start_fake: Start, command: str, seed: int
+) -> None:
+    run_command(command, [collection], tmp_path / "clean")
+    process = start_fake("kill", command, collection, tmp_path / "killed", 10, seed, 2)
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert int(out) >= 4
+    assert tree(tmp_path / "killed") == tree(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("command", [pytest.param("extract", marks=pytest.mark.slow), "tokenize"])
+def test_two_processes_share_the_shards_without_doing_any_twice(
+    collection: Path, tmp_path: Path, start_fake: Start, command: str
+) -> None:
+    run_command(command, [collection], tmp_path / "clean", files_per_shard=1)
+    both = [start_fake("run", command, collection, tmp_path / "shared", 0, "cpu") for _ in range(2)]
+    done = []
+    for process in both:
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
+        events = [json.loads(line) for line in out.splitlines()]
+        done.append([event["index"] for event in events if event["event"] == "shard"])
+    assert sorted(done[0] + done[1]) == list(range(13))
+    assert tree(tmp_path / "shared") == tree(tmp_path / "clean")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_several_devices_share_the_shards(collection: Path, tmp_path: Path, start_fake: Start, command: str) -> None:
+    run_command(command, [collection], tmp_path / "clean", files_per_shard=1)
+    process = start_fake("run", command, collection, tmp_path / "shared", 1, "cpu,cpu")
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    events = [json.loads(line) for line in out.splitlines()]
+    assert sorted(event["index"] for event in events if event["event"] == "shard") == list(range(13))
+    assert sum(event["event"] == "file" for event in events) == 13
+    assert not [event for event in events if event["event"] == "lost"]
+    assert tree(tmp_path / "shared") == tree(tmp_path / "clean")
+
+
+@pytest.mark.slow
+def test_a_killed_helper_loses_nothing(collection: Path, tmp_path: Path, start_fake: Start) -> None:
+    run_command("extract", [collection], tmp_path / "clean", files_per_shard=1)
+    process = start_fake("doomed", collection, tmp_path / "run")
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert '"lost"' in out
+    assert tree(tmp_path / "run") == tree(tmp_path / "clean")
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices"), [(0, "cpu"), (2, "cpu"), pytest.param(2, "cpu,cpu", marks=pytest.mark.slow)]
+)
+def test_ctrl_c_leaves_no_process_and_no_temporary(
+    collection: Path, tmp_path: Path, start_fake: Start, workers: int, devices: str
+) -> None:
+    process = start_fake("run", "extract", collection, tmp_path / "run", workers, devices)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "shard":
+            break
+    group = living(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate()
+    assert process.returncode == -signal.SIGINT or process.returncode == 130
+    assert temporaries(tmp_path / "run") == []
+    for member in group:
+        ended(member)
+    run_command("extract", [collection], tmp_path / "run", files_per_shard=1)
+    run_command("extract", [collection], tmp_path / "clean", files_per_shard=1)
+    assert tree(tmp_path / "run") == tree(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_disk_that_fills_up_keeps_what_is_finished(
+    collection: Path, tmp_path: Path, start_fake: Start, command: str
+) -> None:
+    run_command(command, [collection], tmp_path / "clean")
+    suffix = "h5" if command == "extract" else "tar"
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "clean").glob(f"*.{suffix}"))
+    process = start_fake("limited", command, collection, tmp_path / "run", (sizes[-1] + sizes[-2]) // 2)
+    out, errors = process.communicate()
+    assert process.returncode == 3, errors
+    assert out.count("\n") == 1
+    assert f".{suffix}" in out
+    assert "make room" in out
+    assert temporaries(tmp_path / "run") == []
+    clean = tree(tmp_path / "clean")
+    for name, digest in tree(tmp_path / "run").items():
+        assert clean[name] == digest, name
+    run_command(command, [collection], tmp_path / "run")
+    assert tree(tmp_path / "run") == clean
+
+
+def test_no_room_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio = write_collection(tmp_path / "audio", 2)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sctok.formats.files._sync", full)
+        with pytest.raises(DiskFullError, match=r"manifest\.jsonl"):
+            run_command("extract", [audio], tmp_path / "run")
+    run_command("extract", [audio], tmp_path / "run")
+    run_command("extract", [audio], tmp_path / "clean")
+    assert tree(tmp_path / "run") == tree(tmp_path / "clean")
+
+
+def test_shards_of_another_process_are_left_to_it(tmp_path: Path) -> None:
+    audio = write_collection(tmp_path / "audio", 4)
+    nested: list[Any] = []
+
+    def progress(event: dict[str, Any]) -> None:
+        if event["event"] == "shard" and not nested:
+            nested.append(run_command("extract", [audio], tmp_path / "run", files_per_shard=1, make=other))
+
+    other = lambda device: FakeExtractor()  # noqa: E731
+    result = run_command("extract", [audio], tmp_path / "run", files_per_shard=1, progress=progress)
+    run_command("extract", [audio], tmp_path / "clean", files_per_shard=1)
+    assert nested[0].shards_left > 0
+    assert result.shards_left == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["shards"] == 7
+    assert tree(tmp_path / "run") == tree(tmp_path / "clean")

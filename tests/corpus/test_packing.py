@@ -1,0 +1,100 @@
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from sctok.audio.loader import Chunk
+from sctok.audio.sources import AudioItem
+from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
+from sctok.corpus.packing import FileEnd, WindowResult, encode_files
+
+
+@dataclass
+class Everything:
+    key: str
+    asked: list[tuple[int, int | None]] = field(default_factory=list)
+
+    def wants(self, window: int, samples: int | None) -> bool:
+        self.asked.append((window, samples))
+        return True
+
+
+class EvenWindows(Everything):
+    def wants(self, window: int, samples: int | None) -> bool:
+        return window % 2 == 0
+
+
+def chunks_of(key: str, *sizes: int, error: str | None = None) -> list[Chunk]:
+    item, first, made = AudioItem(key, f"/{key}"), 0, []
+    for size in sizes:
+        waves = np.full((size, WINDOW_SPAN), hash(key) % 97, np.float32)
+        waves[:, 0] = np.arange(first, first + size)
+        first += size
+        last = first == sum(sizes) and error is None
+        made.append(Chunk(item, first - size, waves, last, first * WINDOW_SAMPLES - 5 if last else None, None))
+    if error:
+        made.append(Chunk(item, first, np.empty((0, WINDOW_SPAN), np.float32), True, None, error))
+    return made
+
+
+def encode(waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+    return np.column_stack([waves[:, 1], waves[:, 0], last])
+
+
+def events(chunks: list[Chunk], batch_size: int, clip: type[Everything] = Everything) -> list[tuple]:
+    found: list[tuple] = []
+    for event in encode_files(iter(chunks), encode, batch_size, lambda item: clip(item.key)):
+        if isinstance(event, WindowResult):
+            found.append((event.clip.key, event.window, event.values.tolist()))
+        else:
+            assert isinstance(event, FileEnd)
+            found.append((event.item.key, event.samples, event.reason))
+    return found
+
+
+CHUNKS = [*chunks_of("a", 3, 2), *chunks_of("b", 1), *chunks_of("c", 2, error="is cut"), *chunks_of("d", 4)]
+
+
+def test_windows_come_in_order_with_their_results() -> None:
+    value = float(hash("a") % 97)
+    assert events(chunks_of("a", 2, 1), 2) == [
+        ("a", 0, [value, 0, 0]),
+        ("a", 1, [value, 1, 0]),
+        ("a", 2, [value, 2, 1]),
+        ("a", 3 * WINDOW_SAMPLES - 5, None),
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_results_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    assert events(CHUNKS, batch_size) == events(CHUNKS, 4)
+
+
+def test_batches_are_full_across_files() -> None:
+    sizes = []
+
+    def count(waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+        sizes.append(len(waves))
+        return encode(waves, last)
+
+    list(encode_files(iter(CHUNKS), count, 5, lambda item: Everything(item.key)))
+    assert sizes == [5, 5, 2]
+
+
+def test_a_file_that_breaks_ends_with_its_reason() -> None:
+    assert [event for event in events(CHUNKS, 3) if event[0] == "c"][-1] == ("c", 0, "is cut")
+
+
+def test_a_file_without_samples_is_a_failure() -> None:
+    empty = Chunk(AudioItem("a", "/a"), 0, np.zeros((1, WINDOW_SPAN), np.float32), True, 0, None)
+    assert events([empty], 3) == [("a", 0, "it holds no audio")]
+
+
+def test_the_length_is_known_with_the_last_window_alone() -> None:
+    clip = Everything("a")
+    list(encode_files(iter(chunks_of("a", 2, 1)), encode, 8, lambda item: clip))
+    assert clip.asked == [(0, None), (1, None), (2, 3 * WINDOW_SAMPLES - 5)]
+
+
+def test_unwanted_windows_are_left_out() -> None:
+    assert [event[1] for event in events(chunks_of("a", 3, 2), 2, EvenWindows)[:-1]] == [0, 2, 4]

@@ -1,0 +1,204 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sctok.audio.sources import AudioItem, BadItem
+from sctok.corpus.claims import take_lock, try_lock
+from sctok.corpus.runs import Failure, RunError, RunFolder, check_name, plan_run, safe_name
+from sctok.formats.files import FormatError
+
+CONFIG = {"kind": "test", "channel": None, "nested": {"a": 1.5}}
+
+
+def items(*keys: str, folder: str = "/audio") -> list[AudioItem]:
+    return [AudioItem(key, f"{folder}/{key}.wav", suffix=".wav", metadata={"n": 1}) for key in keys]
+
+
+def plan(folder: Path, listed: list[AudioItem | BadItem], files_per_shard: int = 2, **config: object) -> RunFolder:
+    return plan_run(folder, {**CONFIG, **config}, ".h5", listed, files_per_shard=files_per_shard)
+
+
+def keys(run: RunFolder) -> list[list[str]]:
+    return [[item.key for item in shard.items] for shard in run.shards()]
+
+
+def finish(run: RunFolder) -> list[int]:
+    done = []
+    for shard, claim in run.claim_shards():
+        run.shard_path(shard.index).write_bytes(b"whole")
+        claim.release()
+        done.append(shard.index)
+    return done
+
+
+def test_inputs_are_dealt_to_shards_in_order(tmp_path: Path) -> None:
+    run = plan(tmp_path / "run", items("c", "a", "b"))
+    assert keys(run) == [["c", "a"], ["b"]]
+    assert run.planned() == {0: 2, 1: 1}
+    assert next(run.shards()).items[0] == items("c")[0]
+
+
+def test_later_inputs_never_change_a_planned_shard(tmp_path: Path) -> None:
+    plan(tmp_path / "run", items("a", "b", "c"))
+    manifest = tmp_path / "run" / "manifest.jsonl"
+    before = manifest.read_bytes()
+    run = plan(tmp_path / "run", items("0", "a", "b", "c", "d"))
+    assert keys(run) == [["a", "b"], ["c"], ["0", "d"]]
+    assert manifest.read_bytes().startswith(before)
+
+
+def test_listing_the_same_inputs_again_writes_nothing(tmp_path: Path) -> None:
+    listed = [*items("a"), BadItem("b", "/audio/b.wav", "is missing"), BadItem("", "/audio/x.tar", "is cut")]
+    plan(tmp_path / "run", listed)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (tmp_path / "run").iterdir()}
+    plan(tmp_path / "run", listed)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_relative_paths_mean_the_same_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    plan(tmp_path / "run", items("a", folder="audio"))
+    monkeypatch.chdir(tmp_path / "sub")
+    run = plan(tmp_path / "run", items("a", folder="../audio"))
+    assert keys(run) == [["a"]]
+    assert list(run.failures()) == []
+
+
+def test_a_key_of_another_file_is_a_failure(tmp_path: Path) -> None:
+    plan(tmp_path / "run", items("a"))
+    run = plan(tmp_path / "run", items("a", folder="/other"))
+    (failure,) = run.failures()
+    assert (failure.key, failure.path) == ("a", "/other/a.wav")
+    assert "/audio/a.wav" in failure.reason
+    assert keys(run) == [["a"]]
+
+
+def test_a_problem_that_went_away_is_forgotten(tmp_path: Path) -> None:
+    plan(tmp_path / "run", [*items("a"), BadItem("b", "/audio/b.wav", "is missing")])
+    run = plan(tmp_path / "run", items("a", "b"))
+    assert list(run.failures()) == []
+    assert keys(run) == [["a"], ["b"]]
+
+
+def test_problems_without_a_key_are_told_apart_by_their_reasons(tmp_path: Path) -> None:
+    run = plan(tmp_path / "run", [*items("a"), BadItem("", "/a.csv", "row 1"), BadItem("", "/a.csv", "row 2")])
+    assert [failure.reason for failure in run.failures()] == ["row 1", "row 2"]
+
+
+@pytest.mark.parametrize("change", [{"kind": "other"}, {"nested": {"a": 2}}, {"more": 1}])
+def test_another_configuration_is_refused_in_one_line(tmp_path: Path, change: dict[str, object]) -> None:
+    plan(tmp_path / "run", items("a"))
+    with pytest.raises(RunError) as caught:
+        plan(tmp_path / "run", items("a"), **change)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert next(iter(change)) in message
+    assert str(tmp_path / "run") in message
+
+
+def test_a_foreign_run_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(RunError, match=r"run\.json"):
+        plan(tmp_path, items("a"))
+
+
+def test_shards_without_a_configuration_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "shard-00000.h5").touch()
+    with pytest.raises(RunError, match=r"shard-00000\.h5"):
+        plan(tmp_path, items("a"))
+
+
+def test_a_plan_that_died_before_its_configuration_is_made_anew(tmp_path: Path) -> None:
+    plan(tmp_path / "run", items("a", "b"))
+    (tmp_path / "run" / "run.json").unlink()
+    assert keys(plan(tmp_path / "run", items("c"))) == [["c"]]
+
+
+def test_a_damaged_manifest_is_named_with_its_line(tmp_path: Path) -> None:
+    plan(tmp_path / "run", items("a", "b"))
+    with (tmp_path / "run" / "manifest.jsonl").open("a") as file:
+        file.write('{"shard": 1, "it')
+    with pytest.raises(FormatError, match=r"manifest\.jsonl.*line 3"):
+        plan(tmp_path / "run", items("a", "b"))
+
+
+def test_nothing_listed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no audio"):
+        plan(tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_claimed_shard_is_passed_over_until_it_is_released(tmp_path: Path) -> None:
+    run = plan(tmp_path / "run", items("a", "b", "c"))
+    claims = run.claim_shards()
+    _, claim = next(claims)
+    assert [shard.index for shard, other in run.claim_shards() if not other.release()] == [1]
+    claim.release()
+    assert finish(run) == [0, 1]
+    assert finish(run) == []
+
+
+def test_locks_exclude_each_other(tmp_path: Path) -> None:
+    with take_lock(tmp_path / "lock"):
+        assert try_lock(tmp_path / "lock") is None
+    again = try_lock(tmp_path / "lock")
+    assert again is not None
+    again.release()
+    again.release()
+
+
+def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+    run = plan(tmp_path / "run", items("a", "b", "c"))
+    run.shard_path(0).write_bytes(b"whole")
+    for name in (
+        "shard-00000.h5.tmp-999999",
+        f"shard-00001.h5.tmp-{os.getpid()}",
+        "dropped-shard-00001.h5.tmp-999999",
+        "shard-00001.failed.jsonl.tmp-1",
+        "shard-00001.failed.jsonl",
+        "manifest.jsonl.tmp-999999",
+        "run.json.tmp-999999",
+    ):
+        (run.path / name).touch()
+    finish(run)
+    run.write_failures()
+    left = {path.name for path in run.path.iterdir()}
+    assert left == {"run.json", "manifest.jsonl", "failed.jsonl", ".claims", "shard-00000.h5", "shard-00001.h5"}
+
+
+def test_failures_are_merged_in_the_order_of_the_shards(tmp_path: Path) -> None:
+    run = plan(tmp_path / "run", [BadItem("x", "/x", "is missing"), *items("a", "b", "c")])
+    run.record_failures(1, [Failure("c", "/audio/c.wav", "is broken")])
+    run.record_failures(0, [Failure("b", "/audio/b.wav", "is broken")])
+    finished = [run.shard_path(index).touch() for index in (0, 1)]
+    assert run.write_failures() == len(finished) + 1
+    rows = [json.loads(line) for line in (run.path / "failed.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == ["x", "b", "c"]
+
+
+def test_a_chosen_subset_is_told_what_the_run_holds(tmp_path: Path) -> None:
+    seen = []
+
+    def choose(news, planned):
+        seen.append(planned)
+        yield from ((item, 1.25) for item in news if item.key != "b")
+
+    for listed in (items("a", "b", "c"), items("a", "b", "c", "d")):
+        run = plan_run(tmp_path / "run", CONFIG, ".h5", listed, files_per_shard=2, choose=choose)
+    assert seen == [0.0, 2.5]
+    assert keys(run) == [["a", "c"], ["d"]]
+
+
+@pytest.mark.parametrize("name", ["speech", "my_data-2.1", "Müll", "0"])
+def test_good_names_pass(name: str) -> None:
+    assert check_name(name, "domain") == name == safe_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a b", "..", "-x", "a\nb", "é!"])
+def test_bad_names_are_refused_and_can_be_made_good(name: str) -> None:
+    with pytest.raises(RunError, match="domain"):
+        check_name(name, "domain")
+    check_name(safe_name(name), "domain")

@@ -1,0 +1,147 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from fakes import FakeExtractor, fake_codebook, run_command, tree, write_audio
+
+from sctok.audio.windows import WINDOW_SAMPLES, token_count
+from sctok.corpus.runs import RunError
+from sctok.corpus.tokenization import TokenizationConfig, choose_codebook, tokenize_corpus
+from sctok.formats.codebooks import codebook_hash, codebook_path, save_codebook
+from sctok.formats.stacking import stack_patches
+from sctok.formats.token_shards import read_token_shard
+
+
+def tokens_by_key(folder: Path) -> dict[str, np.ndarray]:
+    return {key: tokens for path in sorted(folder.glob("*.tar")) for key, tokens, _ in read_token_shard(path)}
+
+
+@pytest.fixture(scope="module")
+def tokenized(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "clean"
+    run_command("tokenize", [collection], folder)
+    return folder
+
+
+@pytest.mark.parametrize("stack", [1, 2, 4])
+@pytest.mark.parametrize("samples", [700, 40_000, WINDOW_SAMPLES, 2 * WINDOW_SAMPLES + 2561])
+def test_tokens_are_the_nearest_centroids_of_stacked_features(tmp_path: Path, stack: int, samples: int) -> None:
+    write_audio(tmp_path / "in" / "a.wav", samples)
+    codebook = fake_codebook(stack=stack)
+    tokenize_corpus([tmp_path / "in"], tmp_path / "out", lambda device: FakeExtractor(), codebook)
+    windows = samples // WINDOW_SAMPLES + 1
+    audio = np.zeros(windows * WINDOW_SAMPLES, np.float32)
+    audio[:samples] = soundfile.read(tmp_path / "in" / "a.wav", dtype="float32")[0]
+    last = np.arange(windows) == windows - 1
+    features = FakeExtractor().embed(audio.reshape(windows, -1), last).astype(np.float64)
+    points = stack_patches(features, stack).reshape(-1, 8 * stack)
+    distances = ((points[:, None] - codebook.centroids.astype(np.float64)) ** 2).sum(axis=-1)
+    expected = distances.argmin(axis=1)[: token_count(samples, stack)]
+    np.testing.assert_array_equal(tokens_by_key(tmp_path / "out")["a"][:, 0], expected)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 64}, {"workers": 2, "batch_size": 5}])
+def test_bytes_do_not_depend_on_packing_or_workers(
+    collection: Path, tokenized: Path, tmp_path: Path, settings: dict[str, int]
+) -> None:
+    run_command("tokenize", [collection], tmp_path / "run", **settings)
+    assert tree(tmp_path / "run") == tree(tokenized)
+
+
+def test_tokens_of_a_file_do_not_depend_on_the_others(collection: Path, tokenized: Path, tmp_path: Path) -> None:
+    together = {key.rpartition("/")[2]: tokens for key, tokens in tokens_by_key(tokenized).items()}
+    for path in sorted(collection.rglob("clïp[0-4].wav")):
+        run_command("tokenize", [path], tmp_path / path.stem)
+        np.testing.assert_array_equal(tokens_by_key(tmp_path / path.stem)[path.stem], together[path.stem])
+
+
+def test_keys_keep_the_folder_structure(tokenized: Path) -> None:
+    assert set(tokens_by_key(tokenized)) == {f"part {index % 3}/clïp{index}" for index in range(10)}
+
+
+def test_info_says_what_made_the_tokens(collection: Path, tokenized: Path) -> None:
+    info = {key: info for path in tokenized.glob("*.tar") for key, _, info in read_token_shard(path)}["part 0/clïp0"]
+    assert info == {
+        "samples": 1,
+        "sample_rate": 16_000,
+        "token_rate": 50,
+        "streams": ["semantic"],
+        "codebook_hash": codebook_hash(fake_codebook()),
+        "codec_hash": None,
+        "encoder_hash": FakeExtractor.hash,
+        "source": {"path": str(collection / "part 0" / "clïp0.wav")},
+    }
+
+
+def test_manifest_columns_reach_the_info(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", 4000)
+    (tmp_path / "list.csv").write_text("path,speaker\na.wav,ünal\n")
+    run_command("tokenize", [tmp_path / "list.csv"], tmp_path / "run")
+    ((_, _, info),) = read_token_shard(tmp_path / "run" / "shard-00000.tar")
+    assert info["source"] == {"path": str(tmp_path / "a.wav"), "speaker": "ünal"}
+
+
+def test_summary_describes_the_corpus(tokenized: Path) -> None:
+    summary = json.loads((tokenized / "summary.json").read_text())
+    tokens = np.concatenate(list(tokens_by_key(tokenized).values()))[:, 0]
+    counts = np.bincount(tokens, minlength=32)
+    shares = counts[counts > 0] / counts.sum()
+    assert summary["files"] == 10
+    assert summary["failed"] == 3
+    assert summary["tokens"] == len(tokens)
+    assert summary["codebook_size"] == 32
+    assert summary["codebook_used"] == np.count_nonzero(counts)
+    assert summary["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), abs=0.006)
+    assert summary["tokens_per_second"] == pytest.approx(25, abs=1)
+
+
+def test_features_that_are_not_finite_fail_their_file_alone(tmp_path: Path) -> None:
+    class Sick(FakeExtractor):
+        def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+            embedded = super().embed(waves, last)
+            embedded[embedded > 1.9] = np.nan
+            return embedded
+
+    write_audio(tmp_path / "in" / "a.wav", 20_000)
+    soundfile.write(tmp_path / "in" / "loud.wav", np.ones(20_000) * 0.99, 16_000)
+    run_command("tokenize", [tmp_path / "in"], tmp_path / "out", make=lambda device: Sick())
+    assert set(tokens_by_key(tmp_path / "out")) == {"a"}
+    assert "not finite" in (tmp_path / "out" / "failed.jsonl").read_text()
+
+
+def test_a_codebook_of_another_encoder_is_refused(collection: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"ffff.*0123456789abcdef"):
+        tokenize_corpus([collection], tmp_path / "run", lambda _: FakeExtractor(), fake_codebook(encoder_hash="ffff"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_codebook_in_the_same_folder_is_refused(collection: Path, tokenized: Path) -> None:
+    with pytest.raises(RunError, match=r"codebook_hash.*other settings|other settings.*codebook_hash"):
+        tokenize_corpus(
+            [collection],
+            tokenized,
+            lambda device: FakeExtractor(),
+            fake_codebook(k=31),
+            TokenizationConfig(files_per_shard=3),
+        )
+
+
+def test_features_and_tokens_do_not_share_a_folder(collection: Path, tokenized: Path) -> None:
+    with pytest.raises(RunError, match="other settings"):
+        run_command("extract", [collection], tokenized)
+
+
+def test_the_largest_merged_codebook_is_chosen(tmp_path: Path) -> None:
+    for domain, k, stack in (("merged", 16, 2), ("merged", 32, 2), ("merged", 64, 1), ("speech", 128, 2)):
+        path = codebook_path(tmp_path, domain, k, 100 // stack)
+        save_codebook(path, fake_codebook(k=k, stack=stack))
+    assert choose_codebook(tmp_path, None, 50).name == "merged-32-r50.safetensors"
+    assert choose_codebook(tmp_path, 16, 50).name == "merged-16-r50.safetensors"
+    with pytest.raises(RunError, match=r"no merged codebook at 25 .* merged-16 at 50, .*speech-128 at 50"):
+        choose_codebook(tmp_path, None, 25)
+    with pytest.raises(RunError, match="no merged codebook of 8 centroids at 50"):
+        choose_codebook(tmp_path, 8, 50)
+    with pytest.raises(RunError, match="sctok cluster"):
+        choose_codebook(tmp_path / "nothing", None, 50)

@@ -1,0 +1,266 @@
+"""The exact assignment equals the float64 argmin on friendly, ragged and adversarial input."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sctok.kernels import assign
+from sctok.kernels.assign import nearest_centroid, prepare_centroids
+from sctok.kernels.reference import nearest_centroid_reference, squared_distances
+
+
+def _normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def _assert_exact(points: Tensor, centroids: Tensor) -> assign.Assignment:
+    found = nearest_centroid(points, centroids)
+    labels, distances = nearest_centroid_reference(points, centroids)
+    wrong = (found.labels != labels).nonzero()
+    assert len(wrong) == 0, f"{len(wrong)} of {len(points)} labels differ, first in row {int(wrong[0])}"
+    assert torch.equal(found.distances, distances.to(torch.float32))
+    return found
+
+
+@pytest.mark.parametrize("rows", [0, 1, 15, 63, 500])
+@pytest.mark.parametrize(("k", "dim"), [(1, 1), (3, 1), (7, 5), (64, 33), (257, 96)])
+def test_ragged_sizes(rows: int, k: int, dim: int) -> None:
+    _assert_exact(_normal(0, rows, dim), _normal(1, k, dim))
+
+
+def test_more_rows_than_sixteen_bits() -> None:
+    _assert_exact(_normal(0, 65_537, 6), _normal(1, 19, 6))
+
+
+def test_most_rows_of_easy_data_are_certified_by_float32() -> None:
+    found = _assert_exact(_normal(0, 2000, 64), _normal(1, 100, 64))
+    assert found.rescored < 20
+
+
+def test_centring_keeps_the_bound_tight_under_a_large_offset() -> None:
+    points, centroids = _normal(0, 1000, 64) + 100, _normal(1, 100, 64) + 100
+    assert _assert_exact(points, centroids).rescored < 20
+
+
+def test_scaling_keeps_huge_and_tiny_values_certified() -> None:
+    for scale in (1e30, 1e-30):
+        found = _assert_exact(_normal(0, 300, 16) * scale, _normal(1, 20, 16) * scale)
+        assert found.rescored < 10
+
+
+def test_ties_take_the_lowest_index() -> None:
+    centroids = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [1, 0]])
+    points = torch.tensor([[0.0, 0], [1, 0], [0, 0.5], [-3, 0]])
+    assert nearest_centroid(points, centroids).labels.tolist() == [0, 0, 2, 1]
+
+
+def test_every_centroid_the_same() -> None:
+    found = _assert_exact(_normal(0, 50, 8), _normal(1, 1, 8).expand(40, 8))
+    assert found.labels.eq(0).all()
+    assert found.rescored == 50
+
+
+def test_points_that_are_centroids_and_their_duplicates() -> None:
+    base = _normal(0, 30, 12)
+    _assert_exact(base.repeat(4, 1), base.repeat(3, 1))
+
+
+def test_near_ties_one_ulp_apart() -> None:
+    points = _normal(0, 200, 24)
+    centroids = _normal(1, 60, 24).repeat(2, 1)
+    centroids[60:, 0] += 2.0**-22
+    assert _assert_exact(points, centroids).rescored == 200
+
+
+def test_one_dominating_coordinate() -> None:
+    points, centroids = _normal(0, 300, 20), _normal(1, 50, 20)
+    points[:, 3] *= 1e6
+    centroids[:, 3] *= 1e6
+    _assert_exact(points, centroids)
+
+
+def test_one_dominating_centroid() -> None:
+    points, centroids = _normal(0, 300, 20), _normal(1, 50, 20)
+    centroids[7] *= 1e8
+    _assert_exact(points, centroids)
+
+
+def test_one_point_far_from_everything() -> None:
+    points, centroids = _normal(0, 40, 20), _normal(1, 50, 20)
+    points[3] *= 1e12
+    _assert_exact(points, centroids)
+
+
+@pytest.mark.parametrize("scale", [2.0**-149, 2.0**-140, 2.0**-120, 1e37, 3e38])
+def test_subnormals_and_values_near_the_largest(scale: float) -> None:
+    levels = torch.arange(-1, 2, dtype=torch.float32)
+    centroids = torch.cartesian_prod(levels, levels, levels) * scale
+    _assert_exact(_normal(0, 60, 3).round().clamp(-1, 1) * scale, centroids)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_float64_beyond_the_range_of_float32(scale: float) -> None:
+    _assert_exact(_normal(0, 40, 5, dtype=torch.float64) * scale, _normal(1, 9, 5, dtype=torch.float64) * scale)
+
+
+def test_subnormal_centroids_among_ordinary_points() -> None:
+    _assert_exact(_normal(0, 40, 5), _normal(1, 9, 5) * 1e-42)
+
+
+def test_zero_variance() -> None:
+    found = _assert_exact(torch.full((20, 4), 3.25), torch.full((6, 4), 3.25))
+    assert found.distances.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int16, torch.uint8])
+def test_other_types(dtype: torch.dtype) -> None:
+    points, centroids = _normal(0, 60, 7) * 10, _normal(1, 11, 7) * 10
+    _assert_exact(points.abs().to(dtype), centroids.abs().to(dtype))
+
+
+def test_float64_points_closer_than_float32_resolves() -> None:
+    centroids = torch.tensor([[1.0], [1.0 + 1e-12]], dtype=torch.float64)
+    points = torch.tensor([[1.0 + 0.4e-12], [1.0 + 0.6e-12]], dtype=torch.float64)
+    assert _assert_exact(points, centroids).labels.tolist() == [0, 1]
+
+
+def test_views_and_read_only_memory() -> None:
+    array = np.arange(600, dtype=np.float32).reshape(20, 30) % 17
+    array.setflags(write=False)
+    with pytest.warns(UserWarning, match="not writable"):
+        points = torch.from_numpy(array)
+    found = nearest_centroid(points.T[::2, ::3], points.T[:5, ::3])
+    labels, _ = nearest_centroid_reference(points.T[::2, ::3], points.T[:5, ::3])
+    assert torch.equal(found.labels, labels)
+
+
+def test_labels_do_not_depend_on_blocks_or_on_other_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, centroids = _normal(0, 300, 16).round(decimals=1), _normal(1, 40, 16).round(decimals=1)
+    whole = nearest_centroid(points, centroids)
+    alone = [nearest_centroid(points[i : i + 1], centroids) for i in range(0, 300, 37)]
+    monkeypatch.setattr(assign, "_SCORES", {"cpu": 40 * 7})
+    monkeypatch.setattr(assign, "_PAIR_ELEMENTS", 48)
+    small = nearest_centroid(points, centroids)
+    assert torch.equal(whole.labels, small.labels)
+    assert torch.equal(whole.distances, small.distances)
+    assert [int(found.labels) for found in alone] == whole.labels[::37].tolist()
+
+
+def test_scores_wrong_by_up_to_their_bound_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, centroids = _normal(0, 200, 32), _normal(1, 60, 32)
+    prepared = prepare_centroids(centroids)
+    exact_mm = torch.mm
+
+    def noisy_mm(left: Tensor, right: Tensor) -> Tensor:
+        # The largest error that any order of float32 additions could make, with random signs.
+        worst = left.shape[1] * 2.0**-24 * torch.outer(left.norm(dim=1), right.norm(dim=0))
+        return exact_mm(left, right) + worst * torch.sign(_normal(2, *worst.shape))
+
+    monkeypatch.setattr(torch, "mm", noisy_mm)
+    found = nearest_centroid(points, prepared)
+    monkeypatch.undo()
+    assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"), reason="before PyTorch 2.9")
+@pytest.mark.parametrize("mode", ["medium", "high"])
+def test_the_low_precision_setting_of_torch_is_set_aside_and_restored(mode: str) -> None:
+    modules: Any = torch.backends
+    backends = [modules.cuda.matmul, modules.mkldnn.matmul]
+    torch.set_float32_matmul_precision(mode)
+    try:
+        before = [backend.fp32_precision for backend in backends]
+        assert "ieee" not in before
+        with assign._full_float32():
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert [backend.fp32_precision for backend in backends] == before
+        assert torch.get_float32_matmul_precision() == mode
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_settings_of_single_backends_do_no_harm() -> None:
+    backend: Any = torch.backends.cuda.matmul
+    before = getattr(backend, "fp32_precision", None)
+    try:
+        backend.allow_tf32 = True
+        if before is not None:
+            backend.fp32_precision = "tf32"
+        _assert_exact(_normal(0, 20, 4), _normal(1, 5, 4))
+    finally:
+        backend.allow_tf32 = False
+        if before is not None:
+            backend.fp32_precision = before
+
+
+def test_fp32_is_the_argmin_up_to_rounding() -> None:
+    points, centroids = _normal(0, 500, 64), _normal(1, 100, 64)
+    found = nearest_centroid(points, centroids, precision="fp32")
+    _, distances = nearest_centroid_reference(points, centroids)
+    assert found.rescored == 0
+    torch.testing.assert_close(found.distances, distances.to(torch.float32), rtol=1e-4, atol=0)
+
+
+def test_fp32_takes_the_lowest_index_of_equal_scores() -> None:
+    centroids = torch.tensor([[1.0, 0], [1, 0], [0, 0]])
+    assert nearest_centroid(torch.tensor([[1.0, 0]]), centroids, precision="fp32").labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_named_by_row(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assign, "_SCORES", {"cpu": 64})
+    points, centroids = _normal(0, 30, 4), _normal(1, 8, 4)
+    points[17, 2] = value
+    for precision in ("exact", "fp32"):
+        with pytest.raises(ValueError, match="point 17 holds NaN or infinity"):
+            nearest_centroid(points, centroids, precision=precision)
+    with pytest.raises(ValueError, match="centroid 17 holds NaN or infinity"):
+        nearest_centroid(centroids, points)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"points must be a matrix \(n, 4\)"):
+        nearest_centroid(torch.zeros(3, 5), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="centroids must be a matrix"):
+        nearest_centroid(torch.zeros(3, 5), torch.zeros(0, 5))
+    with pytest.raises(ValueError, match="precision 'fp8'"):
+        prepare_centroids(torch.zeros(2, 4), precision="fp8")
+    with pytest.raises(ValueError, match="prepared for precision 'exact'"):
+        nearest_centroid(torch.zeros(3, 4), prepare_centroids(torch.zeros(2, 4)), precision="fp32")
+
+
+def test_the_distance_of_a_pair_does_not_depend_on_the_shape_around_it() -> None:
+    points, centroids = _normal(0, 40, 37), _normal(1, 9, 37)
+    whole = squared_distances(points[:, None], centroids[None])
+    for row, column in ((0, 0), (17, 5), (39, 8)):
+        assert squared_distances(points[row], centroids[column]) == whole[row, column]
+    torch.testing.assert_close(whole, torch.cdist(points.double(), centroids.double()).square())
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_finite_floats(data: st.DataObject) -> None:
+    rows, k, dim = (data.draw(st.integers(1, limit)) for limit in (5, 6, 5))
+    # Few distinct values make exact ties and near ties common.
+    value = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    palette = data.draw(st.lists(value, min_size=1, max_size=4))
+    palette += [float(np.nextafter(np.float32(palette[0]), np.float32(0)))]
+    entries = data.draw(
+        st.lists(st.sampled_from(palette), min_size=(rows + k) * dim, max_size=(rows + k) * dim), label="entries"
+    )
+    values = torch.tensor(entries, dtype=torch.float32).reshape(rows + k, dim)
+    _assert_exact(values[:rows], values[rows:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(-60, 60), st.floats(-1e5, 1e5), st.integers(0, 20))
+def test_offsets_scales_and_quantisation(seed: int, exponent: int, offset: float, bits: int) -> None:
+    values = (_normal(seed, 40, 6) * 2.0**bits).round() * 2.0**-bits + offset
+    values *= 2.0**exponent
+    _assert_exact(values[:25], values[25:])

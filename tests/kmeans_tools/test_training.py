@@ -1,0 +1,212 @@
+"""`sctok cluster` and `sctok merge` on small feature shards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from sctok.cli.cluster import cluster
+from sctok.cli.merge import merge
+from sctok.formats.codebooks import load_codebook
+from sctok.formats.feature_shards import FeatureShardWriter
+
+app = typer.Typer()
+app.command()(cluster)
+app.command()(merge)
+
+
+def write_features(folder: Path, seed: int = 0, encoder: str = "mini", columns: int = 40) -> Path:
+    generator = np.random.default_rng(seed)
+    provenance = {"encoder": encoder, "encoder_hash": encoder[0] * 16}
+    for name in ("a.h5", "b.h5"):
+        with FeatureShardWriter(folder / name, width=6, provenance=provenance) as writer:
+            for index in range(3):
+                centers = generator.integers(0, 5, 8 * columns)[:, None]
+                rows = centers * 3 + generator.normal(size=(8 * columns, 6))
+                writer.add_clip(f"{name}-{index}", rows, columns * 2560)
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments: object) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    parsed: dict[str, Any] = json.loads(result.stdout)
+    return parsed
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for index, domain in enumerate(("general", "speech", "music")):
+        write_features(tmp_path / "features" / domain, seed=index)
+    return tmp_path
+
+
+def test_cluster_then_merge(root: Path) -> None:
+    for domain, k in (("general", 16), ("speech", 8), ("music", 8)):
+        result = run_json("cluster", "--root", root, "--domain", domain, "--k", k, "--device", "cpu")
+        (row,) = result["codebooks"]
+        assert row["path"] == str(root / "codebooks" / f"{domain}-{k}-r100.safetensors")
+        book = load_codebook(row["path"])
+        assert (book.metadata.encoder, book.metadata.encoder_hash) == ("mini", "m" * 16)
+        assert book.counts.sum() == book.metadata.n_vectors == result["n_vectors"] == 1920
+        assert (book.metadata.certificate or {})["inertia"] == row["inertia"] == book.metadata.inertia_history[-1]
+    (merged,) = run_json("merge", "--root", root)["codebooks"]
+    assert merged["size"] == 32
+    assert [segment["domain"] for segment in merged["segments"]] == ["general", "speech", "music"]
+    other = run_json("merge", "--root", root, "--ratio", "music=1,speech=1", "--size", 16)
+    assert [segment["domain"] for segment in other["codebooks"][0]["segments"]] == ["music", "speech"]
+    assert not list((root / "codebooks" / ".checkpoints").iterdir())
+
+
+def test_comma_lists_stacks_and_the_table(root: Path) -> None:
+    result = run(
+        "cluster", "--root", root, "--domain", "music", "--k", "4,8", "--k", "6", "--stack", "4", "--device", "cpu"
+    )
+    assert result.exit_code == 0
+    names = [Path(line.split()[-1]).name for line in result.stdout.splitlines()[2:]]
+    assert names == [f"music-{k}-r25.safetensors" for k in (4, 8, 6)]
+    assert "music r25 k=8: iteration 1/25, inertia" in result.stderr
+    assert load_codebook(root / "codebooks" / "music-4-r25.safetensors").centroids.shape == (4, 24)
+
+
+def test_the_same_again_does_nothing_and_other_settings_need_overwrite(root: Path) -> None:
+    command = ("cluster", "--root", root, "--domain", "music", "--k", 4, "--device", "cpu")
+    path = Path(run_json(*command)["codebooks"][0]["path"])
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    again = run(*command)
+    assert again.exit_code == 0
+    assert "is there already" in again.stderr
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    other = run(*command, "--seed", 1)
+    assert "was made from other features or settings; use --overwrite" in str(other.exception)
+    assert path.read_bytes() == before[0]
+    assert run_json(*command, "--seed", 1, "--overwrite")["codebooks"][0]["trained"]
+    assert path.read_bytes() != before[0]
+
+
+def test_first_centroids_from_a_codebook_or_an_array(root: Path) -> None:
+    command = ("cluster", "--root", root, "--domain", "music", "--device", "cpu", "--overwrite")
+    path = run_json(*command, "--k", 4)["codebooks"][0]["path"]
+    book = load_codebook(path)
+    np.save(root / "first.npy", book.centroids)
+    for first in (path, root / "first.npy"):
+        (row,) = run_json(*command, "--k", 4, "--seeding", first, "--output", root / "other")["codebooks"]
+        assert row["inertia"] <= (book.metadata.certificate or {})["inertia"] * (1 + 1e-6)
+    assert run(*command, "--k", 5, "--seeding", path).exit_code == 2
+    assert run(*command, "--k", 4, "--seeding", "nothing").exit_code == 2
+    wrong_stack = run(*command, "--k", 4, "--seeding", path, "--token-rate", 50)
+    assert "stack factor 1, the features are of mini" in str(wrong_stack.exception)
+
+
+@pytest.mark.parametrize(
+    "options", [["--k", "x"], ["--k", "0"], ["--k", "4,"], [], ["--k", "4", "--token-rate", "75"],
+                ["--k", "4", "--stack", "3"], ["--k", "4", "--stack", "2", "--token-rate", "100"]]
+)  # fmt: skip
+def test_wrong_usage_of_cluster(root: Path, options: list[str]) -> None:
+    assert run("cluster", "--root", root, "--domain", "music", *options).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "options", [["--size", "x"], ["--ratio", "speech"], ["--ratio", "a=1,a=2"], ["--token-rate", "75"]]
+)
+def test_wrong_usage_of_merge(root: Path, options: list[str]) -> None:
+    assert run("merge", "--root", root, *options).exit_code == 2
+
+
+def test_one_line_errors_that_name_what_is_wrong(root: Path) -> None:
+    def message(*arguments: object) -> str:
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert isinstance(result.exception, ValueError)
+        assert "\n" not in str(result.exception)
+        return str(result.exception)
+
+    cluster_music = ("cluster", "--root", root, "--domain", "music")
+    assert "sctok extract" in message("cluster", "--root", root, "--domain", "birds", "--k", 4)
+    assert "k = 5000 exceeds the 1920 vectors" in message(*cluster_music, "--k", 5000)
+    assert "merged" in message(
+        *cluster_music[:3], "--features", root / "features/music", "--domain", "merged", "--k", 4
+    )
+    assert "sctok cluster --domain general" in message("merge", "--root", root)
+    write_features(root / "other", encoder="base")
+    (root / "other" / "a.h5").rename(root / "features" / "music" / "c.h5")
+    assert "c.h5 holds features of encoder base" in message(*cluster_music, "--k", 4)
+    (root / "features" / "music" / "c.h5").write_bytes(b"text")
+    assert "c.h5" in message(*cluster_music, "--k", 4)
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.sources import ShardSource
+from sctok.kmeans_tools.training import train_codebooks
+root = Path(sys.argv[1])
+config = KMeansConfig(device="cpu", iterations=200, tol=0)
+source = ShardSource(sorted((root / "features" / "speech").glob("*.h5")), 1)
+def progress(event):
+    if event["event"] == "pass":
+        print(event["pass"], flush=True)
+train_codebooks(source, [24, 40], config, domain="speech", folder=root / sys.argv[2], progress=progress)
+"""
+
+
+@pytest.mark.slow
+def test_kill_and_rerun_gives_the_same_file(root: Path) -> None:
+    command = [sys.executable, "-c", _CHILD, str(root)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    child = subprocess.Popen([*command, "killed"], stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None
+    for _ in range(7):
+        assert child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert len(list((root / "killed" / ".checkpoints").glob("*.safetensors"))) == 2
+    subprocess.run([*command, "killed"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "whole"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    names = sorted(path.name for path in (root / "whole").glob("*.safetensors"))
+    assert names == ["speech-24-r100.safetensors", "speech-40-r100.safetensors"]
+    for name in names:
+        assert (root / "killed" / name).read_bytes() == (root / "whole" / name).read_bytes()
+
+
+_MEMORY_CHILD = """
+import resource, sys
+from pathlib import Path
+from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.fit import fit_codebooks
+from sctok.kmeans_tools.sources import ShardSource
+source = ShardSource([Path(sys.argv[1])] * int(sys.argv[2]), 4)
+fit_codebooks(source, [4], KMeansConfig(device="cpu", iterations=1, block_rows=1024))
+print(source.rows * source.dim * 4 / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with FeatureShardWriter(path, width=192, provenance={"encoder": "mini", "encoder_hash": "m" * 16}) as writer:
+        writer.add_clip("a", np.random.default_rng(0).normal(size=(8 * 8192, 192)), 8192 * 2560)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+
+    def peak(copies: int) -> list[float]:
+        command = [sys.executable, "-c", _MEMORY_CHILD, str(path), str(copies)]
+        child = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+        return [float(value) for value in child.stdout.split()]
+
+    (data, small), (more_data, large) = peak(1), peak(9)
+    assert more_data - data > 350
+    assert large - small < 60, f"{more_data - data:.0f} MiB more vectors took {large - small:.0f} MiB more memory"
