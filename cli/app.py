@@ -3,9 +3,8 @@
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from sctok import __version__
@@ -21,6 +20,8 @@ from .pretrain import pretrain
 from .tokenize import tokenize
 
 INTERRUPTED = 128 + signal.SIGINT
+# ClickException: of the click package, or of the copy that newer versions of typer carry instead.
+CLICK_EXCEPTION: Any = typer.BadParameter.mro()[2]
 
 app = typer.Typer(
     name="sctok",
@@ -59,10 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     show_library_messages()
     try:
         code = app(arguments, prog_name="sctok", standalone_mode=False)
-    except click.ClickException as error:
+    except CLICK_EXCEPTION as error:
         error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        return int(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         say("interrupted: what is finished is kept; the same command goes on from there")
         return INTERRUPTED
     except BrokenPipeError:
