@@ -16,10 +16,10 @@ PROBE_SECONDS = 120
 _PROBE = """
 import sys, torch
 dtype = getattr(torch, sys.argv[1])
-x = torch.randn(96, 192).to(dtype)
-w = torch.randn(576, 192).to(dtype)
+x = torch.randn(513, 768).to(dtype)
+w = torch.randn(2304, 768).to(dtype)
 y = torch.nn.functional.linear(x, w)
-q = torch.randn(1, 3, 96, 64).to(dtype)
+q = torch.randn(2, 12, 513, 64).to(dtype)
 z = torch.nn.functional.scaled_dot_product_attention(q, q, q)
 reference = x.float() @ w.float().T
 error = (y.float() - reference).abs().max() / reference.abs().max()

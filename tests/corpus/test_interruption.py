@@ -52,16 +52,15 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_with_decoding_workers_ends_in_the_same_bytes(
-    collection: Path, tmp_path: Path, start_fake: Start, command: str, seed: int
+    collection: Path, tmp_path: Path, start_fake: Start, command: str
 ) -> None:
     run_command(command, [collection], tmp_path / "clean")
-    process = start_fake("kill", command, collection, tmp_path / "killed", 10, seed, 2)
+    process = start_fake("kill", command, collection, tmp_path / "killed", 6, 1, 2)
     out, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert int(out) >= 4
+    assert int(out) >= 2
     assert tree(tmp_path / "killed") == tree(tmp_path / "clean")
 
 

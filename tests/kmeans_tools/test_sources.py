@@ -101,6 +101,16 @@ def test_shards_of_another_width_are_refused(tmp_path: Path) -> None:
         ShardSource(paths, 1)
 
 
+def test_shards_of_other_filterbank_settings_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for path, bins in zip(paths, (128, 64), strict=True):
+        provenance = {"encoder": "mini", "encoder_hash": "m" * 16, "filterbank": {"mel_bins": bins}}
+        with FeatureShardWriter(path, width=WIDTH, provenance=provenance):
+            pass
+    with pytest.raises(ValueError, match=r"b\.h5 and .*a\.h5 were made with different filterbank settings"):
+        ShardSource(paths, 1)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_name_shard_and_vector(tmp_path: Path, value: float) -> None:
     paths = [write_shard(tmp_path / "a.h5", [4]), write_shard(tmp_path / "b.h5", [40])]
