@@ -64,8 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted: what is finished is kept; the same command goes on from there")
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -74,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         say(f"error: {_one_line(error)}")
         return 1
+    if code == INTERRUPTED:  # newer typer turns Ctrl-C into this code itself
+        say("interrupted: what is finished is kept; the same command goes on from there")
     return code if isinstance(code, int) else 0
 
 

@@ -66,7 +66,7 @@ def prepare(
     if workers is None:
         cores = len(os.sched_getaffinity(0))
         workers = min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
-    make = partial(load_encoder, encoder, precision=resolve_precision(precision, devices[0]), batch_size=batch)
+    make = partial(load_encoder, encoder, precision=resolve_precision(precision, devices[0]))
     return make, Execution(tuple(map(str, devices)), batch, workers)
 
 

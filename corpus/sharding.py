@@ -228,7 +228,8 @@ class _Files(Generic[ClipT]):
 
     def end(self, end: FileEnd[ClipT]) -> str | None:
         """Finish a file; return why it failed, or None."""
-        self._reason = self._reason or end.reason
+        if self._reason is None and end.reason is not None:
+            self._reason = end.reason.removeprefix(f"{end.item.name}: ")
         if self._reason is None:
             self._try(lambda: self._sink.finish(end.clip, end.samples))
         reason, self._reason = self._reason, None

@@ -14,17 +14,18 @@ from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 from .checkpoints import EncoderWeights, load_weights
 
 
+# Matrix libraries choose other kernels, and round otherwise, for other batch shapes. So that an embedding depends on
+# its window alone, the model always runs in one shape: a window at a time on a CPU, this many on a GPU, filled up.
+GPU_BATCH = 16
+
+
 class FeatureExtractor:
-    """An AudioMAE encoder with its front end.
+    """An AudioMAE encoder with its front end."""
 
-    Matrix libraries choose other kernels, and round otherwise, for other batch shapes. Every window is therefore
-    computed in one fixed shape: alone on a CPU, in a batch filled up to `batch_size` on a GPU.
-    """
-
-    def __init__(self, weights: EncoderWeights, device: torch.device, precision: str, batch_size: int = 32) -> None:
+    def __init__(self, weights: EncoderWeights, device: torch.device, precision: str) -> None:
         self.name, self.hash, self.width = weights.name, weights.hash, weights.config.width
         self.device, self.precision = device, precision
-        self.batch_size = 1 if device.type == "cpu" else batch_size
+        self.batch_size = 1 if device.type == "cpu" else GPU_BATCH
         self._model = weights.build().to(device)
 
     @torch.inference_mode()
@@ -60,19 +61,16 @@ class FeatureExtractor:
             return self._model(mel).float()
 
 
-def load_encoder(
-    name_or_path: str | Path = "mini", device: str = "auto", precision: str = "auto", batch_size: int = 32
-) -> FeatureExtractor:
+def load_encoder(name_or_path: str | Path = "mini", device: str = "auto", precision: str = "auto") -> FeatureExtractor:
     """Load an encoder by name or path onto a device.
 
     Args:
         name_or_path: see `sctok.features.checkpoints.load_weights`.
         device: auto, cpu, cuda or cuda:N.
         precision: auto, fp32, bf16 or fp16; low precision on a CPU is tried in a child process first.
-        batch_size: windows per batch on a GPU.
 
     Raises:
         ValueError: the encoder, device or precision is unknown or out of reach.
     """
     chosen = resolve_device(device)
-    return FeatureExtractor(load_weights(name_or_path), chosen, resolve_precision(precision, chosen), batch_size)
+    return FeatureExtractor(load_weights(name_or_path), chosen, resolve_precision(precision, chosen))

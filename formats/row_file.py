@@ -1,6 +1,5 @@
 """The growing dataset of patch embeddings inside a feature shard that is being written."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,44 @@ def chunk_rows(width: int) -> int:
     return rows
 
 
+class _ForgivingFile:
+    """A file whose failed writes are remembered rather than told to HDF5, which crashes if it cannot close a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self.failure: OSError | None = None
+        self.seek, self.tell = self._file.seek, self._file.tell
+        self.read, self.readinto = self._file.read, self._file.readinto
+
+    def write(self, data: memoryview) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.failure is None and done < len(view):
+                done += self._file.write(view[done:]) or 0
+        except OSError as error:
+            self.failure = error
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def check(self) -> None:
+        """Raise what a write failed with, if any did."""
+        if self.failure is not None:
+            raise self.failure
+
+
 class RowFile:
     """The growing `features` dataset of a shard in a file of its own, written chunk by whole chunk in order.
 
@@ -38,7 +75,8 @@ class RowFile:
 
     def _open(self, path: Path) -> None:
         size, width = self._chunk.shape
-        self._file = h5py.File(path, "w", libver=_HDF5_VERSION, locking=False)
+        self._raw = _ForgivingFile(path)
+        self._file = h5py.File(self._raw, "w", libver=_HDF5_VERSION)
         self._data = self._file.create_dataset(
             "features", (0, width), "<f2", maxshape=(None, width), chunks=(size, width), track_times=False
         )
@@ -69,6 +107,7 @@ class RowFile:
         self._written = max(self._written, self._chunks + 1)
         self._data.resize((self._written * size, width))
         self._data.id.write_direct_chunk((self._chunks * size, 0), self._chunk)
+        self._raw.check()
         self._chunks += 1
         self._filled = 0
 
@@ -81,13 +120,15 @@ class RowFile:
             self._rewrite(self._chunks)
         self._data.resize((rows, self._chunk.shape[1]))
         write_tables(self._file)
-        self._file.close()
+        self._close()
+        self._raw.check()
 
     def _rewrite(self, chunks: int) -> None:
         # Dropped rows at the end of the file leave holes; only a fresh copy has the bytes of a file without them.
         size = len(self._chunk)
         old_path = self._path.with_name(f"dropped-{self._path.name}")
-        self._file.close()
+        self._close()
+        self._raw.check()
         self._path.replace(old_path)
         try:
             self._open(self._path)
@@ -101,6 +142,9 @@ class RowFile:
             old_path.unlink()
 
     def abandon(self) -> None:
-        """Close the file, finished or not; what a full disk then says has been said by the write before it."""
-        with contextlib.suppress(OSError, RuntimeError):
-            self._file.close()
+        """Close the file, finished or not."""
+        self._close()
+
+    def _close(self) -> None:
+        self._file.close()
+        self._raw.close()

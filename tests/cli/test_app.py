@@ -1,12 +1,8 @@
 """The command line as a user meets it: help, exit codes, one-line errors."""
 
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -172,34 +168,3 @@ def test_a_second_run_on_the_same_output_does_nothing(features_root, capsys):
     assert {
         path: path.read_bytes() for path in sorted((features_root / "features").rglob("*")) if path.is_file()
     } == before
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_with_one_line_and_no_workers(tmp_path, samples_folder):
-    for copy in range(40):
-        shutil.copytree(samples_folder / "music", tmp_path / "audio" / str(copy))
-    command = [
-        sys.executable,
-        "-m",
-        "sctok.cli.app",
-        "extract",
-        str(tmp_path / "audio"),
-        "--domain",
-        "m",
-        "--root",
-        str(tmp_path),
-    ]
-    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "features" / "m").glob(".*")) and not list((tmp_path / "features" / "m").glob("*.tmp*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    assert "same command" in error.strip().splitlines()[-1]
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
-    assert not list((tmp_path / "features").rglob("*.tmp-*"))

@@ -79,6 +79,7 @@ def test_unreadable_files_are_listed_with_reasons(collection: Path, extracted: P
     found = failures(extracted)
     assert [Path(row["path"]).name for row in found] == ["text.wav", "empty.wav", "truncated.wav"]
     assert all(row["reason"] and "\n" not in row["reason"] for row in found)
+    assert not [row for row in found if row["path"] in row["reason"]]
     assert [row["key"] for row in found] == ["part 0/text", "part 1/empty", "part 1/truncated"]
     assert len(rows_by_key(extracted)) == 10
 
