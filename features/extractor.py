@@ -13,7 +13,6 @@ from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 
 from .checkpoints import EncoderWeights, load_weights
 
-
 # Matrix libraries choose other kernels, and round otherwise, for other batch shapes. So that an embedding depends on
 # its window alone, the model always runs in one shape: a window at a time on a CPU, this many on a GPU, filled up.
 GPU_BATCH = 16

@@ -18,7 +18,7 @@ Sctok = Callable[..., tuple[int, str, str]]
 def sctok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sctok:
     """Run a command line below `tmp_path` and return its exit code, stdout and stderr."""
 
-    def load(name: str, device: str, precision: str, batch_size: int) -> FakeExtractor:
+    def load(name: str, device: str, precision: str) -> FakeExtractor:
         return FakeExtractor()
 
     monkeypatch.setattr("sctok.features.extractor.load_encoder", load)
