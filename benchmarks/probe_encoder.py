@@ -3,7 +3,9 @@
     python benchmarks/probe_encoder.py AUDIO --encoder mini --out docs/pretraining/mini
 
 AUDIO holds `tasks/*.csv` with columns path, label, group; clips of one group never straddle training and test.
-Features are scaled to unit variance and a logistic regression is fitted in each of five grouped folds.
+Features are scaled to unit variance and a logistic regression is fitted in each of five grouped folds. Poolings:
+`mean` over all patches (E values) or frames (128), `rows`, the mean over time for each of the eight frequency rows
+(8·E), and `mean, deviation` over frames (256).
 """
 
 import argparse
@@ -23,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from sctok.audio.filterbank import filterbank
 from sctok.audio.loader import load_windows
 from sctok.audio.sources import AudioItem
-from sctok.audio.windows import COLUMN_SAMPLES, FRAME_SHIFT, PATCH_ROWS, audio_columns
+from sctok.audio.windows import FRAME_SHIFT, PATCH_ROWS, SAMPLE_RATE, WINDOW_SAMPLES, audio_columns
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE
 from sctok.features.extractor import FeatureExtractor
@@ -32,7 +34,8 @@ from sctok.features.masked import MaskedAutoencoder
 TASKS = ("speech_digit", "music_pitch48", "music_instrument12", "music_drum_type", "general_events")
 FOLDS = 5
 Rows = NDArray[np.float32]
-Pool = Callable[[NDArray[np.float32], NDArray[np.bool_], int], Rows]
+Embed = Callable[[NDArray[np.float32], NDArray[np.bool_], int], Rows]
+System = tuple[Embed, Callable[[Rows], dict[str, Rows]]]
 
 
 def random_encoder(like: EncoderWeights, seed: int = 0) -> EncoderWeights:
@@ -42,7 +45,7 @@ def random_encoder(like: EncoderWeights, seed: int = 0) -> EncoderWeights:
     return EncoderWeights("random", like.config, {k: v.detach() for k, v in model.state_dict().items()}, {})
 
 
-def encoder_rows(weights: EncoderWeights) -> Pool:
+def encoder_rows(weights: EncoderWeights) -> Embed:
     """Return a function from windows to the patch embeddings (n, E) that hold audio."""
     extractor = FeatureExtractor(weights, torch.device("cpu"), "fp32")
 
@@ -58,21 +61,31 @@ def mel_rows(waves: NDArray[np.float32], last: NDArray[np.bool_], samples: int) 
     return frames[: -(-samples // FRAME_SHIFT)].numpy()
 
 
-def clip_features(paths: list[Path], pools: dict[str, Pool], seconds: float) -> dict[str, list[tuple[Rows, Rows]]]:
-    """Return (mean, deviation) over the rows of each clip, for every kind of feature."""
-    features: dict[str, list[tuple[Rows, Rows]]] = {name: [] for name in pools}
+def pool_patches(rows: Rows) -> dict[str, Rows]:
+    """Pool the patches (n, E) of a clip: over all, and over time alone."""
+    return {"mean": rows.mean(0), "rows": rows.reshape(-1, PATCH_ROWS, rows.shape[1]).mean(0).ravel()}
+
+
+def pool_frames(rows: Rows) -> dict[str, Rows]:
+    """Pool the log-mel frames (n, 128) of a clip."""
+    return {"mean": rows.mean(0), "mean, deviation": np.concatenate([rows.mean(0), rows.std(0)])}
+
+
+def clip_features(paths: list[Path], systems: dict[str, System], seconds: float) -> dict[tuple[str, str], Rows]:
+    """Return the pooled features (clips, D) by system and pooling."""
+    features: dict[tuple[str, str], list[Rows]] = {}
     items = [AudioItem(str(i), str(path), None, None, path.suffix, {}) for i, path in enumerate(paths)]
-    limit = int(seconds * 16_000)
+    limit = int(seconds * SAMPLE_RATE)
     for chunk in load_windows(items, workers=0, chunk_windows=10_000):
         if chunk.error is not None or chunk.samples is None:
             raise ValueError(f"{chunk.item.path}: {chunk.error}")
         samples = min(chunk.samples, limit)
-        count = -(-samples // (64 * COLUMN_SAMPLES))
+        count = -(-samples // WINDOW_SAMPLES)
         last = np.arange(count) == len(chunk.waves) - 1
-        for name, pool in pools.items():
-            rows = pool(chunk.waves[:count], last, samples)
-            features[name].append((rows.mean(0), rows.std(0)))
-    return features
+        for name, (embed, pool) in systems.items():
+            for pooling, values in pool(embed(chunk.waves[:count], last, samples)).items():
+                features.setdefault((name, pooling), []).append(values)
+    return {which: np.stack(rows) for which, rows in features.items()}
 
 
 def probe_accuracy(features: Rows, labels: NDArray[np.str_], groups: NDArray[np.str_]) -> tuple[float, float]:
@@ -88,42 +101,41 @@ def probe_tasks(
     audio: Path, weights: EncoderWeights, tasks: tuple[str, ...], seconds: float
 ) -> list[dict[str, object]]:
     """Return one row per task and kind of feature."""
-    pools = {"trained": encoder_rows(weights), "random": encoder_rows(random_encoder(weights)), "log-mel": mel_rows}
+    systems: dict[str, System] = {
+        "trained": (encoder_rows(weights), pool_patches),
+        "random": (encoder_rows(random_encoder(weights)), pool_patches),
+        "log-mel": (mel_rows, pool_frames),
+    }
     results: list[dict[str, object]] = []
     for task in tasks:
         with (audio / "tasks" / f"{task}.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         labels = np.array([row["label"] for row in rows])
         groups = np.array([row["group"] for row in rows])
-        features = clip_features([audio / row["path"] for row in rows], pools, seconds)
         majority = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-        for name, pairs in features.items():
-            means, both = np.stack([m for m, _ in pairs]), np.stack([np.concatenate(pair) for pair in pairs])
-            accuracy, error = probe_accuracy(means, labels, groups)
-            accuracy_both, error_both = probe_accuracy(both, labels, groups)
-            results.append(
-                {"task": task, "clips": len(rows), "classes": len(set(labels)), "majority": majority, "features": name}
-                | {"mean": accuracy, "mean_error": error, "mean_std": accuracy_both, "mean_std_error": error_both}
-            )
+        about = {"task": task, "clips": len(rows), "classes": len(set(labels)), "majority": majority}
+        for (name, pooling), features in clip_features([audio / row["path"] for row in rows], systems, seconds).items():
+            accuracy, error = probe_accuracy(features, labels, groups)
+            results.append({**about, "features": name, "pooling": pooling, "accuracy": accuracy, "error": error})
             print(results[-1], flush=True)
     return results
 
 
 def markdown(results: list[dict[str, object]], weights: EncoderWeights) -> str:
-    """Return the table for people."""
+    """Return the table for people: a row per task, a column per system and pooling."""
+    columns = list(dict.fromkeys((row["features"], row["pooling"]) for row in results))
     lines = [
-        f"Encoder `{weights.name}`, hash `{weights.hash}`. Accuracy ± standard error, five grouped folds.",
+        f"Encoder `{weights.name}`, hash `{weights.hash}`. Accuracy ± standard error, {FOLDS} grouped folds.",
         "",
-        "| task | clips / classes | majority | features | clip mean | clip mean and deviation |",
-        "|---|---|---|---|---|---|",
+        "| task | clips / classes | majority | " + " | ".join(f"{name}: {pooling}" for name, pooling in columns) + " |",
+        "|---|---|---|" + "---|" * len(columns),
     ]
-    for row in results:
-        cells = [f"{row[a]:.3f} ± {row[b]:.3f}" for a, b in (("mean", "mean_error"), ("mean_std", "mean_std_error"))]
-        lines.append(
-            f"| {row['task']} | {row['clips']} / {row['classes']} | {row['majority']:.2f} | {row['features']} | "
-            + " | ".join(cells)
-            + " |"
-        )
+    for task in dict.fromkeys(row["task"] for row in results):
+        rows = {(row["features"], row["pooling"]): row for row in results if row["task"] == task}
+        first = next(iter(rows.values()))
+        cells = [f"{rows[column]['accuracy']:.3f} ± {rows[column]['error']:.3f}" for column in columns]
+        about = f"| {task} | {first['clips']} / {first['classes']} | {first['majority']:.2f} | "
+        lines.append(about + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
