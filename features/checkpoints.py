@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sctok import __version__
-from sctok.formats.files import check_format, hash_arrays
-from sctok.formats.tensors import read_header, save_tensors
+from sctok.formats.files import check_format
+from sctok.formats.tensors import encoder_hash, read_header, save_tensors
 
 from .encoder import AudioMAE, EncoderConfig
 
@@ -49,7 +49,7 @@ class EncoderWeights:
     @property
     def hash(self) -> str:
         """SHA-256 over names, shapes and float32 values, 16 hex digits: equal for equal weights in any layout."""
-        return hash_arrays({name: tensor.numpy() for name, tensor in self.tensors.items()})
+        return encoder_hash({name: tensor.numpy() for name, tensor in self.tensors.items()})
 
     def build(self) -> AudioMAE:
         """Return the encoder in evaluation mode on the CPU."""

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_codebook
 from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
-from .files import foreign, hash_file, read_json
+from .files import foreign, read_json
 from .stacking import TOKEN_RATES
-from .tensors import read_header
+from .tensors import encoder_hash, read_arrays, read_header
 from .token_shards import TOKENS_FORMAT, read_token_shard
 
 ENCODER_FORMAT = "sctok-encoder"
@@ -112,7 +112,7 @@ def _describe_safetensors(path: Path) -> dict[str, Any]:
         "format": ENCODER_FORMAT,
         "tensors": len(shapes),
         "parameters": sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()),
-        "file_hash": hash_file(path),
+        "hash": encoder_hash(read_arrays(path)),
         "metadata": {name: metadata[name] for name in sorted(metadata) if name != "format"},
     }
 

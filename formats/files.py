@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 HASH_CHARACTERS = 16
-_HASH_BLOCK = 1 << 20
 _TEMPORARY = re.compile(r".+\.tmp-(\d+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # all that NumPy's tofile says
@@ -164,15 +163,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def hash_bytes(data: bytes | bytearray | memoryview) -> str:
     """Return the first 16 hexadecimal characters of the SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:HASH_CHARACTERS]
-
-
-def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return `hash_bytes` of a file's content, read in blocks."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()[:HASH_CHARACTERS]
 
 
 def hash_json(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from .files import FormatError, atomic_path, check_format, damaged, json_text
+from .files import FormatError, atomic_path, check_format, damaged, hash_arrays, json_text
 
 # safetensors writes several metadata entries in random order, so ours are one entry: a JSON object.
 _METADATA_KEY = "sctok"
@@ -50,11 +50,16 @@ def read_tensors(
     """
     metadata, _ = read_header(path)
     check_format(path, metadata, format_name, version)
+    ours = {name: value for name, value in metadata.items() if name not in ("format", "format_version")}
+    return read_arrays(path), ours
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of any safetensors file. Raises FormatError naming `path` if it is damaged."""
     try:
-        arrays = safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise damaged(path, error) from None
-    return arrays, {name: value for name, value in metadata.items() if name not in ("format", "format_version")}
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -74,3 +79,8 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     if not isinstance(ours, dict):
         raise damaged(path, "its metadata is not a JSON object")
     return {**plain, **ours}, shapes
+
+
+def encoder_hash(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return the hash by which features and codebooks know their encoder: of its tensors as float32, by name."""
+    return hash_arrays({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})

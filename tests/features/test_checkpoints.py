@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from sctok.features.checkpoints import HUB_MODELS, load_weights, save_weights
 from sctok.features.encoder import EncoderConfig
+from sctok.formats.describe import describe_file
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def test_own_format_round_trip(small_weights, tmp_path):
     loaded = load_weights(path)
     assert loaded.config == small_weights.config
     assert loaded.metadata["note"] == "x"
+    assert describe_file(path)["hash"] == loaded.hash
     for key, value in small_weights.tensors.items():
         assert torch.equal(loaded.tensors[key], value.half().float())
 
