@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, Progress, RootOption, SeedOption, emit, say, table
+from .common import DEFAULT_ROOT, DeviceOption, JsonOption, Progress, RootOption, SeedOption, emit, one_of, say, table
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.config import KMeansConfig
@@ -32,11 +32,22 @@ def cluster(
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder of codebooks. Default: codebooks under --root.")
     ] = None,
-    algorithm: Annotated[str, typer.Option("--algorithm", help="lloyd, or minibatch for very large sets.")] = "lloyd",
-    backend: Annotated[str, typer.Option("--backend", help="auto (PyTorch), torch or faiss.")] = "auto",
+    algorithm: Annotated[
+        str,
+        typer.Option(
+            "--algorithm", help="lloyd, or minibatch for very large sets.", callback=one_of("lloyd", "minibatch")
+        ),
+    ] = "lloyd",
+    backend: Annotated[
+        str,
+        typer.Option("--backend", help="auto (PyTorch), torch or faiss.", callback=one_of("auto", "torch", "faiss")),
+    ] = "auto",
     device: DeviceOption = "auto",
     precision: Annotated[
-        str, typer.Option("--precision", help="exact (the float64 nearest centroid) or fp32.")
+        str,
+        typer.Option(
+            "--precision", help="exact (the float64 nearest centroid) or fp32.", callback=one_of("exact", "fp32")
+        ),
     ] = "exact",
     seeding: Annotated[
         str, typer.Option("--seeding", help="kmeans++, random, or a codebook or .npy file to start from.")
@@ -45,7 +56,9 @@ def cluster(
         int | None,
         typer.Option("--iterations", help="Passes that move centroids, at most. Default: 25, minibatch 5.", min=1),
     ] = None,
-    tol: Annotated[float, typer.Option("--tol", help="Stop when the inertia falls by less than this share.")] = 1e-5,
+    tol: Annotated[
+        float, typer.Option("--tol", help="Stop when the inertia falls by less than this share.", min=0)
+    ] = 1e-5,
     max_points_per_centroid: Annotated[
         int | None, typer.Option("--max-points-per-centroid", help="Iterate on a part of the vectors.", min=1)
     ] = None,

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,10 +16,32 @@ import typer
 DEFAULT_ROOT = Path("sctok-data")
 LINE_SECONDS = 10.0
 
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return a check for an option whose value is one of `names`; anything else is wrong usage."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
+        return value
+
+    return check
+
+
+def device_names(value: str) -> str:
+    """Check that an option's value names devices, whether they are there or not."""
+    if not re.fullmatch(r"auto|all|(cpu|cuda(:\d+)?)(, *(cpu|cuda(:\d+)?))*", value):
+        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N")
+    return value
+
+
 RootOption = Annotated[Path, typer.Option("--root", envvar="SCTOK_ROOT", help="Work directory of all commands.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …", callback=device_names)]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", help="auto, fp32, bf16 or fp16.", callback=one_of("auto", "fp32", "bf16", "fp16")),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
@@ -28,11 +51,17 @@ def say(message: str) -> None:
 
 
 def emit(result: dict[str, Any], as_json: bool, text: str | Callable[[], str]) -> None:
-    """Print a command's result on stdout: `result` as JSON, or `text` for people."""
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, default=str))
-    else:
-        print(text if isinstance(text, str) else text())
+    """Print a command's result on stdout: `result` as JSON, or `text` for people.
+
+    Raises:
+        OSError: stdout is closed or full; Python's own flush at exit then finds nothing to complain about.
+    """
+    line = json.dumps(result, ensure_ascii=False, default=str) if as_json else text if isinstance(text, str) else text()
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import DeviceOption, JsonOption, Progress, RootOption, SeedOption, emit, say
+from .common import DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, SeedOption, emit, say
 
 pretrain = typer.Typer(help="Train an encoder from audio alone.", no_args_is_help=True)
 
@@ -34,7 +34,7 @@ def encoder(
         float, typer.Option(help="A group is drawn by its hours to this power: 0 evenly, 1 by hours.")
     ] = 0.5,
     workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     root: RootOption = Path("sctok-data"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Progress, emit, say, table
+from .common import Progress, device_names, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.corpus.processes import RunResult
@@ -24,7 +24,12 @@ AudioArgument = Annotated[
 ]
 EncoderOption = Annotated[str, typer.Option("--encoder", help="mini (bundled), base, or a file of AudioMAE weights.")]
 DevicesOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …; cuda:0,cuda:1 or all: a process on each.")
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda, cuda:1 …; cuda:0,cuda:1 or all: a process on each.",
+        callback=device_names,
+    ),
 ]
 BatchOption = Annotated[
     int | None,

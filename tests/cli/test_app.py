@@ -38,11 +38,36 @@ def test_every_command_explains_itself(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["extract"], ["cluster", "--domain", "x"], ["cluster", "--domain", "x", "--k", "many"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["extract"],
+        ["extract", "x", "--domain", "d", "--device", "zz"],
+        ["extract", "x", "--domain", "d", "--precision", "fp8"],
+        ["extract", "x", "--domain", "d", "--seed", "-1"],
+        ["cluster", "--domain", "x"],
+        ["cluster", "--domain", "x", "--k", "many"],
+        ["cluster", "--domain", "x", "--k", "4", "--algorithm", "magic"],
+        ["cluster", "--domain", "x", "--k", "4", "--backend", "magic"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments, capsys):
     assert main(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sink", ["closed", "/dev/full"])
+def test_a_stdout_that_takes_nothing_is_no_traceback(sink, tmp_path):
+    start = "; from sctok.cli.app import run; run()"
+    code = "import os, sys; os.close(1); os.open(sys.argv.pop(1), os.O_WRONLY)" + start
+    if sink == "closed":
+        code = "import os, sys; sys.argv.pop(1); r, w = os.pipe(); os.close(r); os.dup2(w, 1)" + start
+    (tmp_path / "run.json").write_text('{"format": "sctok-run"}')
+    command = [sys.executable, "-c", code, sink, "inspect", str(tmp_path / "run.json")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_version(capsys):
