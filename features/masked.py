@@ -9,6 +9,7 @@ from sctok.audio.windows import PATCH_ROWS, WINDOW_COLUMNS, WINDOW_PATCHES
 
 from .encoder import NORM_EPS, PATCH_VALUES, AudioMAE, Block, split_patches
 
+POSITION_PARTS = 4  # of a position embedding: sine and cosine of time, sine and cosine of frequency
 NORMALISATION_EPS = 1e-6
 FLAT_PATCH = 1e-6  # variance below which a patch is padding, whose normalised target would be noise
 
@@ -86,12 +87,10 @@ class MaskedAutoencoder(nn.Module):
 def sine_positions(width: int) -> Tensor:
     """Return two-dimensional sine-cosine position embeddings, float32 (512, width), half for time, half for frequency.
 
-    Raises:
-        ValueError: `width` is not a multiple of 4.
+    `width` is a multiple of 4.
     """
-    if width % 4:
-        raise ValueError(f"width {width} is not a multiple of 4, which two-dimensional positions need")
-    rates = torch.exp(torch.arange(width // 4, dtype=torch.float64) * (-4 * math.log(10_000) / width))
+    parts = width // POSITION_PARTS
+    rates = torch.exp(torch.arange(parts, dtype=torch.float64) * (-math.log(10_000) / parts))
     time = torch.arange(WINDOW_COLUMNS, dtype=torch.float64)[:, None, None].expand(-1, PATCH_ROWS, 1) * rates
     frequency = torch.arange(PATCH_ROWS, dtype=torch.float64)[None, :, None].expand(WINDOW_COLUMNS, -1, 1) * rates
     grid = torch.cat([time.sin(), time.cos(), frequency.sin(), frequency.cos()], dim=-1)

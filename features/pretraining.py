@@ -15,7 +15,7 @@ from sctok.audio.windows import WINDOW_PATCHES
 from sctok.formats.tensors import read_tensors, save_tensors
 
 from .encoder import AudioMAE, EncoderConfig
-from .masked import MaskedAutoencoder
+from .masked import POSITION_PARTS, MaskedAutoencoder
 from .mel_cache import MelCache, WindowSampler, validation_windows
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -59,6 +59,16 @@ class PretrainConfig:
         for name in ("steps", "batch_size", "predicted", "validate_every", "validation_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not positive")
+        for name in ("width", "decoder_width"):
+            if getattr(self, name) % POSITION_PARTS:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not a multiple of {POSITION_PARTS}, which positions need"
+                )
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width {self.decoder_width} is not a multiple of decoder_heads {self.decoder_heads}"
+            )
+        _ = self.encoder  # whose own sizes are checked when it is built
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"precision {self.precision!r} is none of fp32, bf16, fp16")
 

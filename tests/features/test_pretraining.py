@@ -123,7 +123,10 @@ def test_positions_tell_time_from_frequency():
     assert len(positions.unique(dim=0)) == 512
 
 
-@pytest.mark.parametrize("change", [{"mask_ratio": 1.0}, {"steps": 0}, {"precision": "int4"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"mask_ratio": 1.0}, {"steps": 0}, {"precision": "int4"}, {"width": 18}, {"heads": 5}, {"decoder_heads": 3}],
+)
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change)).split("_")[0]):
         tiny_config(**change)
