@@ -84,7 +84,7 @@ def _load_codebook(folder: Path, wanted: str | None, token_rate: int | None, enc
     """Return the codebook that --codebook and --token-rate mean."""
     from sctok.corpus.tokenization import choose_codebook
     from sctok.features.checkpoints import load_weights
-    from sctok.formats.codebooks import load_codebook, load_npy
+    from sctok.formats.codebooks import load_codebook, load_named_codebook, load_npy
     from sctok.formats.stacking import stack_factor
 
     try:
@@ -92,7 +92,8 @@ def _load_codebook(folder: Path, wanted: str | None, token_rate: int | None, enc
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--token-rate") from None
     if wanted is None or wanted.isdecimal():
-        return load_codebook(choose_codebook(folder, int(wanted) if wanted else None, token_rate or DEFAULT_TOKEN_RATE))
+        size = int(wanted) if wanted else None
+        return load_named_codebook(choose_codebook(folder, size, token_rate or DEFAULT_TOKEN_RATE))
     if wanted.endswith(".npy"):
         weights = load_weights(encoder)
         return load_npy(wanted, stack_factor=stack, encoder=weights.name, encoder_hash=weights.hash)

@@ -119,12 +119,15 @@ class Codebook:
 
 def save_codebook(path: str | os.PathLike[str], codebook: Codebook) -> None:
     """Write a codebook to a safetensors file, atomically; equal codebooks give equal bytes. Raises DiskFullError."""
+    arrays: dict[str, npt.NDArray[Any]] = {"centroids": codebook.centroids, "counts": codebook.counts}
+    metadata = asdict(codebook.metadata)
+    del metadata["format_version"]  # save_tensors adds it
     save_tensors(
         path,
-        {"centroids": codebook.centroids, "counts": codebook.counts},
+        arrays,
         format_name=CODEBOOK_FORMAT,
         version=CODEBOOK_VERSION,
-        metadata=asdict(codebook.metadata),
+        metadata={**metadata, "content_hash": _content_hash(arrays, metadata)},
     )
 
 
@@ -138,11 +141,19 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         centroids, counts = arrays["centroids"], arrays["counts"]
         if centroids.dtype != np.float32 or counts.dtype != np.int64:
             raise ValueError(f"centroids are {centroids.dtype} and counts {counts.dtype}")
-        return Codebook(centroids, counts, _info_from_json(metadata))
+        codebook = Codebook(centroids, counts, _info_from_json(metadata))
+        recorded = metadata.pop("content_hash")
+        if recorded != _content_hash(arrays, metadata):
+            raise ValueError("its values do not match its content_hash")
+        return codebook
     except KeyError as error:
         raise damaged(path, f"{error} is missing") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise damaged(path, error) from None
+
+
+def _content_hash(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]) -> str:
+    return hash_json([hash_arrays(arrays), metadata])
 
 
 def _info_from_json(metadata: Mapping[str, Any]) -> CodebookInfo:
@@ -183,11 +194,28 @@ class CodebookFile:
 
 def find_codebooks(folder: str | os.PathLike[str]) -> list[CodebookFile]:
     """Return the codebooks of a folder by their names, ordered by domain, k and token rate; none if it is missing."""
-    found = []
-    for path in Path(folder).glob("*.safetensors"):
-        if name := _FILE_NAME.fullmatch(path.name):
-            found.append(CodebookFile(name[1], int(name[2]), int(name[3]), path))
-    return sorted(found)
+    return sorted(book for path in Path(folder).glob("*.safetensors") if (book := _named_codebook(path)))
+
+
+def _named_codebook(path: Path) -> CodebookFile | None:
+    name = _FILE_NAME.fullmatch(path.name)
+    return CodebookFile(name[1], int(name[2]), int(name[3]), path) if name else None
+
+
+def load_named_codebook(path: Path) -> Codebook:
+    """Read a codebook as `load_codebook` does and check that it is the one that its file name promises.
+
+    Raises FileNotFoundError; FormatError naming `path` as `load_codebook`, and where the name gives another domain,
+    size or token rate than the content has.
+    """
+    codebook = load_codebook(path)
+    info = codebook.metadata
+    if _named_codebook(path) != CodebookFile(info.domain, codebook.k, info.token_rate, path):
+        raise FormatError(
+            f"{path} holds the codebook {info.domain}-{codebook.k}-r{info.token_rate}, not the one that its name says; "
+            "rename it, or make the right one"
+        )
+    return codebook
 
 
 def published_npy_name(codebook: Codebook) -> Path:

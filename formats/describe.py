@@ -14,7 +14,7 @@ from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_code
 from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
 from .files import foreign, read_json
 from .stacking import TOKEN_RATES
-from .tensors import encoder_hash, read_arrays, read_header
+from .tensors import begins_as_safetensors, encoder_hash, read_arrays, read_header
 from .token_shards import TOKENS_FORMAT, read_token_shard
 
 ENCODER_FORMAT = "sctok-encoder"
@@ -22,7 +22,6 @@ RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 
 _SECONDS_PER_HOUR = 3600
-_SAFETENSORS_HEADER_LIMIT = 100_000_000  # of the safetensors library
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,8 +78,7 @@ def _is_tar(path: Path, head: bytes) -> bool:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
-    header_bytes = int.from_bytes(head[:8], "little")
-    return path.suffix == ".safetensors" or (head[8:9] == b"{" and header_bytes < _SAFETENSORS_HEADER_LIMIT)
+    return path.suffix == ".safetensors" or begins_as_safetensors(head)
 
 
 def _describe_features(path: Path) -> dict[str, Any]:
@@ -97,6 +95,7 @@ def _describe_features(path: Path) -> dict[str, Any]:
             "vectors": {f"r{rate}": shard.stacked_rows(stack) for stack, rate in TOKEN_RATES.items()},
             "first_clip": shard.clips[0].key if shard.clips else None,
             "longest_clip": longest.key if longest else None,
+            "content_hash": shard.content_hash,
             "provenance": shard.provenance,
         }
 

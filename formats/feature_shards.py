@@ -1,9 +1,10 @@
 """HDF5 feature shards: the unstacked patch embeddings of many clips, and the table that says which rows are whose."""
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,18 @@ import numpy.typing as npt
 
 import sctok
 
-from .files import FormatError, atomic_path, check_format, damaged, disk_errors, foreign, is_key, json_text
-from .row_file import RowFile
+from .files import (
+    HASH_CHARACTERS,
+    FormatError,
+    atomic_path,
+    check_format,
+    damaged,
+    disk_errors,
+    foreign,
+    is_key,
+    json_text,
+)
+from .row_file import RowFile, chunk_rows
 from .stacking import PATCHES_PER_COLUMN, stack_patches, token_rate
 
 FEATURES_FORMAT = "sctok-features"
@@ -38,6 +49,33 @@ class ClipRows:
     rows: int
     samples: int
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class _ContentHash:
+    """The running SHA-256 of a shard's rows, as float16 in their order, to which the clip table is added at the end."""
+
+    def __init__(self) -> None:
+        self._kept = hashlib.sha256()
+        self._rows = self._kept.copy()
+
+    def add(self, rows: npt.NDArray[np.float16]) -> None:
+        """Add rows (n, width), little-endian float16."""
+        self._rows.update(np.ascontiguousarray(rows).data)
+
+    def keep(self) -> None:
+        """Make all rows added so far part of the hash for good."""
+        self._kept = self._rows.copy()
+
+    def drop(self) -> None:
+        """Forget the rows added since the last `keep`."""
+        self._rows = self._kept.copy()
+
+    def value(self, width: int, clips: Sequence[ClipRows]) -> str:
+        """Return 16 hexadecimal characters for the rows, of `width` values, and the clip table."""
+        whole = self._rows.copy()
+        table = [[clip.key, clip.first_row, clip.rows, clip.samples, clip.metadata] for clip in clips]
+        whole.update(json_text([width, table]).encode("ascii"))
+        return whole.hexdigest()[:HASH_CHARACTERS]
 
 
 class FeatureShardWriter:
@@ -67,6 +105,7 @@ class FeatureShardWriter:
         self._keys: set[str] = set()
         self._open_clip: tuple[str, int] | None = None  # key and first row
         self._rows: RowFile | None = None
+        self._hash = _ContentHash()
         self._exit = contextlib.ExitStack()
 
     @property
@@ -141,6 +180,7 @@ class FeatureShardWriter:
             raise FormatError(f"{self.path}: features of clip {key!r} {what}; check the encoder and that audio file")
         with disk_errors(self.path):
             self._row_file().append(half)
+        self._hash.add(half)
 
     def finish_clip(self, samples: int, metadata: Mapping[str, Any] | None = None) -> ClipRows:
         """Close the open clip of `samples` samples at 16 kHz and return its entry in the table.
@@ -157,6 +197,7 @@ class FeatureShardWriter:
         except FormatError as error:
             raise FormatError(f"{self.path}: metadata of clip {key!r}: {error}") from None
         clip = ClipRows(key, first, rows, int(samples), plain)
+        self._hash.keep()
         self._clips.append(clip)
         self._keys.add(key)
         self._open_clip = None
@@ -167,6 +208,7 @@ class FeatureShardWriter:
         _, first = self._clip_in_progress()
         with disk_errors(self.path):
             self._row_file().truncate(first)
+        self._hash.drop()
         self._open_clip = None
 
     def _clip_in_progress(self) -> tuple[str, int]:
@@ -187,6 +229,7 @@ class FeatureShardWriter:
                 name: str(self.provenance[name]) for name in ("encoder", "encoder_hash", "config_hash", "sctok_version")
             },
             "provenance": self._provenance_json,
+            "content_hash": self._hash.value(self.width, self._clips),
         }
         for name, value in attributes.items():
             file.attrs[name] = value
@@ -201,7 +244,8 @@ class FeatureShard:
     """Reads one feature shard; a context manager. Any number of readers may have it open at once.
 
     width: values of one patch embedding. rows: patch embeddings in all. clips: tuple of ClipRows in row order.
-    provenance: what `FeatureShardWriter` was given. encoder_hash: of the encoder's weights.
+    provenance: what `FeatureShardWriter` was given. encoder_hash: of the encoder's weights. content_hash: of all rows
+    and the clip table, as they were written; `verify` tells whether they still are.
 
     Raises FileNotFoundError, and FormatError naming the file if it is not a feature shard, cut short, damaged, or of
     another version.
@@ -230,6 +274,7 @@ class FeatureShard:
             self._data = self._file["features"]
             self.rows, self.width = (int(size) for size in self._data.shape)
             self.clips = _read_clips(self._file["clips"][:])
+            self.content_hash = str(attributes["content_hash"])
         except FormatError:
             raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -299,6 +344,17 @@ class FeatureShard:
         total = self.stacked_rows(stack)
         for start in range(0, total, block_rows):
             yield self.read(start, min(start + block_rows, total), stack)
+
+    def verify(self) -> None:
+        """Read all rows, one chunk at a time, and check them and the clip table against content_hash.
+
+        Raises FormatError naming the file if anything was changed after it was written.
+        """
+        found, size = _ContentHash(), chunk_rows(self.width)
+        for start in range(0, self.rows, size):
+            found.add(self._patches(start, start + size))
+        if found.value(self.width, self.clips) != self.content_hash:
+            raise damaged(self.path, "its rows or clip table do not match its content_hash")
 
     def close(self) -> None:
         """Close the file."""

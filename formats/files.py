@@ -97,10 +97,10 @@ def _sync_folder(folder: Path) -> None:
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[Path]:
     """Remove what killed writers left in `folder` (not below it) and return the paths removed.
 
-    Only files named `*.tmp-<pid>` whose process no longer runs on this machine are touched.
+    Only files named `*.tmp-<pid>` whose process no longer runs on this machine are touched; the folder may be missing.
     """
     removed = []
-    for path in sorted(Path(folder).iterdir()):
+    for path in sorted(Path(folder).glob("*.tmp-*")):
         found = _TEMPORARY.fullmatch(path.name)
         if found and path.is_file() and not path.is_symlink() and not _is_running(int(found[1])):
             path.unlink(missing_ok=True)

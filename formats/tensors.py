@@ -11,10 +11,11 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from .files import FormatError, atomic_path, check_format, damaged, hash_arrays, json_text
+from .files import FormatError, atomic_path, check_format, damaged, foreign, hash_arrays, json_text
 
 # safetensors writes several metadata entries in random order, so ours are one entry: a JSON object.
 _METADATA_KEY = "sctok"
+_HEADER_LIMIT = 100_000_000  # bytes, of the safetensors library
 
 
 def save_tensors(
@@ -65,10 +66,11 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """Return the metadata of any safetensors file, ours unpacked, and the shape of each tensor; no tensor is read.
 
-    Raises FileNotFoundError; FormatError naming `path` if it is no safetensors file or cut short.
+    Raises FileNotFoundError; FormatError naming `path` if it is no safetensors file or a damaged one.
     """
-    with Path(path).open("rb"):
-        pass  # a missing or forbidden file gets the system's own error
+    with Path(path).open("rb") as file:  # a missing or forbidden file gets the system's own error
+        if not begins_as_safetensors(file.read(16)):
+            raise foreign(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             plain = dict(file.metadata() or {})
@@ -79,6 +81,11 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     if not isinstance(ours, dict):
         raise damaged(path, "its metadata is not a JSON object")
     return {**plain, **ours}, shapes
+
+
+def begins_as_safetensors(head: bytes) -> bool:
+    """Return whether the first bytes of a file, 9 or more, are those of a safetensors file, whole or not."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _HEADER_LIMIT
 
 
 def encoder_hash(tensors: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -35,8 +35,7 @@ def save_state(path: Path, state: ClusterState) -> None:
 
 def load_state(path: Path, device: torch.device) -> ClusterState | None:
     """Read a state, or return None where there is none. Raises FormatError naming a damaged file."""
-    if path.parent.is_dir():
-        remove_stale_temporaries(path.parent)
+    remove_stale_temporaries(path.parent)
     if not path.exists():
         return None
     arrays, metadata = read_tensors(path, format_name=CHECKPOINT_FORMAT, version=CHECKPOINT_VERSION)

@@ -14,9 +14,10 @@ from sctok.formats.codebooks import (
     codebook_hash,
     codebook_path,
     find_codebooks,
-    load_codebook,
+    load_named_codebook,
     save_codebook,
 )
+from sctok.formats.files import FormatError, remove_stale_temporaries
 from sctok.formats.stacking import TOKEN_RATES
 
 PAPER_RATIO = {"general": 2, "speech": 1, "music": 1}
@@ -133,24 +134,38 @@ def build_merged(
 ) -> list[MergedCodebook]:
     """Build merged codebooks in a folder, `merged-<size>-r<rate>.safetensors` each, from the domain codebooks there.
 
+    What killed writers left in the folder is removed.
+
     Raises:
         ValueError: parts that do not fit together; a merged codebook that is there, differs and may not be
-            overwritten. FormatError: a damaged part. Nothing is written then.
+            overwritten. FormatError: a part that is damaged or not what its name says. Nothing is written then.
     """
+    remove_stale_temporaries(folder)
     results = []
     for plan in plans:
         paths = plan.paths(folder)
-        parts = {domain: load_codebook(path) for domain, path in paths.items()}
+        parts = {domain: load_named_codebook(path) for domain, path in paths.items()}
         merged = merge_codebooks(parts, ratio, plan.size, names={domain: str(path) for domain, path in paths.items()})
         target = codebook_path(folder, MERGED_DOMAIN, plan.size, plan.token_rate)
-        made = not target.exists() or not _equal(load_codebook(target), merged)
-        if made and target.exists() and not overwrite:
-            raise ValueError(f"{target} was merged from other codebooks; use --overwrite to replace it")
-        results.append(MergedCodebook(target, merged, made))
+        results.append(MergedCodebook(target, merged, _must_write(target, merged, overwrite)))
     for result in results:
         if result.made:
             save_codebook(result.path, result.codebook)
     return results
+
+
+def _must_write(target: Path, merged: Codebook, overwrite: bool) -> bool:
+    if not target.exists():
+        return True
+    try:
+        if _equal(load_named_codebook(target), merged):
+            return False
+    except FormatError:
+        if not overwrite:
+            raise
+    if not overwrite:
+        raise ValueError(f"{target} was merged from other codebooks; use --overwrite to replace it")
+    return True
 
 
 def _equal(one: Codebook, other: Codebook) -> bool:

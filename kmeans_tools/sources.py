@@ -124,21 +124,20 @@ class ShardSource:
         self.stack = stack
         if not self.paths:
             raise ValueError("no feature shards to read; run `sctok extract` first")
-        self._lengths: list[int] = []
-        described: list[list[Any]] = []
+        self._hashes: list[str] = []
+        lengths: list[int] = []
         for path in self.paths:
             with FeatureShard(path) as shard:
-                found = shard.width, shard.encoder_hash
-                if not described:
-                    self.width, self.encoder_hash = found
+                if not self._hashes:
+                    self.width, self.encoder_hash = shard.width, shard.encoder_hash
                     self.encoder = str(shard.provenance.get("encoder", ""))
                     self._filterbank = shard.provenance.get("filterbank")
                 self._check_same(path, shard)
-                self._lengths.append(shard.stacked_rows(stack))
-                described.append([path.name, shard.rows, found, shard.provenance, path.stat().st_size])
-        self._starts = np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)])
+                self._hashes.append(shard.content_hash)
+                lengths.append(shard.stacked_rows(stack))
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         self.dim, self.rows = self.width * stack, int(self._starts[-1])
-        self.fingerprint = hash_json([stack, described])
+        self.fingerprint = hash_json([stack, self.encoder, self.encoder_hash, self._filterbank, self._hashes])
         self.name = str(self.paths[0].parent)
 
     def _check_same(self, path: Path, shard: FeatureShard) -> None:
@@ -183,7 +182,7 @@ class ShardSource:
             first, last = start - int(self._starts[index]), min(stop, int(self._starts[index + 1]))
             if start < last:
                 shard = reader.open(self.paths[index])
-                if shard.stacked_rows(self.stack) != self._lengths[index]:
+                if shard.content_hash != self._hashes[index]:
                     raise ValueError(f"{self.paths[index]} changed while it was read; run the same command again")
                 rows = shard.read(first, last - int(self._starts[index]), self.stack)
                 check_finite(rows, np.arange(first, first + len(rows)), str(self.paths[index]), "vector")

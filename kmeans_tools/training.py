@@ -14,8 +14,10 @@ from sctok.formats.codebooks import (
     Segment,
     codebook_path,
     load_codebook,
+    load_named_codebook,
     save_codebook,
 )
+from sctok.formats.files import FormatError, remove_stale_temporaries
 from sctok.formats.stacking import token_rate
 
 from .checkpoints import checkpoint_path
@@ -57,12 +59,12 @@ def train_codebooks(
     """Train a codebook of each size on feature shards and write `<folder>/<domain>-<k>-r<rate>.safetensors` each.
 
     A codebook that is there and was made with the same settings from the same features is left alone. Checkpoints are
-    in `<folder>/.checkpoints`; the same call after an interruption goes on from them. Other arguments as for
-    `fit_codebooks`.
+    in `<folder>/.checkpoints`; the same call after an interruption goes on from them. What killed writers left in
+    `folder` is removed. Other arguments as for `fit_codebooks`.
 
     Raises:
-        ValueError: a codebook that is there was made otherwise and may not be overwritten; the domain "merged"; and as
-            `fit_codebooks`.
+        ValueError: a codebook that is there was made otherwise, or is damaged, and may not be overwritten; the domain
+            "merged"; and as `fit_codebooks`.
     """
     if domain == MERGED_DOMAIN:
         raise ValueError(f"{MERGED_DOMAIN!r} is kept for merged codebooks; give the domain another name")
@@ -72,6 +74,7 @@ def train_codebooks(
     paths = {k: codebook_path(folder, domain, k, rate) for k in sizes}
     name = f"{domain}-r{rate}"
     checkpoints = folder / CHECKPOINT_FOLDER
+    remove_stale_temporaries(folder)
     kept: dict[int, TrainedCodebook] = {}
     for k, path in paths.items():
         wanted = config_hash(source, k, config, given.get(k))
@@ -102,7 +105,12 @@ def train_codebooks(
 def _existing(path: Path, wanted: str, overwrite: bool) -> Codebook | None:
     if not path.exists():
         return None
-    codebook = load_codebook(path)
+    try:
+        codebook = load_named_codebook(path)
+    except FormatError:
+        if overwrite:
+            return None
+        raise
     if (codebook.metadata.certificate or {}).get("config_hash") == wanted:
         return codebook
     if not overwrite:

@@ -18,6 +18,7 @@ from sctok.formats.codebooks import (
     export_npy,
     find_codebooks,
     load_codebook,
+    load_named_codebook,
     load_npy,
     published_npy_name,
     save_codebook,
@@ -149,7 +150,19 @@ def test_published_arrays_load_with_what_the_caller_knows(tmp_path: Path) -> Non
             load_npy(tmp_path / f"{name}.npy", stack_factor=2, encoder="mini", encoder_hash="x")
 
 
-@pytest.mark.parametrize("length", [0, 4, 8, 60, 500, -8, -1])
+def test_a_codebook_has_to_be_the_one_that_its_name_says(tmp_path: Path) -> None:
+    right = codebook_path(tmp_path, "merged", 8, 50)
+    save_codebook(right, example())
+    assert load_named_codebook(right).metadata == INFO
+    for domain, k, rate in (("merged", 8, 100), ("merged", 16, 50), ("speech", 8, 50)):
+        path = right.rename(codebook_path(tmp_path, domain, k, rate))
+        with pytest.raises(FormatError, match=rf"{path.name} holds the codebook merged-8-r50, not .* name") as caught:
+            load_named_codebook(path)
+        assert "\n" not in str(caught.value)
+        path.rename(right)
+
+
+@pytest.mark.parametrize("length", [60, 500, -8, -1])
 def test_truncated_codebooks_are_refused(tmp_path: Path, length: int) -> None:
     save_codebook(tmp_path / "c.safetensors", example())
     content = (tmp_path / "c.safetensors").read_bytes()
@@ -157,6 +170,35 @@ def test_truncated_codebooks_are_refused(tmp_path: Path, length: int) -> None:
     with pytest.raises(FormatError, match=r"c\.safetensors is damaged") as caught:
         load_codebook(tmp_path / "c.safetensors")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"fLaC", b"fLaC\0\0\0\x22{ and more audio", b"RIFF$\0\0\0WAVEfmt ", b'{"a": {"b']
+)
+def test_files_that_are_no_safetensors_are_not_called_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.flac").write_bytes(content)
+    with pytest.raises(FormatError, match=r"mine\.flac is not a file that sctok writes.*; check the path") as caught:
+        load_codebook(tmp_path / "mine.flac")
+    assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("array", ["centroids", "counts"])
+def test_a_flipped_bit_is_found(tmp_path: Path, array: str) -> None:
+    book = example()
+    save_codebook(tmp_path / "c.safetensors", book)
+    content = bytearray((tmp_path / "c.safetensors").read_bytes())
+    content[content.find(getattr(book, array)[3].tobytes())] ^= 1
+    (tmp_path / "c.safetensors").write_bytes(content)
+    with pytest.raises(FormatError, match=r"c\.safetensors is damaged .*content_hash"):
+        load_codebook(tmp_path / "c.safetensors")
+
+
+def test_changed_metadata_is_found(tmp_path: Path) -> None:
+    save_codebook(tmp_path / "c.safetensors", example())
+    content = (tmp_path / "c.safetensors").read_bytes()
+    (tmp_path / "c.safetensors").write_bytes(content.replace(b"0123456789abcdef", b"0123456789abcdee"))
+    with pytest.raises(FormatError, match=r"c\.safetensors is damaged .*content_hash"):
+        load_codebook(tmp_path / "c.safetensors")
 
 
 def save_changed(path: Path, *, version: int = 1, name: str = "sctok-codebook", drop: str = "", **changes: Any) -> None:
@@ -180,6 +222,7 @@ def save_changed(path: Path, *, version: int = 1, name: str = "sctok-codebook", 
         ({"segments": [{"name": "a"}]}, "damaged"),
         ({"segments": 5}, "damaged"),
         ({"inertia_history": ["x"]}, "damaged"),
+        ({}, "damaged .*content_hash.* is missing"),
     ],
 )
 def test_changed_codebooks_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

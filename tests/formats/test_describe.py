@@ -8,7 +8,7 @@ import safetensors.numpy
 
 from sctok.formats.codebooks import Codebook, CodebookInfo, Segment, codebook_hash, codebook_path, save_codebook
 from sctok.formats.describe import count_summary, describe_file
-from sctok.formats.feature_shards import FeatureShardWriter
+from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError, write_json
 from sctok.formats.tensors import save_tensors
 from sctok.formats.token_shards import TokenShardWriter
@@ -33,6 +33,8 @@ def test_feature_shard(tmp_path: Path) -> None:
     assert facts["vectors"] == {"r100": 48, "r50": 24, "r25": 8}
     assert facts["longest_clip"] == "long"
     assert facts["provenance"]["encoder_hash"] == "abc"
+    with FeatureShard(tmp_path / "s.h5") as shard:
+        assert facts["content_hash"] == shard.content_hash
 
 
 def codebook() -> Codebook:

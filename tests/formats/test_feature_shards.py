@@ -117,6 +117,64 @@ def test_bytes_depend_on_content_alone(cuts: list[int], dropped: int) -> None:
         assert len(list(Path(folder).iterdir())) == 2
 
 
+def content_hash(path: Path) -> str:
+    with FeatureShard(path) as shard:
+        shard.verify()
+        return shard.content_hash
+
+
+def test_the_content_hash_follows_every_value_and_the_clip_table(tmp_path: Path) -> None:
+    def written(features: npt.ArrayLike, key: str = "a", samples: int = 5, **metadata: Any) -> str:
+        with FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=PROVENANCE) as writer:
+            writer.add_clip("before", random_features(8, 6, 1), 1)
+            writer.add_clip(key, features, samples, metadata)
+        return content_hash(tmp_path / "s.h5")
+
+    features = random_features(400, 6)
+    changed = features.copy()
+    changed[399, 5] += 1
+    hashes = [written(features), written(changed), written(features, "b"), written(features, samples=6)]
+    hashes += [written(features, x=1), written(features[::-1])]
+    assert len(set(hashes)) == len(hashes)
+    assert all(len(value) == 16 for value in hashes)
+    assert hashes[0] == written(np.asfortranarray(features)) == written(features.astype(np.float64))
+
+
+def test_the_content_hash_forgets_discarded_clips(tmp_path: Path) -> None:
+    for name, dropped in (("plain.h5", 0), ("dropped.h5", 400)):
+        with FeatureShardWriter(tmp_path / name, width=6, provenance=PROVENANCE) as writer:
+            for index, rows in enumerate((8, 0, 304)):
+                if dropped:
+                    writer.begin_clip("dropped")
+                    writer.append_rows(random_features(dropped, 6, 9))
+                    writer.discard_clip()
+                writer.add_clip(str(index), random_features(rows, 6, index), rows)
+    assert content_hash(tmp_path / "plain.h5") == content_hash(tmp_path / "dropped.h5")
+
+
+@pytest.mark.parametrize("row", [0, 399])
+def test_verify_finds_a_flipped_bit(tmp_path: Path, row: int) -> None:
+    path = tmp_path / "s.h5"
+    (features,) = write(path, [50])
+    content = bytearray(path.read_bytes())
+    place = content.find(features[row].tobytes())
+    assert place > 0
+    content[place] ^= 1
+    path.write_bytes(content)
+    with FeatureShard(path) as shard, pytest.raises(FormatError, match=r"s\.h5 is damaged .*content_hash"):
+        shard.verify()
+
+
+def test_verify_finds_a_changed_clip_table(tmp_path: Path) -> None:
+    write(tmp_path / "s.h5", [2, 3])
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        table = file["clips"][:]
+        table["samples"][1] += 1
+        file["clips"][:] = table
+    with FeatureShard(tmp_path / "s.h5") as shard, pytest.raises(FormatError, match=r"s\.h5 is damaged"):
+        shard.verify()
+
+
 def test_memory_holds_one_chunk_of_a_long_clip(tmp_path: Path) -> None:
     with FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=PROVENANCE) as writer:
         writer.begin_clip("long")
@@ -261,6 +319,7 @@ def edit_precision(file: h5py.File) -> None:
         (lambda file: file.__delitem__("clips"), "damaged"),
         (lambda file: file.__delitem__("features"), "damaged"),
         (lambda file: file.attrs.__delitem__("provenance"), "damaged"),
+        (lambda file: file.attrs.__delitem__("content_hash"), "damaged"),
     ],
 )
 def test_inconsistent_shards_are_refused(tmp_path: Path, edit: Any, message: str) -> None:

@@ -97,6 +97,7 @@ def test_remove_stale_temporaries_spares_the_living(tmp_path: Path) -> None:
     assert remove_stale_temporaries(tmp_path) == [stale]
     assert not stale.exists()
     assert all(path.exists() for path in kept)
+    assert remove_stale_temporaries(tmp_path / "missing") == []
 
 
 def test_json_files_are_sorted_and_end_with_a_newline(tmp_path: Path) -> None:

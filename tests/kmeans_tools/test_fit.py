@@ -297,6 +297,7 @@ def test_vectors_too_large_for_float32_distances() -> None:
         ({"algorithm": "elkan"}, "algorithm 'elkan' is none of lloyd, minibatch"),
         ({"iterations": 0}, "iterations 0 is not positive"),
         ({"tol": -1.0}, "tol -1.0"),
+        ({"tol": float("nan")}, "tol nan"),
         ({"seed": -1}, "seed -1"),
         ({"precision": "bf16"}, "precision 'bf16'"),
         ({"seeding": "given"}, "first centroids for k = 4 do not go together"),

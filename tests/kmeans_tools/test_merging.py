@@ -133,3 +133,24 @@ def test_building_again_keeps_what_is_equal_and_refuses_what_differs(tmp_path: P
     assert first.path.read_bytes() == before
     assert build_merged(tmp_path, plans, PAPER_RATIO, overwrite=True)[0].made
     assert first.path.read_bytes() != before
+
+
+def test_overwrite_replaces_a_damaged_merged_codebook(tmp_path: Path) -> None:
+    fill(tmp_path, 2, 100)
+    plans = [MergePlan(8, 100, split_size(8, PAPER_RATIO))]
+    path = build_merged(tmp_path, plans, PAPER_RATIO)[0].path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"merged-8-r100\.safetensors is damaged"):
+        build_merged(tmp_path, plans, PAPER_RATIO)
+    assert build_merged(tmp_path, plans, PAPER_RATIO, overwrite=True)[0].made
+    assert path.read_bytes() == whole
+
+
+def test_a_part_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, 2, 100)
+    music, speech = (codebook_path(tmp_path, domain, 2, 100) for domain in ("music", "speech"))
+    speech.write_bytes(music.read_bytes())
+    with pytest.raises(ValueError, match=r"speech-2-r100\.safetensors holds the codebook music-2-r100, not"):
+        build_merged(tmp_path, [MergePlan(8, 100, split_size(8, PAPER_RATIO))], PAPER_RATIO)
+    assert not codebook_path(tmp_path, "merged", 8, 100).exists()

@@ -130,9 +130,19 @@ def test_the_fingerprint_follows_the_content(shards: list[Path], tmp_path: Path)
     assert one == ShardSource(shards, 1).fingerprint
     assert one != ShardSource(shards, 2).fingerprint
     assert one != ShardSource(shards[:1], 1).fingerprint
-    write_shard(shards[0], [3, 64, 6])
+    assert one != ShardSource(shards[::-1], 1).fingerprint
+    write_shard(shards[0], [3, 64, 5], seed=2)
     assert one != ShardSource(shards, 1).fingerprint
+    write_shard(shards[0], [3, 64, 5])
+    assert one == ShardSource(shards, 1).fingerprint
     assert ArraySource(np.eye(3)).fingerprint != ArraySource(np.eye(4)).fingerprint
+
+
+def test_a_shard_replaced_while_it_is_read_is_refused(shards: list[Path]) -> None:
+    source = ShardSource(shards, 1)
+    write_shard(shards[2], [70, 1, 30], seed=2)
+    with pytest.raises(ValueError, match=r"c\.h5 changed while it was read"):
+        list(source.blocks(100))
 
 
 @pytest.mark.parametrize(

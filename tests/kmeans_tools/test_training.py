@@ -96,6 +96,43 @@ def test_the_same_again_does_nothing_and_other_settings_need_overwrite(root: Pat
     assert path.read_bytes() != before[0]
 
 
+def test_other_features_of_the_same_shape_are_not_taken_for_the_old_ones(root: Path) -> None:
+    command = ("cluster", "--root", root, "--domain", "music", "--k", 4, "--device", "cpu")
+    path = Path(run_json(*command)["codebooks"][0]["path"])
+    before = path.read_bytes()
+    write_features(root / "features" / "music", seed=77)
+    assert "was made from other features" in str(run(*command).exception)
+    assert run_json(*command, "--overwrite")["codebooks"][0]["trained"]
+    assert path.read_bytes() != before
+
+
+def test_overwrite_replaces_a_damaged_codebook(root: Path) -> None:
+    command = ("cluster", "--root", root, "--domain", "music", "--k", 4, "--device", "cpu")
+    path = Path(run_json(*command)["codebooks"][0]["path"])
+    whole = path.read_bytes()
+    for broken in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b"text"):
+        path.write_bytes(broken)
+        assert path.name in str(run(*command).exception)
+        assert run_json(*command, "--overwrite")["codebooks"][0]["trained"]
+        assert path.read_bytes() == whole
+
+
+def test_what_killed_writers_left_is_removed(root: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    folder = root / "codebooks"
+    folder.mkdir()
+    dead, living = (folder / f"x-4-r100.safetensors.tmp-{pid}" for pid in (child.pid, os.getpid()))
+    living.write_bytes(b"")
+    for domain, k in (("speech", 4), ("music", 4), ("general", 8)):
+        dead.write_bytes(b"")
+        run_json("cluster", "--root", root, "--domain", domain, "--k", k, "--device", "cpu")
+        assert not dead.exists()
+    dead.write_bytes(b"")
+    run_json("merge", "--root", root)
+    assert (dead.exists(), living.exists()) == (False, True)
+
+
 def test_first_centroids_from_a_codebook_or_an_array(root: Path) -> None:
     command = ("cluster", "--root", root, "--domain", "music", "--device", "cpu", "--overwrite")
     path = run_json(*command, "--k", 4)["codebooks"][0]["path"]
