@@ -18,6 +18,11 @@ from .tensors import begins_as_safetensors, encoder_hash, read_arrays, read_head
 from .token_shards import TOKENS_FORMAT, read_token_shard
 
 ENCODER_FORMAT = "sctok-encoder"
+TENSOR_FORMATS = {
+    ENCODER_FORMAT: "encoder weights",
+    "sctok-pretraining": "checkpoint of pretraining",
+    "sctok-kmeans-checkpoint": "checkpoint of k-means",
+}
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 
@@ -27,8 +32,8 @@ _SECONDS_PER_HOUR = 3600
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what is worth knowing of a file or folder that sctok writes, in the order in which to print it.
 
-    First comes `kind`: "feature shard", "codebook", "token shard", "encoder weights", "run", "run folder",
-    "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are JSON values. The file
+    First comes `kind`: "feature shard", "codebook", "token shard", "encoder weights", "checkpoint of …",
+    "run", "run folder", "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are JSON values. The file
     is checked as its reader checks it; the contents of `run.json` and `summary.json` are under `run` and `summary`.
 
     Raises FileNotFoundError; FormatError naming `path` for anything else, and for files of ours that are damaged.
@@ -102,18 +107,19 @@ def _describe_features(path: Path) -> dict[str, Any]:
 
 def _describe_safetensors(path: Path) -> dict[str, Any]:
     metadata, shapes = read_header(path)
-    if metadata.get("format") == CODEBOOK_FORMAT:
+    format_name = metadata.get("format")
+    if format_name == CODEBOOK_FORMAT:
         return _describe_codebook(path)
-    if metadata.get("format") != ENCODER_FORMAT:
+    if format_name not in TENSOR_FORMATS:
         raise foreign(path)
-    return {
-        "kind": "encoder weights",
-        "format": ENCODER_FORMAT,
+    facts = {
+        "kind": TENSOR_FORMATS[format_name],
+        "format": format_name,
         "tensors": len(shapes),
         "parameters": sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()),
-        "hash": encoder_hash(read_arrays(path)),
         "metadata": {name: metadata[name] for name in sorted(metadata) if name != "format"},
     }
+    return facts | {"hash": encoder_hash(read_arrays(path))} if format_name == ENCODER_FORMAT else facts
 
 
 def _describe_codebook(path: Path) -> dict[str, Any]:

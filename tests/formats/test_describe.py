@@ -94,6 +94,14 @@ def test_encoder_weights(tmp_path: Path, packed: bool) -> None:
     assert facts["metadata"]["name"] == "mini"
 
 
+@pytest.mark.parametrize("what", ["pretraining", "kmeans-checkpoint"])
+def test_checkpoints(tmp_path: Path, what: str) -> None:
+    save_tensors(tmp_path / "c", {"w": np.zeros(3)}, format_name=f"sctok-{what}", version=1, metadata={"step": 7})
+    facts = described(tmp_path / "c")
+    assert facts["kind"].startswith("checkpoint of ")
+    assert facts["metadata"]["step"] == 7
+
+
 def test_run_and_run_folder(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"format": "sctok-run", "encoder": "mini"})
     assert described(tmp_path / "run.json")["run"]["encoder"] == "mini"
