@@ -156,7 +156,7 @@ class _Worker:
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
         on = dict(self._given).get(self._current.value) or (self._given[0][1] if self._given else None)
         name = on.name if on is not None else "audio"
-        advice = "run again, with fewer workers if memory was short, or leave the file out"
+        advice = "run again, with fewer workers if memory was short; if it happens again, move the file away"
         return LoaderError(name, f"the worker process that was decoding it {how}; {advice}")
 
     def stop(self) -> None:

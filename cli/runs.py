@@ -153,9 +153,19 @@ def show_result(result: "RunResult[Any]", reporter: RunReporter, as_json: bool) 
     if result.shards_left:
         say(f"{_count(result.shards_left, 'shard')} left to other processes that are at work on them")
     if summary.failed and not summary.files and not result.shards_left:
-        raise ValueError(f"{failed}: none of {_count(summary.failed, 'input')} could be read; it lists the reasons")
+        raise ValueError(
+            f"{failed}: none of {_count(summary.failed, 'input')} could be read; it lists the reasons; {_retry(result)}"
+        )
     if summary.failed:
-        say(f"warning: {_count(summary.failed, 'input')} failed; the reasons are in {failed}")
+        say(f"warning: {_count(summary.failed, 'input')} failed; the reasons are in {failed}; {_retry(result)}")
+
+
+def _retry(result: "RunResult[Any]") -> str:
+    """Say how to try again what failed; what could not be listed is tried by every run."""
+    from sctok.corpus.runs import shard_names
+
+    delete = f"delete {shard_names(result.failed_shards)} there and " if result.failed_shards else ""
+    return f"to try them again after mending them, {delete}run the same command"
 
 
 def _text(facts: dict[str, Any], speed: float | None) -> str:

@@ -17,7 +17,7 @@ from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE
 from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard, FeatureShardWriter
 
 from .processes import RunResult, Summary, execute_run, samples_to_hours
-from .runs import Progress, RunError, RunFolder, check_name, plan_run
+from .runs import Progress, RunError, RunFolder, ShardContents, check_name, plan_run
 from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
 from .subsets import GroupSampler, choose_hours, window_columns
 
@@ -50,6 +50,8 @@ class ExtractionConfig:
             raise RunError(f"tokens per clip must be at least 1, not {self.tokens_per_clip}")
         if self.max_hours is not None and not self.max_hours > 0:
             raise RunError(f"max hours must be above 0, not {self.max_hours}")
+        if self.seed < 0:
+            raise RunError(f"seed must be at least 0, not {self.seed}")
         if self.files_per_shard < 1:
             raise RunError(f"files per shard must be at least 1, not {self.files_per_shard}")
 
@@ -83,7 +85,7 @@ def extract_features(
         progress: gets the events of `execute_run`.
 
     Raises:
-        RunError: the folder belongs to another configuration.
+        RunError: the folder belongs to another configuration, or its shards do not fit its plan.
         AudioError: an input cannot be listed.
         DiskFullError: finished shards stay valid; the same call goes on from there.
     """
@@ -99,7 +101,15 @@ def extract_features(
         **asdict(config),
         **describe_extractor(extractor),
     }
-    run = plan_run(folder, stored, SUFFIX, list_audio(inputs), files_per_shard=config.files_per_shard, choose=choose)
+    run = plan_run(
+        folder,
+        stored,
+        SUFFIX,
+        list_audio(inputs),
+        files_per_shard=config.files_per_shard,
+        read_shard=read_contents,
+        choose=choose,
+    )
     make_job = partial(_make_job, run, config, make_extractor)
     return execute_run(run, FeatureJob(run, config, extractor), make_job, summarise, execution, progress)
 
@@ -113,6 +123,12 @@ def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> ExtractionS
             rows += shard.rows
             samples += sum(clip.samples for clip in shard.clips)
     return ExtractionSummary(files, failed, samples_to_hours(samples), len(shards), rows, run.config["width"])
+
+
+def read_contents(path: Path) -> ShardContents:
+    """Read what a feature shard says of itself. Raises FormatError."""
+    with FeatureShard(path) as shard:
+        return ShardContents(shard.provenance.get("config_hash"), tuple(clip.key for clip in shard.clips))
 
 
 def _make_job(run: RunFolder, config: ExtractionConfig, make_extractor: MakeExtractor, device: str) -> "FeatureJob":

@@ -36,12 +36,17 @@ SummaryT = TypeVar("SummaryT", bound=Summary)
 
 @dataclass(frozen=True)
 class RunResult(Generic[SummaryT]):
-    """What a call did: the run folder, what it holds now, shards left to other processes, seconds of audio done."""
+    """What a call did and what is there now.
+
+    folder: of the run. summary: what it holds. shards_left: to other processes. seconds_done: of audio, by this call.
+    failed_shards: finished ones in which inputs failed; where their files are deleted, the same call tries these again.
+    """
 
     folder: Path
     summary: SummaryT
     shards_left: int
     seconds_done: float
+    failed_shards: tuple[int, ...] = ()
 
 
 def samples_to_hours(samples: int) -> float:
@@ -83,7 +88,8 @@ def execute_run(
     summary = summarise(run, finished, run.write_failures())
     if len(finished) == len(planned):
         run.write_summary(asdict(summary))
-    return RunResult(run.path, summary, len(planned) - len(finished), seconds)
+    failed = tuple(index for index in finished if run.failures_path(index).exists())
+    return RunResult(run.path, summary, len(planned) - len(finished), seconds, failed)
 
 
 def share_shards(

@@ -3,25 +3,26 @@
 A run folder holds `run.json` (what decides about the bytes), `manifest.jsonl` (one line per input that was listed),
 one file per finished shard with, beside it, a record of the inputs that failed in it, and at the end `failed.jsonl`
 and `summary.json`. A shard is finished when its file exists. Everything follows from the configuration and from the
-inputs in the order in which they were listed, so that any sequence of kills and reruns ends in the same bytes.
+inputs in the order in which they were listed, so that any sequence of kills and reruns ends in the same bytes. Shards
+know their inputs and the hash of their configuration, so that a lost or damaged plan is noticed and can be made again.
 """
 
 import itertools
 import json
-import os
 import re
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sctok.audio.sources import AudioItem, BadItem
-from sctok.formats.files import atomic_path, damaged, hash_json, json_text, read_json, write_json
+from sctok.formats.files import atomic_path, hash_json, json_text, read_json, write_json
 
 from .claims import Claim, take_lock, try_lock
+from .manifest import Failure, KnownInputs, Planned, failure_of, json_line, read_failures, read_manifest, write_failures
 
 CONFIG = "run.json"
 MANIFEST = "manifest.jsonl"
@@ -37,7 +38,8 @@ Choice = Callable[[Iterable[AudioItem | BadItem], float], Iterable[tuple[AudioIt
 
 _SPOOL_BYTES = 1 << 24  # new manifest lines kept in memory before they go to an unnamed file
 _TEMPORARY = re.compile(r".*\bshard-(\d+)\..+\.tmp-\d+")
-_SHOWN_DIFFERENCES = 3
+_NAME_OF_ENCODER = "encoder"  # in a configuration; its hash says which one it is, whatever its file is called
+_SHOWN = 3  # differences or stretches of shards in one message
 _MISSING = object()
 
 
@@ -54,16 +56,14 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An input without results, and why."""
+class ShardContents:
+    """What a finished shard says of itself: the hash of its configuration, None if it holds no file, and its keys."""
 
-    key: str
-    path: str
-    reason: str
+    config_hash: str | None
+    keys: tuple[str, ...]
 
-    def to_json(self) -> dict[str, str]:
-        """Return the failure as a line of `failed.jsonl`."""
-        return {"key": self.key, "path": self.path, "reason": self.reason}
+
+ReadShard = Callable[[Path], ShardContents]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class RunFolder:
     config_hash: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config_hash", hash_json(dict(self.config)))
+        deciding = {name: value for name, value in self.config.items() if name != _NAME_OF_ENCODER}
+        object.__setattr__(self, "config_hash", hash_json(deciding))
 
     def shard_path(self, index: int) -> Path:
         """Return where the file of a finished shard lies."""
@@ -90,23 +91,24 @@ class RunFolder:
         """Return whether the file of a shard exists."""
         return self.shard_path(index).exists()
 
-    def manifest(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the manifest: `{"shard", "item"}`, with `seconds` where they were asked for, or `{"bad"}`.
+    def finished_shards(self) -> list[int]:
+        """Return the numbers of the shards whose files lie in the folder now, planned or not, in order."""
+        names = (re.fullmatch(r"shard-(\d{5,})", path.stem) for path in self.path.glob(f"shard-*{self.suffix}"))
+        return sorted(int(name[1]) for name in names if name)
 
-        Raises:
-            FormatError: a line is not a JSON object.
-        """
-        return _read_lines(self.path / MANIFEST)
+    def manifest(self) -> Iterator[Planned | Failure]:
+        """Yield the rows of the manifest: inputs, and what could not be listed. Raises FormatError."""
+        return read_manifest(self.path / MANIFEST)
 
     def shards(self) -> Iterator[Shard]:
         """Yield the planned shards in order, reading the manifest as it goes."""
-        rows = (row for row in self.manifest() if "item" in row)
-        for index, group in itertools.groupby(rows, key=lambda row: int(row["shard"])):
-            yield Shard(index, tuple(AudioItem.from_json(row["item"]) for row in group))
+        rows = (row for row in self.manifest() if isinstance(row, Planned))
+        for index, group in itertools.groupby(rows, key=lambda row: row.shard):
+            yield Shard(index, tuple(row.item for row in group))
 
     def planned(self) -> dict[int, int]:
         """Return the number of inputs of each planned shard."""
-        return dict(Counter(row["shard"] for row in self.manifest() if "item" in row))
+        return dict(Counter(row.shard for row in self.manifest() if isinstance(row, Planned)))
 
     def claim_shards(self) -> Iterator[tuple[Shard, Claim]]:
         """Claim one unfinished shard after the other; those that other processes work on are passed over.
@@ -130,26 +132,30 @@ class RunFolder:
 
     def record_failures(self, index: int, failures: Iterable[Failure]) -> None:
         """Write the failures of a shard, if any; to be called before the shard itself is finished."""
-        rows = [failure.to_json() for failure in failures]
+        rows = list(failures)
         if rows:
-            _write_lines(self.failures_path(index), rows)
+            write_failures(self.failures_path(index), rows)
+
+    def shard_failures(self, index: int) -> Iterator[Failure]:
+        """Yield the recorded failures of a shard."""
+        path = self.failures_path(index)
+        return read_failures(path) if path.exists() else iter(())
 
     def failures(self) -> Iterator[Failure]:
         """Yield everything that failed: first what could not be listed, then shard by shard."""
         listed: dict[tuple[str, str], Failure] = {}
         shards: dict[int, None] = {}
         for row in self.manifest():
-            if "bad" in row:
-                failure = Failure(**row["bad"])
-                listed[_identity(failure)] = failure
+            if isinstance(row, Failure):
+                listed[row.identity] = row
             else:
                 # The same input listed later without trouble takes its complaint back.
-                listed.pop((row["item"]["key"], row["item"]["path"]), None)
-                shards[row["shard"]] = None
+                listed.pop((row.item.key, row.item.path), None)
+                shards[row.shard] = None
         yield from listed.values()
         for index in shards:
-            if self.finished(index) and self.failures_path(index).exists():
-                yield from (Failure(**row) for row in _read_lines(self.failures_path(index)))
+            if self.finished(index):
+                yield from self.shard_failures(index)
 
     def write_failures(self) -> int:
         """Rewrite `failed.jsonl` from what is known by now; return the number of failures."""
@@ -157,9 +163,9 @@ class RunFolder:
             for index, paths in self._temporaries().items():
                 for path in paths if self.finished(index) else ():
                     path.unlink(missing_ok=True)
-            rows = [failure.to_json() for failure in self.failures()]
-            _write_lines(self.path / FAILED, rows)
-        return len(rows)
+            failures = list(self.failures())
+            write_failures(self.path / FAILED, failures)
+        return len(failures)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Rewrite `summary.json`."""
@@ -192,6 +198,7 @@ def plan_run(
     listed: Iterable[AudioItem | BadItem],
     *,
     files_per_shard: int,
+    read_shard: ReadShard,
     choose: Choice | None = None,
 ) -> RunFolder:
     """Create a run folder, or open one and append the inputs that it does not know yet.
@@ -204,29 +211,43 @@ def plan_run(
         suffix: ending of shard files.
         listed: inputs and problems in a deterministic order, as `list_audio` gives them.
         files_per_shard: inputs in one shard, at least 1.
+        read_shard: returns what a finished shard says of itself; raises FormatError.
         choose: takes some of the new inputs, for instance so many hours; all of them where None.
 
     Raises:
-        RunError: nothing was listed, the folder belongs to another configuration, or is not a run folder.
+        RunError: nothing was listed, the folder belongs to another configuration, is not a run folder, or has
+            finished shards with other inputs than planned.
+        FormatError: a file of the run is damaged.
     """
     if files_per_shard < 1:
         raise RunError(f"files per shard must be at least 1, not {files_per_shard}")
     stored = {"format": FORMAT, "format_version": FORMAT_VERSION, "files_per_shard": files_per_shard, **config}
-    run = RunFolder(path, stored, suffix)
-    _check_config(run)
+    wanted = RunFolder(path, stored, suffix)
+    _find_run(wanted)
     inputs = iter(listed)
     first = next(inputs, None)
     if first is None and not (path / CONFIG).exists():
         raise RunError(f"no audio was found for {path}; name files, folders, manifests or tar shards that hold some")
-    with run.locked():
-        fresh = not _check_config(run)
-        if fresh:
-            _refuse_shards_without_config(run)
+    with wanted.locked():
+        found = _find_run(wanted)
+        if found is None and not _holds_own_shards(wanted, read_shard):
             (path / MANIFEST).unlink(missing_ok=True)  # of a plan that died before it was complete
+        run = found or wanted
         _append(run, itertools.chain([] if first is None else [first], inputs), files_per_shard, choose)
-        if fresh:
+        if found is None:
             write_json(path / CONFIG, stored)
+    _check_shards(run, read_shard)
     return run
+
+
+def shard_names(indices: Iterable[int]) -> str:
+    """Return how messages name all files of some shards: `shard-00002.* to shard-00004.*, shard-00007.*, …`."""
+    stretches: list[tuple[int, int]] = []
+    for index in sorted(indices):
+        first = stretches.pop()[0] if stretches and stretches[-1][1] == index - 1 else index
+        stretches.append((first, index))
+    names = [f"shard-{a:05d}.*" + (f" to shard-{b:05d}.*" if a < b else "") for a, b in stretches]
+    return ", ".join(names[:_SHOWN] + ["…"] * (len(names) > _SHOWN))
 
 
 def check_name(name: str, what: str) -> str:
@@ -248,17 +269,16 @@ def safe_name(text: str) -> str:
 
 def _append(run: RunFolder, listed: Iterable[AudioItem | BadItem], files_per_shard: int, choose: Choice | None) -> None:
     manifest = run.path / MANIFEST
-    known, next_shard, seconds = _Known(), 0, 0.0
+    known, next_shard, seconds = KnownInputs(), 0, 0.0
     for row in run.manifest() if manifest.exists() else ():
         known.remember(row)
-        if "item" in row:
-            next_shard = row["shard"] + 1
-            seconds += row.get("seconds", 0.0)
+        if isinstance(row, Planned):
+            next_shard = row.shard + 1
+            seconds += row.seconds or 0.0
     news = known.news(listed)
     chosen = choose(news, seconds) if choose else ((entry, None) for entry in news)
     with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(run.path)) as spool:
-        for row in _rows(chosen, next_shard, files_per_shard):
-            spool.write(f"{json_text(row)}\n".encode("ascii"))
+        spool.writelines(_lines(chosen, next_shard, files_per_shard))
         if spool.tell() == 0 and manifest.exists():
             return
         spool.seek(0)
@@ -269,102 +289,74 @@ def _append(run: RunFolder, listed: Iterable[AudioItem | BadItem], files_per_sha
             shutil.copyfileobj(spool, out)
 
 
-def _rows(
+def _lines(
     chosen: Iterable[tuple[AudioItem | BadItem, float | None]], next_shard: int, files_per_shard: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[bytes]:
     added = 0
     for entry, seconds in chosen:
         if isinstance(entry, BadItem):
-            yield {"bad": Failure(entry.key, entry.path, entry.reason).to_json()}
+            yield json_line({"bad": failure_of(entry).to_json()})
         else:
-            length = {} if seconds is None else {"seconds": round(seconds, 6)}
-            yield {"shard": next_shard + added // files_per_shard, "item": entry.to_json(), **length}
+            yield json_line(Planned(next_shard + added // files_per_shard, entry, seconds).to_json())
             added += 1
 
 
-class _Known:
-    """The inputs and problems that a manifest has already."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, tuple[str, int | None]] = {}
-        self._bad: set[tuple[str, str]] = set()
-
-    def remember(self, row: Mapping[str, Any]) -> None:
-        if "bad" in row:
-            self._bad.add(_identity(Failure(**row["bad"])))
-        else:
-            item = AudioItem.from_json(row["item"])
-            self._places[item.key] = (item.path, item.offset)
-
-    def news(self, listed: Iterable[AudioItem | BadItem]) -> Iterator[AudioItem | BadItem]:
-        """Yield what is not known, with absolute paths: a run may be taken up again from another folder."""
-        for listed_entry in listed:
-            entry = replace(listed_entry, path=os.path.normpath(Path(listed_entry.path).absolute()))
-            if isinstance(entry, AudioItem):
-                if entry.key not in self._places:
-                    self._places[entry.key] = (entry.path, entry.offset)
-                    yield entry
-                    continue
-                path, offset = self._places[entry.key]
-                if (path, offset) == (entry.path, entry.offset):
-                    continue
-                reason = f"its key {entry.key!r} stands for {path} in this run already; rename one, or use another run"
-                entry = BadItem(entry.key, entry.path, reason)
-            if _identity(entry) not in self._bad:
-                self._bad.add(_identity(entry))
-                yield entry
-
-
-def _identity(problem: BadItem | Failure) -> tuple[str, str]:
-    """Return what tells a listing problem from others; one without a key is told by its reason."""
-    return (problem.key, problem.path) if problem.key else (problem.path, problem.reason)
-
-
-def _check_config(run: RunFolder) -> bool:
-    """Return whether the folder has a configuration; it is the one asked for."""
-    path = run.path / CONFIG
+def _find_run(wanted: RunFolder) -> RunFolder | None:
+    """Return the run that the folder holds, with the name that it has for the encoder; it is the one asked for."""
+    path = wanted.path / CONFIG
     if not path.exists():
-        return False
+        return None
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise RunError(f"{path} is not the configuration of a run of sctok; use another folder")
-    wanted = json.loads(json_text(dict(run.config)))
+        raise RunError(
+            f"{path} is not the configuration of a run of sctok; use another folder, or delete it if damaged"
+        )
+    asked = json.loads(json_text(dict(wanted.config)))
     differences = [
-        f"{name} {_shown(found, name)} there, {_shown(wanted, name)} here"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name, _MISSING) != wanted.get(name, _MISSING)
+        f"{name} {_shown(found, name)} there, {_shown(asked, name)} here"
+        for name in sorted((found.keys() | asked.keys()) - {_NAME_OF_ENCODER})
+        if found.get(name, _MISSING) != asked.get(name, _MISSING)
     ]
     if differences:
-        more = len(differences) - _SHOWN_DIFFERENCES
-        shown = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        more = len(differences) - _SHOWN
+        shown = "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
         raise RunError(
-            f"{run.path} was made with other settings ({shown}); repeat those, or use another name or an empty folder"
+            f"{wanted.path} was made with other settings ({shown}); "
+            "repeat those, or use another name or an empty folder"
         )
-    return True
+    return RunFolder(wanted.path, {**asked, **found}, wanted.suffix)
 
 
 def _shown(config: Mapping[str, Any], name: str) -> str:
     return json_text(config[name]) if name in config else "absent"
 
 
-def _refuse_shards_without_config(run: RunFolder) -> None:
-    shard = next(run.path.glob(f"shard-*{run.suffix}"), None)
-    if shard is not None:
-        raise RunError(f"{run.path} holds {shard.name} but no {CONFIG}; use another folder, or empty this one")
+def _holds_own_shards(run: RunFolder, read_shard: ReadShard) -> bool:
+    """Return whether a folder without a configuration holds shards; they were made with the one asked for."""
+    finished = [run.shard_path(index) for index in run.finished_shards()]
+    hashes = ((path, read_shard(path).config_hash) for path in finished)
+    path, found = next((known for known in hashes if known[1] is not None), (None, None))
+    if finished and found != run.config_hash:
+        name = (path or finished[0]).name
+        raise RunError(
+            f"{run.path} holds {name} but no {CONFIG}, and that was not made with these settings; repeat those it was "
+            "made with, use another folder, or empty this one"
+        )
+    return bool(finished)
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise damaged(path, f"line {number}: {error}") from None
-            if not isinstance(row, dict):
-                raise damaged(path, f"line {number} is not an object")
-            yield row
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="ascii") as out:
-        out.writelines(f"{json_text(dict(row))}\n" for row in rows)
+def _check_shards(run: RunFolder, read_shard: ReadShard) -> None:
+    """Raise RunError unless each finished shard holds what the manifest plans for it: it may have lost lines."""
+    # In this order, so that what other processes plan and finish meanwhile is no surprise.
+    wrong = set(run.finished_shards())
+    for shard in run.shards() if wrong else ():
+        if shard.index in wrong:
+            failed = (failure.key for failure in run.shard_failures(shard.index))
+            keys = sorted([*read_shard(run.shard_path(shard.index)).keys, *failed])
+            if keys == sorted(item.key for item in shard.items):
+                wrong.remove(shard.index)
+    if wrong:
+        raise RunError(
+            f"{run.path / MANIFEST} plans other inputs than these finished shards hold: delete {shard_names(wrong)} "
+            "there and run the same command again"
+        )

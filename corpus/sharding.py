@@ -19,8 +19,9 @@ from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError, disk_errors
 
 from .claims import Claim
+from .manifest import Failure
 from .packing import ClipT, FileEnd, WindowResult, encode_files
-from .runs import Failure, Progress, RunError, RunFolder, Shard
+from .runs import Progress, RunError, RunFolder, Shard
 
 
 class Extractor(Protocol):

@@ -21,7 +21,7 @@ from sctok.formats.token_shards import TOKENS_VERSION, TokenShardWriter, read_to
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 
 from .processes import RunResult, Summary, execute_run, samples_to_hours
-from .runs import Progress, RunError, RunFolder, plan_run
+from .runs import Progress, RunError, RunFolder, ShardContents, plan_run
 from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
 
 SUFFIX = ".tar"
@@ -103,7 +103,8 @@ def tokenize_corpus(
         progress: gets the events of `execute_run`.
 
     Raises:
-        RunError: the codebook is of another encoder, or the folder belongs to another configuration.
+        RunError: the codebook is of another encoder, the folder belongs to another configuration, or its shards do
+            not fit its plan.
         AudioError: an input cannot be listed.
         DiskFullError: finished shards stay valid; the same call goes on from there.
     """
@@ -121,7 +122,14 @@ def tokenize_corpus(
         "codec_hash": None,
         "token_rate": codebook.metadata.token_rate,
     }
-    run = plan_run(folder, stored, SUFFIX, list_audio(inputs), files_per_shard=config.files_per_shard)
+    run = plan_run(
+        folder,
+        stored,
+        SUFFIX,
+        list_audio(inputs),
+        files_per_shard=config.files_per_shard,
+        read_shard=read_contents,
+    )
     make_job = partial(_make_job, run, codebook, make_extractor)
     job = TokenJob(run, codebook, extractor, execution.devices[0])
     return execute_run(run, job, make_job, summarise, execution, progress)
@@ -151,6 +159,12 @@ def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> Tokenizatio
     )
 
 
+def read_contents(path: Path) -> ShardContents:
+    """Read what a token shard says of itself. Raises FormatError."""
+    entries = [(key, info.get("config_hash")) for key, _, info in read_token_shard(path)]
+    return ShardContents(entries[0][1] if entries else None, tuple(key for key, _ in entries))
+
+
 def _codebook_name(book: CodebookFile) -> str:
     return f"{book.domain}-{book.k} at {book.token_rate}"
 
@@ -174,7 +188,12 @@ class TokenJob:
     """Turns windows into the numbers of their nearest centroids."""
 
     def __init__(self, run: RunFolder, codebook: Codebook, extractor: Extractor, device: str) -> None:
-        self._config = run.config
+        self._codebook_size = run.config["codebook_size"]
+        self._info = {
+            **{name: run.config[name] for name in INFO},
+            "sample_rate": SAMPLE_RATE,
+            "config_hash": run.config_hash,
+        }
         self._extractor = extractor
         self._stack = codebook.metadata.stack_factor
         self._device = torch.device(device)
@@ -197,9 +216,8 @@ class TokenJob:
     @contextmanager
     def open_shard(self, path: Path) -> Iterator["TokenSink"]:
         """Begin a token shard."""
-        shared = {name: self._config[name] for name in INFO}
-        with TokenShardWriter(path, codebook_sizes=[self._config["codebook_size"]]) as writer:
-            yield TokenSink(writer, {**shared, "sample_rate": SAMPLE_RATE}, self._stack)
+        with TokenShardWriter(path, codebook_sizes=[self._codebook_size]) as writer:
+            yield TokenSink(writer, self._info, self._stack)
 
 
 class TokenClip:

@@ -48,6 +48,7 @@ def test_extract_writes_below_the_root_and_prints_a_table(sctok: Sctok, collecti
     assert "sctok-data/features/speech" in out
     assert "warning: 3 inputs failed" in err
     assert "failed.jsonl" in err
+    assert "delete shard-00000.* there and run the same command" in err
 
 
 def test_json_is_one_object_on_stdout(sctok: Sctok, collection: Path) -> None:
@@ -90,6 +91,15 @@ def test_codebooks_by_size_rate_and_path(
     assert json.loads(out)["codebook_size"] == size
 
 
+def test_a_codebook_of_another_rate_than_its_name_says_is_refused(
+    sctok: Sctok, collection: Path, codebooks: Path
+) -> None:
+    save_codebook(codebook_path(codebooks, "merged", 16, 100), fake_codebook(16, 2))
+    code, out, err = sctok("tokenize", collection, "--codebook", "16", "--token-rate", 100)
+    assert (code, out) == (1, "")
+    assert "merged-16-r100.safetensors holds the codebook merged-16-r50" in err
+
+
 def test_published_centroids(sctok: Sctok, collection: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sctok.features.checkpoints.load_weights", lambda name: FakeExtractor())
     export_npy(fake_codebook(8, 2), tmp_path / "book.npy")
@@ -107,8 +117,8 @@ def test_published_centroids(sctok: Sctok, collection: Path, monkeypatch: pytest
         (["extract", "broken", "--domain", "a/b"], 2, "a/b"),
         (["extract", "broken", "--domain", "speech", "--max-hours", "0"], 2, "max-hours"),
         (["extract", "broken", "--domain", "speech", "--tokens-per-clip", "0"], 2, "tokens-per-clip"),
-        (["extract", "broken", "--domain", "speech", "--device", "toaster"], 1, "toaster"),
-        (["extract", "broken", "--domain", "speech", "--precision", "int3"], 1, "int3"),
+        (["extract", "broken", "--domain", "speech", "--device", "toaster"], 2, "toaster"),
+        (["extract", "broken", "--domain", "speech", "--precision", "int3"], 2, "int3"),
         (["tokenize", "broken"], 1, "codebooks"),
         (["tokenize", "broken", "empty"], 2, "--name"),
         (["tokenize", "broken", "--token-rate", "7"], 2, "token-rate"),

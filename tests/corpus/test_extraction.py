@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,16 @@ def test_another_encoder_is_refused(collection: Path, extracted: Path) -> None:
         run_command("extract", [collection], extracted, make=lambda device: Other())
 
 
+def test_a_renamed_encoder_goes_on_in_the_same_bytes(collection: Path, extracted: Path, tmp_path: Path) -> None:
+    class Renamed(FakeExtractor):
+        name = "renamed"
+
+    shutil.copytree(extracted, tmp_path / "run")
+    (tmp_path / "run" / "shard-00001.h5").unlink()
+    run_command("extract", [collection], tmp_path / "run", make=lambda device: Renamed())
+    assert tree(tmp_path / "run") == tree(extracted)
+
+
 @pytest.mark.parametrize("tokens", [1, 20, 512])
 def test_tokens_per_clip_keeps_whole_groups_in_order(
     collection: Path, extracted: Path, tmp_path: Path, tokens: int
@@ -261,7 +272,14 @@ def test_max_hours_does_not_grow_on_a_rerun(collection: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "settings",
-    [{"channel": -1}, {"tokens_per_clip": 0}, {"max_hours": 0.0}, {"files_per_shard": 0}, {"batch_size": 0}],
+    [
+        {"channel": -1},
+        {"tokens_per_clip": 0},
+        {"max_hours": 0.0},
+        {"seed": -1},
+        {"files_per_shard": 0},
+        {"batch_size": 0},
+    ],
 )
 def test_values_out_of_range_are_refused(collection: Path, tmp_path: Path, settings: dict[str, float]) -> None:
     with pytest.raises(RunError, match="must be"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -10,10 +11,14 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+import numpy as np
 import pytest
-from fakes import FakeExtractor, run_command, tree, write_collection
+from fakes import FakeExtractor, run_command, tree, write_audio, write_collection
 
-from sctok.formats.files import DiskFullError
+from sctok.audio.loader import LoaderError
+from sctok.audio.windows import WINDOW_SAMPLES
+from sctok.corpus.runs import RunError
+from sctok.formats.files import DiskFullError, FormatError
 
 Start = Callable[..., Popen[str]]
 COMMANDS = ["extract", "tokenize"]
@@ -146,6 +151,77 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(
         assert clean[name] == digest, name
     run_command(command, [collection], tmp_path / "run")
     assert tree(tmp_path / "run") == clean
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("lost", ["run.json", "manifest.jsonl"])
+def test_deleting_a_damaged_plan_loses_no_work(collection: Path, tmp_path: Path, command: str, lost: str) -> None:
+    run_command(command, [collection], tmp_path / "run")
+    clean = tree(tmp_path / "run")
+    damaged = tmp_path / "run" / lost
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with pytest.raises(FormatError, match=rf"{lost}.*delete it and make it again"):
+        run_command(command, [collection], tmp_path / "run")
+    damaged.unlink()
+    assert run_command(command, [collection], tmp_path / "run").seconds_done == 0
+    assert tree(tmp_path / "run") == clean
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_settings_are_refused_without_the_configuration_too(
+    collection: Path, tmp_path: Path, command: str
+) -> None:
+    run_command(command, [collection], tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(RunError, match=r"shard-00000\.\w+ but no run\.json"):
+        run_command(command, [collection], tmp_path / "run", channel=0)
+
+
+def test_failures_are_tried_again_where_their_shards_are_deleted(tmp_path: Path) -> None:
+    audio = write_collection(tmp_path / "audio", 6)
+    result = run_command("extract", [audio], tmp_path / "run")
+    mended = audio / "part 1" / "empty.wav"
+    write_audio(mended, 3000)
+    assert run_command("extract", [audio], tmp_path / "run").summary.failed == 3
+    assert result.failed_shards == (0, 1, 2)
+    for index in result.failed_shards:
+        for path in (tmp_path / "run").glob(f"shard-{index:05d}.*"):
+            path.unlink()
+    result = run_command("extract", [audio], tmp_path / "run")
+    assert (result.summary.files, result.summary.failed) == (7, 2)
+    run_command("extract", [audio], tmp_path / "clean")
+    assert tree(tmp_path / "run") == tree(tmp_path / "clean")
+
+
+def test_what_could_not_be_listed_is_tried_by_the_next_run(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", 3000)
+    (tmp_path / "list.csv").write_text("path\na.wav\nb.wav\n")
+    result = run_command("extract", [tmp_path / "list.csv"], tmp_path / "run")
+    assert (result.summary.failed, result.failed_shards) == (1, ())
+    write_audio(tmp_path / "b.wav", 3000)
+    result = run_command("extract", [tmp_path / "list.csv"], tmp_path / "run")
+    assert (result.summary.files, result.summary.failed) == (2, 0)
+
+
+def test_a_file_that_kills_its_decoder_can_be_moved_away(tmp_path: Path) -> None:
+    for index, windows in enumerate((20, 1)):
+        write_audio(tmp_path / "in" / f"{index}.wav", windows * WINDOW_SAMPLES, seed=index)
+
+    class Killer(FakeExtractor):
+        def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join()
+            return super().embed(waves, last)
+
+    settings = {"workers": 1, "batch_size": 1, "files_per_shard": 1}
+    with pytest.raises(LoaderError, match="move the file away") as caught:
+        run_command("extract", [tmp_path / "in"], tmp_path / "run", make=lambda device: Killer(), **settings)
+    assert "\n" not in str(caught.value)
+    Path(caught.value.args[0]).unlink()
+    result = run_command("extract", [tmp_path / "in"], tmp_path / "run", **settings)
+    assert (result.summary.files, result.summary.failed) == (1, 1)
+    assert caught.value.args[0] in (tmp_path / "run" / "failed.jsonl").read_text()
 
 
 def test_no_room_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.corpus.claims import take_lock, try_lock
-from sctok.corpus.runs import Failure, RunError, RunFolder, check_name, plan_run, safe_name
+from sctok.corpus.manifest import Failure
+from sctok.corpus.runs import RunError, RunFolder, ShardContents, check_name, plan_run, safe_name, shard_names
 from sctok.formats.files import FormatError
 
 CONFIG = {"kind": "test", "channel": None, "nested": {"a": 1.5}}
@@ -17,7 +18,15 @@ def items(*keys: str, folder: str = "/audio") -> list[AudioItem]:
 
 
 def plan(folder: Path, listed: list[AudioItem | BadItem], files_per_shard: int = 2, **config: object) -> RunFolder:
-    return plan_run(folder, {**CONFIG, **config}, ".h5", listed, files_per_shard=files_per_shard)
+    config = {**CONFIG, **config}
+    return plan_run(folder, config, ".h5", listed, files_per_shard=files_per_shard, read_shard=read_shard)
+
+
+def read_shard(path: Path) -> ShardContents:
+    if not path.stat().st_size:
+        raise FormatError(f"{path} is not a shard")
+    config_hash, *keys = path.read_text().split()
+    return ShardContents(None if config_hash == "-" else config_hash, tuple(keys))
 
 
 def keys(run: RunFolder) -> list[list[str]]:
@@ -27,7 +36,7 @@ def keys(run: RunFolder) -> list[list[str]]:
 def finish(run: RunFolder) -> list[int]:
     done = []
     for shard, claim in run.claim_shards():
-        run.shard_path(shard.index).write_bytes(b"whole")
+        run.shard_path(shard.index).write_text(" ".join([run.config_hash, *(item.key for item in shard.items)]))
         claim.release()
         done.append(shard.index)
     return done
@@ -105,10 +114,89 @@ def test_a_foreign_run_json_is_refused(tmp_path: Path) -> None:
         plan(tmp_path, items("a"))
 
 
-def test_shards_without_a_configuration_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "shard-00000.h5").touch()
-    with pytest.raises(RunError, match=r"shard-00000\.h5"):
+@pytest.mark.parametrize("content", ["ffff a", "-"])
+def test_foreign_shards_without_a_configuration_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "shard-00000.h5").write_text(content)
+    with pytest.raises(RunError, match=r"shard-00000\.h5 but no run\.json"):
         plan(tmp_path, items("a"))
+
+
+@pytest.mark.parametrize("lost", [["run.json"], ["manifest.jsonl"], ["run.json", "manifest.jsonl"]])
+def test_a_lost_plan_is_made_again_around_its_shards(tmp_path: Path, lost: list[str]) -> None:
+    run = plan(tmp_path, [BadItem("x", "/x", "is missing"), *items("a", "b", "c")])
+    finish(run)
+    run.shard_path(0).write_text("-")
+    run.record_failures(0, [Failure(key, f"/audio/{key}.wav", "is broken") for key in "ab"])
+    before = {name: (tmp_path / name).read_bytes() for name in ("run.json", "manifest.jsonl")}
+    for name in lost:
+        (tmp_path / name).unlink()
+    again = plan(tmp_path, [BadItem("x", "/x", "is missing"), *items("a", "b", "c")])
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert finish(again) == []
+
+
+def test_a_run_that_has_grown_keeps_its_plan_without_a_configuration(tmp_path: Path) -> None:
+    finish(plan(tmp_path, items("b", "c", "d")))
+    finish(plan(tmp_path, items("a", "b", "c", "d")))
+    before = (tmp_path / "manifest.jsonl").read_bytes()
+    (tmp_path / "run.json").unlink()
+    assert finish(plan(tmp_path, items("a", "b", "c", "d"))) == []
+    assert (tmp_path / "manifest.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_manifest_cut_inside_a_shard_is_noticed_and_the_remedy_works(tmp_path: Path, lines: int) -> None:
+    finish(plan(tmp_path, items(*"abcdefg")))
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:lines]))
+    for _ in range(2):
+        with pytest.raises(RunError, match=rf"delete shard-0000{lines // 2}\.\* to shard-00003\.\*") as caught:
+            plan(tmp_path, items(*"abcdefg"))
+        assert "\n" not in str(caught.value)
+    for index in range(lines // 2, 4):
+        (tmp_path / f"shard-0000{index}.h5").unlink()
+    finish(plan(tmp_path, items(*"abcdefg")))
+    assert sorted(key for shard in keys(plan(tmp_path, items("a"))) for key in shard) == list("abcdefg")
+
+
+def test_a_manifest_cut_between_shards_grows_back(tmp_path: Path) -> None:
+    finish(plan(tmp_path, items(*"abcde")))
+    manifest = tmp_path / "manifest.jsonl"
+    before = manifest.read_bytes()
+    manifest.write_bytes(b"".join(before.splitlines(keepends=True)[:2]))
+    with pytest.raises(RunError, match=r"delete shard-00001\.\* to shard-00002\.\* there"):
+        plan(tmp_path, items("a"))
+    assert finish(plan(tmp_path, items(*"abcde"))) == []
+    assert manifest.read_bytes() == before
+
+
+def test_a_lost_record_of_failures_is_noticed(tmp_path: Path) -> None:
+    run = plan(tmp_path, items("a", "b"))
+    run.shard_path(0).write_text(f"{run.config_hash} a")
+    with pytest.raises(RunError, match=r"delete shard-00000\.\* there"):
+        plan(tmp_path, items("a", "b"))
+
+
+def test_the_name_of_the_encoder_is_that_of_the_first_run(tmp_path: Path) -> None:
+    first = plan(tmp_path, items("a"), encoder="mini", encoder_hash="ab")
+    before = (tmp_path / "run.json").read_bytes()
+    again = plan(tmp_path, items("a"), encoder="renamed", encoder_hash="ab")
+    assert again == first
+    assert (tmp_path / "run.json").read_bytes() == before
+    with pytest.raises(RunError, match="encoder_hash"):
+        plan(tmp_path, items("a"), encoder="mini", encoder_hash="cd")
+
+
+@pytest.mark.parametrize(
+    ("indices", "names"),
+    [
+        ([2], "shard-00002.*"),
+        ([5, 2, 3, 4], "shard-00002.* to shard-00005.*"),
+        ([0, 2, 4, 5, 9], "shard-00000.*, shard-00002.*, shard-00004.* to shard-00005.*, …"),
+    ],
+)
+def test_many_shards_are_named_in_few_words(indices: list[int], names: str) -> None:
+    assert shard_names(indices) == names
 
 
 def test_a_plan_that_died_before_its_configuration_is_made_anew(tmp_path: Path) -> None:
@@ -123,6 +211,48 @@ def test_a_damaged_manifest_is_named_with_its_line(tmp_path: Path) -> None:
         file.write('{"shard": 1, "it')
     with pytest.raises(FormatError, match=r"manifest\.jsonl.*line 3"):
         plan(tmp_path / "run", items("a", "b"))
+
+
+GOOD = items("a")[0].to_json()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "[]",
+        "7",
+        '{"shard":0}',
+        json.dumps({"item": GOOD}),
+        json.dumps({"shard": "0", "item": GOOD}),
+        json.dumps({"shard": -1, "item": GOOD}),
+        '{"item":{"key":"a"},"shard":0}',
+        '{"item":[],"shard":0}',
+        json.dumps({"shard": 0, "item": {**GOOD, "more": 1}}),
+        json.dumps({"shard": 0, "item": {**GOOD, "metadata": None}}),
+        json.dumps({"shard": 0, "item": {**GOOD, "offset": 4}}),
+        json.dumps({"shard": 0, "item": GOOD, "seconds": float("nan")}),
+        json.dumps({"shard": 0, "item": GOOD, "seconds": "long"}),
+        '{"bad":null}',
+        '{"bad":{"key":"a","path":"a"}}',
+    ],
+    ids=range(16),
+)
+def test_lines_of_another_shape_are_damage(tmp_path: Path, line: str) -> None:
+    plan(tmp_path, items("a", "b"))
+    with (tmp_path / "manifest.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(FormatError, match=r"manifest\.jsonl is damaged \(line 3: ") as caught:
+        plan(tmp_path, items("a", "b"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_record_of_failures_is_named(tmp_path: Path) -> None:
+    run = plan(tmp_path, items("a", "b"))
+    finish(run)
+    run.failures_path(0).write_text('{"key":1}\n')
+    with pytest.raises(FormatError, match=r"shard-00000\.failed\.jsonl is damaged \(line 1: "):
+        run.write_failures()
 
 
 def test_nothing_listed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
@@ -152,7 +282,7 @@ def test_locks_exclude_each_other(tmp_path: Path) -> None:
 
 def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     run = plan(tmp_path / "run", items("a", "b", "c"))
-    run.shard_path(0).write_bytes(b"whole")
+    run.shard_path(0).touch()
     for name in (
         "shard-00000.h5.tmp-999999",
         f"shard-00001.h5.tmp-{os.getpid()}",
@@ -187,7 +317,7 @@ def test_a_chosen_subset_is_told_what_the_run_holds(tmp_path: Path) -> None:
         yield from ((item, 1.25) for item in news if item.key != "b")
 
     for listed in (items("a", "b", "c"), items("a", "b", "c", "d")):
-        run = plan_run(tmp_path / "run", CONFIG, ".h5", listed, files_per_shard=2, choose=choose)
+        run = plan_run(tmp_path / "run", CONFIG, ".h5", listed, files_per_shard=2, read_shard=read_shard, choose=choose)
     assert seen == [0.0, 2.5]
     assert keys(run) == [["a", "c"], ["d"]]
 

@@ -7,7 +7,7 @@ import soundfile
 from fakes import FakeExtractor, fake_codebook, run_command, tree, write_audio
 
 from sctok.audio.windows import WINDOW_SAMPLES, token_count
-from sctok.corpus.runs import RunError
+from sctok.corpus.runs import RunError, RunFolder
 from sctok.corpus.tokenization import TokenizationConfig, choose_codebook, tokenize_corpus
 from sctok.formats.codebooks import codebook_hash, codebook_path, save_codebook
 from sctok.formats.stacking import stack_patches
@@ -63,6 +63,7 @@ def test_keys_keep_the_folder_structure(tokenized: Path) -> None:
 
 def test_info_says_what_made_the_tokens(collection: Path, tokenized: Path) -> None:
     info = {key: info for path in tokenized.glob("*.tar") for key, _, info in read_token_shard(path)}["part 0/clïp0"]
+    config = json.loads((tokenized / "run.json").read_text())
     assert info == {
         "samples": 1,
         "sample_rate": 16_000,
@@ -71,6 +72,7 @@ def test_info_says_what_made_the_tokens(collection: Path, tokenized: Path) -> No
         "codebook_hash": codebook_hash(fake_codebook()),
         "codec_hash": None,
         "encoder_hash": FakeExtractor.hash,
+        "config_hash": RunFolder(tokenized, config, ".tar").config_hash,
         "source": {"path": str(collection / "part 0" / "clïp0.wav")},
     }
 

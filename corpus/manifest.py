@@ -1,0 +1,146 @@
+"""The lines of a run's plan and of its failures: what is listed, where it goes, and what came to nothing."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar
+
+from sctok.audio.sources import AudioItem, BadItem
+from sctok.formats.files import atomic_path, damaged, json_text
+
+_FAILURE = {"key": str, "path": str, "reason": str}
+_ITEM = {"key": str, "path": str, "offset": int | None, "size": int | None, "suffix": str, "metadata": dict}
+_PLANNED = {"shard": int, "item": dict, "seconds": int | float | None}
+
+RowT = TypeVar("RowT")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input without results, and why."""
+
+    key: str
+    path: str
+    reason: str
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What tells a listing problem from others; one without a key is told by its reason."""
+        return (self.key, self.path) if self.key else (self.path, self.reason)
+
+    def to_json(self) -> dict[str, str]:
+        """Return the failure as a line of `failed.jsonl`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An input, its shard, and its duration in seconds where that was asked for."""
+
+    shard: int
+    item: AudioItem
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the input as a line of the manifest."""
+        length = {} if self.seconds is None else {"seconds": round(self.seconds, 6)}
+        return {"shard": self.shard, "item": self.item.to_json(), **length}
+
+
+def read_manifest(path: Path) -> Iterator[Planned | Failure]:
+    """Yield the inputs of a manifest and what could not be listed. Raises FormatError naming a line that is neither."""
+    return _read_lines(path, _manifest_row)
+
+
+def read_failures(path: Path) -> Iterator[Failure]:
+    """Yield the failures recorded in a file. Raises FormatError naming a line that is none."""
+    return _read_lines(path, _failure)
+
+
+def write_failures(path: Path, failures: Iterable[Failure]) -> None:
+    """Write failures to a file, atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as out:
+        out.writelines(json_line(failure.to_json()) for failure in failures)
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """Return a line of JSON."""
+    return f"{json_text(dict(row))}\n".encode("ascii")
+
+
+class KnownInputs:
+    """The inputs and problems that a manifest has already."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[str, int | None]] = {}
+        self._bad: set[tuple[str, str]] = set()
+
+    def remember(self, row: Planned | Failure) -> None:
+        """Know a row of the manifest."""
+        if isinstance(row, Failure):
+            self._bad.add(row.identity)
+        else:
+            self._places[row.item.key] = (row.item.path, row.item.offset)
+
+    def news(self, listed: Iterable[AudioItem | BadItem]) -> Iterator[AudioItem | BadItem]:
+        """Yield what is not known, with absolute paths: a run may be taken up again from another folder."""
+        for listed_entry in listed:
+            entry = replace(listed_entry, path=os.path.normpath(Path(listed_entry.path).absolute()))
+            if isinstance(entry, AudioItem):
+                if entry.key not in self._places:
+                    self._places[entry.key] = (entry.path, entry.offset)
+                    yield entry
+                    continue
+                path, offset = self._places[entry.key]
+                if (path, offset) == (entry.path, entry.offset):
+                    continue
+                reason = f"its key {entry.key!r} stands for {path} in this run already; rename one, or use another run"
+                entry = BadItem(entry.key, entry.path, reason)
+            identity = failure_of(entry).identity
+            if identity not in self._bad:
+                self._bad.add(identity)
+                yield entry
+
+
+def failure_of(problem: BadItem) -> Failure:
+    """Return a problem of listing as a failure."""
+    return Failure(problem.key, problem.path, problem.reason)
+
+
+def _read_lines(path: Path, parse: Callable[[Any], RowT]) -> Iterator[RowT]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = parse(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise damaged(path, f"line {number}: {error}") from None
+            yield row
+
+
+def _manifest_row(row: Any) -> Planned | Failure:
+    if isinstance(row, dict) and row.keys() == {"bad"}:
+        return _failure(row["bad"])
+    fields = _checked(row, _PLANNED)
+    item = AudioItem.from_json(_checked(fields["item"], _ITEM))
+    if (item.offset is None) != (item.size is None) or min(item.offset or 0, item.size or 0) < 0:
+        raise ValueError("'offset' and 'size' do not give a part of a file")
+    if fields["shard"] < 0 or not 0 <= (fields.get("seconds") or 0) < math.inf:
+        raise ValueError("'shard' or 'seconds' is out of range")
+    return Planned(fields["shard"], item, fields.get("seconds"))
+
+
+def _failure(row: Any) -> Failure:
+    return Failure(**_checked(row, _FAILURE))
+
+
+def _checked(value: Any, kinds: Mapping[str, type | UnionType]) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value.keys() <= kinds.keys():
+        raise ValueError(f"not an object with {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if not isinstance(value.get(name), kind):
+            raise ValueError(f"{name!r} is missing or of another type")
+    return value
