@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .containers import AUDIO_SUFFIXES
+from .manifests import plain
 
 MAX_METADATA_BYTES = 65_536
 
@@ -123,8 +124,8 @@ def _add_metadata(metadata: dict[str, Any], extension: str, data: bytes) -> None
     text = data.decode("utf-8", "replace")
     if extension.lower() == "json":
         try:
-            value = json.loads(text)
-        except ValueError:
+            value = plain(json.loads(text))
+        except (ValueError, RecursionError):
             value = text
         if isinstance(value, dict):
             metadata.update(value)

@@ -1,6 +1,7 @@
 """Decoding through an ffmpeg process, for the containers that libsndfile does not read."""
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from .errors import AudioError
 
 _AU_HEADER = struct.Struct(">4s5I")  # magic, data offset, data size, encoding, rate, channels
 _SPOOL_BYTES = 1 << 20
+_ADDRESS = re.compile(rb" @ 0x[0-9a-f]+")  # of ffmpeg's own objects, another one in each run
 _TRUNCATION_SIGNS = ("partial file", "ended prematurely")  # ffmpeg reports these and still exits with 0
 
 
@@ -55,11 +57,11 @@ class FfmpegReader:
         descriptors = [] if self._spool is None else [self._spool.fileno()]
         # The prefix keeps names such as "-y.m4a" or "http:x.m4a" from being taken for something else, and the
         # whitelist keeps playlists inside a file from reaching the network.
-        url = f"file:{path}" if path is not None else f"file:/dev/fd/{descriptors[0]}"
+        self._url = f"file:{path}" if path is not None else f"file:/dev/fd/{descriptors[0]}"
         options = "-nostdin -hide_banner -loglevel error -threads 1 -protocol_whitelist file".split()  # noqa: SIM905
         output = "-map 0:a:0 -threads 1 -c:a pcm_f32be -f au pipe:1".split()  # noqa: SIM905
         return subprocess.Popen(
-            [program, *options, "-i", url, *output],
+            [program, *options, "-i", self._url, *output],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._messages,
@@ -92,14 +94,19 @@ class FfmpegReader:
 
     def _check_exit(self) -> None:
         code = self._process.wait()
-        size = self._messages.seek(0, os.SEEK_END)
-        self._messages.seek(max(0, size - 2000))
-        lines = self._messages.read().decode("utf-8", "replace").splitlines()
-        text = "; ".join(line.strip() for line in lines[-3:])
+        text = self._last_messages()
         if code != 0:
             raise AudioError(self._name, f"ffmpeg cannot decode it: {text or f'exit code {code}'}")
         if any(sign in text for sign in _TRUNCATION_SIGNS):
             raise AudioError(self._name, f"is truncated; fetch it again (ffmpeg: {text})")
+
+    def _last_messages(self) -> str:
+        """Return the end of what ffmpeg said, the same each time and without the name that the error begins with."""
+        size = self._messages.seek(0, os.SEEK_END)
+        self._messages.seek(max(0, size - 2000))
+        url = os.fsencode(self._url)
+        said = _ADDRESS.sub(b"", self._messages.read()).replace(url + b": ", b"").replace(url, b"the input")
+        return "; ".join(line.strip() for line in said.decode("utf-8", "replace").splitlines()[-3:])
 
     def _close_files(self) -> None:
         self._messages.close()

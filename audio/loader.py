@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -174,6 +174,7 @@ class _Worker:
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
     """Hold back Ctrl-C while a worker starts: it inherits that, until it has chosen to ignore the signal."""
+    resource_tracker.ensure_running()  # the first worker would launch it, which lets Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -12,6 +12,7 @@ from .errors import AudioError, os_reason
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 
 _BATCH_ROWS = 1024
+_MAX_NESTING = 100  # far below the depth at which copying or writing a value would fail
 
 
 def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -58,9 +59,9 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
-                yield f"is not JSON ({error})"
+                row = plain(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                yield f"is not JSON that can be read ({error})"
                 continue
             if not isinstance(row, dict):
                 yield "is not a JSON object"
@@ -68,7 +69,7 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
             if not checked:
                 _check_columns(path, list(row), path_column)
                 checked = True
-            yield _plain(row)
+            yield row
 
 
 def _parquet_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
@@ -80,19 +81,21 @@ def _parquet_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str
             _check_columns(path, table.schema_arrow.names, path_column)
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
-                    yield _plain(row)
+                    yield plain(row)
     except pyarrow.ArrowInvalid as error:
         raise AudioError(path, f"is not a readable Parquet file ({error})") from error
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it."""
+def plain(value: Any, nesting: int = _MAX_NESTING) -> Any:
+    """Return `value` as JSON can hold it; raise ValueError if it is nested more than `nesting` levels deep."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if nesting == 0:
+        raise ValueError(f"nested more than {_MAX_NESTING} levels deep")
     if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain(part, nesting - 1) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part, nesting - 1) for part in value]
     return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

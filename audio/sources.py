@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -21,6 +23,9 @@ _TAR_SUFFIX = ".tar"
 _LISTED_SUFFIXES = AUDIO_SUFFIXES | {_TAR_SUFFIX}
 _PACKED_SUFFIXES = frozenset((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"))
 _MEMBER_BUFFER_BYTES = 65_536
+# What marks a folder that sctok has written its results to, as corpus/runs.py does.
+_RUN_FILE, _RUN_FORMAT = "run.json", "sctok-run"
+_MAX_RUN_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,10 @@ def list_audio(
     """Return an iterator over the audio in `inputs`, in an order that depends on them alone.
 
     An input is a folder (searched through all its subfolders, in bytewise order of the relative paths, tar shards
-    included; names that begin with a dot are left out), a single file, a manifest (CSV, TSV, JSONL or Parquet), or a
-    tar shard; braces expand as in `shard-{000..127}.tar`. Keys are the path below the folder without its suffix, the
+    included; names that begin with a dot are left out, and so are the run folders of sctok, those that hold a
+    `run.json` with `"format": "sctok-run"`, so that results kept among the audio are not listed), a single file, a
+    manifest (CSV, TSV, JSONL or Parquet), or a tar shard; braces expand as in `shard-{000..127}.tar`. An input that
+    is given again counts once. Keys are the path below the folder without its suffix, the
     stem of a single file, in manifests `key_column` or else the path as written without its suffix, and in tars the
     WebDataset name, whatever the shard. Paths in a manifest are relative to its folder; its other columns become
     metadata. A key that is taken, a missing file of a manifest, or the damaged rest of a tar is a BadItem.
@@ -99,7 +106,7 @@ def list_audio(
         inputs = [inputs]
     if not inputs:
         raise AudioError("inputs", "none given; name folders, audio files, manifests or tar shards")
-    paths = [path for given in inputs for path in _expand_braces(given)]
+    paths = _without_repeats(path for given in inputs for path in _expand_braces(given))
     for path in paths:
         if next(_list_input(path, path_column, key_column), None) is None:
             raise AudioError(path, _nothing_found(path))
@@ -116,9 +123,11 @@ def audio_seconds(item: AudioItem) -> float | None:
     try:
         source = item.open()
         file = open_regular(source, source) if isinstance(source, str) else source
-        with file, soundfile.SoundFile(file) as sound:
+        # A descriptor has no name, by which soundfile would take "x.raw" for audio without a header.
+        handle = file.fileno() if isinstance(file, io.FileIO) else file
+        with file, soundfile.SoundFile(handle, closefd=False) as sound:
             return None if sound.frames >= UNKNOWN_LENGTH else sound.frames / sound.samplerate
-    except (OSError, AudioError, soundfile.LibsndfileError):
+    except (OSError, AudioError, TypeError, RuntimeError):
         return None
 
 
@@ -131,6 +140,15 @@ def _expand_braces(given: str | Path) -> Iterator[Path]:
         if not Path(name).exists():
             raise AudioError(name, "no such file or folder")
         yield Path(name)
+
+
+def _without_repeats(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths but for those that lead to an input that an earlier one names."""
+    first: dict[Path, Path] = {}
+    for path in paths:
+        # A link to a file may lie elsewhere and have another name, which decide about keys and relative paths.
+        first.setdefault(path.resolve() if path.is_dir() else path.parent.resolve() / path.name, path)
+    return list(first.values())
 
 
 def _nothing_found(path: Path) -> str:
@@ -230,12 +248,12 @@ def _list_folder(folder: str) -> Iterator[tuple[str, Listed]]:
 def _walk(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
     """Yield (path relative to `root`, problem) of each audio file and tar, in bytewise order of those paths.
 
-    Links to folders are followed, except into a folder that is being walked already.
+    Links to folders are followed, except into a folder that is being walked already. Run folders are passed over.
     """
     folder = os.path.join(root, below)  # noqa: PTH118
     try:
         status = os.stat(folder)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in above:
+        if (status.st_dev, status.st_ino) in above or _is_run(folder):
             return
         names = _wanted_names(folder)
     except OSError as error:
@@ -246,6 +264,17 @@ def _walk(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator
             yield from _walk(root, below + name, (*above, (status.st_dev, status.st_ino)))
         else:
             yield below + name, None
+
+
+def _is_run(folder: str) -> bool:
+    """Return whether sctok has written its results to this folder."""
+    path = os.path.join(folder, _RUN_FILE)  # noqa: PTH118
+    try:
+        with open_regular(path, path) as file:
+            content = json.loads(file.read(_MAX_RUN_FILE_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == _RUN_FORMAT
 
 
 def _wanted_names(folder: str) -> list[str]:
@@ -282,10 +311,20 @@ def _list_manifest(manifest: Path, path_column: str, key_column: str) -> Iterato
             continue
         path = manifest.parent / written
         key = _manifest_key(manifest, written) if key is None or key == "" else str(key)
-        if not path.is_file():
-            yield BadItem(_printable(key), _printable(str(path)), f"no such file ({where})")
+        problem = _file_problem(path)
+        if problem:
+            yield BadItem(_printable(key), _printable(str(path)), f"{problem} ({where})")
             continue
         yield AudioItem(key, str(path), suffix=path.suffix.lower(), metadata=row)
+
+
+def _file_problem(path: Path) -> str | None:
+    try:
+        return None if stat.S_ISREG(path.stat().st_mode) else "is not a file"
+    except OSError as error:
+        return os_reason(error)
+    except ValueError:
+        return "no such file"  # a name with NUL or half a character, which no file can have
 
 
 def _manifest_key(manifest: Path, written: str) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_codebook
 from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
-from .files import foreign, read_json
+from .files import FormatError, foreign, read_json
 from .stacking import TOKEN_RATES
 from .tensors import begins_as_safetensors, encoder_hash, read_arrays, read_header
 from .token_shards import TOKENS_FORMAT, read_token_shard
@@ -42,6 +42,8 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     target = Path(path)
     if target.is_dir():
         return _describe_folder(target)
+    if target.exists() and not target.is_file():
+        raise FormatError(f"{path} is neither a regular file nor a folder; check the path")  # reading it could hang
     with target.open("rb") as file:
         head = file.read(512)
     for looks_like, describe in _KINDS:

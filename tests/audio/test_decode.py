@@ -351,6 +351,20 @@ def test_ffmpeg_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
+def test_message_of_ffmpeg_is_the_same_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "a b.m4a"
+    path.write_bytes(np.random.default_rng(0).bytes(1_000))
+    message = error_of(path)
+    assert message.count(str(path)) == 1
+    assert "moov atom not found" in message
+    assert "0x" not in message
+    assert error_of(path) == message
+    inside = error_of(path.read_bytes(), name="s.tar:a.m4a")
+    with (tmp_path / "other").open("wb"):  # takes the descriptor that the copy for ffmpeg had
+        assert error_of(path.read_bytes(), name="s.tar:a.m4a") == inside
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("suffix", [".m4a", ".mka"])
 def test_truncated_container_of_ffmpeg(tmp_path: Path, suffix: str) -> None:
     soundfile.write(tmp_path / "a.wav", tone(5.0), RATE)

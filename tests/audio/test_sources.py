@@ -146,6 +146,28 @@ def test_duplicate_keys_name_both_files(tmp_path: Path) -> None:
     assert f"already taken by {tmp_path / 'two/c.wav'}" in problems[2].reason
 
 
+def test_inputs_that_are_given_again_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "data", "a.wav")
+    make(tmp_path, "b.wav")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "c.wav").symlink_to(tmp_path / "b.wav")
+    monkeypatch.chdir(tmp_path)
+    given = [tmp_path / "data", "data", "data/../data/", "link", "b.wav", tmp_path / "b.wav", "c.wav", "link/a.wav"]
+    listed = list(list_audio(given))
+    assert [item.key for item in listed if isinstance(item, AudioItem)] == ["a", "b", "c"]
+    assert [item.path for item in listed if isinstance(item, BadItem)] == ["link/a.wav"]
+
+
+def test_results_of_our_own_among_the_audio_are_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, "a.wav", "sctok-data/tokens/x/kept.wav", "theirs/b.wav", "torn/c.wav", "z.wav", "pipe/d.wav")
+    make_tar(tmp_path / "sctok-data/tokens/x/shard-00000.tar", {"a.tokens.npy": b"x"})
+    (tmp_path / "sctok-data/tokens/x/run.json").write_text('{"format": "sctok-run", "format_version": 1}')
+    (tmp_path / "theirs/run.json").write_text('{"format": "other"}')
+    (tmp_path / "torn/run.json").write_text("[" * 100_000)
+    os.mkfifo(tmp_path / "pipe/run.json")
+    assert keys(tmp_path) == ["a", "pipe/d", "theirs/b", "torn/c", "z"]
+
+
 def write_manifest(path: Path, rows: list[dict[str, object]]) -> Path:
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -217,6 +239,40 @@ def test_rows_that_cannot_be_understood(tmp_path: Path) -> None:
     assert reasons[1:] == ["row 3 is not a JSON object", "row 4 has no 'path'"]
 
 
+def test_rows_whose_files_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.wav", "locked/b.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
+    look = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    names = ["locked/b.wav", "x" * 300 + ".wav", "pipe.wav", "half \ud800.wav", "nul \0.wav", "a.wav"]
+    listed = list(list_audio([write_manifest(tmp_path / "list.jsonl", [{"path": name} for name in names])]))
+    reasons = ["permission denied", "File name too long", "is not a file", "no such file", "no such file"]
+    for number, (problem, reason) in enumerate(zip(listed, reasons, strict=False), start=1):
+        assert isinstance(problem, BadItem)
+        assert problem.reason.startswith(reason)
+        assert f"(row {number} of " in problem.reason
+    assert [item.key for item in listed[5:]] == ["a"]
+
+
+@pytest.mark.parametrize("depth", [101, 600, 100_000])
+def test_rows_that_are_nested_too_deeply(tmp_path: Path, depth: int) -> None:
+    make(tmp_path, "a.wav")
+    nested = "[" * depth + "]" * depth
+    (tmp_path / "list.jsonl").write_text(f'{{"path": "a.wav", "x": {nested}}}\n{nested}\n{{"path": "a.wav"}}\n')
+    first, second, good = list_audio([tmp_path / "list.jsonl"])
+    assert isinstance(first, BadItem)
+    assert isinstance(second, BadItem)
+    assert first.reason.startswith("row 1 is not JSON that can be read")
+    assert second.reason.startswith("row 2 is not JSON that can be read")
+    assert good.key == "a"
+
+
 @pytest.mark.parametrize("key", ["../up", "/root", "a//b", "a/./b"])
 def test_keys_that_lead_elsewhere_are_refused(tmp_path: Path, key: str) -> None:
     make(tmp_path, "a.wav")
@@ -278,6 +334,20 @@ def test_tar_members_are_read_in_place(tmp_path: Path) -> None:
         assert path.read_bytes()[item.offset : item.offset + item.size] == members[name]
         np.testing.assert_array_equal(read_audio(item.open(), name=item.name), read_audio(members[name], name=name))
     assert one.name == f"{path}:a/one.wav"
+
+
+def test_metadata_of_a_tar_becomes_json(tmp_path: Path) -> None:
+    nested = "[" * 30_000
+    members = {
+        "a.wav": audio_bytes(),
+        "a.json": b'{"snr": NaN, "of": [Infinity, 1e999, 1]}',
+        "b.wav": audio_bytes(),
+        "b.json": b"-Infinity",
+        "c.wav": audio_bytes(),
+        "c.json": nested.encode(),
+    }
+    metadata = [item.metadata for item in items(make_tar(tmp_path / "s.tar", members))]
+    assert metadata == [{"snr": None, "of": [None, None, 1]}, {"json": None}, {"json": nested}]
 
 
 def test_keys_of_tars_do_not_depend_on_the_shard(tmp_path: Path) -> None:
@@ -375,6 +445,12 @@ def test_seconds_from_the_header(tmp_path: Path) -> None:
     make_tar(tmp_path / "s.tar", {"t.flac": audio_bytes(4_000, "FLAC")})
     assert [audio_seconds(item) for item in items(tmp_path)] == [0.25, None, None, 0.25]
     assert audio_seconds(AudioItem("x", str(tmp_path / "x.wav"), suffix=".wav")) is None
+
+
+def test_seconds_of_a_file_named_raw(tmp_path: Path) -> None:
+    (tmp_path / "x.raw").write_bytes(audio_bytes(4_000, "FLAC"))
+    (tmp_path / "y.raw").write_text("text")
+    assert [audio_seconds(item) for item in items(tmp_path / "x.raw", tmp_path / "y.raw")] == [0.25, None]
 
 
 def test_tar_that_vanished(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,13 @@ def test_unknown_folders_and_foreign_tensors_are_refused(tmp_path: Path) -> None
         describe_file(tmp_path / "w.safetensors")
     with pytest.raises(FileNotFoundError):
         describe_file(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.json", "pipe.tar"])
+def test_pipes_are_refused_without_waiting(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FormatError, match=f"{name} is neither a regular file nor a folder"):
+        describe_file(tmp_path / name)
 
 
 def test_count_summary_by_hand() -> None:
