@@ -48,6 +48,12 @@ def filterbank(waves: Tensor, last: Tensor) -> Tensor:
     """
     if waves.ndim != 2 or waves.shape[1] != WINDOW_SPAN:
         raise ValueError(f"expected windows of shape (batch, {WINDOW_SPAN}), got {tuple(waves.shape)}")
+    if waves.device.type == "cpu" and len(waves) > 1:  # a window fits the cache, a batch does not
+        return torch.cat([_log_mel(waves[i : i + 1], last[i : i + 1]) for i in range(len(waves))])
+    return _log_mel(waves, last)
+
+
+def _log_mel(waves: Tensor, last: Tensor) -> Tensor:
     frames = waves.unfold(1, FRAME_LENGTH, FRAME_SHIFT)
     frames = frames - frames.mean(dim=2, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
