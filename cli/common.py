@@ -76,15 +76,6 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join([line(header), line(tuple("-" * width for width in widths)), *map(line, rows)])
 
 
-def format_bytes(count: float) -> str:
-    """Return a size such as 3.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 class Progress:
     """A progress bar with rate and time left on a terminal, a plain line every ten seconds elsewhere."""
 
