@@ -3,16 +3,22 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sctok.formats.feature_shards import FeatureShard
 from sctok.formats.files import hash_arrays, hash_json
 
+from .read_ahead import read_ahead
+
 Vectors = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float64]
+Pieces = list[tuple[int, int]]
 
 _PIECE_ROWS = 512  # neighbouring rows that stay together when blocks are shuffled
 _OPEN_SHARDS = 16
@@ -20,10 +26,14 @@ _OPEN_SHARDS = 16
 
 @dataclass(frozen=True)
 class Block:
-    """Some vectors of a source: rows float32 (n, D) with their places (n,) int64 in the source."""
+    """Some vectors of a source: rows float32 (n, D) with their places (n,) int64 in the source.
+
+    weights: (n,) float64 >= 0, or None where all weigh 1. The rows may be the caller's own memory: not to be changed.
+    """
 
     places: npt.NDArray[np.int64]
     rows: Vectors
+    weights: Weights | None = None
 
 
 class VectorSource(Protocol):
@@ -42,8 +52,12 @@ class VectorSource(Protocol):
     def name(self) -> str:
         """What error messages call it."""
 
-    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
-        """Yield all vectors once, at most block_rows at a time: in order, or shuffled by `seed` in short pieces."""
+    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+        """Yield all vectors once, at most block_rows at a time: in order, or shuffled by `seed` in short pieces.
+
+        part: (rank, world) to read one of `world` shares. In order it is a run of neighbouring vectors. Shuffled it is
+        some pieces of each block, in as many blocks as there are without shares; some of them may be empty.
+        """
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
         """Return the vectors (n, D) at ascending places (n,), holding no more than these and one block."""
@@ -60,24 +74,49 @@ def sample_places(rows: int, count: int, seed: Sequence[int]) -> npt.NDArray[np.
     return np.sort(generator.choice(rows, count, replace=False, shuffle=False)).astype(np.int64)
 
 
-def shuffled_pieces(rows: int, block_rows: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield (start, stop) pieces of [0, rows) in random order, so many at a time that they hold block_rows rows."""
+def plan_blocks(rows: int, block_rows: int, seed: int | None, part: tuple[int, int] = (0, 1)) -> Iterator[Pieces]:
+    """Yield the (start, stop) pieces of [0, rows) that make up each block; see `VectorSource.blocks`.
+
+    Raises:
+        ValueError: block_rows below 1, or a part that is none.
+    """
+    rank, world = part
+    if block_rows < 1:
+        raise ValueError(f"block_rows {block_rows} is not positive")
+    if not 0 <= rank < world:
+        raise ValueError(f"part {rank} of {world} does not exist")
+    if seed is None:
+        first, last = rows * rank // world, rows * (rank + 1) // world
+        for start in range(first, last, block_rows):
+            yield [(start, min(last, start + block_rows))]
+        return
     size = min(_PIECE_ROWS, block_rows)
     order = np.random.default_rng(seed).permutation(-(-rows // size))
     group = max(1, block_rows // size)
-    for first in range(0, len(order), group):
-        yield [(int(i) * size, min(rows, (int(i) + 1) * size)) for i in order[first : first + group]]
+    for start in range(0, len(order), group):
+        yield [(int(i) * size, min(rows, (int(i) + 1) * size)) for i in order[start : start + group][rank::world]]
+
+
+def piece_places(pieces: Pieces) -> npt.NDArray[np.int64]:
+    """Return the places (n,) int64 that (start, stop) pieces hold, in their order."""
+    return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in [(0, 0), *pieces]])
 
 
 class ArraySource:
     """Vectors of an array (rows, D) in memory, any real dtype, memory layout or writability; cast block by block.
 
+    array: of NumPy, a torch tensor (copied to the host, bfloat16 to float32), or what NumPy makes an array of.
+    weights: (rows,) numbers >= 0, not all 0; by default all vectors weigh 1.
+
     Raises:
-        ValueError: not a matrix with at least one row and column, not numbers, or NaN or infinity in float32.
+        ValueError: not a matrix with at least one row and column, not numbers, or NaN or infinity in float32; weights
+            of another length, negative, not finite or all zero.
     """
 
-    def __init__(self, array: npt.ArrayLike, name: str = "array") -> None:
-        self._array = np.asarray(array)
+    def __init__(
+        self, array: npt.ArrayLike | torch.Tensor, name: str = "array", weights: npt.ArrayLike | None = None
+    ) -> None:
+        self._array = as_array(array)
         self.name = name
         if self._array.ndim != 2 or 0 in self._array.shape or self._array.dtype.kind not in "fiub":
             raise ValueError(
@@ -85,28 +124,55 @@ class ArraySource:
                 f"{self._array.shape}"
             )
         self.rows, self.dim = (int(size) for size in self._array.shape)
+        self.weights = None if weights is None else _check_weights(as_array(weights), self.rows, name)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of all values."""
-        return hash_arrays({"vectors": self._array})
+        """Hash of all values and weights, taken when first asked for."""
+        weights = {} if self.weights is None else {"weights": self.weights}
+        return hash_arrays({"vectors": self._array, **weights})
 
-    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
+    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
         """See VectorSource."""
-        for pieces in _plan(self.rows, block_rows, seed):
-            places = np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in pieces])
-            yield Block(places, self.take(places))
+        for pieces in plan_blocks(self.rows, block_rows, seed, part):
+            places = piece_places(pieces)
+            wanted = slice(*pieces[0]) if len(pieces) == 1 else places
+            weights = None if self.weights is None else self.weights[wanted]
+            yield Block(places, self._vectors(wanted, places), weights)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
         """See VectorSource."""
-        with np.errstate(over="ignore"):
-            rows = self._array[places].astype(np.float32)
-        check_finite(rows, places, self.name, "row")
-        return rows
+        return self._vectors(places, places)
 
     def sample(self, count: int, seed: Sequence[int]) -> Vectors:
         """See VectorSource."""
         return self.take(sample_places(self.rows, count, seed))
+
+    def _vectors(self, wanted: slice | npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Vectors:
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(self._array[wanted], np.float32)
+        check_finite(rows, places, self.name, "row")
+        return rows if rows.flags.writeable else rows.copy()
+
+
+def as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
+    """Return numbers as an array on the host; of a torch tensor without a copy where it is there already."""
+    if isinstance(values, torch.Tensor):
+        host = values.detach().cpu()
+        return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
+    return np.asarray(values)
+
+
+def _check_weights(weights: npt.NDArray[Any], rows: int, name: str) -> Weights:
+    if weights.shape != (rows,) or weights.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: weights of {weights.dtype} {weights.shape} are not {rows} numbers")
+    wide = weights.astype(np.float64)
+    bad = ~(np.isfinite(wide) & (wide >= 0))
+    if bad.any():
+        raise ValueError(f"{name}: the weight of row {int(bad.argmax())} is {wide[bad.argmax()]}, not a number >= 0")
+    if not wide.any():
+        raise ValueError(f"{name}: all weights are zero")
+    return wide
 
 
 class ShardSource:
@@ -152,12 +218,16 @@ class ShardSource:
         if shard.width != self.width:
             raise ValueError(f"{path} holds features of width {shard.width}, {first} of width {self.width}")
 
-    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
-        """See VectorSource."""
+    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+        """See VectorSource. The next block is read by a thread of its own while one is in use."""
+        return read_ahead(self._blocks(plan_blocks(self.rows, block_rows, seed, part)))
+
+    def _blocks(self, plan: Iterator[Pieces]) -> Iterator[Block]:
         with _OpenShards() as reader:
-            for pieces in _plan(self.rows, block_rows, seed):
-                places = np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in pieces])
-                yield Block(places, np.concatenate([self._read(reader, start, stop) for start, stop in pieces]))
+            for pieces in plan:
+                parts = [self._read(reader, start, stop) for start, stop in pieces]
+                rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.dim), np.float32), *parts])
+                yield Block(piece_places(pieces), rows)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
         """See VectorSource."""
@@ -211,16 +281,6 @@ class _OpenShards:
     def __exit__(self, *_: object) -> None:
         for shard in self._shards.values():
             shard.close()
-
-
-def _plan(rows: int, block_rows: int, seed: int | None) -> Iterator[list[tuple[int, int]]]:
-    if block_rows < 1:
-        raise ValueError(f"block_rows {block_rows} is not positive")
-    if seed is not None:
-        yield from shuffled_pieces(rows, block_rows, seed)
-        return
-    for start in range(0, rows, block_rows):
-        yield [(start, min(rows, start + block_rows))]
 
 
 def _encoder(provenance: dict[str, Any], encoder_hash: str) -> str:

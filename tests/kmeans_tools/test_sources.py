@@ -6,10 +6,20 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.kmeans_tools.hashing import place_uniforms
-from sctok.kmeans_tools.sources import ArraySource, ShardSource, Vectors, VectorSource, sample_places
+from sctok.kmeans_tools.sources import (
+    ArraySource,
+    ShardSource,
+    Vectors,
+    VectorSource,
+    plan_blocks,
+    sample_places,
+)
 
 WIDTH = 6
 
@@ -167,3 +177,80 @@ def test_uniforms_belong_to_places() -> None:
     counts, _ = np.histogram(values, 10, (0, 1))
     assert np.abs(counts - 10_000).max() < 500
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.02
+
+
+@given(
+    rows=st.integers(1, 3000),
+    block_rows=st.integers(1, 1500),
+    seed=st.none() | st.integers(0, 9),
+    world=st.integers(1, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_parts_of_all_ranks_are_the_whole(rows: int, block_rows: int, seed: int | None, world: int) -> None:
+    whole = list(plan_blocks(rows, block_rows, seed))
+    parts = [list(plan_blocks(rows, block_rows, seed, (rank, world))) for rank in range(world)]
+    pieces = sorted(piece for part in parts for block in part for piece in block)
+    held = [place for start, stop in pieces for place in range(start, stop)]
+    assert held == list(range(rows))
+    assert all(sum(stop - start for start, stop in block) <= block_rows for part in parts for block in part)
+    if seed is not None:
+        for index, block in enumerate(whole):
+            assert sorted(block) == sorted(piece for part in parts for piece in part[index])
+
+
+@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0, 0)])
+def test_parts_that_do_not_exist(part: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"part {part[0]} of {part[1]} does not exist"):
+        list(plan_blocks(10, 3, None, part))
+
+
+def test_more_ranks_than_vectors_get_nothing(shards: list[Path]) -> None:
+    source = ShardSource(shards, 1)
+    empty = list(source.blocks(10**6, 3, (source.rows, source.rows + 1)))
+    assert [block.rows.shape for block in empty] == [(0, WIDTH)]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
+)
+def test_tensors_are_read_as_arrays(dtype: torch.dtype) -> None:
+    values = torch.arange(24).reshape(6, 4).T.to(dtype)
+    (block,) = ArraySource(values).blocks(10)
+    assert np.array_equal(block.rows, values.float().numpy())
+
+
+def test_float32_arrays_are_not_copied_and_read_only_ones_stay_so() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    (block,) = ArraySource(array).blocks(10)
+    assert np.shares_memory(block.rows, array)
+    array.setflags(write=False)
+    (block,) = ArraySource(array).blocks(10)
+    assert block.rows.flags.writeable
+    assert not np.shares_memory(block.rows, array)
+
+
+def test_weights_go_with_their_vectors() -> None:
+    array, weights = np.arange(3000.0)[:, None], np.arange(3000) / 7
+    source = ArraySource(array, weights=weights)
+    for seed in (None, 4):
+        for block in source.blocks(700, seed):
+            assert block.weights is not None
+            assert block.weights.dtype == np.float64
+            assert np.array_equal(block.weights, weights[block.places])
+    assert source.fingerprint != ArraySource(array).fingerprint
+    assert source.fingerprint != ArraySource(array, weights=weights + 1).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], r"weights of float64 \(1,\) are not 3 numbers"),
+        (["a", "b", "c"], "are not 3 numbers"),
+        ([1, -1, 1], "the weight of row 1 is -1.0"),
+        ([1, 1, np.nan], "the weight of row 2 is nan"),
+        ([0, 0, 0], "all weights are zero"),
+    ],
+)
+def test_bad_weights_are_named(weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ArraySource(np.eye(3), weights=weights)
