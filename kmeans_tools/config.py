@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from sctok.kernels.assign import PRECISIONS
@@ -87,13 +86,14 @@ class KMeansConfig:
 class FitResult:
     """A fitted codebook: centroids float32 (k, D), and of all n_vectors vectors the counts int64 (k,).
 
+    Of weighted vectors the counts are sums of weights, float64, and the inertia is weighted.
     Counts, inertia (the sum of squared distances) and certificate belong to these centroids. inertia_history: before
     each update, scaled to n_vectors where the iterations saw a part of them, and last the final one. config_hash:
     of settings and data. seconds: spent here, less than in all after an interruption.
     """
 
     centroids: Vectors
-    counts: npt.NDArray[np.int64]
+    counts: npt.NDArray[Any]
     inertia: float
     inertia_history: tuple[float, ...]
     iterations: int

@@ -17,7 +17,7 @@ from .faiss_backend import require_faiss
 from .lloyd import ClusterState, FinalPass, LloydPass
 from .minibatch import MiniBatchPass
 from .quality import codebook_certificate
-from .seeding import sample_size, seed_centroids
+from .seeding import draw_sample, sample_size, seed_centroids, source_weights
 from .sources import Vectors, VectorSource
 
 ALGORITHM_VERSION = 1  # part of the configuration hash: raise it when results change
@@ -77,11 +77,13 @@ def fit_codebooks(
 def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, given: dict[int, Vectors]) -> None:
     if not ks:
         raise ValueError("no k given")
+    weights = source_weights(source)
+    rows = source.rows if weights is None else np.count_nonzero(weights)
     for k in ks:
         if k < 1:
             raise ValueError(f"k = {k} is not positive")
-        if k > source.rows:
-            raise ValueError(f"k = {k} exceeds the {source.rows} vectors of {source.name}; lower k or add audio")
+        if k > rows:
+            raise ValueError(f"k = {k} exceeds the {rows} vectors of {source.name}; lower k or add audio")
         if (config.seeding == GIVEN) != (k in given):
             raise ValueError(f"seeding {config.seeding!r} and first centroids for k = {k} do not go together")
         if k in given and (given[k].shape != (k, source.dim) or not np.isfinite(given[k]).all()):
@@ -109,6 +111,8 @@ class _Fit:
         self.folder, self.name, self.save = checkpoint_dir, name, save
         self.progress: Progress = progress or (lambda event: None)
         self.device = resolve_device(config.device)
+        weights = source_weights(source)
+        self.mass = float(source.rows) if weights is None else float(weights.sum())
         self.hashes: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
 
@@ -144,9 +148,10 @@ class _Fit:
         if k in self.given:
             return np.array(self.given[k], np.float32)
         seed = self.config.seed
-        sample = self.source.sample(sample_size(k, self.source.dim, self.source.rows), (seed, k, _SAMPLE))
+        count = sample_size(k, self.source.dim, self.source.rows)
+        sample, weights = draw_sample(self.source, count, (seed, k, _SAMPLE))
         generator = np.random.default_rng([seed, k, _CHOICE])
-        return seed_centroids(sample, k, self.config.seeding, generator, self.device)
+        return seed_centroids(sample, k, self.config.seeding, generator, self.device, weights)
 
     def _one_round(self, states: dict[int, ClusterState]) -> dict[int, FitResult]:
         """Give every codebook one more pass, those that read in the same order together."""
@@ -174,7 +179,7 @@ class _Fit:
         if state.settled:
             return None, FinalPass(state, self.config)
         if self.config.algorithm == "lloyd":
-            return None, LloydPass(state, self.config, self.source.rows)
+            return None, LloydPass(state, self.config, self.source.rows, self.mass)
         order = np.random.SeedSequence([self.config.seed, state.passes, _SHUFFLE]).generate_state(1)[0]
         return int(order), MiniBatchPass(state, self.config)
 
@@ -195,14 +200,14 @@ class _Fit:
                 "k": state.k,
                 "pass": state.passes,
                 "inertia": state.history[-1],
-                "mean_distance": state.history[-1] / self.source.rows,
+                "mean_distance": state.history[-1] / self.mass,
             }
         )
 
     def _result(self, final: FinalPass) -> FitResult:
         state, totals = final.state, final.totals
         rows = self.source.rows
-        quality = codebook_certificate(state.centroids, totals.counts, totals.sums, totals.inertia)
+        quality = codebook_certificate(state.centroids, totals.weights, totals.sums, totals.inertia)
         exact = self.config.precision == "exact"
         quality |= {
             "assignment": "float64 argmin, lowest index" if exact else "float32 scores",
@@ -214,7 +219,7 @@ class _Fit:
         }
         return FitResult(
             centroids=state.centroids.cpu().numpy(),
-            counts=totals.counts.cpu().numpy(),
+            counts=totals.weights.cpu().numpy(),
             inertia=totals.inertia,
             inertia_history=tuple(state.history),
             iterations=state.passes - 1,

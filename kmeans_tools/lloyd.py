@@ -14,7 +14,7 @@ from .config import KMeansConfig
 from .faiss_backend import FaissAssigner
 from .hashing import place_uniforms
 from .repair import RepairPool, repair_dead
-from .sources import Block
+from .sources import Block, Weights
 
 _SUBSET, _REPAIR = 1, 2  # keep the random numbers of different purposes apart
 
@@ -62,35 +62,63 @@ def make_assigner(centroids: Tensor, config: KMeansConfig, *, final: bool) -> As
 
 
 class Totals:
-    """Sums (k, D) float64, counts (k,) int64, inertia and re-scored rows of the blocks that were added."""
+    """What the blocks that were added sum up to, cluster by cluster.
+
+    sums: (k, D) float64, weighted. counts: (k,) int64, vectors of positive weight. mass: (k,) float64, their weights,
+    None where every vector weighs 1. inertia: weighted sum of squared distances. rescored: rows.
+    """
 
     def __init__(self, k: int, dim: int, device: torch.device) -> None:
         self.sums = torch.zeros((k, dim), dtype=torch.float64, device=device)
         self.counts = torch.zeros(k, dtype=torch.int64, device=device)
+        self.mass: Tensor | None = None
         self.inertia = 0.0
         self.rescored = 0
 
-    def add(self, points: Tensor, found: Assignment) -> None:
-        """Add points (n, D) with their labels and distances."""
-        centroid_sums(points, found.labels, len(self.counts), out=(self.sums, self.counts))
-        self.inertia += _sum(found.distances)
+    @property
+    def weights(self) -> Tensor:
+        """The mass of each cluster: (k,) int64, or float64 where vectors are weighted."""
+        return self.counts if self.mass is None else self.mass
+
+    def add(self, points: Tensor, found: Assignment, weights: Weights | None = None) -> None:
+        """Add points (n, D) with their labels and distances, and their weights (n,): for one fit always or never."""
+        self.inertia += weighted_sum(found.distances, weights)
         self.rescored += found.rescored
         if not np.isfinite(self.inertia):
             raise ValueError("squared distances overflow float32; scale the vectors down")
+        if weights is None:
+            centroid_sums(points, found.labels, len(self.counts), out=(self.sums, self.counts))
+        else:
+            self._add_weighted(points, found.labels, weights)
+
+    def _add_weighted(self, points: Tensor, labels: Tensor, weights: Weights) -> None:
+        k, device = len(self.counts), points.device
+        kept = torch.from_numpy(np.flatnonzero(weights)).to(device)
+        masses = torch.from_numpy(weights).to(device)[kept, None]
+        if self.mass is None:
+            self.mass = torch.zeros(k, dtype=torch.float64, device=device)
+        centroid_sums(points[kept].to(torch.float64) * masses, labels[kept], k, out=(self.sums, self.counts))
+        self.mass += centroid_sums(masses, labels[kept], k)[0][:, 0]
+
+    def means(self, clusters: Tensor) -> Tensor:
+        """Return the means (c, D) float32 of some clusters (c,), none of them empty."""
+        return (self.sums[clusters] / self.weights[clusters, None]).to(torch.float32)
 
 
-def _sum(distances: Tensor) -> float:
+def weighted_sum(distances: Tensor, weights: Weights | None) -> float:
+    """Return the sum of distances (n,), times their weights, in float64."""
     # NumPy's pairwise sum has one order; that of torch depends on the number of threads.
-    return float(distances.cpu().numpy().sum(dtype=np.float64))
+    values = distances.cpu().numpy()
+    return float((values if weights is None else values * weights).sum(dtype=np.float64))
 
 
 class LloydPass:
     """One iteration: assign every vector, then move each centroid to the mean of its cluster."""
 
-    def __init__(self, state: ClusterState, config: KMeansConfig, rows: int) -> None:
+    def __init__(self, state: ClusterState, config: KMeansConfig, rows: int, mass: float) -> None:
         self.state = state
         self._config = config
-        self._rows = rows
+        self._mass = mass
         k, dim = state.centroids.shape
         self._assign = make_assigner(state.centroids, config, final=False)
         self._totals = Totals(k, dim, state.centroids.device)
@@ -103,22 +131,23 @@ class LloydPass:
         if self._share < 1:
             kept = place_uniforms(block.places, (self._config.seed, self.state.k, _SUBSET)) < self._share
             points = points[torch.from_numpy(kept).to(points.device)]
-            block = Block(block.places[kept], block.rows[kept])
+            weights = None if block.weights is None else block.weights[kept]
+            block = Block(block.places[kept], block.rows[kept], weights)
         if not len(points):
             return
         found = self._assign(points)
-        self._totals.add(points, found)
+        self._totals.add(points, found, block.weights)
         self._pool.offer(block, found.distances.cpu().numpy())
 
     def finish(self) -> None:
         """Move the centroids and record the inertia that the old ones had."""
         totals, state = self._totals, self.state
-        seen = int(totals.counts.sum())
-        used = totals.counts > 0
+        seen = float(totals.weights.sum())
+        used = (totals.counts > 0).nonzero()[:, 0]
         state.centroids = state.centroids.clone()
-        state.centroids[used] = (totals.sums[used] / totals.counts[used, None]).to(torch.float32)
-        moved = repair_dead(state.centroids, (~used).nonzero()[:, 0], self._pool)
-        state.history.append(totals.inertia * (self._rows / seen if seen else 1.0))
+        state.centroids[used] = totals.means(used)
+        moved = repair_dead(state.centroids, (totals.counts == 0).nonzero()[:, 0], self._pool)
+        state.history.append(totals.inertia * (self._mass / seen if seen else 1.0))
         state.settle(self._config, len(moved))
 
 
@@ -133,7 +162,7 @@ class FinalPass:
 
     def add(self, points: Tensor, block: Block) -> None:
         """Take in one block: points (n, D) float32 on the device."""
-        self.totals.add(points, self._assign(points))
+        self.totals.add(points, self._assign(points), block.weights)
 
     def finish(self) -> None:
         """Record the inertia."""

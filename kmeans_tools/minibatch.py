@@ -31,24 +31,27 @@ class MiniBatchPass:
         self._centroids = state.centroids.clone()
         self._running = Totals(k, dim, state.centroids.device)
         if state.counts is not None:
-            self._running.counts.copy_((state.counts.to(torch.float64) * _CARRIED).ceil())
-            self._running.sums.copy_(self._centroids).mul_(self._running.counts[:, None])
-        self._carried = self._running.counts.clone()
+            carried = (state.counts.to(torch.float64) * _CARRIED).ceil()
+            self._running.counts.copy_(carried)
+            self._running.mass = carried if state.counts.is_floating_point() else None
+            self._running.sums.copy_(self._centroids).mul_(carried[:, None])
+        self._carried = self._running.weights.clone()
         self._pool = RepairPool(k, dim, (config.seed, k, _REPAIR, state.passes))
 
     def add(self, points: Tensor, block: Block) -> None:
         """Take in one batch: points (n, D) float32 on the device, and the same on the host."""
         running = self._running
         found = make_assigner(self._centroids, self._config, final=False)(points)
-        running.add(points, found)
+        running.add(points, found, block.weights)
         self._pool.offer(block, found.distances.cpu().numpy())
         touched = torch.unique(found.labels)
-        self._centroids[touched] = (running.sums[touched] / running.counts[touched, None]).to(torch.float32)
+        touched = touched[running.counts[touched] > 0]
+        self._centroids[touched] = running.means(touched)
 
     def finish(self) -> None:
         """Record the inertia, each batch measured before it moved the centroids, and repair dead centroids."""
         state = self.state
-        counts = self._running.counts - self._carried
+        counts = self._running.weights - self._carried
         moved = repair_dead(self._centroids, (counts == 0).nonzero()[:, 0], self._pool)
         state.centroids, state.counts = self._centroids, counts
         state.history.append(self._running.inertia)

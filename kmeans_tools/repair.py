@@ -17,7 +17,7 @@ _LARGEST_POOL = 1024
 
 
 class RepairPool:
-    """A random choice of vectors, drawn in one pass with probability in proportion to their squared distance.
+    """A random choice of vectors, drawn in one pass with probability in proportion to weight times squared distance.
 
     A cluster is drawn from in proportion to its share of the inertia, as a step of k-means++ would do it: the widest
     ones are split, single outliers rarely. Sampling without replacement by exponential keys (Efraimidis and Spirakis
@@ -32,8 +32,9 @@ class RepairPool:
 
     def offer(self, block: Block, distances: npt.NDArray[np.float32]) -> None:
         """Consider the vectors of a block with their squared distances (n,) to their centroids."""
-        away = np.flatnonzero(distances > 0)
-        keys = -np.log(place_uniforms(block.places[away], self._seed)) / distances[away].astype(np.float64)
+        shares = distances.astype(np.float64) * (1.0 if block.weights is None else block.weights)
+        away = np.flatnonzero(shares > 0)
+        keys = -np.log(place_uniforms(block.places[away], self._seed)) / shares[away]
         limit = self._keys[-1] if len(self._keys) == self.capacity else np.inf
         near = np.flatnonzero(keys < limit)
         if len(near) > self.capacity:

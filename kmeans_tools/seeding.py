@@ -2,19 +2,22 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .sources import Vectors
+from .sources import Vectors, VectorSource, Weights, sample_places
 
 SEEDINGS = ("kmeans++", "random")
 
 _SMALLEST_SAMPLE = 16_384
 _SAMPLE_PER_CENTROID = 4
 _SAMPLE_BYTES = 1 << 30
+_COMPARED_COLUMNS = 8
+_MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def sample_size(k: int, dim: int, rows: int) -> int:
@@ -23,10 +26,34 @@ def sample_size(k: int, dim: int, rows: int) -> int:
     return min(rows, max(2 * k, min(wanted, _SAMPLE_BYTES // (4 * dim))))
 
 
+def source_weights(source: VectorSource) -> Weights | None:
+    """Return the weights (rows,) of the vectors of a source, None where all weigh 1."""
+    weights: Weights | None = getattr(source, "weights", None)
+    return weights
+
+
+def draw_sample(source: VectorSource, count: int, seed: Sequence[int]) -> tuple[Vectors, Weights | None]:
+    """Return different vectors (n, D), at most `count`, at random in the order of their places, and their weights.
+
+    Only vectors of positive weight are drawn, whatever lies between them: zero weight is as good as not being there.
+    """
+    weights = source_weights(source)
+    if weights is None:
+        return source.sample(count, seed), None
+    positive = np.flatnonzero(weights)
+    places = positive[sample_places(len(positive), count, seed)]
+    return source.take(places), weights[places]
+
+
 def seed_centroids(
-    sample: Vectors, k: int, method: str, generator: np.random.Generator, device: torch.device
+    sample: Vectors,
+    k: int,
+    method: str,
+    generator: np.random.Generator,
+    device: torch.device,
+    weights: Weights | None = None,
 ) -> Vectors:
-    """Choose k distinct vectors of a sample (n, D) as first centroids (k, D) float32.
+    """Choose k distinct vectors of a sample (n, D), with positive weights (n,), as first centroids (k, D) float32.
 
     method: "kmeans++" (each next one drawn in proportion to the squared distance to those chosen, the best of
     2 + ln k draws; Arthur and Vassilvitskii 2007) or "random" (uniformly among the distinct ones).
@@ -36,7 +63,7 @@ def seed_centroids(
     """
     if method not in SEEDINGS:
         raise ValueError(f"seeding {method!r} is none of {', '.join(SEEDINGS)}")
-    places, counts = distinct_rows(sample)
+    places, masses = distinct_rows(sample, weights)
     if len(places) < k:
         raise ValueError(
             f"k = {k} exceeds the {len(places)} distinct vectors among the {len(sample)} drawn for seeding; "
@@ -45,37 +72,48 @@ def seed_centroids(
     if method == "random":
         chosen = generator.choice(len(places), k, replace=False)
     else:
-        chosen = _plus_plus(sample[places], counts, k, generator, device)
+        chosen = _plus_plus(sample[places], masses, k, generator, device)
     return np.ascontiguousarray(sample[places[chosen]])
 
 
-def distinct_rows(vectors: Vectors) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return, in order, the place of the first of each set of equal vectors (n, D), and how many they are.
+def distinct_rows(vectors: Vectors, weights: Weights | None = None) -> tuple[npt.NDArray[np.int64], Weights]:
+    """Return, in order, the place of the first of each set of equal vectors (n, D), and the sum of their weights.
 
-    Silence and padding make real features repeat; k-means++ sees each vector once, with its weight.
+    Silence and padding make real features repeat; seeding sees each vector once, with its mass.
     """
-    counts: dict[bytes, int] = {}
-    places = []
-    for place, row in enumerate(vectors):
+    first = np.arange(len(vectors), dtype=np.int64)
+    seen: dict[bytes, int] = {}
+    for place in _perhaps_repeated(vectors).tolist():
         # Adding zero turns -0.0 into 0.0, which compare equal and differ in their bytes.
-        digest = hashlib.blake2b((row + np.float32(0)).tobytes(), digest_size=16).digest()
-        if digest not in counts:
-            places.append(place)
-        counts[digest] = counts.get(digest, 0) + 1
-    return np.array(places, np.int64), np.fromiter(counts.values(), np.int64)
+        digest = hashlib.blake2b((vectors[place] + np.float32(0)).tobytes(), digest_size=16).digest()
+        first[place] = seen.setdefault(digest, place)
+    masses = np.bincount(first, weights, minlength=len(vectors)).astype(np.float64)
+    places = np.flatnonzero(first == np.arange(len(vectors)))
+    return places, masses[places]
+
+
+def _perhaps_repeated(vectors: Vectors) -> npt.NDArray[np.int64]:
+    """Return in order the places of all vectors (n, D) that agree with another one in a few columns."""
+    columns = np.unique(np.linspace(0, vectors.shape[1] - 1, _COMPARED_COLUMNS).astype(np.int64))
+    keys = np.zeros(len(vectors), np.uint64)
+    for column in columns:
+        keys = keys * _MIXER + (vectors[:, column] + np.float32(0)).view(np.uint32)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    places: npt.NDArray[np.int64] = np.flatnonzero(counts[inverse] > 1)
+    return places
 
 
 def _plus_plus(
-    vectors: Vectors, counts: npt.NDArray[np.int64], k: int, generator: np.random.Generator, device: torch.device
+    vectors: Vectors, masses: Weights, k: int, generator: np.random.Generator, device: torch.device
 ) -> npt.NDArray[np.int64]:
-    """Return the places of k of n distinct vectors (n, D), each of which stands for counts (n,) equal ones."""
+    """Return the places of k of n distinct vectors (n, D), each of mass (n,)."""
     points = torch.from_numpy(vectors).to(device)
     points = points - points.mean(dim=0)
     points /= max(float(points.abs().max()), float(np.finfo(np.float32).tiny))
     norms = torch.linalg.vector_norm(points, dim=1).square()
     draws = 2 + int(math.log(k))
-    weights = torch.from_numpy(counts).to(device, torch.float32)
-    chosen = [int(generator.choice(len(vectors), p=counts / counts.sum()))]
+    weights = torch.from_numpy(masses / masses.max()).to(device, torch.float32)
+    chosen = [int(generator.choice(len(vectors), p=masses / masses.sum()))]
     closest = _distances(points, norms, torch.tensor(chosen, device=device))[0]
     while len(chosen) < k:
         closest[chosen[-1]] = 0
