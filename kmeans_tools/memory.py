@@ -1,0 +1,71 @@
+"""How much memory a fit may use."""
+
+import os
+import re
+from pathlib import Path
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a size such as 512M, 2G, 1.5g or 100000 names; the suffixes are powers of 1024.
+
+    Raises:
+        ValueError: anything else, and less than one byte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise ValueError(f"{text!r} is not a size of memory such as 512M or 2G")
+    return size
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Return the bytes this process can still take: what the system has left, within the limits of its cgroups.
+
+    root: where /proc and /sys are. Where neither says anything (not Linux) it is all physical memory.
+    """
+    limits = [*_system(root), *_cgroup_v1(root), *_cgroup_v2(root)]
+    return max(0, min(limits)) if limits else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _system(root: Path) -> list[int]:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    return [int(match[1]) * 1024] if match else []
+
+
+def _cgroup_v1(root: Path) -> list[int]:
+    match = re.search(r"^\d+:[^:]*\bmemory\b[^:]*:(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    return _left(root / "sys/fs/cgroup/memory", match[1] if match else "", "memory.limit_in_bytes", "usage_in_bytes")
+
+
+def _cgroup_v2(root: Path) -> list[int]:
+    match = re.search(r"^0::(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    return _left(root / "sys/fs/cgroup", match[1] if match else "", "memory.max", "current")
+
+
+def _left(mount: Path, group: str, limit_name: str, usage_name: str) -> list[int]:
+    """Return what is left in a group and in each group above it. A container sees its own group as the mount."""
+    found = []
+    folder = mount / group.lstrip("/")
+    for place in (folder, *folder.parents):
+        if not place.is_relative_to(mount):
+            break
+        limit, usage = _number(place / limit_name), _number(place / f"memory.{usage_name}")
+        if limit is not None and usage is not None:
+            # Cached files count as used, and give way.
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(place / "memory.stat"), re.MULTILINE)
+            found.append(limit - usage + (int(cached[1]) if cached else 0))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
