@@ -1,0 +1,150 @@
+"""The same run in several processes: each reads its part of the vectors, and totals are combined."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .sources import Block, Vectors, VectorSource, sample_places
+
+# A rank waits this long for the slowest one; one that has died is noticed at once.
+TIMEOUT_SECONDS = 1800.0
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run. Alone (world 1) every method gives back what it was given.
+
+    All ranks call the same methods in the same order. Every method raises ConnectionError where another rank has
+    died, or has not come to the same call within the time limit of `join_group`.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and prints: rank 0."""
+        return self.rank == 0
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Replace each tensor, of one shape and dtype on all ranks, by its sum over the ranks."""
+        if self.world > 1:
+            for tensor in tensors:
+                _guarded(lambda tensor=tensor: dist.all_reduce(tensor))
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all ranks in the order of the ranks: arrays of any size, numbers, strings, lists …"""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        _guarded(lambda: dist.all_gather_object(found, value))
+        return found
+
+    def broadcast(self, value: Value) -> Value:
+        """Return the value that rank 0 has."""
+        if self.world == 1:
+            return value
+        found = [value]
+        _guarded(lambda: dist.broadcast_object_list(found, src=0))
+        return found[0]
+
+    def local_device(self, device: torch.device) -> torch.device:
+        """Return the device of this process: of the GPUs of its machine the one of its local rank, unless named."""
+        if self.world == 1 or device.type != "cuda" or device.index is not None:
+            return device
+        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
+        torch.cuda.set_device(local)
+        return local
+
+
+ALONE = Group()
+
+
+@contextmanager
+def join_group(timeout: float = TIMEOUT_SECONDS, init_method: str | None = None) -> Iterator[Group]:
+    """Join the other processes that `torchrun` has started (RANK, WORLD_SIZE and MASTER_ADDR are set), or be alone.
+
+    timeout: seconds to wait for the other ranks, in every step. init_method: where to meet, as for
+    `torch.distributed.init_process_group`, instead of MASTER_ADDR. NCCL combines tensors on CUDA, Gloo those on CPUs.
+
+    Raises:
+        ConnectionError: the other ranks cannot be reached.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world < 2 or not (init_method or "MASTER_ADDR" in os.environ):
+        yield ALONE
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    _guarded(
+        lambda: dist.init_process_group(
+            backend, init_method=init_method, rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
+        )
+    )
+    try:
+        yield Group(rank, world)
+    finally:
+        dist.destroy_process_group()
+
+
+def _guarded(step: Callable[[], Any]) -> None:
+    try:
+        step()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConnectionError(
+            f"another rank of this run stopped, or did not answer in time ({reason[0]}); its own message says why, "
+            "and the same command goes on from the last checkpoint"
+        ) from error
+
+
+class SharedSource:
+    """What one rank reads of a source: its own part of the blocks, and the samples of all ranks.
+
+    dim, rows, places, fingerprint and name are those of the whole source.
+    """
+
+    def __init__(self, source: VectorSource, group: Group) -> None:
+        self._source, self._group = source, group
+        self.dim, self.rows, self.name = source.dim, source.rows, source.name
+        self._bounds = [self.rows * rank // group.world for rank in range(group.world + 1)]
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the whole source."""
+        return self._source.fingerprint
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The places (start, stop) that this rank reads in order."""
+        return self._bounds[self._group.rank], self._bounds[self._group.rank + 1]
+
+    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+        """See VectorSource; of the part that this rank has."""
+        rank, world = part
+        mine = (rank * self._group.world + self._group.rank, world * self._group.world)
+        return self._source.blocks(block_rows, seed, mine)
+
+    def take(self, places: npt.NDArray[np.int64]) -> Vectors:
+        """See VectorSource; all ranks ask for the same places, each reads those in its span."""
+        first, last = np.searchsorted(places, self.span)
+        return np.concatenate(self._group.gather(self._source.take(places[first:last])))
+
+    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
+        """See VectorSource; the same vectors as one process draws."""
+        return self.take(sample_places(self.rows, count, seed))
+
+
+def shared(source: VectorSource, group: Group) -> VectorSource:
+    """Return what this rank reads of a source."""
+    return source if group.world == 1 else SharedSource(source, group)
