@@ -146,6 +146,7 @@ def _describe_codebook(path: Path) -> dict[str, Any]:
         "counts": count_summary(codebook.counts) if codebook.counts.any() else None,
         "inertia": history[-1] if history else None,
         "passes": len(history),
+        "inertia_history": list(history),
         "algorithm": info.algorithm,
         "precision": info.precision,
         "seed": info.seed,

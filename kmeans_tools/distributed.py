@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .sources import Block, Vectors, VectorSource, sample_places
+from .sources import Block, Vectors, VectorSource, Weights, sample_places
 
 # A rank waits this long for the slowest one; one that has died is noticed at once.
 TIMEOUT_SECONDS = 1800.0
@@ -41,7 +42,7 @@ class Group:
         """Replace each tensor, of one shape and dtype on all ranks, by its sum over the ranks."""
         if self.world > 1:
             for tensor in tensors:
-                _guarded(lambda tensor=tensor: dist.all_reduce(tensor))
+                _guarded(partial(dist.all_reduce, tensor))
 
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all ranks in the order of the ranks: arrays of any size, numbers, strings, lists …"""
@@ -111,12 +112,13 @@ def _guarded(step: Callable[[], Any]) -> None:
 class SharedSource:
     """What one rank reads of a source: its own part of the blocks, and the samples of all ranks.
 
-    dim, rows, places, fingerprint and name are those of the whole source.
+    dim, rows, weights, places, fingerprint and name are those of the whole source.
     """
 
     def __init__(self, source: VectorSource, group: Group) -> None:
         self._source, self._group = source, group
         self.dim, self.rows, self.name = source.dim, source.rows, source.name
+        self.weights: Weights | None = getattr(source, "weights", None)
         self._bounds = [self.rows * rank // group.world for rank in range(group.world + 1)]
 
     @property

@@ -10,14 +10,15 @@ from torch import Tensor
 from sctok.kernels.assign import label_distances
 
 _BLOCK_SCORES = 1 << 24
+_GAPS = tuple(f"{what}_centroid_distance" for what in ("min", "p5", "median", "mean"))
 
 
 def codebook_certificate(centroids: Tensor, counts: Tensor, sums: Tensor, inertia: float) -> dict[str, Any]:
     """Return the quality of centroids (k, D) float32 over the vectors assigned to them, as JSON.
 
-    counts (k,) int64 and sums (k, D) float64: of the vectors of each cluster. inertia: sum of squared distances.
-    The keys: inertia; explained_variance, 1 - inertia / total sum of squares, None where all vectors are equal;
-    perplexity of the counts in codes; dead_codes; min_centroid_distance, Euclidean, None for a single centroid.
+    counts (k,) int64, or float64 sums of weights, and sums (k, D) float64: of the vectors of each cluster. inertia: sum
+    of squared distances. The keys: inertia; explained_variance, 1 - inertia / total sum of squares, None where all
+    vectors are equal; perplexity of the counts in codes; dead_codes; and those of `centroid_gaps`.
     """
     total = _total_squares(centroids, counts, sums, inertia)
     shares = counts[counts > 0].to(torch.float64) / counts.sum()
@@ -26,7 +27,7 @@ def codebook_certificate(centroids: Tensor, counts: Tensor, sums: Tensor, inerti
         "explained_variance": 1 - inertia / total if total > 0 else None,
         "perplexity": math.exp(float(-(shares * shares.log()).sum())),
         "dead_codes": int((counts == 0).sum()),
-        "min_centroid_distance": min_centroid_distance(centroids),
+        **centroid_gaps(centroids),
     }
 
 
@@ -42,19 +43,24 @@ def _total_squares(centroids: Tensor, counts: Tensor, sums: Tensor, inertia: flo
     return inertia + float((2 * residual * away + weights * away * away).sum())
 
 
-def min_centroid_distance(centroids: Tensor) -> float | None:
-    """Return the Euclidean distance of the closest two of k centroids (k, D), as found by float32 scores."""
+def centroid_gaps(centroids: Tensor) -> dict[str, float | None]:
+    """Return how far k centroids (k, D) float32 are from their nearest neighbours among them, in Euclidean distance.
+
+    The keys: min_centroid_distance, p5_centroid_distance (the 5th percentile), median_centroid_distance and
+    mean_centroid_distance; None for a single centroid. Neighbours are found by float32 scores, measured in float64.
+    """
     k = len(centroids)
     if k < 2:
-        return None
+        return dict.fromkeys(_GAPS)
     centred = (centroids.to(torch.float64) - centroids.to(torch.float64).mean(dim=0)).to(torch.float32)
     squares = centred.square().sum(dim=1)
-    closest = math.inf
+    found = []
     step = max(1, _BLOCK_SCORES // k)
     for start in range(0, k, step):
         part = centred[start : start + step]
         scores = torch.addmm(squares, part, centred.T, alpha=-2)
         scores.diagonal(offset=start).fill_(math.inf)
-        found = label_distances(centroids[start : start + step], centroids, scores.argmin(dim=1))
-        closest = min(closest, float(found.min()))
-    return float(np.sqrt(closest))
+        found.append(label_distances(centroids[start : start + step], centroids, scores.argmin(dim=1)))
+    gaps = torch.cat(found).to(torch.float64).sqrt().cpu().numpy()
+    values = (gaps.min(), np.percentile(gaps, 5), np.median(gaps), gaps.mean())
+    return dict(zip(_GAPS, map(float, values), strict=True))

@@ -53,6 +53,7 @@ def test_codebook(tmp_path: Path) -> None:
     assert facts["segments"][1] == {"domain": "b", "start": 1, "stop": 4}
     assert (facts["counts"]["dead"], facts["counts"]["perplexity"]) == (2, 2.0)
     assert (facts["inertia"], facts["passes"]) == (2.0, 2)
+    assert facts["inertia_history"][-1] == 2.0
 
 
 def test_codebook_folder(tmp_path: Path) -> None:
