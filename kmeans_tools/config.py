@@ -21,7 +21,7 @@ _BATCH_ROWS = 4096
 
 @dataclass(frozen=True)
 class KMeansConfig:
-    """How to fit. Every field but `device` is part of what identifies a result.
+    """How to fit. Every field but `device` and `memory` is part of what identifies a result.
 
     algorithm: "lloyd" (all vectors per iteration) or "minibatch" (running means over shuffled batches). backend:
     "auto" (PyTorch), "torch" or "faiss". precision: "exact" or "fp32"; the iterations of FAISS are always float32,
@@ -29,6 +29,7 @@ class KMeansConfig:
     centroids (lloyd) or passes over the data (minibatch) at most; None is 25 and 5. tol: stop when the inertia falls
     by less than this share. max_points_per_centroid: iterate on a random part of k times as many vectors; the last
     pass sees all. block_rows: vectors in memory at a time, None is 64 MiB of them (lloyd) or at most 4096 (minibatch).
+    memory: bytes for vectors, caches and state per vector, None for no bound; where things are kept, not the result.
 
     Raises:
         ValueError: a value outside its range, named.
@@ -44,6 +45,7 @@ class KMeansConfig:
     seed: int = 0
     max_points_per_centroid: int | None = None
     block_rows: int | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -54,7 +56,7 @@ class KMeansConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
-        for name in ("iterations", "max_points_per_centroid", "block_rows"):
+        for name in ("iterations", "max_points_per_centroid", "block_rows", "memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} is not positive")
@@ -78,7 +80,7 @@ class KMeansConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return as JSON what decides the result."""
-        values = {name: value for name, value in asdict(self).items() if name != "device"}
+        values = {name: value for name, value in asdict(self).items() if name not in ("device", "memory")}
         return {**values, "backend": self.backend.replace("auto", "torch"), "iterations": self.most_iterations}
 
 

@@ -18,7 +18,7 @@ from .lloyd import ClusterState, FinalPass, LloydPass
 from .minibatch import MiniBatchPass
 from .quality import codebook_certificate
 from .seeding import draw_sample, sample_size, seed_centroids, source_weights
-from .sources import Vectors, VectorSource
+from .sources import TooFewVectorsError, Vectors, VectorSource
 
 ALGORITHM_VERSION = 1  # part of the configuration hash: raise it when results change
 
@@ -83,7 +83,9 @@ def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, given: 
         if k < 1:
             raise ValueError(f"k = {k} is not positive")
         if k > rows:
-            raise ValueError(f"k = {k} exceeds the {rows} vectors of {source.name}; lower k or add audio")
+            raise TooFewVectorsError(
+                f"k = {k} exceeds the {rows} vectors of {source.name}; lower k or add audio", int(rows)
+            )
         if (config.seeding == GIVEN) != (k in given):
             raise ValueError(f"seeding {config.seeding!r} and first centroids for k = {k} do not go together")
         if k in given and (given[k].shape != (k, source.dim) or not np.isfinite(given[k]).all()):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .sources import Vectors, VectorSource, Weights, sample_places
+from .sources import TooFewVectorsError, Vectors, VectorSource, Weights, sample_places
 
 SEEDINGS = ("kmeans++", "random")
 
@@ -65,9 +65,10 @@ def seed_centroids(
         raise ValueError(f"seeding {method!r} is none of {', '.join(SEEDINGS)}")
     places, masses = distinct_rows(sample, weights)
     if len(places) < k:
-        raise ValueError(
+        raise TooFewVectorsError(
             f"k = {k} exceeds the {len(places)} distinct vectors among the {len(sample)} drawn for seeding; "
-            f"choose k <= {len(places)} or add audio"
+            f"choose k <= {len(places)} or add audio",
+            len(places),
         )
     if method == "random":
         chosen = generator.choice(len(places), k, replace=False)

@@ -24,6 +24,14 @@ _PIECE_ROWS = 512  # neighbouring rows that stay together when blocks are shuffl
 _OPEN_SHARDS = 16
 
 
+class TooFewVectorsError(ValueError):
+    """More centroids were asked for than there are (distinct) vectors. most: how many there can be."""
+
+    def __init__(self, message: str, most: int) -> None:
+        super().__init__(message)
+        self.most = most
+
+
 @dataclass(frozen=True)
 class Block:
     """Some vectors of a source: rows float32 (n, D) with their places (n,) int64 in the source.
