@@ -33,6 +33,10 @@ def encoder(
     balance: Annotated[
         float, typer.Option(help="A group is drawn by its hours to this power: 0 evenly, 1 by hours.")
     ] = 0.5,
+    initial: Annotated[
+        str | None, typer.Option(help="Encoder to start from, of the same sizes: a name or a file, as --encoder.")
+    ] = None,
+    decoder_steps: Annotated[int, typer.Option(help="First steps in which the decoder learns alone.", min=0)] = 0,
     workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -41,12 +45,13 @@ def encoder(
     as_json: JsonOption = False,
 ) -> None:
     """Train an AudioMAE encoder by masked autoencoding; run it again to resume or to add steps."""
-    from sctok.features.checkpoints import save_weights
+    from sctok.features.checkpoints import load_weights, save_weights
     from sctok.features.mel_cache import build_mel_cache
     from sctok.features.pretraining import PretrainConfig, Pretrainer
     from sctok.kernels.devices import resolve_device, resolve_precision
 
     chosen = resolve_device(device)
+    first = load_weights(initial) if initial else None
     config = PretrainConfig(
         width=width,
         depth=depth,
@@ -58,6 +63,8 @@ def encoder(
         balance=balance,
         precision=resolve_precision(precision, chosen),
         seed=seed,
+        initial=first.hash if first else None,
+        decoder_steps=decoder_steps,
     )
     folder = root / "pretrain" / name
     with Progress("filterbanks", unit="s of audio") as bar:
@@ -70,7 +77,7 @@ def encoder(
         )
     hours = cache.frames.shape[0] / 360_000
     say(f"training on {len(cache.clips)} clips, {hours:.2f} h, {len({clip.group for clip in cache.clips})} groups")
-    trainer = Pretrainer(config, cache, folder, chosen)
+    trainer = Pretrainer(config, cache, folder, chosen, first)
     _train(trainer, config.steps)
     path = folder / f"encoder-{name}.safetensors"
     provenance = {

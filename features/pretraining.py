@@ -14,6 +14,7 @@ from torch import Tensor
 from sctok.audio.windows import WINDOW_PATCHES
 from sctok.formats.tensors import read_tensors, save_tensors
 
+from .checkpoints import EncoderWeights
 from .encoder import AudioMAE, EncoderConfig
 from .masked import POSITION_PARTS, MaskedAutoencoder
 from .mel_cache import MelCache, WindowSampler, validation_windows
@@ -29,7 +30,9 @@ CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "wind
 class PretrainConfig:
     """Everything that decides what a run learns; the sizes are those of the bundled mini encoder.
 
-    `predicted` of the masked patches go through the decoder in each step; validation predicts all of them.
+    `predicted` of the masked patches go through the decoder in each step; validation predicts all of them. `initial` is
+    the hash of the encoder that a run starts from, None for random weights. The decoder always starts at random: for the
+    first `decoder_steps` it learns alone, lest its first gradients spoil such an encoder.
     """
 
     width: int = 192
@@ -52,6 +55,8 @@ class PretrainConfig:
     validate_every: int = 250
     precision: str = "fp32"
     seed: int = 0
+    initial: str | None = None
+    decoder_steps: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
@@ -83,8 +88,12 @@ class PretrainConfig:
         return round(WINDOW_PATCHES * (1 - self.mask_ratio))
 
     def rate_at(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, constant, linear decay to zero over the last share."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        """Return the learning rate of a step: linear warm-up, constant, linear decay to zero over the last share.
+
+        It warms up once more where the encoder begins to learn.
+        """
+        since = step - self.decoder_steps if step >= self.decoder_steps else step
+        warm = min(1.0, (since + 1) / max(1, self.warmup_steps))
         left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
         return self.learning_rate * min(warm, 1.0, left)
 
@@ -96,11 +105,24 @@ class Pretrainer:
     uninterrupted one would.
     """
 
-    def __init__(self, config: PretrainConfig, cache: MelCache, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        cache: MelCache,
+        folder: Path,
+        device: torch.device,
+        initial: EncoderWeights | None = None,
+    ) -> None:
+        if (initial.hash if initial else None) != config.initial:
+            raise ValueError(f"the configuration starts from encoder {config.initial}, not from the one that is given")
+        if initial and initial.config != config.encoder:
+            raise ValueError(f"encoder {initial.name} is {initial.config}, the run is for {config.encoder}")
         self.config, self.folder, self.device = config, folder, device
         torch.manual_seed(config.seed)
         encoder = AudioMAE(config.encoder)
         self.model = MaskedAutoencoder(encoder, config.decoder_width, config.decoder_depth, config.decoder_heads)
+        if initial:
+            encoder.load_state_dict(initial.tensors)
         self.model.to(device)
         self.optimizer = _optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -188,6 +210,7 @@ class Pretrainer:
         )
         order = _random_order(self.config.batch_size, self.config.seed + 1, self.step)
         order = order[:, : self.config.visible + self.config.predicted]
+        self.model.encoder.requires_grad_(self.step >= self.config.decoder_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.step)
         loss = self._loss(mel.to(self.device), order.to(self.device))

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import torch
 
+from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.features.masked import MaskedAutoencoder, sine_positions
 from sctok.features.mel_cache import MelCache, WindowSampler, build_mel_cache
@@ -136,3 +137,21 @@ def test_an_empty_collection_is_refused(tmp_path):
     (tmp_path / "frames.f16").touch()
     with pytest.raises(ValueError, match="no clips"):
         WindowSampler(MelCache.__new__(MelCache), [], 0.5)
+
+
+def test_the_decoder_learns_alone_before_an_encoder_that_is_given(cache, tmp_path):
+    torch.manual_seed(3)
+    model = MaskedAutoencoder(AudioMAE(tiny_config().encoder), 8, 1, 1).encoder
+    first = EncoderWeights("first", model.config, {k: v.detach().clone() for k, v in model.state_dict().items()}, {})
+    config = tiny_config(initial=first.hash, decoder_steps=3)
+    trainer = Pretrainer(config, cache, tmp_path / "run", torch.device("cpu"), first)
+    changed = []
+
+    def watch(row):
+        now = trainer.model.encoder.state_dict()
+        changed.append(any(not torch.equal(now[name], value) for name, value in first.tensors.items()))
+
+    trainer.run(watch)
+    assert changed == [False, False, False, True, True, True]
+    with pytest.raises(ValueError, match="starts from encoder"):
+        Pretrainer(config, cache, tmp_path / "other", torch.device("cpu"))
