@@ -1,24 +1,42 @@
 """`sctok cluster`: k-means codebooks from feature shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, Progress, RootOption, SeedOption, emit, one_of, say, table
+from .cluster_report import ClusterProgress, codebook_rows, codebook_table, domain_facts
+from .common import (
+    DEFAULT_ROOT,
+    DeviceOption,
+    JsonOption,
+    MemoryOption,
+    RootOption,
+    SeedOption,
+    byte_count,
+    emit,
+    one_of,
+    say,
+)
 
 if TYPE_CHECKING:
-    from sctok.kmeans_tools.config import KMeansConfig
-    from sctok.kmeans_tools.sources import ShardSource
-    from sctok.kmeans_tools.training import TrainedCodebook
+    from sctok.kmeans_tools.domains import DomainResult
 
 DEFAULT_TOKEN_RATE = 100
 SEEDING_NAMES = ("kmeans++", "random")
+ALL_DOMAINS = "all"
+PAPER_SIZES = "paper"
 
 
 def cluster(
-    domain: Annotated[str, typer.Option("--domain", help="Name of the features and of the codebook: speech …")],
-    k: Annotated[list[str], typer.Option("--k", help="Centroids; several (repeated or 1024,2048) share each pass.")],
+    domain: Annotated[
+        list[str],
+        typer.Option("--domain", help="Names of features and codebooks (repeated or speech,music), or all."),
+    ],
+    k: Annotated[
+        list[str],
+        typer.Option("--k", help="Centroids; several (repeated or 1024,2048) share each pass. paper: 1024 … 16384."),
+    ],
     root: RootOption = DEFAULT_ROOT,
     token_rate: Annotated[
         int | None, typer.Option("--token-rate", help="100, 50 or 25 tokens per second. Default: 100.")
@@ -27,7 +45,8 @@ def cluster(
         int | None, typer.Option("--stack", help="Patches per vector, 1, 2 or 4, instead of --token-rate.")
     ] = None,
     features: Annotated[
-        Path | None, typer.Option("--features", help="Folder of feature shards. Default: features/DOMAIN under --root.")
+        Path | None,
+        typer.Option("--features", help="Folder of the shards of one domain. Default: features/DOMAIN under --root."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder of codebooks. Default: codebooks under --root.")
@@ -62,57 +81,87 @@ def cluster(
     max_points_per_centroid: Annotated[
         int | None, typer.Option("--max-points-per-centroid", help="Iterate on a part of the vectors.", min=1)
     ] = None,
+    memory: MemoryOption = None,
     seed: SeedOption = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace codebooks made otherwise.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train k-means codebooks of one domain on its feature shards, without loading them whole.
+    """Train the k-means codebooks of one domain or several on their feature shards, without loading them whole.
 
-    Interrupted training goes on where it stopped when the same command is run again.
+    Interrupted training goes on where it stopped when the same command is run again. Under torchrun the processes
+    share the work.
     """
-    sizes = parse_sizes(k, "--k")
-    factor = parse_stack(token_rate, stack)
+    sizes, factor = _parse_codebooks(k), parse_stack(token_rate, stack)
+    domains = _parse_domains(domain, features)
+    first = None if seeding in SEEDING_NAMES else _first_centroids(seeding, sizes)
 
     from sctok.kmeans_tools.config import GIVEN, KMeansConfig
-    from sctok.kmeans_tools.sources import ShardSource
-    from sctok.kmeans_tools.training import find_feature_shards, load_first_centroids, train_codebooks
+    from sctok.kmeans_tools.distributed import join_group
+    from sctok.kmeans_tools.domains import DomainPlan, find_domains, train_domains
 
-    given = seeding not in SEEDING_NAMES
     config = KMeansConfig(
         algorithm=algorithm,
         backend=backend,
         device=device,
         precision=precision,
-        seeding=GIVEN if given else seeding,
+        seeding=GIVEN if first else seeding,
         iterations=iterations,
         tol=tol,
         seed=seed,
         max_points_per_centroid=max_points_per_centroid,
+        memory=byte_count(memory),
     )
-    source = ShardSource(find_feature_shards(features or root / "features" / domain, domain), factor)
-    initial = {}
-    if given:
-        first = load_first_centroids(_seeding_path(seeding), source)
-        if sizes != [len(first)]:
-            raise typer.BadParameter(f"{seeding} holds {len(first)} centroids", param_hint="--k")
-        initial = {len(first): first}
-    with _Reporter(domain, source, config) as reporter:
-        results = train_codebooks(
-            source,
-            sizes,
-            config,
-            domain=domain,
-            folder=output or root / "codebooks",
-            initial=initial,
-            overwrite=overwrite,
-            progress=reporter,
-        )
-    rows = [_result_row(result) for result in results]
-    for result in results:
-        if result.seconds is None:
-            say(f"{result.path} is there already, made from the same features with the same settings")
-    summary = {"domain": domain, "token_rate": 100 // factor, "encoder": source.encoder, "n_vectors": source.rows}
-    emit({**summary, "codebooks": rows}, as_json, lambda: _result_table(rows))
+    plan = DomainPlan(factor, tuple(sizes), config, output or root / "codebooks", first, overwrite)
+    names = domains or find_domains(root / "features")
+    folders = {name: features or root / "features" / name for name in names}
+    with join_group() as group:
+        results = train_domains(folders, plan, lambda name, source: ClusterProgress(name, source, config), group)
+        if group.leads:
+            _show(results, factor, as_json)
+    if any(result.error for result in results):
+        raise typer.Exit(1)
+
+
+def _show(results: list["DomainResult"], factor: int, as_json: bool) -> None:
+    if len(results) == 1 and results[0].error:
+        raise results[0].error
+    rows = [row for result in results for row in codebook_rows(result)]
+    for row in rows:
+        if not row["trained"]:
+            say(f"{row['path']} is there already, made from the same features with the same settings")
+    facts = [domain_facts(result) for result in results]
+    alone = facts[0] if len(facts) == 1 else {}
+    emit(
+        {**alone, "token_rate": 100 // factor, "domains": facts, "codebooks": rows},
+        as_json,
+        lambda: codebook_table(rows),
+    )
+    for fact in facts:
+        if "error" in fact:
+            say(f"error: {fact['domain']}: {fact['error']}")
+
+
+def _parse_domains(values: list[str], features: Path | None) -> list[str]:
+    """Return the names of domains, each once, or none for all that there are."""
+    names = list(dict.fromkeys(part.strip() for part in ",".join(values).split(",")))
+    if "" in names:
+        raise typer.BadParameter("a name is empty", param_hint="--domain")
+    if features is not None and (len(names) > 1 or names == [ALL_DOMAINS]):
+        raise typer.BadParameter("is the folder of one domain; name that domain alone", param_hint="--features")
+    if ALL_DOMAINS in names and len(names) > 1:
+        raise typer.BadParameter("all are more than those named beside it", param_hint="--domain")
+    return [] if names == [ALL_DOMAINS] else names
+
+
+def _parse_codebooks(values: list[str]) -> list[int]:
+    parts = [part.strip() for part in ",".join(values).split(",")]
+    if PAPER_SIZES not in parts:
+        return parse_sizes(parts, "--k")
+
+    from sctok.kmeans_tools.domains import PAPER_CODEBOOKS
+
+    paper = ",".join(map(str, PAPER_CODEBOOKS))
+    return parse_sizes([paper if part == PAPER_SIZES else part for part in parts], "--k")
 
 
 def parse_sizes(values: list[str], option: str) -> list[int]:
@@ -141,69 +190,14 @@ def parse_stack(token_rate: int | None, stack: int | None) -> int:
     return by_rate or stack or stack_factor(DEFAULT_TOKEN_RATE)
 
 
-def _seeding_path(seeding: str) -> Path:
+def _first_centroids(seeding: str, sizes: list[int]) -> Path:
+    """Return the file that --seeding names, which holds as many centroids as the only size."""
+    from sctok.kmeans_tools.training import count_first_centroids
+
     path = Path(seeding)
     if not path.exists():
-        raise typer.BadParameter(f"{seeding!r} is neither kmeans++ nor random nor a file", param_hint="--seeding")
+        names = ", ".join(SEEDING_NAMES)
+        raise typer.BadParameter(f"{seeding!r} is none of {names} and no file", param_hint="--seeding")
+    if sizes != [count := count_first_centroids(path)]:
+        raise typer.BadParameter(f"{seeding} holds {count} centroids", param_hint="--k")
     return path
-
-
-class _Reporter:
-    """Shows the live line of a fit: vectors per second, and the inertia of every iteration."""
-
-    def __init__(self, domain: str, source: "ShardSource", config: "KMeansConfig") -> None:
-        self.name = f"{domain} r{100 // source.stack}"
-        self.iterations = config.most_iterations
-        self.rows = source.rows
-        self.bar = Progress(f"cluster {self.name}", total=source.rows * (self.iterations + 1), unit="vectors")
-
-    def __enter__(self) -> "_Reporter":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "rows":
-            self.bar.update(event["rows"])
-            return
-        what = f"{self.name} k={event['k']}"
-        if event["event"] == "start":
-            start = f"resumed after pass {event['passes']}" if event["resumed"] else "seeded"
-            self.bar.message(f"{what}: {start}, {event['rows']} vectors")
-            return
-        step = "final pass" if event["event"] == "done" else f"iteration {event['pass']}/{self.iterations}"
-        self.bar.message(f"{what}: {step}, inertia {event['inertia']:.6g} ({event['mean_distance']:.5g} per vector)")
-
-
-def _result_row(result: "TrainedCodebook") -> dict[str, Any]:
-    certificate = result.codebook.metadata.certificate or {}
-    names = ("inertia", "explained_variance", "perplexity", "dead_codes", "min_centroid_distance", "iterations")
-    return {
-        "k": result.codebook.k,
-        **{name: certificate.get(name) for name in names},
-        "rescored_rows": certificate.get("rescored_rows"),
-        "seconds": result.seconds,
-        "path": str(result.path),
-        "trained": result.seconds is not None,
-    }
-
-
-def _result_table(rows: list[dict[str, Any]]) -> str:
-    header = ("k", "inertia", "explained", "perplexity", "dead", "iterations", "seconds", "path")
-    return table(header, [_cells(row) for row in rows])
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    explained, seconds = row["explained_variance"], row["seconds"]
-    return (
-        str(row["k"]),
-        f"{row['inertia']:.6g}",
-        "-" if explained is None else f"{100 * explained:.1f}%",
-        f"{row['perplexity']:.1f}",
-        str(row["dead_codes"]),
-        str(row["iterations"]),
-        "-" if seconds is None else f"{seconds:.1f}",
-        row["path"],
-    )

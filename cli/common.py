@@ -42,7 +42,23 @@ PrecisionOption = Annotated[
     typer.Option("--precision", help="auto, fp32, bf16 or fp16.", callback=one_of("auto", "fp32", "bf16", "fp16")),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", help="Bound on vectors and caches, such as 2G. Default: half of what is free."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def byte_count(memory: str | None) -> int:
+    """Return the bytes that --memory gives; by default this process's share of half of what the machine has left."""
+    from sctok.kmeans_tools.memory import free_memory, parse_bytes
+
+    if memory is None:
+        return max(1, free_memory() // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    try:
+        return parse_bytes(memory)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory") from None
 
 
 def say(message: str) -> None:

@@ -22,7 +22,9 @@ from sctok.formats.stacking import token_rate
 
 from .checkpoints import checkpoint_path
 from .config import FitResult, KMeansConfig
+from .distributed import ALONE, Group
 from .fit import Progress, config_hash, fit_codebooks
+from .resident import keep_resident
 from .sources import ShardSource, Vectors
 
 CHECKPOINT_FOLDER = ".checkpoints"
@@ -55,12 +57,14 @@ def train_codebooks(
     initial: Mapping[int, Vectors] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> list[TrainedCodebook]:
     """Train a codebook of each size on feature shards and write `<folder>/<domain>-<k>-r<rate>.safetensors` each.
 
     A codebook that is there and was made with the same settings from the same features is left alone. Checkpoints are
     in `<folder>/.checkpoints`; the same call after an interruption goes on from them. What killed writers left in
-    `folder` is removed. Other arguments as for `fit_codebooks`.
+    `folder` is removed. Vectors that fit half of `config.memory` are kept there after the first pass. In a group all
+    ranks return the codebooks, and rank 0 reads and writes those in `folder`. Other arguments as for `fit_codebooks`.
 
     Raises:
         ValueError: a codebook that is there was made otherwise, or is damaged, and may not be overwritten; the domain
@@ -70,27 +74,23 @@ def train_codebooks(
         raise ValueError(f"{MERGED_DOMAIN!r} is kept for merged codebooks; give the domain another name")
     rate = token_rate(source.stack)
     given = dict(initial or {})
-    sizes = list(dict.fromkeys(ks))
-    paths = {k: codebook_path(folder, domain, k, rate) for k in sizes}
+    paths = {k: codebook_path(folder, domain, k, rate) for k in dict.fromkeys(ks)}
     name = f"{domain}-r{rate}"
     checkpoints = folder / CHECKPOINT_FOLDER
-    remove_stale_temporaries(folder)
-    kept: dict[int, TrainedCodebook] = {}
-    for k, path in paths.items():
-        wanted = config_hash(source, k, config, given.get(k))
-        if (old := _existing(path, wanted, overwrite)) is not None:
-            kept[k] = TrainedCodebook(path, old, None)
-            checkpoint_path(checkpoints, name, k, wanted).unlink(missing_ok=True)
-    trained: dict[int, TrainedCodebook] = {}
+    hashes = {k: config_hash(source, k, config, given.get(k)) for k in paths}
+    books = group.broadcast(_kept(paths, hashes, overwrite) if group.leads else {})
+    for k in books if group.leads else ():
+        checkpoint_path(checkpoints, name, k, hashes[k]).unlink(missing_ok=True)
 
     def save(result: FitResult) -> None:
         codebook = _codebook(result, source, config, domain)
-        save_codebook(paths[result.k], codebook)
-        trained[result.k] = TrainedCodebook(paths[result.k], codebook, result.seconds)
+        if group.leads:
+            save_codebook(paths[result.k], codebook)
+        books[result.k] = TrainedCodebook(paths[result.k], codebook, result.seconds)
 
-    if todo := [k for k in sizes if k not in kept]:
+    if todo := [k for k in paths if k not in books]:
         fit_codebooks(
-            source,
+            keep_resident(source, config.memory) if config.memory else source,
             todo,
             config,
             initial={k: given[k] for k in todo if k in given},
@@ -99,7 +99,15 @@ def train_codebooks(
             save=save,
             progress=progress,
         )
-    return [(kept | trained)[k] for k in sizes]
+    return [books[k] for k in paths]
+
+
+def _kept(paths: Mapping[int, Path], hashes: Mapping[int, str], overwrite: bool) -> dict[int, TrainedCodebook]:
+    """Return the codebooks that are there already, made in the same way."""
+    for folder in {path.parent for path in paths.values()}:
+        remove_stale_temporaries(folder)
+    found = {k: _existing(path, hashes[k], overwrite) for k, path in paths.items()}
+    return {k: TrainedCodebook(paths[k], book, None) for k, book in found.items() if book is not None}
 
 
 def _existing(path: Path, wanted: str, overwrite: bool) -> Codebook | None:
@@ -145,25 +153,28 @@ def load_first_centroids(path: Path, source: ShardSource) -> Vectors:
     Raises:
         ValueError: it is neither, its vectors have another width, or a codebook is of another encoder or stack factor.
     """
-    if path.suffix == ".npy":
-        centroids = _load_array(path)
-    else:
-        codebook = load_codebook(path)
-        info = codebook.metadata
-        if (info.encoder_hash, info.stack_factor) != (source.encoder_hash, source.stack):
-            raise ValueError(
-                f"{path} is of encoder {info.encoder} ({info.encoder_hash}) and stack factor {info.stack_factor}, the "
-                f"features are of {source.encoder} ({source.encoder_hash}) and {source.stack}"
-            )
-        centroids = codebook.centroids
+    centroids, info = _read_centroids(path)
+    if info is not None and (info.encoder_hash, info.stack_factor) != (source.encoder_hash, source.stack):
+        raise ValueError(
+            f"{path} is of encoder {info.encoder} ({info.encoder_hash}) and stack factor {info.stack_factor}, the "
+            f"features are of {source.encoder} ({source.encoder_hash}) and {source.stack}"
+        )
     if centroids.ndim != 2 or centroids.shape[1] != source.dim or not np.isfinite(centroids).all():
         raise ValueError(f"{path} holds {centroids.shape}, not finite vectors of width {source.dim}")
     return centroids
 
 
-def _load_array(path: Path) -> Vectors:
+def count_first_centroids(path: Path) -> int:
+    """Return how many centroids a file to start from holds. Raises ValueError where it is no such file."""
+    return len(np.atleast_1d(_read_centroids(path)[0]))
+
+
+def _read_centroids(path: Path) -> tuple[Vectors, CodebookInfo | None]:
+    if path.suffix != ".npy":
+        codebook = load_codebook(path)
+        return codebook.centroids, codebook.metadata
     try:
         array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
-        return array.astype(np.float32)
+        return array.astype(np.float32), None
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path} is not an array of numbers: {error}") from None
