@@ -150,7 +150,7 @@ class _Fit:
         if k in self.given:
             return np.array(self.given[k], np.float32)
         seed = self.config.seed
-        count = sample_size(k, self.source.dim, self.source.rows)
+        count = sample_size(k, self.source.dim, self.source.rows, self.config.seeding)
         sample, weights = draw_sample(self.source, count, (seed, k, _SAMPLE))
         generator = np.random.default_rng([seed, k, _CHOICE])
         return seed_centroids(sample, k, self.config.seeding, generator, self.device, weights)

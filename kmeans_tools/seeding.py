@@ -1,4 +1,4 @@
-"""First centroids: greedy k-means++ or random distinct vectors, from a sample of bounded size."""
+"""First centroids: hierarchical, greedy k-means++ or random, from a sample of bounded size."""
 
 import hashlib
 import math
@@ -9,20 +9,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .hierarchical import hierarchical_centroids
 from .sources import TooFewVectorsError, Vectors, VectorSource, Weights, sample_places
 
-SEEDINGS = ("kmeans++", "random")
+SEEDINGS = ("hierarchical", "kmeans++", "random")
 
 _SMALLEST_SAMPLE = 16_384
-_SAMPLE_PER_CENTROID = 4
+_SAMPLE_PER_CENTROID = {"hierarchical": 24, "kmeans++": 4, "random": 4}
 _SAMPLE_BYTES = 1 << 30
 _COMPARED_COLUMNS = 8
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def sample_size(k: int, dim: int, rows: int) -> int:
+def sample_size(k: int, dim: int, rows: int, method: str) -> int:
     """Return how many vectors (of D = dim float32) to draw for seeding k centroids: at most 1 GiB or 2 k vectors."""
-    wanted = max(_SMALLEST_SAMPLE, _SAMPLE_PER_CENTROID * k)
+    wanted = max(_SMALLEST_SAMPLE, _SAMPLE_PER_CENTROID[method] * k)
     return min(rows, max(2 * k, min(wanted, _SAMPLE_BYTES // (4 * dim))))
 
 
@@ -53,10 +54,11 @@ def seed_centroids(
     device: torch.device,
     weights: Weights | None = None,
 ) -> Vectors:
-    """Choose k distinct vectors of a sample (n, D), with positive weights (n,), as first centroids (k, D) float32.
+    """Find first centroids (k, D) float32 in a sample (n, D) of positive weights (n,).
 
-    method: "kmeans++" (each next one drawn in proportion to the squared distance to those chosen, the best of
-    2 + ln k draws; Arthur and Vassilvitskii 2007) or "random" (uniformly among the distinct ones).
+    method: "hierarchical" (means, see hierarchical.py), or distinct vectors of the sample: "kmeans++" (each next one
+    drawn in proportion to the squared distance to those chosen, the best of 2 + ln k draws; Arthur and Vassilvitskii
+    2007) or "random" (uniformly).
 
     Raises:
         ValueError: fewer than k distinct vectors in the sample, or an unknown method.
@@ -70,11 +72,14 @@ def seed_centroids(
             f"choose k <= {len(places)} or add audio",
             len(places),
         )
+    distinct = sample if len(places) == len(sample) else sample[places]
+    if method == "hierarchical":
+        return hierarchical_centroids(distinct, masses, k, generator, device)
     if method == "random":
         chosen = generator.choice(len(places), k, replace=False)
     else:
-        chosen = _plus_plus(sample[places], masses, k, generator, device)
-    return np.ascontiguousarray(sample[places[chosen]])
+        chosen = _plus_plus(distinct, masses, k, generator, device)
+    return np.ascontiguousarray(distinct[chosen])
 
 
 def distinct_rows(vectors: Vectors, weights: Weights | None = None) -> tuple[npt.NDArray[np.int64], Weights]:

@@ -150,7 +150,8 @@ class ArraySource:
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
         """See VectorSource."""
-        return self._vectors(places, places)
+        whole = len(places) > 0 and int(places[-1]) - int(places[0]) == len(places) - 1
+        return self._vectors(slice(int(places[0]), int(places[-1]) + 1) if whole else places, places)
 
     def sample(self, count: int, seed: Sequence[int]) -> Vectors:
         """See VectorSource."""

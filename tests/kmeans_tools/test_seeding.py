@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sctok.kmeans_tools.repair import RepairPool, repair_dead
-from sctok.kmeans_tools.seeding import sample_size, seed_centroids
+from sctok.kmeans_tools.seeding import SEEDINGS, sample_size, seed_centroids
 from sctok.kmeans_tools.sources import ArraySource, Vectors
 
 CPU = torch.device("cpu")
@@ -55,10 +55,12 @@ def test_tiny_and_huge_values(scale: float) -> None:
 
 
 def test_the_sample_is_bounded() -> None:
-    assert sample_size(100, 768, 50) == 50
-    assert sample_size(100, 768, 10**9) == 16_384
-    assert sample_size(16_384, 768, 10**9) == 65_536
-    assert sample_size(32_768, 3072, 10**9) * 3072 * 4 <= 1 << 30
+    assert sample_size(100, 768, 50, "kmeans++") == 50
+    assert sample_size(100, 768, 10**9, "kmeans++") == 16_384
+    assert sample_size(16_384, 768, 10**9, "random") == 65_536
+    assert sample_size(4096, 768, 10**9, "hierarchical") == 98_304
+    for method in SEEDINGS:
+        assert sample_size(32_768, 3072, 10**9, method) * 3072 * 4 <= 1 << 30
 
 
 def test_an_unknown_method_is_named() -> None:

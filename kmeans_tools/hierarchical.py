@@ -1,0 +1,253 @@
+"""First centroids by two levels of k-means in the leading principal components of a sample.
+
+About sqrt(k) coarse clusters are found first; then each cell is divided into as many fine ones as its share of the
+vectors and of the inertia asks for. Rounds in which a vector may also move to the fine clusters of neighbouring cells
+take back what the division costs. All of it happens in few dimensions, where the distances hold less noise. The
+centroids are the means, in all dimensions, of the vectors of each fine cluster.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sctok.kernels.update import centroid_sums
+
+from .sources import Vectors, Weights
+
+_COMPONENTS = 48
+_PROJECTED_FROM = 64  # dimensions up to which projecting does not pay
+_PCA_ROWS = 4096
+_PCA_ROUNDS = 3
+_BLOCK_ROWS = 4096
+_COARSE_ROWS = 128  # per cell, for finding the cells
+_COARSE_ROUNDS = 6
+_FINE_ROUNDS = 4
+_NEIGHBOURS = 12  # cells to whose fine clusters a vector may move, its own among them
+_NEIGHBOUR_ROUNDS = 5
+_DRAWS = 3
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Vectors (n, d) in the order of their m cells, with weights (n,) float32.
+
+    order: (n,), the place of each among all vectors. starts: (m + 1,), where each cell starts. shares: (m,), of the
+    fine centroids; they add up to 1. neighbours: (m, p), the nearest cells of each cell, ascending.
+    """
+
+    points: Tensor
+    weights: Tensor
+    order: Tensor
+    starts: Indices
+    shares: Weights
+    neighbours: Indices
+
+
+def hierarchical_centroids(
+    vectors: Vectors, masses: Weights, k: int, generator: np.random.Generator, device: torch.device
+) -> Vectors:
+    """Return k centroids (k, D) float32 of n >= k distinct vectors (n, D) of positive masses (n,).
+
+    Every centroid is the weighted mean of at least one vector, and every vector belongs to one.
+    """
+    if k == len(vectors):
+        return vectors.copy()
+    points = principal_components(vectors, generator, device)
+    weights = torch.from_numpy(masses / masses.max()).to(device, torch.float32)
+    cells = _find_cells(points, weights, max(1, round(math.sqrt(k))), generator)
+    numbers = allocate(cells.shares, np.diff(cells.starts), k)
+    labels, centroids = _divide(cells, numbers, generator)
+    for _ in range(_NEIGHBOUR_ROUNDS):
+        labels = _move_to_neighbours(cells, numbers, centroids)
+        centroids = _means(cells.points, cells.weights, labels, centroids)
+    distances = (cells.points - centroids[labels]).square_().sum(dim=1) * cells.weights
+    filled = fill_empty(labels.cpu().numpy(), distances.cpu().numpy(), k)
+    found = np.empty(len(vectors), np.int64)
+    found[cells.order.cpu().numpy()] = filled
+    return _full_means(vectors, masses, found, k, device)
+
+
+def principal_components(vectors: Vectors, generator: np.random.Generator, device: torch.device) -> Tensor:
+    """Return vectors (n, D), centred and scaled, in at most 48 leading principal components: (n, d) float32.
+
+    The components are those of a random part of the vectors, by subspace iteration (Halko, Martinsson and Tropp 2011).
+    """
+    part = np.sort(generator.permutation(len(vectors))[:_PCA_ROWS])
+    sample = torch.from_numpy(vectors[part]).to(device)
+    center = sample.to(torch.float64).mean(dim=0).to(torch.float32)
+    sample = sample - center
+    scale = max(float(sample.abs().max()), float(np.finfo(np.float32).tiny))
+    sample /= scale
+    basis = None
+    if vectors.shape[1] > _PROJECTED_FROM:
+        start = generator.standard_normal((vectors.shape[1], _COMPONENTS), np.float32)
+        basis = torch.linalg.qr(torch.from_numpy(start).to(device))[0]
+        for _ in range(_PCA_ROUNDS):
+            basis = torch.linalg.qr(sample.T @ (sample @ basis))[0]
+    blocks = []
+    for first in range(0, len(vectors), _BLOCK_ROWS):
+        block = torch.from_numpy(vectors[first : first + _BLOCK_ROWS]).to(device)
+        block = (block - center).div_(scale)
+        blocks.append(block if basis is None else block @ basis)
+    return torch.cat(blocks)
+
+
+def allocate(shares: Weights, limits: Indices, k: int) -> Indices:
+    """Return how many of k centroids each of m <= k cells gets, (m,) int64: in proportion to its share (m,).
+
+    At least 1 and at most its limit (m,), with m <= k <= the sum of the limits; by largest remainder.
+    """
+    wanted = np.maximum(shares, 1e-9)
+
+    def rounded(factor: float) -> Indices:
+        return np.clip(np.floor(np.minimum(factor * wanted, limits)), 1, limits).astype(np.int64)
+
+    low, high = 0.0, float(k)
+    while rounded(high).sum() < k:
+        high *= 2
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rounded(middle).sum() <= k else (low, middle)
+    numbers = rounded(low)
+    remainder = np.where(numbers < limits, low * wanted - numbers, -np.inf)
+    numbers[np.argsort(-remainder, kind="stable")[: k - numbers.sum()]] += 1
+    return numbers
+
+
+def fill_empty(labels: Indices, distances: npt.NDArray[np.floating], k: int) -> Indices:
+    """Return labels (n,) that leave none of k <= n clusters empty: far vectors of clusters of two or more move.
+
+    distances: (n,), of each vector to its centroid.
+    """
+    counts = np.bincount(labels, minlength=k)
+    empty = np.flatnonzero(counts == 0).tolist()
+    labels = labels.copy()
+    for place in np.argsort(-distances, kind="stable") if empty else ():
+        if counts[labels[place]] > 1:
+            counts[labels[place]] -= 1
+            labels[place] = empty.pop()
+            if not empty:
+                break
+    return labels
+
+
+def _find_cells(points: Tensor, weights: Tensor, count: int, generator: np.random.Generator) -> _Cells:
+    """Sort vectors (n, d) into at most `count` cells, found on a random part of them; none of them is empty."""
+    part = torch.from_numpy(np.sort(generator.permutation(len(points))[: _COARSE_ROWS * count])).to(points.device)
+    sample, masses = points[part], weights[part]
+    centroids = sample[torch.from_numpy(_plus_plus(sample, masses, count, generator)).to(points.device)]
+    centroids = _lloyd(sample, masses, centroids, _COARSE_ROUNDS)
+    labels = _nearest(points, centroids)
+    used, labels = torch.unique(labels, return_inverse=True)
+    centroids = _means(points, weights, labels, centroids[used])
+    order = torch.argsort(labels, stable=True)
+    distances = (points - centroids[labels]).square_().sum(dim=1)
+    mass = centroid_sums(torch.stack([weights, weights * distances], dim=1), labels, len(used))[0].cpu().numpy()
+    shares = np.sqrt(np.prod(mass / np.maximum(mass.sum(axis=0), 1e-300), axis=1))
+    gaps = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+    return _Cells(
+        points=points[order],
+        weights=weights[order],
+        order=order,
+        starts=np.concatenate([[0], np.cumsum(np.bincount(labels.cpu().numpy()))]),
+        shares=shares / max(shares.sum(), 1e-300),
+        neighbours=np.sort(np.argsort(gaps, axis=1, kind="stable")[:, :_NEIGHBOURS], axis=1),
+    )
+
+
+def _divide(cells: _Cells, numbers: Indices, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return labels (n,) and centroids (k, d) of k-means inside each cell, whose centroids follow one another."""
+    labels, centroids = [], []
+    first = 0
+    for start, stop, number in zip(cells.starts[:-1], cells.starts[1:], numbers.tolist(), strict=True):
+        points, weights = cells.points[start:stop], cells.weights[start:stop]
+        chosen = torch.from_numpy(_plus_plus(points, weights, number, generator)).to(points.device)
+        fine = _lloyd(points, weights, points[chosen], _FINE_ROUNDS)
+        labels.append(_nearest(points, fine) + first)
+        centroids.append(fine)
+        first += number
+    return torch.cat(labels), torch.cat(centroids)
+
+
+def _move_to_neighbours(cells: _Cells, numbers: Indices, centroids: Tensor) -> Tensor:
+    """Return labels (n,): the nearest among the fine centroids of the cells around that of each vector."""
+    offsets = np.concatenate([[0], np.cumsum(numbers)])
+    labels = torch.empty(len(cells.points), dtype=torch.int64, device=centroids.device)
+    for start, stop, around in zip(cells.starts[:-1], cells.starts[1:], cells.neighbours, strict=True):
+        near = np.concatenate([np.arange(offsets[cell], offsets[cell + 1]) for cell in around])
+        choice = torch.from_numpy(near).to(centroids.device)
+        labels[start:stop] = choice[_nearest(cells.points[start:stop], centroids[choice])]
+    return labels
+
+
+def _plus_plus(points: Tensor, weights: Tensor, k: int, generator: np.random.Generator) -> Indices:
+    """Return the places of k different vectors of n >= k, (n, d), by greedy k-means++ on the host."""
+    vectors, masses = points.cpu().numpy(), weights.cpu().numpy().astype(np.float64)
+    if k >= len(vectors):
+        return np.arange(len(vectors))
+    norms = np.einsum("nd,nd->n", vectors, vectors)
+    free = np.ones(len(vectors), bool)
+    chosen = [int(generator.choice(len(vectors), p=masses / masses.sum()))]
+    closest = np.full(len(vectors), np.inf, np.float32)
+    uniforms = generator.random((k, _DRAWS))
+    for row in uniforms[1:]:
+        last = chosen[-1]
+        free[last] = False
+        if len(chosen) == 1:
+            closest = np.maximum(norms - 2 * (vectors @ vectors[last]) + norms[last], 0)
+        cumulated = np.cumsum(closest * masses * free)
+        drawn = np.searchsorted(cumulated, row * cumulated[-1], side="right")
+        if not cumulated[-1] > 0 or drawn.max() >= len(free):
+            drawn = np.flatnonzero(free)[:1]
+        reduced = np.minimum(closest, norms - 2 * (vectors[drawn] @ vectors.T) + norms[drawn, None])
+        best = int((reduced @ masses).argmin())
+        closest = np.maximum(reduced[best], 0)
+        chosen.append(int(drawn[best]))
+    return np.array(chosen, np.int64)
+
+
+def _lloyd(points: Tensor, weights: Tensor, centroids: Tensor, rounds: int) -> Tensor:
+    for _ in range(rounds):
+        centroids = _means(points, weights, _nearest(points, centroids), centroids)
+    return centroids
+
+
+def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """Return the index (n,) int64 of the nearest of few centroids, as near as float32 goes."""
+    squares = centroids.square().sum(dim=1)
+    labels = []
+    for first in range(0, len(points), _BLOCK_ROWS):
+        scores = torch.addmm(squares, points[first : first + _BLOCK_ROWS], centroids.T, alpha=-2)
+        on_host = scores.device.type == "cpu"  # where NumPy's argmin is many times faster
+        labels.append(torch.from_numpy(scores.numpy().argmin(axis=1)) if on_host else scores.argmin(dim=1))
+    return torch.cat(labels)
+
+
+def _means(points: Tensor, weights: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """Return the weighted means (k, d) of clusters; the centroids (k, d) where they are empty."""
+    sums = centroid_sums(torch.cat([points * weights[:, None], weights[:, None]], dim=1), labels, len(centroids))[0]
+    means = (sums[:, :-1] / sums[:, -1:]).to(torch.float32)
+    return torch.where(sums[:, -1:] > 0, means, centroids)
+
+
+def _full_means(vectors: Vectors, masses: Weights, labels: Indices, k: int, device: torch.device) -> Vectors:
+    """Return the weighted means (k, D) of vectors (n, D) under labels (n,), none of which is missing."""
+    totals = None
+    even = bool((masses == masses[0]).all())
+    for first in range(0, len(vectors), _BLOCK_ROWS):
+        block = torch.from_numpy(vectors[first : first + _BLOCK_ROWS]).to(device)
+        found = torch.from_numpy(labels[first : first + _BLOCK_ROWS]).to(device)
+        if not even:
+            part = torch.from_numpy(masses[first : first + _BLOCK_ROWS]).to(device)
+            block = block.to(torch.float64) * part[:, None]
+        totals = centroid_sums(block, found, k, out=totals)
+    assert totals is not None
+    mass = totals[1].cpu().numpy() if even else np.bincount(labels, masses, minlength=k)
+    means: Vectors = (totals[0].cpu().numpy() / mass[:, None]).astype(np.float32)
+    return means
