@@ -1,0 +1,367 @@
+"""`KMeans` and `MiniBatchKMeans` with scikit-learn's conventions, on the engine that `sctok cluster` uses."""
+
+import warnings
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sctok.kernels.devices import resolve_device
+
+from .config import GIVEN, FitResult, KMeansConfig
+from .estimator_data import (
+    Array,
+    Problem,
+    Wide,
+    as_source,
+    assigned_blocks,
+    check_finite_rows,
+    check_tensor,
+    distances,
+    evaluate,
+    point_blocks,
+    pose_problem,
+    read_weights,
+    weighted_sums,
+)
+from .fit import fit_codebooks
+from .sources import Vectors, VectorSource, as_array
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import check_array, check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError("install sctok[sklearn] to use KMeans and MiniBatchKMeans") from error
+
+_SEEDINGS = {"auto": "kmeans++", "hierarchical": "hierarchical", "k-means++": "kmeans++", "random": "random"}
+
+
+class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """What both estimators share. Their parameters are attributes that the subclasses set."""
+
+    n_clusters: int
+    init: Any
+    n_init: str | int
+    max_iter: int
+    tol: float
+    verbose: int
+    random_state: Any
+    device: str
+    precision: str
+    _many_runs: int
+
+    def _engine_options(self) -> dict[str, Any]:
+        """Return the fields of KMeansConfig that one of the estimators alone sets."""
+        raise NotImplementedError
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Find the centers.
+
+        Args:
+            X: array-like or tensor (n, D); path of a feature shard or a list of them, read unstacked; a VectorSource
+                such as ShardSource(paths, stack); or an iterable of blocks (n_i, D) that can be read again and again,
+                or a function that returns one.
+            y: ignored.
+            sample_weight: (n,) >= 0, for arrays and tensors. A row of weight 2 counts as two, one of weight 0 as none.
+
+        Raises:
+            ValueError: a row with NaN or infinity, named; n_clusters above n; parameters or weights out of range.
+        """
+        data = self._read(as_array(X) if isinstance(X, Tensor) else X, reset=True)
+        weights = read_weights(sample_weight, data)
+        self._check_parameters()
+        problem = pose_problem(data, weights)
+        self.cluster_centers_, result = self._cluster(problem, data)
+        self._n_features_out = len(self.cluster_centers_)
+        self.n_iter_ = max(1, result.iterations) if result else 1
+        self.labels_, self.inertia_ = evaluate(data, weights, self._centers())
+        self.counts_ = np.bincount(self.labels_, weights, self.n_clusters).astype(np.float64)
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit and return the labels (n,) as `predict` does."""
+        labels = self.fit(X, sample_weight=sample_weight).labels_
+        return torch.from_numpy(labels).to(X.device, torch.int64) if isinstance(X, Tensor) else labels
+
+    def predict(self, X: Any) -> Any:
+        """Return the nearest center of each vector (n,): the float64 argmin, the lowest index of equals.
+
+        X is anything that `fit` takes. int32, or an int64 tensor on its device where X is a tensor.
+        """
+        check_is_fitted(self)
+        labels = torch.cat([found for _, found in assigned_blocks(self._read(X), self._centers())])
+        return labels.to(X.device) if isinstance(X, Tensor) else labels.cpu().numpy().astype(np.int32)
+
+    def transform(self, X: Any) -> Any:
+        """Return the Euclidean distances (n, n_clusters) to all centers.
+
+        X is anything that `fit` takes. An array of its dtype, float64 or float32, or a tensor on its device, of its
+        dtype where that is floating, where X is a tensor.
+        """
+        check_is_fitted(self)
+        centers = self._centers()
+        blocks = [distances(points, centers) for points in point_blocks(self._read(X), centers)]
+        return torch.cat(blocks).to(X.device) if isinstance(X, Tensor) else torch.cat(blocks).cpu().numpy()
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return minus the inertia: the weighted sum of the squared distances of X to the nearest centers."""
+        check_is_fitted(self)
+        data = self._read(X)
+        return -evaluate(data, read_weights(sample_weight, data), self._centers())[1]
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that float32 stays float32."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _cluster(self, problem: Problem, data: Array | VectorSource) -> tuple[Array, FitResult | None]:
+        """Return the best centers (k, D) of all runs in the space and dtype of data, and their result."""
+        k = int(self.n_clusters)
+        rows = len(data) if isinstance(data, np.ndarray) else data.rows
+        if rows < k:
+            raise ValueError(f"n_samples={rows} should be >= n_clusters={k}")
+        random = check_random_state(self.random_state)
+        results = []
+        for seed in random.randint(2**31 - 1, size=self._runs()).tolist():
+            given = self._given_centers(data, random)
+            if problem.distinct is not None and len(problem.distinct) < k:
+                return problem.outside(_repeat_first(problem.distinct, k)), None
+            results.append(self._run(problem.source, seed, None if given is None else problem.inside(given)))
+        best = min(results, key=lambda result: result.inertia)
+        return problem.outside(best.centroids), best
+
+    def _run(self, source: VectorSource, seed: int, given: Vectors | None) -> FitResult:
+        """Fit once from a seed, or from first centers (k, D)."""
+        k = int(self.n_clusters)
+        config = KMeansConfig(
+            device=self.device,
+            precision=self.precision,
+            seeding=_SEEDINGS[self.init] if given is None else GIVEN,
+            iterations=int(self.max_iter),
+            tol=float(self.tol),
+            seed=seed,
+            **self._engine_options(),
+        )
+        initial = None if given is None else {k: given}
+        return fit_codebooks(source, [k], config, initial=initial, progress=_print_pass if self.verbose else None)[k]
+
+    def _given_centers(self, data: Array | VectorSource, random: Any) -> Wide | None:
+        """Return the first centers (k, D) that `init` holds or returns, None where it names a seeding."""
+        if isinstance(self.init, str):
+            return None
+        centers = self.init
+        if callable(centers):
+            if not isinstance(data, np.ndarray):
+                raise ValueError("a function as init needs an array or a tensor; give the centers themselves")
+            centers = centers(data, self.n_clusters, random_state=random)
+        wide: Wide = check_array(as_array(centers), dtype=np.float64, input_name="init")
+        if wide.shape != (self.n_clusters, self.n_features_in_):
+            raise ValueError(f"init of shape {wide.shape} is not {self.n_clusters} centers of {self.n_features_in_}")
+        return wide
+
+    def _centers(self) -> Tensor:
+        return torch.from_numpy(self.cluster_centers_.copy()).to(resolve_device(self.device))
+
+    def _read(self, X: Any, *, reset: bool = False) -> Any:
+        """Return X as an array (n, D) float32 or float64, a tensor or a source: finite, and of the width fitted."""
+        source = X if isinstance(X, Tensor) else as_source(X)
+        if source is None:
+            half = getattr(X, "dtype", None) == np.float16
+            kept = np.float32 if half else [np.float64, np.float32]
+            array = validate_data(self, X, reset=reset, dtype=kept, ensure_all_finite=False)
+            check_finite_rows(array)
+            return array
+        if isinstance(source, Tensor):
+            check_tensor(source)
+            check_finite_rows(source)
+        width = source.shape[1] if isinstance(source, Tensor) else source.dim
+        if reset:
+            self.n_features_in_ = width
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+        elif width != self.n_features_in_:
+            name = type(self).__name__
+            raise ValueError(f"X has {width} features, but {name} is expecting {self.n_features_in_} features as input")
+        return source
+
+    def _check_parameters(self) -> None:
+        for name in ("n_clusters", "max_iter", "n_init", "batch_size"):
+            value = getattr(self, name, 1)
+            if (not isinstance(value, Integral) or value < 1) and (name, value) != ("n_init", "auto"):
+                raise ValueError(f"{name} {value!r} is not a positive integer")
+        if not isinstance(self.tol, Real):
+            raise ValueError(f"tol {self.tol!r} is not a number")
+        if isinstance(self.init, str) and self.init not in _SEEDINGS:
+            raise ValueError(f"init {self.init!r} is none of {', '.join(_SEEDINGS)}, centers or a function")
+
+    def _runs(self) -> int:
+        """Return how many runs there are to choose from."""
+        if not isinstance(self.init, str) and not callable(self.init):
+            return 1
+        if self.n_init != "auto":
+            return int(self.n_init)
+        return self._many_runs if callable(self.init) or self.init == "random" else 1
+
+
+class KMeans(_BaseKMeans):
+    """k-means in which every iteration sees all vectors.
+
+    Args:
+        n_clusters: k.
+        init: seeding: "auto" (chosen by n and k), "hierarchical", "k-means++" (greedy, on a sample), "random"; the
+            first centers (k, D); or a function of (X, n_clusters, random_state=...) that returns them.
+        n_init: runs from different seeds, of which the best is kept; "auto" is 10 for "random" and functions, else 1.
+            Given centers are run once.
+        max_iter: updates of the centers at most.
+        tol: stop when the inertia falls by less than this share.
+        verbose: print the inertia of each pass.
+        random_state: seed, RandomState or None. The same number gives the same centers on the same device.
+        algorithm: "auto", "lloyd" or "minibatch", see KMeansConfig.
+        device: "auto" (CUDA where there is a device), "cpu", "cuda" or "cuda:N".
+        precision: of the iterations, "exact" or "fp32". Labels and inertia are always exact.
+
+    Attributes:
+        cluster_centers_: (k, D), float64 where X is, else float32. The engine computes with float32 vectors; those of
+            float64 arrays are first centred and scaled, so that a common offset costs no digits.
+        labels_: (n,) int32, equal to predict(X).
+        inertia_: their weighted sum of squared distances, of cluster_centers_.
+        counts_: (k,) float64, the weight of each cluster.
+        n_iter_: iterations of the best run.
+        n_features_in_, feature_names_in_: as in scikit-learn.
+
+    Where an array of up to 16,384 rows has fewer distinct rows than k, they are the centers, the first of them
+    repeated, with a ConvergenceWarning; larger data raise ValueError then. Sparse matrices are refused.
+    """
+
+    _many_runs = 10
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "auto",
+        n_init: str | int = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        verbose: int = 0,
+        random_state: Any = None,
+        algorithm: str = "auto",
+        device: str = "auto",
+        precision: str = "exact",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.verbose = verbose
+        self.random_state = random_state
+        self.algorithm = algorithm
+        self.device = device
+        self.precision = precision
+
+    def _engine_options(self) -> dict[str, Any]:
+        return {"algorithm": "lloyd" if self.algorithm == "auto" else self.algorithm}
+
+
+class MiniBatchKMeans(_BaseKMeans):
+    """k-means over batches, of data that is there (`fit`) or comes bit by bit (`partial_fit`).
+
+    Args:
+        max_iter: passes over the data at most.
+        batch_size: vectors between two moves of the centers.
+        The others are those of `KMeans`; n_init "auto" is 3 for "random" and functions.
+
+    The attributes are those of `KMeans`, and after `partial_fit` n_steps_, the batches seen. Its labels_ and inertia_
+    are of the last batch.
+    """
+
+    _many_runs = 3
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "auto",
+        max_iter: int = 100,
+        batch_size: int = 1024,
+        verbose: int = 0,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        n_init: str | int = "auto",
+        device: str = "auto",
+        precision: str = "exact",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.verbose = verbose
+        self.random_state = random_state
+        self.tol = tol
+        self.n_init = n_init
+        self.device = device
+        self.precision = precision
+
+    def _engine_options(self) -> dict[str, Any]:
+        return {"algorithm": "minibatch", "block_rows": int(self.batch_size)}
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Move each center to the mean of all vectors that batches have assigned to it, this one included.
+
+        c <- c + b / (n + b) (mean - c) for b vectors after n. The first batch seeds the centers: it needs at least
+        n_clusters rows, and is clustered by itself unless `init` gives the centers. After `fit` the centers go on from
+        there with the weights of their clusters.
+
+        Args:
+            X: array-like or tensor (n, D).
+            y: ignored.
+            sample_weight: (n,) >= 0.
+
+        Raises:
+            ValueError: as for `fit`; a width other than that of the first batch.
+        """
+        first = not hasattr(self, "cluster_centers_")
+        data = self._read(as_array(X) if isinstance(X, Tensor) else X, reset=first)
+        if not isinstance(data, np.ndarray):
+            raise ValueError("partial_fit takes one batch, an array or a tensor; fit takes shards and iterables")
+        weights = read_weights(sample_weight, data)
+        self._check_parameters()
+        if first:
+            given = self._given_centers(data, check_random_state(self.random_state))
+            seeds = self._cluster(pose_problem(data, weights), data)[0] if given is None else given
+            self.cluster_centers_, self._n_features_out = seeds.astype(data.dtype), len(seeds)
+            self.counts_, self.n_steps_ = np.zeros(len(seeds)), 0
+        self._step(data, np.ones(len(data)) if weights is None else weights)
+        self.n_steps_ = getattr(self, "n_steps_", 0) + 1
+        self.labels_, self.inertia_ = evaluate(data, weights, self._centers())
+        return self
+
+    def _step(self, data: Array, weights: Wide) -> None:
+        """Take one batch (n, D) with its weights (n,) into the means, kept in float64 between batches."""
+        means = getattr(self, "_means", self.cluster_centers_)
+        if not np.array_equal(means.astype(self.cluster_centers_.dtype), self.cluster_centers_):
+            means = self.cluster_centers_
+        sums, counts = weighted_sums(data, weights, self._centers())
+        self.counts_ = self.counts_ + counts
+        hit = counts > 0
+        self._means = means.astype(np.float64)
+        self._means[hit] += (sums[hit] - counts[hit, None] * self._means[hit]) / self.counts_[hit, None]
+        self.cluster_centers_ = self._means.astype(self.cluster_centers_.dtype)
+
+
+def _repeat_first(distinct: Vectors, k: int) -> Vectors:
+    """Return fewer than k distinct vectors, the first repeated to make k of them, with a warning."""
+    message = f"X has {len(distinct)} distinct rows, fewer than n_clusters={k}: the first center is repeated"
+    warnings.warn(message, ConvergenceWarning, stacklevel=4)
+    return np.concatenate([distinct, np.repeat(distinct[:1], k - len(distinct), axis=0)])
+
+
+def _print_pass(event: dict[str, Any]) -> None:
+    if event["event"] in ("pass", "done"):
+        print(f"pass {event['pass']}: inertia {event['inertia']:.6g}")
