@@ -49,14 +49,12 @@ MemoryOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
-def byte_count(memory: str | None) -> int:
-    """Return the bytes that --memory gives; by default this process's share of half of what the machine has left."""
-    from sctok.kmeans_tools.memory import free_memory, parse_bytes
+def byte_count(memory: str | None) -> int | None:
+    """Return the bytes that --memory gives, if it is given."""
+    from sctok.kmeans_tools.memory import parse_bytes
 
-    if memory is None:
-        return max(1, free_memory() // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
-        return parse_bytes(memory)
+        return None if memory is None else parse_bytes(memory)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--memory") from None
 

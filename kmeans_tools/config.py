@@ -17,6 +17,7 @@ DEFAULT_ITERATIONS = {"lloyd": 25, "minibatch": 5}
 
 _BLOCK_ELEMENTS = 1 << 24  # 64 MiB of float32
 _BATCH_ROWS = 4096
+_BLOCKS = 16  # of which the memory should hold so many: two are read, and what is made of one takes the rest
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class KMeansConfig:
     centroids (lloyd) or passes over the data (minibatch) at most; None is 25 and 5. tol: stop when the inertia falls
     by less than this share. max_points_per_centroid: iterate on a random part of k times as many vectors; the last
     pass sees all. block_rows: vectors in memory at a time, None is 64 MiB of them (lloyd) or at most 4096 (minibatch).
-    memory: bytes for vectors, caches and state per vector, None for no bound; where things are kept, not the result.
+    memory: bytes for vectors, caches and state per vector, beside the centroids; None for half of what is free in
+    caches, which are no part of the result, and no other bound. A small one makes blocks and the sample smaller.
 
     Raises:
         ValueError: a value outside its range, named.
@@ -72,7 +74,8 @@ class KMeansConfig:
 
     def ordered_rows(self, dim: int) -> int:
         """Return the vectors (D = dim) per block of a pass in order."""
-        return self.block_rows or max(256, min(65_536, _BLOCK_ELEMENTS // dim))
+        elements = _BLOCK_ELEMENTS if self.memory is None else min(_BLOCK_ELEMENTS, self.memory // _BLOCKS // 4)
+        return self.block_rows or max(256, min(65_536, elements // dim))
 
     def batch_rows(self, rows: int) -> int:
         """Return the vectors per mini-batch of a source of so many: about sixteen batches, of 256 to 4096."""

@@ -31,8 +31,13 @@ _Pass = LloydPass | MiniBatchPass | FinalPass
 
 def config_hash(source: VectorSource, k: int, config: KMeansConfig, initial: Vectors | None = None) -> str:
     """Return the hash of all that decides the codebook of one k: settings, data and given centroids."""
-    given = None if initial is None else hash_arrays({"initial": initial})
+    given = _seeding_sample(source, k, config) if initial is None else hash_arrays({"initial": initial})
     return hash_json([ALGORITHM_VERSION, k, config.identity(), source.fingerprint, given])
+
+
+def _seeding_sample(source: VectorSource, k: int, config: KMeansConfig) -> int:
+    """Return how many vectors to seed from, which a small memory can change."""
+    return sample_size(k, source.dim, source.rows, config.seeding, config.memory)
 
 
 def fit_codebooks(
@@ -150,7 +155,7 @@ class _Fit:
         if k in self.given:
             return np.array(self.given[k], np.float32)
         seed = self.config.seed
-        count = sample_size(k, self.source.dim, self.source.rows, self.config.seeding)
+        count = _seeding_sample(self.source, k, self.config)
         sample, weights = draw_sample(self.source, count, (seed, k, _SAMPLE))
         generator = np.random.default_rng([seed, k, _CHOICE])
         return seed_centroids(sample, k, self.config.seeding, generator, self.device, weights)

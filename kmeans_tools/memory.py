@@ -29,6 +29,11 @@ def free_memory(root: Path = Path("/")) -> int:
     return max(0, min(limits)) if limits else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def default_memory() -> int:
+    """Return half of the free memory, or this process's share of it where `torchrun` started several here."""
+    return max(1, free_memory() // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def _system(root: Path) -> list[int]:
     match = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
     return [int(match[1]) * 1024] if match else []

@@ -21,10 +21,14 @@ _COMPARED_COLUMNS = 8
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def sample_size(k: int, dim: int, rows: int, method: str) -> int:
-    """Return how many vectors (of D = dim float32) to draw for seeding k centroids: at most 1 GiB or 2 k vectors."""
+def sample_size(k: int, dim: int, rows: int, method: str, memory: int | None = None) -> int:
+    """Return how many vectors (of D = dim float32) to draw for seeding k centroids.
+
+    At most 1 GiB of them and a quarter of `memory` bytes, but 2 k vectors in any case.
+    """
     wanted = max(_SMALLEST_SAMPLE, _SAMPLE_PER_CENTROID[method] * k)
-    return min(rows, max(2 * k, min(wanted, _SAMPLE_BYTES // (4 * dim))))
+    limit = _SAMPLE_BYTES if memory is None else min(_SAMPLE_BYTES, memory // 4)
+    return min(rows, max(2 * k, min(wanted, limit // (4 * dim))))
 
 
 def source_weights(source: VectorSource) -> Weights | None:

@@ -24,6 +24,7 @@ from .checkpoints import checkpoint_path
 from .config import FitResult, KMeansConfig
 from .distributed import ALONE, Group
 from .fit import Progress, config_hash, fit_codebooks
+from .memory import default_memory
 from .resident import keep_resident
 from .sources import ShardSource, Vectors
 
@@ -63,7 +64,7 @@ def train_codebooks(
 
     A codebook that is there and was made with the same settings from the same features is left alone. Checkpoints are
     in `<folder>/.checkpoints`; the same call after an interruption goes on from them. What killed writers left in
-    `folder` is removed. Vectors that fit half of `config.memory` are kept there after the first pass. In a group all
+    `folder` is removed. Vectors that fit half of the memory are kept there after the first pass. In a group all
     ranks return the codebooks, and rank 0 reads and writes those in `folder`. Other arguments as for `fit_codebooks`.
 
     Raises:
@@ -90,7 +91,7 @@ def train_codebooks(
 
     if todo := [k for k in paths if k not in books]:
         fit_codebooks(
-            keep_resident(source, config.memory) if config.memory else source,
+            keep_resident(source, config.memory or default_memory()),
             todo,
             config,
             initial={k: given[k] for k in todo if k in given},

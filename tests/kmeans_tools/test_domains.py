@@ -126,10 +126,12 @@ def test_sizes_beside_those_of_the_paper(root: Path, monkeypatch: pytest.MonkeyP
     assert [row.split()[1] for row in result.stdout.splitlines()[2:]] == ["4", "8", "6"]
 
 
-def test_memory_does_not_change_the_codebook(root: Path) -> None:
-    paths = []
-    for memory in ("1K", "1G"):
-        output = root / memory
-        assert run("--root", root, "--domain", "music", "--k", 8, "--memory", memory, "--output", output).exit_code == 0
-        paths.append(output / "music-8-r100.safetensors")
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+def test_memory_beyond_need_does_not_change_the_codebook_and_a_tiny_one_will_do(root: Path) -> None:
+    options = ("--root", root, "--domain", "music", "--k", 8)
+    contents = []
+    for memory in (["--memory", "1M"], ["--memory", "1G"], []):
+        output = root / "".join(memory)
+        assert run(*options, *memory, "--output", output).exit_code == 0
+        contents.append((output / "music-8-r100.safetensors").read_bytes())
+    assert contents == contents[:1] * 3
+    assert run(*options, "--memory", "1K", "--output", root / "tiny").exit_code == 0
