@@ -94,7 +94,7 @@ def pose_problem(data: Array | VectorSource, weights: Wide | None) -> Problem:
         data, weights = data[weights > 0], weights[weights > 0]
     frame = Frame.around(data) if data.dtype == np.float64 else None
     vectors = frame.inside(data) if frame else data
-    if rows > _MERGED_ROWS:
+    if len(data) > _MERGED_ROWS:
         return Problem(ArraySource(vectors, "X", weights), frame, whole=frame is None and len(data) == rows)
     distinct, masses = _merge_equal(vectors, weights)
     merged = ArraySource(distinct, "X", None if (masses == 1).all() else masses)

@@ -24,6 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sctok import KMeans, MiniBatchKMeans
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.reference import nearest_centroid_reference
+from sctok.kmeans_tools import estimator_data
 from sctok.kmeans_tools.sources import ArraySource, ShardSource
 
 BOTH = pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans])
@@ -70,10 +71,29 @@ def test_labels_and_inertia_belong_to_the_centers(estimator: Any, dtype: Any, ro
     assert_consistent(model, vectors)
 
 
+@BOTH
 @KINDS
-def test_many_rows_with_weights(dtype: Any) -> None:
-    vectors = blobs(65_537, 2, dtype=dtype)
-    weights = np.random.default_rng(1).integers(0, 3, len(vectors))
+def test_results_do_not_depend_on_blocks(estimator: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, weights = blobs(500, 3, dtype=dtype), np.random.default_rng(0).random(500)
+    whole = estimator(4, random_state=0).fit(vectors, sample_weight=weights)
+    monkeypatch.setattr(estimator_data, "_BLOCK_ELEMENTS", 250)
+    parts = estimator(4, random_state=0).fit(vectors, sample_weight=weights)
+    assert np.array_equal(parts.cluster_centers_, whole.cluster_centers_)
+    assert np.array_equal(parts.labels_, whole.labels_)
+    assert np.array_equal(parts.transform(vectors), whole.transform(vectors))
+    assert_consistent(parts, vectors, weights)
+
+
+def test_many_rows() -> None:
+    vectors = blobs(65_537, 2, dtype=np.float32)
+    assert_consistent(KMeans(3, init=vectors[:3], max_iter=1).fit(vectors), vectors)
+
+
+@KINDS
+def test_rows_of_no_weight_are_as_good_as_absent(dtype: Any) -> None:
+    vectors = blobs(17_000, 2, dtype=dtype)
+    weights = np.random.default_rng(1).integers(0, 100, len(vectors))
+    vectors[weights == 0] = 1e6
     model = KMeans(5, random_state=0, max_iter=3).fit(vectors, sample_weight=weights)
     assert_consistent(model, vectors, weights)
     kept = KMeans(5, random_state=0, max_iter=3).fit(vectors[weights > 0], sample_weight=weights[weights > 0])
@@ -169,7 +189,7 @@ def test_more_runs_are_never_worse() -> None:
     assert KMeans(20, init="random", random_state=0).fit(vectors).inertia_ == ten.inertia_
 
 
-@pytest.mark.parametrize("init", ["auto", "k-means++", "random"])
+@pytest.mark.parametrize("init", ["auto", "hierarchical", "k-means++", "random"])
 def test_named_seedings(init: str) -> None:
     vectors = blobs(500, 4, 10)
     model = KMeans(10, init=init, n_init=10, random_state=0).fit(vectors)
