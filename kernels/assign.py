@@ -31,12 +31,14 @@ class Assignment:
     """Nearest centroids of n points.
 
     labels: (n,) int64. distances: (n,) float32, squared, rounded from float64. rescored: rows that the float32 scores
-    could not decide and float64 did.
+    could not decide and float64 did. second_labels, second_distances: of the runner-up, where it was asked for.
     """
 
     labels: Tensor
     distances: Tensor
     rescored: int
+    second_labels: Tensor | None = None
+    second_distances: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,31 @@ import torch
 from sctok.formats.files import hash_arrays, hash_json
 from sctok.kernels.devices import resolve_device
 
+from .bounds import Bounds, bounds_fit
 from .checkpoints import checkpoint_path, load_state, save_state
 from .config import GIVEN, FitResult, KMeansConfig
 from .faiss_backend import require_faiss
-from .lloyd import ClusterState, FinalPass, LloydPass
-from .minibatch import MiniBatchPass
+from .lloyd import ClusterState, FinalPass, LloydPass, Population
+from .minibatch import first_share
 from .quality import codebook_certificate
+from .reading import needed_blocks
 from .seeding import draw_sample, sample_size, seed_centroids, source_weights
 from .sources import TooFewVectorsError, Vectors, VectorSource
 
-ALGORITHM_VERSION = 1  # part of the configuration hash: raise it when results change
+ALGORITHM_VERSION = 2  # part of the configuration hash: raise it when results change
 
-_SAMPLE, _CHOICE, _SHUFFLE = 4, 5, 6  # keep the random numbers of different purposes apart
+_SAMPLE, _CHOICE = 4, 5  # keep the random numbers of different purposes apart
 
 Progress = Callable[[dict[str, Any]], None]
 Save = Callable[[FitResult], None]
-_Pass = LloydPass | MiniBatchPass | FinalPass
+_Pass = LloydPass | FinalPass
 
 
 def config_hash(source: VectorSource, k: int, config: KMeansConfig, initial: Vectors | None = None) -> str:
     """Return the hash of all that decides the codebook of one k: settings, data and given centroids."""
-    given = _seeding_sample(source, k, config) if initial is None else hash_arrays({"initial": initial})
-    return hash_json([ALGORITHM_VERSION, k, config.identity(), source.fingerprint, given])
+    resolved = config.resolved(source.rows, source.dim, k)
+    given = _seeding_sample(source, k, resolved) if initial is None else hash_arrays({"initial": initial})
+    return hash_json([ALGORITHM_VERSION, k, resolved.identity(), source.fingerprint, given])
 
 
 def _seeding_sample(source: VectorSource, k: int, config: KMeansConfig) -> int:
@@ -50,6 +54,7 @@ def fit_codebooks(
     name: str = "kmeans",
     save: Save | None = None,
     progress: Progress | None = None,
+    return_labels: bool = False,
 ) -> dict[int, FitResult]:
     """Fit a codebook of each size in `ks`; the result of one does not depend on the others.
 
@@ -64,6 +69,7 @@ def fit_codebooks(
         checkpoint_dir: where to keep `<name>-<k>-<config hash>.safetensors` after every pass, removed once the result
             is saved. The same call after an interruption goes on there and gives the same bits on the same device.
         save: called with each result as soon as it is there.
+        return_labels: keep the label of every vector in the result, 4 bytes each.
         progress: called with {"event": "start" | "rows" | "pass" | "done", …}.
 
     Returns:
@@ -76,7 +82,7 @@ def fit_codebooks(
     sizes = list(dict.fromkeys(int(k) for k in ks))
     given = dict(initial or {})
     _validate(source, sizes, config, given)
-    return _Fit(source, config, given, checkpoint_dir, name, save, progress).run(sizes)
+    return _Fit(source, config, given, checkpoint_dir, name, save, progress, return_labels).run(sizes)
 
 
 def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, given: dict[int, Vectors]) -> None:
@@ -113,9 +119,11 @@ class _Fit:
         name: str,
         save: Save | None,
         progress: Progress | None,
+        return_labels: bool,
     ) -> None:
         self.source, self.config, self.given = source, config, given
         self.folder, self.name, self.save = checkpoint_dir, name, save
+        self.return_labels = return_labels
         self.progress: Progress = progress or (lambda event: None)
         self.device = resolve_device(config.device)
         weights = source_weights(source)
@@ -124,7 +132,8 @@ class _Fit:
         self.seconds: dict[int, float] = {}
 
     def run(self, ks: list[int]) -> dict[int, FitResult]:
-        self.hashes = {k: config_hash(self.source, k, self.config, self.given.get(k)) for k in ks}
+        if self.folder is not None or self.save is not None:
+            self.hashes = {k: config_hash(self.source, k, self.config, self.given.get(k)) for k in ks}
         states = {k: self._start(k) for k in ks}
         results: dict[int, FitResult] = {}
         while states:
@@ -144,56 +153,63 @@ class _Fit:
         state = load_state(path, self.device) if path else None
         resumed = state is not None
         if state is None:
-            state = ClusterState(torch.from_numpy(self._seed(k)).to(self.device))
+            state = self._first_state(k)
             if path:
                 save_state(path, state)
         self.seconds[k] = time.monotonic() - started
         self.progress({"event": "start", "k": k, "resumed": resumed, "passes": state.passes, "rows": self.source.rows})
         return state
 
-    def _seed(self, k: int) -> Vectors:
+    def _resolved(self, k: int) -> KMeansConfig:
+        return self.config.resolved(self.source.rows, self.source.dim, k)
+
+    def _first_state(self, k: int) -> ClusterState:
+        config, rows = self._resolved(k), self.source.rows
+        centroids = torch.from_numpy(self._seed(k, config)).to(self.device)
+        state = ClusterState(centroids)
+        if config.algorithm == "minibatch":
+            state.share = first_share(k, rows, config.block_rows)
+        elif config.max_points_per_centroid:
+            state.share = min(1.0, k * config.max_points_per_centroid / rows)
+        exact = config.precision == "exact" and config.backend != "faiss"
+        if exact and bounds_fit(rows, config.memory):
+            state.bounds = Bounds.empty(rows, centroids)
+        return state
+
+    def _seed(self, k: int, config: KMeansConfig) -> Vectors:
         if k in self.given:
             return np.array(self.given[k], np.float32)
-        seed = self.config.seed
-        count = _seeding_sample(self.source, k, self.config)
-        sample, weights = draw_sample(self.source, count, (seed, k, _SAMPLE))
-        generator = np.random.default_rng([seed, k, _CHOICE])
-        return seed_centroids(sample, k, self.config.seeding, generator, self.device, weights)
+        sample, weights = draw_sample(self.source, _seeding_sample(self.source, k, config), (config.seed, k, _SAMPLE))
+        generator = np.random.default_rng([config.seed, k, _CHOICE])
+        return seed_centroids(sample, k, config.seeding, generator, self.device, weights)
 
     def _one_round(self, states: dict[int, ClusterState]) -> dict[int, FitResult]:
-        """Give every codebook one more pass, those that read in the same order together."""
-        orders: dict[int | None, list[_Pass]] = {}
-        for state in states.values():
-            order, one_pass = self._next_pass(state)
-            orders.setdefault(order, []).append(one_pass)
+        """Give every codebook one more pass, all in one reading of the vectors."""
+        started = time.monotonic()
+        passes = [self._next_pass(state) for state in states.values()]
+        self._read(passes)
         results = {}
-        for order, passes in orders.items():
-            started = time.monotonic()
-            self._read(passes, order)
-            for one_pass in passes:
-                k = one_pass.state.k
-                one_pass.finish()
-                self.seconds[k] += time.monotonic() - started
-                self._report(one_pass)
-                if isinstance(one_pass, FinalPass):
-                    results[k] = self._result(one_pass)
-                elif path := self._checkpoint(k):
-                    save_state(path, one_pass.state)
+        for one_pass in passes:
+            k = one_pass.state.k
+            one_pass.finish()
+            self.seconds[k] += time.monotonic() - started
+            self._report(one_pass)
+            if isinstance(one_pass, FinalPass):
+                results[k] = self._result(one_pass)
+            elif path := self._checkpoint(k):
+                save_state(path, one_pass.state)
         return results
 
-    def _next_pass(self, state: ClusterState) -> tuple[int | None, _Pass]:
-        """Return the pass that a state needs next, and the seed of the order of its blocks or None for in order."""
+    def _next_pass(self, state: ClusterState) -> _Pass:
+        config = self._resolved(state.k)
+        count = sample_size(state.k, self.source.dim, self.source.rows, "kmeans++", config.memory)
+        population = Population(self.source.rows, self.mass, partial(draw_sample, self.source, count))
         if state.settled:
-            return None, FinalPass(state, self.config)
-        if self.config.algorithm == "lloyd":
-            return None, LloydPass(state, self.config, self.source.rows, self.mass)
-        order = np.random.SeedSequence([self.config.seed, state.passes, _SHUFFLE]).generate_state(1)[0]
-        return int(order), MiniBatchPass(state, self.config)
+            return FinalPass(state, config, population, self.return_labels)
+        return LloydPass(state, config, population)
 
-    def _read(self, passes: list[_Pass], order: int | None) -> None:
-        source = self.source
-        rows = self.config.ordered_rows(source.dim) if order is None else self.config.batch_rows(source.rows)
-        for block in source.blocks(rows, order):
+    def _read(self, passes: list[_Pass]) -> None:
+        for block in needed_blocks(self.source, passes, self.config.ordered_rows(self.source.dim)):
             points = torch.from_numpy(block.rows).to(self.device)
             for one_pass in passes:
                 one_pass.add(points, block)
@@ -220,9 +236,10 @@ class _Fit:
             "assignment": "float64 argmin, lowest index" if exact else "float32 scores",
             "certified_rows": rows - totals.rescored if exact else 0,
             "rescored_rows": totals.rescored,
+            "kept_rows": rows - final.assigned,
             "iterations": state.passes - 1,
             "converged": state.converged,
-            "config_hash": self.hashes[state.k],
+            "config_hash": self.hashes.get(state.k, ""),
         }
         return FitResult(
             centroids=state.centroids.cpu().numpy(),
@@ -233,8 +250,10 @@ class _Fit:
             converged=state.converged,
             n_vectors=rows,
             certificate=quality,
-            config_hash=self.hashes[state.k],
+            config_hash=self.hashes.get(state.k, ""),
             seconds=self.seconds[state.k],
+            labels=final.labels,
+            assigned=tuple(state.assigned),
         )
 
     def _checkpoint(self, k: int) -> Path | None:

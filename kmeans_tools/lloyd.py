@@ -1,37 +1,62 @@
 """Lloyd's algorithm, one pass over the vectors at a time."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import Assignment, nearest_centroid, prepare_centroids
-from sctok.kernels.update import centroid_sums
+from sctok.kernels.assign import Assignment, label_distances, nearest_centroid, prepare_centroids
 
+from .bounds import Bounds
 from .config import KMeansConfig
 from .faiss_backend import FaissAssigner
 from .hashing import place_uniforms
-from .repair import RepairPool, repair_dead
-from .sources import Block, Weights
+from .minibatch import STARVED, grown_share, noise_level
+from .repair import repair_empty, repair_starved
+from .sources import Block, Vectors, Weights
+from .totals import Totals
 
-_SUBSET, _REPAIR = 1, 2  # keep the random numbers of different purposes apart
+_BATCH, _REPAIR = 1, 2  # keep the random numbers of different purposes apart
+_PIECES = 1 << 16  # of neighbouring vectors, which belong to a batch together so that they are read together
+_LARGEST_PIECE = 512
 
-Assigner = Callable[[Tensor], Assignment]
+_HAS_RUNNER_UP = "runner_up" in inspect.signature(nearest_centroid).parameters
+
+Assigner = Callable[[Tensor, bool], Assignment]
+Draw = Callable[[Sequence[int]], tuple[Vectors, Weights | None]]
+
+
+@dataclass(frozen=True)
+class Population:
+    """All vectors of a fit: how many, their weight in all, and how to draw some at random, by a seed."""
+
+    rows: int
+    mass: float
+    draw: Draw
 
 
 @dataclass
 class ClusterState:
     """One codebook in the making, complete between two passes.
 
-    centroids: (k, D) float32. counts: (k,) int64, vectors per cluster in the last pass of mini-batches, None for Lloyd.
-    history: inertia of each pass. converged: the tolerance was reached. settled: only the final pass is left.
+    centroids: (k, D) float32. share: of the vectors, those that take part in passes. bounds: what is remembered of
+    every vector, None for nothing. history: inertia of each pass, scaled to all vectors. assigned: vectors that
+    each pass compared with the centroids. steady: passes with this
+    share. read: passes over all vectors that those so far amount to. converged: the tolerance was reached. settled:
+    only the final pass is left.
     """
 
     centroids: Tensor
-    counts: Tensor | None = None
+    share: float = 1.0
+    bounds: Bounds | None = None
     history: list[float] = field(default_factory=list)
+    assigned: list[int] = field(default_factory=list)
+    steady: int = 0
+    read: float = 0.0
     converged: bool = False
     settled: bool = False
 
@@ -45,125 +70,177 @@ class ClusterState:
         """Passes done."""
         return len(self.history)
 
-    def settle(self, config: KMeansConfig, repaired: int) -> None:
-        """Decide after a pass whether another one is worth it."""
-        if self.passes >= 2 and not repaired:
+    def settle(self, config: KMeansConfig, repaired: bool, rows: int) -> bool:
+        """Decide after a pass whether another one is worth it; return whether it will see more vectors."""
+        self.steady += 1
+        self.read += self.share
+        batches = config.algorithm == "minibatch"
+        whole = not batches or self.share == 1
+        noise = noise_level(self.k, self.share * rows) if batches else 0.0
+        fall = np.inf
+        if self.steady > 1 and not repaired:
             before, now = self.history[-2:]
-            self.converged = before - now <= config.tol * before
-        self.settled = self.converged or self.history[-1] == 0 or self.passes >= config.most_iterations
+            fall = (before - now) / before if before > 0 else 0.0
+        self.converged = fall <= config.tolerance and (whole or noise <= config.tolerance)
+        grows = not whole and not self.converged and fall <= noise
+        if grows:
+            self.share, self.steady = grown_share(self.share), 0
+        if batches:
+            spent = self.read + self.share > config.most_iterations * (1 + 1e-9)
+        else:
+            spent = self.passes >= config.most_iterations
+        self.settled = self.converged or spent or (whole and self.history[-1] == 0)
+        return grows and not self.settled
 
 
 def make_assigner(centroids: Tensor, config: KMeansConfig, *, final: bool) -> Assigner:
-    """Return the function that assigns points (n, D) float32 to these centroids (k, D)."""
+    """Return the function that assigns points (n, D) float32 to these centroids (k, D), with runner-ups if asked."""
     if config.backend == "faiss" and not (final and config.precision == "exact"):
-        return FaissAssigner(centroids)
+        faiss = FaissAssigner(centroids)
+        return lambda points, runner_up: faiss(points)
     prepared = prepare_centroids(centroids, precision=config.precision)
-    return lambda points: nearest_centroid(points, prepared)
+    return lambda points, runner_up: nearest_centroid(points, prepared, **({"runner_up": True} if runner_up else {}))
 
 
-class Totals:
-    """What the blocks that were added sum up to, cluster by cluster.
-
-    sums: (k, D) float64, weighted. counts: (k,) int64, vectors of positive weight. mass: (k,) float64, their weights,
-    None where every vector weighs 1. inertia: weighted sum of squared distances. rescored: rows.
-    """
-
-    def __init__(self, k: int, dim: int, device: torch.device) -> None:
-        self.sums = torch.zeros((k, dim), dtype=torch.float64, device=device)
-        self.counts = torch.zeros(k, dtype=torch.int64, device=device)
-        self.mass: Tensor | None = None
-        self.inertia = 0.0
-        self.rescored = 0
-
-    @property
-    def weights(self) -> Tensor:
-        """The mass of each cluster: (k,) int64, or float64 where vectors are weighted."""
-        return self.counts if self.mass is None else self.mass
-
-    def add(self, points: Tensor, found: Assignment, weights: Weights | None = None) -> None:
-        """Add points (n, D) with their labels and distances, and their weights (n,): for one fit always or never."""
-        self.inertia += weighted_sum(found.distances, weights)
-        self.rescored += found.rescored
-        if not np.isfinite(self.inertia):
-            raise ValueError("squared distances overflow float32; scale the vectors down")
-        if weights is None:
-            centroid_sums(points, found.labels, len(self.counts), out=(self.sums, self.counts))
-        else:
-            self._add_weighted(points, found.labels, weights)
-
-    def _add_weighted(self, points: Tensor, labels: Tensor, weights: Weights) -> None:
-        k, device = len(self.counts), points.device
-        kept = torch.from_numpy(np.flatnonzero(weights)).to(device)
-        masses = torch.from_numpy(weights).to(device)[kept, None]
-        if self.mass is None:
-            self.mass = torch.zeros(k, dtype=torch.float64, device=device)
-        centroid_sums(points[kept].to(torch.float64) * masses, labels[kept], k, out=(self.sums, self.counts))
-        self.mass += centroid_sums(masses, labels[kept], k)[0][:, 0]
-
-    def means(self, clusters: Tensor) -> Tensor:
-        """Return the means (c, D) float32 of some clusters (c,), none of them empty."""
-        return (self.sums[clusters] / self.weights[clusters, None]).to(torch.float32)
-
-
-def weighted_sum(distances: Tensor, weights: Weights | None) -> float:
-    """Return the sum of distances (n,), times their weights, in float64."""
-    # NumPy's pairwise sum has one order; that of torch depends on the number of threads.
-    values = distances.cpu().numpy()
-    return float((values if weights is None else values * weights).sum(dtype=np.float64))
+def in_batch(places: npt.NDArray[np.int64], share: float, rows: int, seed: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Return which places (n,) int64 belong to a random share of so many rows; a larger share holds every smaller."""
+    piece = max(1, min(_LARGEST_PIECE, rows // _PIECES))
+    found: npt.NDArray[np.bool_] = place_uniforms(places // piece, seed) < share
+    return found
 
 
 class LloydPass:
-    """One iteration: assign every vector, then move each centroid to the mean of its cluster."""
+    """One iteration: assign every vector that may have a new centroid, then move each centroid to its mean."""
 
-    def __init__(self, state: ClusterState, config: KMeansConfig, rows: int, mass: float) -> None:
+    def __init__(self, state: ClusterState, config: KMeansConfig, population: Population) -> None:
         self.state = state
-        self._config = config
-        self._mass = mass
-        k, dim = state.centroids.shape
+        self._config, self._population = config, population
         self._assign = make_assigner(state.centroids, config, final=False)
-        self._totals = Totals(k, dim, state.centroids.device)
-        self._pool = RepairPool(k, dim, (config.seed, k, _REPAIR, state.passes))
-        limit = config.max_points_per_centroid
-        self._share = min(1.0, k * limit / rows) if limit else 1.0
+        self._bounds = bounds = state.bounds
+        self._skips = bounds is not None and bounds.start_pass(grown=state.steady == 0)
+        self._tight, self._probed = bounds is not None and bounds.tight, False
+        k, dim = state.centroids.shape
+        self.totals = Totals(k, dim, state.centroids.device) if bounds is None else bounds.totals
+        self.assigned = 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of all vectors that this pass needs to see, about."""
+        if self._skips and self._bounds is not None:
+            return float(self._bounds.survivors().to(torch.float32).mean())
+        return self.state.share
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the vectors that it needs lie here and there, not in pieces."""
+        return self._skips
+
+    def select(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of the vectors at places (n,) this pass needs to see, bool."""
+        state = self.state
+        chosen = np.ones(len(places), np.bool_)
+        if state.share < 1:
+            seed = (self._config.seed, state.k, _BATCH)
+            chosen = in_batch(places, state.share, self._population.rows, seed)
+        if self._skips and self._bounds is not None:
+            index = torch.from_numpy(places).to(state.centroids.device)
+            chosen &= self._bounds.survivors(index).cpu().numpy()
+        return chosen
 
     def add(self, points: Tensor, block: Block) -> None:
         """Take in one block: points (n, D) float32 on the device, and the same on the host."""
-        if self._share < 1:
-            kept = place_uniforms(block.places, (self._config.seed, self.state.k, _SUBSET)) < self._share
+        places, weights = block.places, block.weights
+        if self._skips or self.state.share < 1:
+            kept = np.flatnonzero(self.select(places))
+            places, weights = places[kept], None if weights is None else weights[kept]
             points = points[torch.from_numpy(kept).to(points.device)]
-            weights = None if block.weights is None else block.weights[kept]
-            block = Block(block.places[kept], block.rows[kept], weights)
         if not len(points):
             return
-        found = self._assign(points)
-        self._totals.add(points, found, block.weights)
-        self._pool.offer(block, found.distances.cpu().numpy())
+        self.assigned += len(points)
+        probe = self._bounds is not None and not (self._tight or self._probed) and _HAS_RUNNER_UP
+        found = self._assign(points, self._tight or probe)
+        if self._bounds is None:
+            self.totals.add(points, found, weights)
+            return
+        self._bounds.update(points, torch.from_numpy(places).to(points.device), found, weights)
+        if probe:
+            self._bounds.measure_gap(found)
+            self._probed = True
 
     def finish(self) -> None:
         """Move the centroids and record the inertia that the old ones had."""
-        totals, state = self._totals, self.state
-        seen = float(totals.weights.sum())
+        totals, state, bounds = self.totals, self.state, self._bounds
+        before = state.centroids
+        inertia = totals.inertia if bounds is None else bounds.inertia(before, totals, self._skips)
+        mass = float(totals.weights.sum())
+        state.assigned.append(self.assigned)
+        state.history.append(inertia * (self._population.mass / mass if mass and state.share < 1 else 1.0))
+        after = before.clone()
         used = (totals.counts > 0).nonzero()[:, 0]
-        state.centroids = state.centroids.clone()
-        state.centroids[used] = totals.means(used)
-        moved = repair_dead(state.centroids, (totals.counts == 0).nonzero()[:, 0], self._pool)
-        state.history.append(totals.inertia * (self._mass / seen if seen else 1.0))
-        state.settle(self._config, len(moved))
+        after[used] = totals.means(used)
+        repaired = self._repair(after, (totals.counts == 0).nonzero()[:, 0], starved=False)
+        if state.settle(self._config, repaired, self._population.rows):
+            few = totals.weights.to(torch.float64) < STARVED * mass / state.k
+            self._repair(after, (few & (totals.counts > 0)).nonzero()[:, 0], starved=True)
+        if bounds is not None:
+            bounds.centroids_moved(before, after)
+        state.centroids = after
+
+    def _repair(self, centroids: Tensor, clusters: Tensor, *, starved: bool) -> bool:
+        """Repair empty or starved clusters in place; return whether any was."""
+        if not len(clusters):
+            return False
+        seed = (self._config.seed, self.state.k, _REPAIR, self.state.passes, int(starved))
+        sample, weights = self._population.draw(seed)
+        repair = repair_starved if starved else repair_empty
+        return len(repair(centroids, clusters, sample, weights, np.random.default_rng([*seed, 0]))) > 0
 
 
 class FinalPass:
-    """Assign every vector to the centroids that stay: the totals are those of the result."""
+    """Assign every vector to the centroids that stay: the totals and labels are those of the result.
 
-    def __init__(self, state: ClusterState, config: KMeansConfig) -> None:
+    labels: (rows,) int32 if they are wanted. Vectors that keep their label by their bounds get their distance alone.
+    """
+
+    fraction, scattered = 1.0, False
+
+    def __init__(self, state: ClusterState, config: KMeansConfig, population: Population, labels: bool) -> None:
         self.state = state
-        k, dim = state.centroids.shape
         self._assign = make_assigner(state.centroids, config, final=True)
-        self.totals = Totals(k, dim, state.centroids.device)
+        self._bounds = bounds = state.bounds
+        self._skips = bounds is not None and bounds.start_pass(grown=state.share < 1)
+        k, dim = state.centroids.shape
+        self.totals = Totals(k, dim, state.centroids.device) if bounds is None else bounds.totals
+        self.labels = np.empty(population.rows, np.int32) if labels else None
+        self.assigned = 0
+
+    def select(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return that all vectors are needed."""
+        return np.ones(len(places), np.bool_)
 
     def add(self, points: Tensor, block: Block) -> None:
         """Take in one block: points (n, D) float32 on the device."""
-        self.totals.add(points, self._assign(points), block.weights)
+        places = torch.from_numpy(block.places).to(points.device)
+        found = self._labels_of(points, places)
+        if self.labels is not None:
+            self.labels[block.places] = found.labels.cpu().numpy()
+        if self._bounds is None:
+            self.totals.add(points, found, block.weights)
+        else:
+            self._bounds.update(points, places, found, block.weights)
+
+    def _labels_of(self, points: Tensor, places: Tensor) -> Assignment:
+        if not self._skips or self._bounds is None:
+            self.assigned += len(points)
+            return self._assign(points, False)
+        rows = self._bounds.survivors(places).nonzero()[:, 0]
+        self.assigned += len(rows)
+        labels = self._bounds.labels[places].to(torch.int64)
+        again = self._assign(points[rows], False)
+        labels[rows] = again.labels
+        return Assignment(labels, label_distances(points, self.state.centroids, labels), again.rescored)
 
     def finish(self) -> None:
         """Record the inertia."""
+        self.state.assigned.append(self.assigned)
         self.state.history.append(self.totals.inertia)

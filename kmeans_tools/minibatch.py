@@ -1,58 +1,70 @@
-"""Mini-batch k-means: centroids as true running means of the vectors assigned to them."""
+"""Mini-batch k-means: nested batches for vectors that can be read again, running means for those that cannot.
+
+Nested batches (Newling and Fleuret 2016): every batch holds the one before, none is drawn twice, and a centroid is the
+mean of the vectors of the batch that have its label now; a vector that changes its label takes what it added with it.
+So a round is a Lloyd iteration on the batch, skipping included, and the batch grows when the means have settled.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .config import KMeansConfig
-from .lloyd import ClusterState, Totals, make_assigner
-from .repair import RepairPool, repair_dead
-from .sources import Block
+from sctok.kernels.assign import Assignment, nearest_centroid
 
-_REPAIR = 3
+from .sources import Weights
+from .totals import Totals
 
-# Vectors that a centroid of the pass before stands for, as a share of its cluster. With all of them early, bad
-# assignments weigh on the mean for good; with none the first batch alone decides it. Of 1, 0.5, 0.25, 0.1 and 0.02 a
-# tenth gave the lowest inertia after 3, 5 and 10 passes.
-_CARRIED = 0.1
+STARVED = 0.05  # share of the mean cluster below which a cluster may be given up when the batch grows
+
+_FIRST_ROWS = 4096
+_FIRST_PER_CENTROID = 16
+_GROWTH = 2.0
+_SETTLED = 0.5
 
 
-class MiniBatchPass:
-    """One pass over shuffled batches, after each of which the centroids move.
+def first_share(k: int, rows: int, batch_rows: int | None) -> float:
+    """Return the share of so many rows in the first batch: `batch_rows` (4096) of them, or 16 per centroid if more."""
+    return min(1.0, max(batch_rows or _FIRST_ROWS, _FIRST_PER_CENTROID * k) / rows)
 
-    A centroid is the mean of every vector that was assigned to it in this pass, c <- c + b / (n + b) (mean - c) for a
-    batch of b after n vectors, kept as a float64 sum and a count so that no rounding builds up. It starts as that of
-    the pass before with the weight of a tenth of its cluster.
+
+def grown_share(share: float) -> float:
+    """Return the share of the next batch."""
+    return min(1.0, _GROWTH * share)
+
+
+def noise_level(k: int, rows: float) -> float:
+    """Return the relative fall of the inertia per round below which the means of a batch have settled.
+
+    The mean of n vectors of variance s^2 lies sqrt(s^2 / n) off, which adds about k / rows to the inertia, relatively:
+    moving means by less than half of that is fitting noise.
+    """
+    return _SETTLED * k / rows
+
+
+@dataclass
+class RunningMeans:
+    """Centroids as the means of all vectors that were ever assigned to them: c <- c + b / (n + b) (mean - c).
+
+    centroids: (k, D) float32. mass: (k,) float64, the weight of the vectors that each one stands for so far.
     """
 
-    def __init__(self, state: ClusterState, config: KMeansConfig) -> None:
-        self.state = state
-        self._config = config
-        k, dim = state.centroids.shape
-        self._centroids = state.centroids.clone()
-        self._running = Totals(k, dim, state.centroids.device)
-        if state.counts is not None:
-            carried = (state.counts.to(torch.float64) * _CARRIED).ceil()
-            self._running.counts.copy_(carried)
-            self._running.mass = carried if state.counts.is_floating_point() else None
-            self._running.sums.copy_(self._centroids).mul_(carried[:, None])
-        self._carried = self._running.weights.clone()
-        self._pool = RepairPool(k, dim, (config.seed, k, _REPAIR, state.passes))
+    centroids: Tensor
+    mass: Tensor
 
-    def add(self, points: Tensor, block: Block) -> None:
-        """Take in one batch: points (n, D) float32 on the device, and the same on the host."""
-        running = self._running
-        found = make_assigner(self._centroids, self._config, final=False)(points)
-        running.add(points, found, block.weights)
-        self._pool.offer(block, found.distances.cpu().numpy())
-        touched = torch.unique(found.labels)
-        touched = touched[running.counts[touched] > 0]
-        self._centroids[touched] = running.means(touched)
+    def add(self, points: Tensor, weights: Weights | None = None, *, precision: str = "exact") -> Assignment:
+        """Assign points (n, D) of weights (n,), move the centroids that they go to, and return where they went.
 
-    def finish(self) -> None:
-        """Record the inertia, each batch measured before it moved the centroids, and repair dead centroids."""
-        state = self.state
-        counts = self._running.weights - self._carried
-        moved = repair_dead(self._centroids, (counts == 0).nonzero()[:, 0], self._pool)
-        state.centroids, state.counts = self._centroids, counts
-        state.history.append(self._running.inertia)
-        state.settle(self._config, len(moved))
+        Raises:
+            ValueError: a point with NaN or infinity, or squared distances that overflow float32.
+        """
+        found = nearest_centroid(points, self.centroids, precision=precision)
+        totals = Totals(len(self.centroids), self.centroids.shape[1], self.centroids.device)
+        totals.add(points, found, weights)
+        touched = (totals.counts > 0).nonzero()[:, 0]
+        added = totals.weights[touched].to(torch.float64)
+        self.mass[touched] += added
+        old = self.centroids[touched].to(torch.float64)
+        step = (totals.sums[touched] - added[:, None] * old) / self.mass[touched, None]
+        self.centroids[touched] = (old + step).to(torch.float32)
+        return found

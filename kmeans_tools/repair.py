@@ -1,6 +1,8 @@
-"""Repair of empty clusters: a dead centroid takes over part of a cluster that is large and wide."""
+"""Repair of empty and starved clusters: their centroids take over parts of clusters that are large and wide.
 
-from collections.abc import Sequence
+What the repair needs to know of the vectors it learns from a random sample of them, drawn only when it is needed. So
+it does not depend on blocks, nor on which vectors a pass has skipped.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,61 +11,68 @@ from torch import Tensor
 
 from sctok.kernels.assign import nearest_centroid
 
-from .hashing import place_uniforms
 from .seeding import distinct_rows
-from .sources import Block, Vectors
-
-_LARGEST_POOL = 1024
+from .sources import Vectors, Weights
 
 
-class RepairPool:
-    """A random choice of vectors, drawn in one pass with probability in proportion to weight times squared distance.
+def repair_empty(
+    centroids: Tensor, empty: Tensor, sample: Vectors, weights: Weights | None, generator: np.random.Generator
+) -> Tensor:
+    """Move centroids without vectors onto vectors of a sample, in place; return the indices (r,) int64 of those moved.
 
-    A cluster is drawn from in proportion to its share of the inertia, as a step of k-means++ would do it: the widest
-    ones are split, single outliers rarely. Sampling without replacement by exponential keys (Efraimidis and Spirakis
-    2006); the keys belong to the vectors' places, so the choice does not depend on blocks.
+    The vectors are drawn in proportion to weight times squared distance, as a step of k-means++ would do it: a cluster
+    gives by its share of the inertia, the widest ones are split, single outliers rarely. The other centroids (k, D)
+    stay, so no vector gets farther from its nearest one, and a vector that is itself a centroid now has distance 0. It
+    lay away from every other one: the inertia falls. Centroids that find no such vector stay.
+
+    empty: (e,) int64. sample: (n, D) with positive weights (n,), None for 1.
     """
-
-    def __init__(self, k: int, dim: int, seed: Sequence[int]) -> None:
-        self.capacity = min(k, _LARGEST_POOL)
-        self._seed = tuple(seed)
-        self._keys: npt.NDArray[np.float64] = np.empty(0)
-        self._rows: Vectors = np.empty((0, dim), np.float32)
-
-    def offer(self, block: Block, distances: npt.NDArray[np.float32]) -> None:
-        """Consider the vectors of a block with their squared distances (n,) to their centroids."""
-        shares = distances.astype(np.float64) * (1.0 if block.weights is None else block.weights)
-        away = np.flatnonzero(shares > 0)
-        keys = -np.log(place_uniforms(block.places[away], self._seed)) / shares[away]
-        limit = self._keys[-1] if len(self._keys) == self.capacity else np.inf
-        near = np.flatnonzero(keys < limit)
-        if len(near) > self.capacity:
-            near = near[np.argpartition(keys[near], self.capacity - 1)[: self.capacity]]
-        merged = np.concatenate([self._keys, keys[near]])
-        order = np.argsort(merged, kind="stable")[: self.capacity]
-        self._keys = merged[order]
-        self._rows = np.concatenate([self._rows, block.rows[away[near]]])[order]
-
-    @property
-    def rows(self) -> Vectors:
-        """The vectors drawn so far, (at most capacity, D) float32, in random order."""
-        return self._rows
-
-
-def repair_dead(centroids: Tensor, dead: Tensor, pool: RepairPool) -> Tensor:
-    """Move dead centroids onto vectors of the pool, in place, and return the indices (r,) int64 of those moved.
-
-    The other centroids (k, D) are not touched, so no vector gets farther from its nearest one, and a vector that is
-    itself a centroid now has distance 0. A move is accepted only where that vector lay away from every other
-    centroid: then the inertia falls by at least that distance. Dead centroids that find no such vector stay.
-    """
-    candidates = pool.rows[distinct_rows(pool.rows)[0]] if len(dead) else pool.rows[:0]
-    if not len(candidates):
-        return dead[:0]
-    vectors = torch.from_numpy(candidates).to(centroids.device)
     live = torch.ones(len(centroids), dtype=torch.bool, device=centroids.device)
-    live[dead] = False
-    vectors = vectors[nearest_centroid(vectors, centroids[live]).distances > 0]
-    moved = dead[: len(vectors)]
-    centroids[moved] = vectors[: len(moved)]
+    live[empty] = False
+    if not len(empty) or not bool(live.any()):
+        return empty[:0]
+    points = torch.from_numpy(sample).to(centroids.device)
+    distances = nearest_centroid(points, centroids[live]).distances
+    drawn = _draw_distinct(sample, _shares(distances, weights), len(empty), generator)
+    moved = empty[: len(drawn)]
+    centroids[moved] = points[torch.from_numpy(drawn).to(points.device)]
     return moved
+
+
+def repair_starved(
+    centroids: Tensor, starved: Tensor, sample: Vectors, weights: Weights | None, generator: np.random.Generator
+) -> Tensor:
+    """Do as `repair_empty` with centroids that have few vectors, if that lowers the inertia of the sample at all.
+
+    Their vectors fall to others, which costs something; what is gained elsewhere must be more.
+    """
+    attempt = centroids.clone()
+    moved = repair_empty(attempt, starved, sample, weights, generator)
+    if not len(moved):
+        return moved
+    points = torch.from_numpy(sample).to(centroids.device)
+    before, after = (_shares(nearest_centroid(points, c).distances, weights).sum() for c in (centroids, attempt))
+    if after >= before:
+        return moved[:0]
+    centroids.copy_(attempt)
+    return moved
+
+
+def _shares(distances: Tensor, weights: Weights | None) -> npt.NDArray[np.float64]:
+    shares: npt.NDArray[np.float64] = distances.cpu().numpy().astype(np.float64)
+    return shares if weights is None else shares * weights
+
+
+def _draw_distinct(
+    sample: Vectors, shares: npt.NDArray[np.float64], count: int, generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Draw places of at most `count` different vectors in proportion to shares (n,), none of share 0.
+
+    Sampling without replacement by exponential keys (Efraimidis and Spirakis 2006).
+    """
+    uniforms = generator.random(len(shares))
+    away = np.flatnonzero(shares > 0)
+    keys = -np.log1p(-uniforms[away]) / shares[away]
+    order = away[np.argsort(keys, kind="stable")]
+    drawn: npt.NDArray[np.int64] = order[distinct_rows(sample[order])[0][:count]]
+    return drawn

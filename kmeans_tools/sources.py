@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,11 +116,14 @@ class ArraySource:
 
     array: of NumPy, a torch tensor (copied to the host, bfloat16 to float32), or what NumPy makes an array of.
     weights: (rows,) numbers >= 0, not all 0; by default all vectors weigh 1.
+    grain: `take` reads no more than what is asked for.
 
     Raises:
         ValueError: not a matrix with at least one row and column, not numbers, or NaN or infinity in float32; weights
             of another length, negative, not finite or all zero.
     """
+
+    grain = 1
 
     def __init__(
         self, array: npt.ArrayLike | torch.Tensor, name: str = "array", weights: npt.ArrayLike | None = None
@@ -188,11 +192,14 @@ class ShardSource:
     """Stacked vectors of feature shards, read when asked for.
 
     paths: at least one shard, all by one encoder. stack: 1, 2 or 4 patches per vector, joined inside a clip only.
+    grain: how many neighbouring vectors `take` reads together.
 
     Raises:
         ValueError: no path, or shards of different encoders or widths, naming both.
         FormatError: a file that is not a whole feature shard.
     """
+
+    grain = _PIECE_ROWS
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], stack: int) -> None:
         self.paths = [Path(path) for path in paths]
@@ -242,12 +249,11 @@ class ShardSource:
         """See VectorSource."""
         result = np.empty((len(places), self.dim), np.float32)
         with _OpenShards() as reader:
-            for start in range(0, self.rows, _PIECE_ROWS):
-                first, last = np.searchsorted(places, [start, start + _PIECE_ROWS])
-                if first < last:
-                    wanted = places[first:last]
-                    piece = self._read(reader, int(wanted[0]), int(wanted[-1]) + 1)
-                    result[first:last] = piece[wanted - wanted[0]]
+            firsts = np.flatnonzero(np.diff(places // _PIECE_ROWS, prepend=-1))
+            for first, last in pairwise([*firsts.tolist(), len(places)]):
+                wanted = places[first:last]
+                piece = self._read(reader, int(wanted[0]), int(wanted[-1]) + 1)
+                result[first:last] = piece[wanted - wanted[0]]
         return result
 
     def sample(self, count: int, seed: Sequence[int]) -> Vectors:

@@ -139,7 +139,7 @@ def _codebook(result: FitResult, source: ShardSource, config: KMeansConfig, doma
             encoder=source.encoder,
             encoder_hash=source.encoder_hash,
             seed=config.seed,
-            algorithm=f"{config.algorithm}{backend}",
+            algorithm=f"{config.resolved(source.rows, source.dim, result.k).algorithm}{backend}",
             precision=config.precision,
             n_vectors=result.n_vectors,
             inertia_history=result.inertia_history,

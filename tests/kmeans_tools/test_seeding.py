@@ -1,12 +1,11 @@
-"""First centroids and the repair of dead ones."""
+"""First centroids."""
 
 import numpy as np
 import pytest
 import torch
 
-from sctok.kmeans_tools.repair import RepairPool, repair_dead
 from sctok.kmeans_tools.seeding import SEEDINGS, sample_size, seed_centroids
-from sctok.kmeans_tools.sources import ArraySource, Vectors
+from sctok.kmeans_tools.sources import Vectors
 
 CPU = torch.device("cpu")
 
@@ -66,45 +65,3 @@ def test_the_sample_is_bounded() -> None:
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(ValueError, match="seeding 'best' is none of"):
         seeds(np.eye(3), 2, "best")
-
-
-def pool_of(vectors: Vectors, distances: Vectors, k: int, block_rows: int) -> RepairPool:
-    pool = RepairPool(k, vectors.shape[1], (0, 1))
-    for block in ArraySource(vectors).blocks(block_rows):
-        pool.offer(block, distances[block.places].astype(np.float32))
-    return pool
-
-
-def test_the_pool_does_not_depend_on_blocks() -> None:
-    generator = np.random.default_rng(0)
-    vectors, distances = generator.normal(size=(500, 3)).astype(np.float32), generator.random(500).astype(np.float32)
-    expected = pool_of(vectors, distances, 20, 500).rows
-    assert len(expected) == 20
-    for block_rows in (1, 7, 100):
-        assert np.array_equal(pool_of(vectors, distances, 20, block_rows).rows, expected)
-
-
-def test_the_pool_draws_in_proportion_to_the_distance() -> None:
-    vectors = np.arange(2000, dtype=np.float32)[:, None]
-    distances = np.where(vectors[:, 0] < 1000, 0, np.where(vectors[:, 0] < 1900, 1, 9)).astype(np.float32)
-    drawn = pool_of(vectors, distances, 200, 300).rows[:, 0]
-    assert (drawn >= 1000).all()
-    assert 60 <= (drawn >= 1900).sum() <= 100  # half the weight, thinned by drawing without replacement
-
-
-def test_repair_takes_only_vectors_away_from_every_centroid() -> None:
-    vectors = np.array([[1.0], [1.0], [5.0], [2.0]], np.float32)
-    pool = pool_of(vectors, np.ones(4, np.float32), 8, 4)
-    centroids = torch.tensor([[5.0], [0.0], [9.0], [9.0], [9.0]])
-    moved = repair_dead(centroids, torch.tensor([2, 3, 4]), pool)
-    assert moved.tolist() == [2, 3]
-    assert sorted(centroids[2:4, 0].tolist()) == [1.0, 2.0]
-    assert centroids[[0, 1, 4], 0].tolist() == [5.0, 0.0, 9.0]
-
-
-def test_nothing_dead_or_nothing_to_draw() -> None:
-    centroids = torch.zeros(2, 1)
-    empty = pool_of(np.zeros((3, 1), np.float32), np.zeros(3, np.float32), 2, 3)
-    assert len(repair_dead(centroids, torch.tensor([1]), empty)) == 0
-    full = pool_of(np.ones((3, 1), np.float32), np.ones(3, np.float32), 2, 3)
-    assert len(repair_dead(centroids, torch.tensor([], dtype=torch.int64), full)) == 0
