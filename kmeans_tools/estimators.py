@@ -37,7 +37,7 @@ try:
 except ImportError as error:
     raise ImportError("install sctok[sklearn] to use KMeans and MiniBatchKMeans") from error
 
-_SEEDINGS = {"auto": "kmeans++", "hierarchical": "hierarchical", "k-means++": "kmeans++", "random": "random"}
+_SEEDINGS = {"auto": "auto", "hierarchical": "hierarchical", "k-means++": "kmeans++", "random": "random"}
 
 
 class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -78,7 +78,10 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self.cluster_centers_, result = self._cluster(problem, data)
         self._n_features_out = len(self.cluster_centers_)
         self.n_iter_ = max(1, result.iterations) if result else 1
-        self.labels_, self.inertia_ = evaluate(data, weights, self._centers())
+        if result and result.labels is not None and problem.whole and self.precision == "exact":
+            self.labels_, self.inertia_ = result.labels, result.inertia
+        else:
+            self.labels_, self.inertia_ = evaluate(data, weights, self._centers())
         self.counts_ = np.bincount(self.labels_, weights, self.n_clusters).astype(np.float64)
         return self
 
@@ -148,7 +151,8 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             **self._engine_options(),
         )
         initial = None if given is None else {k: given}
-        return fit_codebooks(source, [k], config, initial=initial, progress=_print_pass if self.verbose else None)[k]
+        progress = _print_pass if self.verbose else None
+        return fit_codebooks(source, [k], config, initial=initial, return_labels=True, progress=progress)[k]
 
     def _given_centers(self, data: Array | VectorSource, random: Any) -> Wide | None:
         """Return the first centers (k, D) that `init` holds or returns, None where it names a seeding."""
@@ -266,7 +270,7 @@ class KMeans(_BaseKMeans):
         self.precision = precision
 
     def _engine_options(self) -> dict[str, Any]:
-        return {"algorithm": "lloyd" if self.algorithm == "auto" else self.algorithm}
+        return {"algorithm": self.algorithm}
 
 
 class MiniBatchKMeans(_BaseKMeans):
