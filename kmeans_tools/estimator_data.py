@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.kernels.reference import squared_distances
-from sctok.kernels.update import centroid_sums
 
 from .iterables import IterableSource
 from .sources import ArraySource, ShardSource, Vectors, VectorSource, Weights, as_array
@@ -201,18 +200,6 @@ def evaluate(data: Data, weights: Wide | None, centers: Tensor) -> tuple[npt.NDA
         squares.append(squared_distances(points, centers[found]).cpu().numpy())
     joined = np.concatenate(squares)
     return np.concatenate(labels), float(np.sum(joined if weights is None else weights * joined))
-
-
-def weighted_sums(data: Array, weights: Wide, centers: Tensor) -> tuple[Wide, Wide]:
-    """Return for each center the sum (k, D) of the vectors of data nearest to it, times weights (n,), and of these."""
-    k, start = len(centers), 0
-    sums, masses = np.zeros(centers.shape), np.zeros(k)
-    for points, labels in assigned_blocks(data, centers):
-        mass = torch.from_numpy(weights[start : start + len(points), None].copy()).to(points.device)
-        sums += centroid_sums(points * mass, labels, k)[0].cpu().numpy()
-        masses += centroid_sums(mass, labels, k)[0][:, 0].cpu().numpy()
-        start += len(points)
-    return sums, masses
 
 
 def distances(points: Tensor, centers: Tensor) -> Tensor:

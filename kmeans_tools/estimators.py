@@ -24,9 +24,9 @@ from .estimator_data import (
     point_blocks,
     pose_problem,
     read_weights,
-    weighted_sums,
 )
 from .fit import fit_codebooks
+from .minibatch import RunningMeans
 from .sources import Vectors, VectorSource, as_array
 
 try:
@@ -277,8 +277,9 @@ class MiniBatchKMeans(_BaseKMeans):
     """k-means over batches, of data that is there (`fit`) or comes bit by bit (`partial_fit`).
 
     Args:
-        max_iter: passes over the data at most.
-        batch_size: vectors between two moves of the centers.
+        max_iter: passes over the data, which the batches of `fit` amount to, at most.
+        batch_size: vectors of the first batch of `fit`, or 16 per cluster if that is more; the batches grow, each
+            holding those before, and end with all vectors. `partial_fit` takes batches as they come.
         The others are those of `KMeans`; n_init "auto" is 3 for "random" and functions.
 
     The attributes are those of `KMeans`, and after `partial_fit` n_steps_, the batches seen. Its labels_ and inertia_
@@ -341,21 +342,22 @@ class MiniBatchKMeans(_BaseKMeans):
             seeds = self._cluster(pose_problem(data, weights), data)[0] if given is None else given
             self.cluster_centers_, self._n_features_out = seeds.astype(data.dtype), len(seeds)
             self.counts_, self.n_steps_ = np.zeros(len(seeds)), 0
-        self._step(data, np.ones(len(data)) if weights is None else weights)
+        self._step(data, weights)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         self.labels_, self.inertia_ = evaluate(data, weights, self._centers())
         return self
 
-    def _step(self, data: Array, weights: Wide) -> None:
+    def _step(self, data: Array, weights: Wide | None) -> None:
         """Take one batch (n, D) with its weights (n,) into the means, kept in float64 between batches."""
         means = getattr(self, "_means", self.cluster_centers_)
         if not np.array_equal(means.astype(self.cluster_centers_.dtype), self.cluster_centers_):
             means = self.cluster_centers_
-        sums, counts = weighted_sums(data, weights, self._centers())
-        self.counts_ = self.counts_ + counts
-        hit = counts > 0
-        self._means = means.astype(np.float64)
-        self._means[hit] += (sums[hit] - counts[hit, None] * self._means[hit]) / self.counts_[hit, None]
+        device = resolve_device(self.device)
+        running = RunningMeans(
+            torch.tensor(means, dtype=torch.float64).to(device), torch.tensor(self.counts_).to(device)
+        )
+        running.add(torch.from_numpy(data.copy()).to(device), weights)
+        self._means, self.counts_ = running.centroids.cpu().numpy(), running.mass.cpu().numpy()
         self.cluster_centers_ = self._means.astype(self.cluster_centers_.dtype)
 
 

@@ -46,7 +46,8 @@ def noise_level(k: int, rows: float) -> float:
 class RunningMeans:
     """Centroids as the means of all vectors that were ever assigned to them: c <- c + b / (n + b) (mean - c).
 
-    centroids: (k, D) float32. mass: (k,) float64, the weight of the vectors that each one stands for so far.
+    centroids: (k, D) float32 or float64; in float32 they stop once steps are below their rounding. mass: (k,) float64,
+    the weight of the vectors that each one stands for so far.
     """
 
     centroids: Tensor
@@ -66,5 +67,5 @@ class RunningMeans:
         self.mass[touched] += added
         old = self.centroids[touched].to(torch.float64)
         step = (totals.sums[touched] - added[:, None] * old) / self.mass[touched, None]
-        self.centroids[touched] = (old + step).to(torch.float32)
+        self.centroids[touched] = (old + step).to(self.centroids.dtype)
         return found
