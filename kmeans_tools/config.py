@@ -8,12 +8,13 @@ import numpy.typing as npt
 
 from sctok.kernels.assign import PRECISIONS
 
+from .faiss_backend import SUPERKMEANS
 from .seeding import SEEDINGS
 from .sources import Vectors
 
 AUTO = "auto"
 ALGORITHMS = (AUTO, "lloyd", "minibatch")
-BACKENDS = ("auto", "torch", "faiss")
+BACKENDS = ("auto", "torch", "faiss", SUPERKMEANS)
 GIVEN = "given"  # seeding from centroids that the caller has
 DEFAULT_ITERATIONS = {AUTO: 25, "lloyd": 25, "minibatch": 5}
 DEFAULT_TOL = {AUTO: 1e-4, "lloyd": 1e-5, "minibatch": 1e-4}
@@ -32,7 +33,8 @@ class KMeansConfig:
 
     algorithm: "lloyd" (all vectors per iteration), "minibatch" (nested batches that grow) or "auto": mini-batches
     where there are more than 1024 vectors per centroid and, as float32, they take more than 16 times `memory` (None:
-    128 GiB in all), else Lloyd. backend: "auto" (PyTorch), "torch" or "faiss". precision: "exact" or "fp32"; the
+    128 GiB in all), else Lloyd. backend: "auto" (PyTorch), "torch", "faiss" (its flat index assigns) or
+    "faiss-superkmeans" (which seeds and iterates by itself, on a sample in memory). precision: "exact" or "fp32"; the
     iterations of FAISS are always float32, the last pass, which counts, is as asked. seeding: "hierarchical",
     "kmeans++", "random", "given" or "auto": k-means++ up to 256 centroids, else hierarchical. iterations: updates of
     the centroids (lloyd) or passes over all the data that the batches amount to (minibatch) at most; None is 25 and 5.

@@ -60,6 +60,10 @@ class Group:
         _guarded(lambda: dist.broadcast_object_list(found, src=0))
         return found[0]
 
+    def span(self, rows: int) -> tuple[int, int]:
+        """Return the (start, stop) of the rows that this rank reads in order."""
+        return rows * self.rank // self.world, rows * (self.rank + 1) // self.world
+
     def local_device(self, device: torch.device) -> torch.device:
         """Return the device of this process: of the GPUs of its machine the one of its local rank, unless named."""
         if self.world == 1 or device.type != "cuda" or device.index is not None:
@@ -119,17 +123,11 @@ class SharedSource:
         self._source, self._group = source, group
         self.dim, self.rows, self.name = source.dim, source.rows, source.name
         self.weights: Weights | None = getattr(source, "weights", None)
-        self._bounds = [self.rows * rank // group.world for rank in range(group.world + 1)]
 
     @property
     def fingerprint(self) -> str:
         """That of the whole source."""
         return self._source.fingerprint
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The places (start, stop) that this rank reads in order."""
-        return self._bounds[self._group.rank], self._bounds[self._group.rank + 1]
 
     def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
         """See VectorSource; of the part that this rank has."""
@@ -139,7 +137,7 @@ class SharedSource:
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
         """See VectorSource; all ranks ask for the same places, each reads those in its span."""
-        first, last = np.searchsorted(places, self.span)
+        first, last = np.searchsorted(places, self._group.span(self.rows))
         return np.concatenate(self._group.gather(self._source.take(places[first:last])))
 
     def sample(self, count: int, seed: Sequence[int]) -> Vectors:

@@ -11,7 +11,8 @@ from sctok.kernels.assign import Assignment, label_distances
 
 from .sources import Vectors
 
-SUPERKMEANS_POINTS = 256  # vectors per centroid that it is trained on by default, as FAISS does
+SUPERKMEANS = "faiss-superkmeans"
+_SUPERKMEANS_POINTS = 256  # vectors per centroid that it is trained on by default, as FAISS does
 _SUPERKMEANS_SMALLEST_DIM = 32
 
 
@@ -54,6 +55,15 @@ def faiss_gpus() -> int:
     """Return how many GPUs the installed FAISS can use."""
     faiss = require_faiss()
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def superkmeans_sample_size(k: int, dim: int, rows: int, points: int | None, memory: int | None) -> int:
+    """Return how many vectors (of D = dim float32) to train k centroids on: `points` each, 256 by default.
+
+    At most a third of `memory` bytes of them, for SuperKMeans rotates and rearranges copies, but k in any case.
+    """
+    wanted = k * (points or _SUPERKMEANS_POINTS)
+    return min(rows, wanted if memory is None else max(k, min(wanted, memory // 3 // (4 * dim))))
 
 
 @dataclass(frozen=True, eq=False)

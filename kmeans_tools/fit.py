@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from sctok.kernels.devices import resolve_device
 from .bounds import Bounds, bounds_fit
 from .checkpoints import checkpoint_path, load_state, save_state
 from .config import GIVEN, FitResult, KMeansConfig
-from .faiss_backend import require_faiss
+from .distributed import ALONE, Group, shared
+from .faiss_backend import SUPERKMEANS, require_faiss, superkmeans_sample_size, train_superkmeans
 from .lloyd import ClusterState, FinalPass, LloydPass, Population
 from .minibatch import first_share
 from .quality import codebook_certificate
 from .reading import needed_blocks
-from .seeding import draw_sample, sample_size, seed_centroids, source_weights
+from .seeding import check_distinct, draw_sample, sample_size, seed_centroids, source_weights
 from .sources import TooFewVectorsError, Vectors, VectorSource
 
 ALGORITHM_VERSION = 2  # part of the configuration hash: raise it when results change
@@ -41,6 +43,8 @@ def config_hash(source: VectorSource, k: int, config: KMeansConfig, initial: Vec
 
 def _seeding_sample(source: VectorSource, k: int, config: KMeansConfig) -> int:
     """Return how many vectors to seed from, which a small memory can change."""
+    if config.backend == SUPERKMEANS:
+        return superkmeans_sample_size(k, source.dim, source.rows, config.max_points_per_centroid, config.memory)
     return sample_size(k, source.dim, source.rows, config.seeding, config.memory)
 
 
@@ -55,6 +59,7 @@ def fit_codebooks(
     save: Save | None = None,
     progress: Progress | None = None,
     return_labels: bool = False,
+    group: Group = ALONE,
 ) -> dict[int, FitResult]:
     """Fit a codebook of each size in `ks`; the result of one does not depend on the others.
 
@@ -71,18 +76,20 @@ def fit_codebooks(
         save: called with each result as soon as it is there.
         return_labels: keep the label of every vector in the result, 4 bytes each.
         progress: called with {"event": "start" | "rows" | "pass" | "done", …}.
+        group: the ranks that share the work, all of which call this with the same arguments and return the same. Each
+            reads its own part; `save` and `progress` are called on each, checkpoints are those of rank 0.
 
     Returns:
         FitResult by k, in the order of `ks`.
 
     Raises:
         ValueError: k below 1, above the number of vectors or of distinct ones; a vector with NaN or infinity; given
-            centroids that do not fit. ImportError: no FAISS for the backend "faiss".
+            centroids that do not fit. ImportError: no FAISS for its backends. ConnectionError: a rank has stopped.
     """
     sizes = list(dict.fromkeys(int(k) for k in ks))
     given = dict(initial or {})
     _validate(source, sizes, config, given)
-    return _Fit(source, config, given, checkpoint_dir, name, save, progress, return_labels).run(sizes)
+    return _Fit(source, config, given, checkpoint_dir, name, save, progress, return_labels, group).run(sizes)
 
 
 def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, given: dict[int, Vectors]) -> None:
@@ -103,8 +110,10 @@ def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, given: 
             raise ValueError(
                 f"first centroids of shape {given[k].shape} are not {k} finite vectors of width {source.dim}"
             )
-    if config.backend == "faiss":
-        require_faiss()
+    if config.backend == SUPERKMEANS and (weights is not None or given):
+        raise ValueError(f"{SUPERKMEANS} takes neither weights nor first centroids; use another backend")
+    if config.backend in ("faiss", SUPERKMEANS):
+        require_faiss(superkmeans=config.backend == SUPERKMEANS)
 
 
 class _Fit:
@@ -120,12 +129,13 @@ class _Fit:
         save: Save | None,
         progress: Progress | None,
         return_labels: bool,
+        group: Group,
     ) -> None:
-        self.source, self.config, self.given = source, config, given
+        self.source, self.config, self.given, self.group = shared(source, group), config, given, group
         self.folder, self.name, self.save = checkpoint_dir, name, save
         self.return_labels = return_labels
         self.progress: Progress = progress or (lambda event: None)
-        self.device = resolve_device(config.device)
+        self.device = group.local_device(resolve_device(config.device))
         weights = source_weights(source)
         self.mass = float(source.rows) if weights is None else float(weights.sum())
         self.hashes: dict[int, str] = {}
@@ -150,31 +160,63 @@ class _Fit:
     def _start(self, k: int) -> ClusterState:
         started = time.monotonic()
         path = self._checkpoint(k)
-        state = load_state(path, self.device) if path else None
+        state = self._load(path) if path else None
         resumed = state is not None
         if state is None:
             state = self._first_state(k)
             if path:
-                save_state(path, state)
+                self._save(path, state)
         self.seconds[k] = time.monotonic() - started
         self.progress({"event": "start", "k": k, "resumed": resumed, "passes": state.passes, "rows": self.source.rows})
         return state
+
+    def _load(self, path: Path) -> ClusterState | None:
+        if self.group.world == 1:
+            state = load_state(path, self.device)
+            return self._with_bounds(state) if state is not None and state.bounds is None else state
+        state = self.group.broadcast(load_state(path, torch.device("cpu")) if self.group.leads else None)
+        if state is None:
+            return None
+        state.centroids = state.centroids.to(self.device)
+        return self._with_bounds(state)
+
+    def _save(self, path: Path, state: ClusterState) -> None:
+        # What a rank remembers of its vectors stays with it: it saves time, and does not change the result.
+        if self.group.leads:
+            save_state(path, state if self.group.world == 1 else replace(state, bounds=None))
 
     def _resolved(self, k: int) -> KMeansConfig:
         return self.config.resolved(self.source.rows, self.source.dim, k)
 
     def _first_state(self, k: int) -> ClusterState:
         config, rows = self._resolved(k), self.source.rows
-        centroids = torch.from_numpy(self._seed(k, config)).to(self.device)
-        state = ClusterState(centroids)
+        if config.backend == SUPERKMEANS:
+            return self._superkmeans(k, config)
+        state = ClusterState(torch.from_numpy(self.group.broadcast(self._seed(k, config))).to(self.device))
         if config.algorithm == "minibatch":
             state.share = first_share(k, rows, config.block_rows)
         elif config.max_points_per_centroid:
             state.share = min(1.0, k * config.max_points_per_centroid / rows)
-        exact = config.precision == "exact" and config.backend != "faiss"
-        if exact and bounds_fit(rows, config.memory):
-            state.bounds = Bounds.empty(rows, centroids)
+        return self._with_bounds(state)
+
+    def _with_bounds(self, state: ClusterState) -> ClusterState:
+        """Give a state bounds that know nothing yet, where they are of use."""
+        config, rows = self._resolved(state.k), self.source.rows
+        exact = config.precision == "exact" and config.backend not in ("faiss", SUPERKMEANS)
+        state.bounds = Bounds.empty(rows, state.centroids) if exact and bounds_fit(rows, config.memory) else None
         return state
+
+    def _superkmeans(self, k: int, config: KMeansConfig) -> ClusterState:
+        """Let SuperKMeans do all iterations on a sample; only the final pass is left."""
+        sample = self.source.sample(_seeding_sample(self.source, k, config), (config.seed, k, _SAMPLE))
+        check_distinct(sample, k)
+        found = train_superkmeans(sample, k, config.most_iterations, config.seed) if self.group.leads else None
+        found = self.group.broadcast(found)
+        assert found is not None
+        scale = self.source.rows / len(sample)
+        history = [inertia * scale for inertia in found.history]
+        centroids = torch.from_numpy(found.centroids).to(self.device)
+        return ClusterState(centroids, history=history, assigned=[len(sample)] * len(history), settled=True)
 
     def _seed(self, k: int, config: KMeansConfig) -> Vectors:
         if k in self.given:
@@ -197,13 +239,13 @@ class _Fit:
             if isinstance(one_pass, FinalPass):
                 results[k] = self._result(one_pass)
             elif path := self._checkpoint(k):
-                save_state(path, one_pass.state)
+                self._save(path, one_pass.state)
         return results
 
     def _next_pass(self, state: ClusterState) -> _Pass:
         config = self._resolved(state.k)
         count = sample_size(state.k, self.source.dim, self.source.rows, "kmeans++", config.memory)
-        population = Population(self.source.rows, self.mass, partial(draw_sample, self.source, count))
+        population = Population(self.source.rows, self.mass, partial(draw_sample, self.source, count), self.group)
         if state.settled:
             return FinalPass(state, config, population, self.return_labels)
         return LloydPass(state, config, population)
@@ -213,7 +255,9 @@ class _Fit:
             points = torch.from_numpy(block.rows).to(self.device)
             for one_pass in passes:
                 one_pass.add(points, block)
-            self.progress({"event": "rows", "rows": len(block.rows), "ks": [p.state.k for p in passes]})
+            self.progress(
+                {"event": "rows", "rows": len(block.rows) * self.group.world, "ks": [p.state.k for p in passes]}
+            )
 
     def _report(self, one_pass: _Pass) -> None:
         state = one_pass.state
@@ -260,5 +304,5 @@ class _Fit:
         return self.folder and checkpoint_path(self.folder, self.name, k, self.hashes[k])
 
     def _remove_checkpoint(self, k: int) -> None:
-        if path := self._checkpoint(k):
+        if self.group.leads and (path := self._checkpoint(k)):
             path.unlink(missing_ok=True)

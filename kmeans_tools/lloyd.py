@@ -13,6 +13,7 @@ from sctok.kernels.assign import Assignment, label_distances, nearest_centroid, 
 
 from .bounds import Bounds
 from .config import KMeansConfig
+from .distributed import ALONE, Group
 from .faiss_backend import FaissAssigner
 from .hashing import place_uniforms
 from .minibatch import STARVED, grown_share, noise_level
@@ -32,11 +33,12 @@ Draw = Callable[[Sequence[int]], tuple[Vectors, Weights | None]]
 
 @dataclass(frozen=True)
 class Population:
-    """All vectors of a fit: how many, their weight in all, and how to draw some at random, by a seed."""
+    """All vectors of a fit: how many, their weight in all, how to draw some at random by a seed, and who reads them."""
 
     rows: int
     mass: float
     draw: Draw
+    group: Group = ALONE
 
 
 @dataclass
@@ -169,11 +171,11 @@ class LloydPass:
 
     def finish(self) -> None:
         """Move the centroids and record the inertia that the old ones had."""
-        totals, state, bounds = self.totals, self.state, self._bounds
+        totals, state, bounds = self.totals.over(self._population.group), self.state, self._bounds
         before = state.centroids
         inertia = totals.inertia if bounds is None else bounds.inertia(before, totals, self._skips)
         mass = float(totals.weights.sum())
-        state.assigned.append(self.assigned)
+        state.assigned.append(sum(self._population.group.gather(self.assigned)))
         state.history.append(inertia * (self._population.mass / mass if mass and state.share < 1 else 1.0))
         after = before.clone()
         used = (totals.counts > 0).nonzero()[:, 0]
@@ -213,6 +215,7 @@ class FinalPass:
         self.totals = Totals(k, dim, state.centroids.device) if bounds is None else bounds.totals
         self.labels = np.empty(population.rows, np.int32) if labels else None
         self.assigned = 0
+        self._group = population.group
 
     def select(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return that all vectors are needed."""
@@ -241,6 +244,11 @@ class FinalPass:
         return Assignment(labels, label_distances(points, self.state.centroids, labels), again.rescored)
 
     def finish(self) -> None:
-        """Record the inertia."""
+        """Record the inertia; the totals, labels and counts of what was assigned are then those of all ranks."""
+        self.totals = self.totals.over(self._group)
+        self.assigned = sum(self._group.gather(self.assigned))
+        if self.labels is not None:
+            start, stop = self._group.span(len(self.labels))
+            self.labels = np.concatenate(self._group.gather(self.labels[start:stop]))
         self.state.assigned.append(self.assigned)
         self.state.history.append(self.totals.inertia)

@@ -22,6 +22,11 @@ class ResidentSource:
         self._held = np.zeros(self.rows, np.bool_)
 
     @property
+    def grain(self) -> int:
+        """How many neighbouring vectors `take` reads together: of the shards, or none once all is in memory."""
+        return 1 if self._held.all() else self._source.grain
+
+    @property
     def fingerprint(self) -> str:
         """That of the shards."""
         return self._source.fingerprint

@@ -69,13 +69,7 @@ def seed_centroids(
     """
     if method not in SEEDINGS:
         raise ValueError(f"seeding {method!r} is none of {', '.join(SEEDINGS)}")
-    places, masses = distinct_rows(sample, weights)
-    if len(places) < k:
-        raise TooFewVectorsError(
-            f"k = {k} exceeds the {len(places)} distinct vectors among the {len(sample)} drawn for seeding; "
-            f"choose k <= {len(places)} or add audio",
-            len(places),
-        )
+    places, masses = check_distinct(sample, k, weights)
     distinct = sample if len(places) == len(sample) else sample[places]
     if method == "hierarchical":
         return hierarchical_centroids(distinct, masses, k, generator, device)
@@ -84,6 +78,18 @@ def seed_centroids(
     else:
         chosen = _plus_plus(distinct, masses, k, generator, device)
     return np.ascontiguousarray(distinct[chosen])
+
+
+def check_distinct(sample: Vectors, k: int, weights: Weights | None = None) -> tuple[npt.NDArray[np.int64], Weights]:
+    """Return what `distinct_rows` does. Raises TooFewVectorsError where there are fewer than k."""
+    places, masses = distinct_rows(sample, weights)
+    if len(places) < k:
+        raise TooFewVectorsError(
+            f"k = {k} exceeds the {len(places)} distinct vectors among the {len(sample)} drawn for seeding; "
+            f"choose k <= {len(places)} or add audio",
+            len(places),
+        )
+    return places, masses
 
 
 def distinct_rows(vectors: Vectors, weights: Weights | None = None) -> tuple[npt.NDArray[np.int64], Weights]:

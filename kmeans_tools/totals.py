@@ -7,6 +7,7 @@ from torch import Tensor
 from sctok.kernels.assign import Assignment
 from sctok.kernels.update import centroid_sums
 
+from .distributed import Group
 from .sources import Weights
 
 
@@ -74,6 +75,21 @@ class Totals:
         self.sums[empty] = 0
         if self.mass is not None:
             self.mass[empty] = 0
+
+    def over(self, group: Group) -> "Totals":
+        """Return the totals of all ranks together; those of this rank stay as they are."""
+        if group.world == 1:
+            return self
+        combined = Totals(len(self.counts), self.sums.shape[1], self.sums.device)
+        combined.sums.copy_(self.sums)
+        combined.counts.copy_(self.counts)
+        group.sum_(combined.sums, combined.counts)
+        parts = group.gather((self.inertia, self.rescored, self.mass is not None))
+        combined.inertia, combined.rescored = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        if any(part[2] for part in parts):
+            combined.mass = torch.zeros_like(self.sums[:, 0]) if self.mass is None else self.mass.clone()
+            group.sum_(combined.mass)
+        return combined
 
     def means(self, clusters: Tensor) -> Tensor:
         """Return the means (c, D) float32 of some clusters (c,), none of them empty."""

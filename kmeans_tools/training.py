@@ -99,6 +99,7 @@ def train_codebooks(
             name=name,
             save=save,
             progress=progress,
+            group=group,
         )
     return [books[k] for k in paths]
 

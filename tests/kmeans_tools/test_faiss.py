@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from sctok.kmeans_tools.faiss_backend import require_faiss, train_superkmeans
-from sctok.kmeans_tools.sources import Vectors
+from sctok.kernels.reference import nearest_centroid_reference
+from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.faiss_backend import require_faiss, superkmeans_sample_size, train_superkmeans
+from sctok.kmeans_tools.fit import fit_codebooks
+from sctok.kmeans_tools.sources import ArraySource, TooFewVectorsError, Vectors
 
 needs_superkmeans = pytest.mark.skipif(
     not hasattr(pytest.importorskip("faiss"), "SuperKMeans"), reason="this FAISS has no SuperKMeans"
@@ -50,3 +54,42 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"install sctok\[cpu\]"):
         require_faiss()
+
+
+def fit(source: ArraySource, k: int, **options: Any) -> FitResult:
+    config = KMeansConfig(backend="faiss-superkmeans", device="cpu", **options)
+    return fit_codebooks(source, [k], config)[k]
+
+
+@needs_superkmeans
+def test_superkmeans_as_a_backend_ends_in_a_certified_pass() -> None:
+    vectors = blobs(2000, 40)
+    result = fit(ArraySource(vectors), 24, iterations=8)
+    labels, distances = nearest_centroid_reference(torch.from_numpy(vectors), torch.from_numpy(result.centroids))
+    assert result.counts.tolist() == np.bincount(labels.numpy(), minlength=24).tolist()
+    assert result.inertia == pytest.approx(float(distances.sum()), rel=1e-6)
+    assert (result.iterations, len(result.inertia_history)) == (8, 9)
+    assert result.certificate["certified_rows"] + result.certificate["rescored_rows"] == 2000
+    exact = fit_codebooks(ArraySource(vectors), [24], KMeansConfig(device="cpu"))[24]
+    assert result.inertia <= 1.3 * exact.inertia
+
+
+@needs_superkmeans
+def test_superkmeans_on_a_part_of_the_vectors() -> None:
+    source = ArraySource(blobs(3000, 40))
+    result = fit(source, 12, iterations=5, max_points_per_centroid=50)
+    assert result.counts.sum() == 3000
+    assert result.inertia_history[-2] == pytest.approx(result.inertia, rel=0.3)
+    assert superkmeans_sample_size(100, 768, 10**9, None, None) == 25_600
+    assert superkmeans_sample_size(100, 768, 10**9, None, 3 * 4 * 768 * 500) == 500
+    assert superkmeans_sample_size(100, 768, 10**9, 10, 1) == 100
+    assert superkmeans_sample_size(100, 768, 120, None, None) == 120
+
+
+@needs_superkmeans
+def test_what_superkmeans_cannot_do() -> None:
+    vectors = np.repeat(blobs(5, 40), 9, axis=0)
+    with pytest.raises(TooFewVectorsError, match="k = 6 exceeds the 5 distinct vectors"):
+        fit(ArraySource(vectors), 6)
+    with pytest.raises(ValueError, match="takes neither weights nor first centroids"):
+        fit(ArraySource(vectors, weights=np.arange(45)), 4)

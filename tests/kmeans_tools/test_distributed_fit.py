@@ -1,0 +1,114 @@
+"""The same fit by one process and by two ranks, and `sctok cluster` under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sctok.formats.codebooks import Codebook, load_codebook
+from sctok.formats.feature_shards import FeatureShardWriter
+
+from .ranks import SOURCE, run_ranks
+
+_TRAIN = """
+import json
+from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.sources import ShardSource
+from sctok.kmeans_tools.training import train_codebooks
+shards, output, settings = sys.argv[1:]
+source = ShardSource(shards.split(","), 2)
+config = KMeansConfig(device="cpu", block_rows=200, **json.loads(settings))
+events = []
+books = train_codebooks(
+    source, [12, 40], config, domain="x", folder=Path(output), progress=events.append, group=group
+)
+print(json.dumps([[book.codebook.k, book.seconds is not None, len(events)] for book in books]))
+"""
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    paths = []
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        paths.append(tmp_path / f"{seed}.h5")
+        with FeatureShardWriter(paths[-1], width=6, provenance={"encoder": "mini", "encoder_hash": "m" * 16}) as writer:
+            for clip in range(4):
+                rows = generator.integers(0, 5, (8 * 47, 1)) * 3 + generator.normal(size=(8 * 47, 6))
+                writer.add_clip(f"clip-{clip}", rows, 47 * 2560)
+    return paths
+
+
+def train(world: int, shards: list[Path], output: Path, **settings: object) -> list[Codebook]:
+    names = ",".join(map(str, shards))
+    ended = run_ranks(world, _TRAIN, output.parent, names, output, json.dumps(settings))
+    assert [rank.code for rank in ended] == [0] * world, ended
+    told = [json.loads(rank.out) for rank in ended]
+    assert all([row[:2] for row in rank] == [[12, True], [40, True]] for rank in told)
+    assert not list((output / ".checkpoints").iterdir())
+    return [load_codebook(output / f"x-{k}-r50.safetensors") for k in (12, 40)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "lloyd", "seeding": "kmeans++", "iterations": 8},
+        {"algorithm": "auto", "seeding": "hierarchical"},
+        {"algorithm": "minibatch", "seeding": "random", "iterations": 4},
+        {"algorithm": "lloyd", "seeding": "kmeans++", "iterations": 5, "max_points_per_centroid": 20},
+    ],
+    ids=["lloyd", "auto", "minibatch", "subset"],
+)
+def test_two_ranks_give_the_codebooks_of_one(settings: dict[str, object], shards: list[Path], tmp_path: Path) -> None:
+    alone, shared = (train(world, shards, tmp_path / str(world), **settings) for world in (1, 2))
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_allclose(other.centroids, one.centroids, rtol=1e-5, atol=1e-5)
+        assert np.array_equal(other.counts, one.counts)
+        np.testing.assert_allclose(other.metadata.inertia_history, one.metadata.inertia_history, rtol=1e-5)
+        mine, theirs = other.metadata.certificate or {}, one.metadata.certificate or {}
+        assert mine["config_hash"] == theirs["config_hash"]
+        assert mine["certified_rows"] + mine["rescored_rows"] == one.metadata.n_vectors
+
+
+_NAN = """
+from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.fit import fit_codebooks
+from sctok.kmeans_tools.sources import ArraySource
+import numpy
+vectors = numpy.random.default_rng(0).normal(size=(30_000, 2)).astype("f")
+vectors[29_999, 0] = numpy.nan
+fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="random"), group=group)
+"""
+
+
+def test_a_bad_vector_of_one_rank_ends_all_of_them(tmp_path: Path) -> None:
+    first, last = run_ranks(2, _NAN, tmp_path)
+    assert last.code == 1
+    assert "row 29999 holds NaN or infinity" in last.err
+    assert first.code == 1
+    assert "another rank of this run stopped" in first.err
+
+
+@pytest.mark.slow
+def test_cluster_under_torchrun(shards: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "features" / "birds"
+    folder.mkdir(parents=True)
+    for path in shards:
+        path.rename(folder / path.name)
+    options = ["--domain", "all", "--k", "12", "--device", "cpu", "--root", str(tmp_path), "--json"]
+    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "sctok.cli.app", "cluster", *options]
+    shared = subprocess.run([*ranks, *command], env=environment, text=True, capture_output=True, timeout=300)
+    assert shared.returncode == 0, shared.stderr
+    (row,) = json.loads(shared.stdout)["codebooks"]  # one rank prints
+    other = subprocess.run(
+        [sys.executable, *command, "--output", str(tmp_path / "alone")], env=environment, text=True, capture_output=True
+    )
+    assert other.returncode == 0, other.stderr
+    one = load_codebook(json.loads(other.stdout)["codebooks"][0]["path"])
+    np.testing.assert_allclose(load_codebook(row["path"]).centroids, one.centroids, rtol=1e-5, atol=1e-5)
