@@ -31,8 +31,8 @@ class PretrainConfig:
     """Everything that decides what a run learns; the sizes are those of the bundled mini encoder.
 
     `predicted` of the masked patches go through the decoder in each step; validation predicts all of them. `initial` is
-    the hash of the encoder that a run starts from, None for random weights. The decoder always starts at random: for the
-    first `decoder_steps` it learns alone, lest its first gradients spoil such an encoder.
+    the hash of the encoder that a run starts from, None for random weights. The decoder always starts at random; for
+    the first `decoder_steps` it learns alone, lest its first gradients spoil such an encoder.
     """
 
     width: int = 192

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .assign import PreparedCentroids, _as_real, _error_bound, _pair_distances
+from .assign import PreparedCentroids
+from .certify import as_real, error_bound, pair_distances
 from .triton_assign import Groups, emit_candidates, float32_scores, scan_groups, take_rows, tile_of
 from .triton_operands import CentroidOperand, PointOperand, prepare_operand, quantise_points, reference_error
 from .triton_scan import TILE
@@ -93,7 +94,7 @@ def certified_labels(
     rescored = reopened = 0
     for start in range(0, len(points), _BLOCK_ROWS):
         block = points[start : start + _BLOCK_ROWS]
-        block = block if block.is_floating_point() else _as_real(block)
+        block = block if block.is_floating_point() else as_real(block)
         decided, again = _certify_block(
             block, centroids, tile, labels[:, start : start + _BLOCK_ROWS], first_row + start
         )
@@ -148,7 +149,7 @@ def _safe(points: PointOperand, centroids: CentroidOperand) -> Tensor:
 def _score_error(lengths: Tensor, norms: Tensor, centroids: CentroidOperand) -> Tensor:
     """Bound float32 scores of points of norm `lengths` against centroids of norm `norms`, as float64."""
     wide = norms.to(torch.float64)
-    return _error_bound(lengths.to(torch.float64), wide, wide.square(), centroids.dim, float(centroids.scale))
+    return error_bound(lengths.to(torch.float64), wide, wide.square(), centroids.dim, float(centroids.scale))
 
 
 def _rounded_up(values: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ def _decide(points: Tensor, rows: Tensor, ids: Tensor, centroids: CentroidOperan
     if len(rows) == 0:
         return 0
     decided = int((torch.bincount(rows) > 1).sum())
-    distances = _pair_distances(points, centroids.source, rows, ids)
+    distances = pair_distances(points, centroids.source, rows, ids)
     for rank in range(len(labels)):
         best = torch.full((len(points),), math.inf, dtype=torch.float64, device=points.device)
         best.scatter_reduce_(0, rows, distances, "amin")

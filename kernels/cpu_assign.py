@@ -1,0 +1,361 @@
+"""Nearest centroids on CPUs by an 8-bit scan with certificates; see `cpu_scan` for the loops.
+
+Points and centroids are centred and scaled to y and w. Where a few directions P (D, d) hold most of the centroids,
+both are projected: y = P z + r, w = P e + t. With 8-bit codes s q near z and s' q' near e, Cauchy and Schwarz give
+
+    |2 y.w - 2 s s' q.q'| <= 2 (|r| |t| + |z - s q| |e| + |s q| |e - s' q'|) + rounding,
+
+and q.q' is exact in integers. Without a projection z = y and r = 0.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .certify import UNIT, gamma
+from .cpu_scan import (
+    CODE_LIMIT,
+    CODE_OFFSET,
+    INSIDE,
+    KEPT,
+    LOST,
+    MOST_DISTANCES,
+    NORM,
+    RESIDUAL,
+    STEP,
+    Bytes,
+    Codes,
+    Doubles,
+    Floats,
+    Ints,
+    Longs,
+    encode_centred,
+    encode_projected,
+    exact_distances,
+    scan_rows,
+)
+from .cpu_vnni import LANES, LARGEST_DIM, QUAD, ROW_BYTES, ROWS, has_vnni
+
+WIDTHS = (32, 64, 128)  # of the projections that are tried
+SMALLEST_K = LANES
+
+_UP = 1 + 2.0**-20  # makes up for rounding a bound to float32
+_LARGEST_NORM = 2.0**60  # of scaled vectors; beyond it a row is left to the caller
+_GROUP_BYTES = 1 << 19  # of centroid codes that stay in cache while rows pass by
+_CHUNK_BYTES = 3 << 17  # of the rows' codes and minima beside them
+_SAMPLE_ROWS, _SAMPLE_CENTROIDS = 32, 1024
+_BASIS_ROUNDS, _BASIS_SPARE = 2, 8
+_ORDERED = 16  # leading directions that decide which centroids share a tile
+_TASK_ROWS = 1536
+# Nanoseconds on one thread, measured: a byte product in the scan, a score's share of the rest of the scan, an exact
+# distance per dimension, a multiplication of the projection.
+_PRODUCT, _SCORE, _EXACT, _PROJECTED = 0.003, 0.06, 0.4, 0.009
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where points and centroids are compared. Any frame gives the same labels; a fitting one gives them fast.
+
+    center (D,) float32 and scale, a power of two: y = (x - center) scale. basis (D, d) float32 with nearly orthonormal
+    columns, or None for all dimensions. defect: how far it is from orthonormal.
+    """
+
+    center: Tensor
+    scale: float
+    basis: Tensor | None = None
+    defect: float = 0.0
+
+    @property
+    def product_error(self) -> float:
+        """How far a float32 product with the basis may lie from the true one, per norm of the vector."""
+        if self.basis is None:
+            return 0.0
+        dim, width = self.basis.shape
+        return gamma(dim) * math.sqrt(width) * (1 + self.defect)
+
+    @property
+    def slack(self) -> float:
+        """By how much a squared residual may exceed |y|^2 - |z|^2, per |y|^2; negative without a basis."""
+        return -1.0 if self.basis is None else 2.1 * self.product_error + 3 * self.defect
+
+    def center_rows(self, rows: Tensor) -> Tensor:
+        """Return y (n, D) float32 of float32 or float64 rows."""
+        shifted = rows - self.center
+        return (shifted if self.scale == 1 else shifted.to(torch.float64).mul_(self.scale)).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows in a frame: codes uint8 (n and width rounded up) and what they lose, stats (n, 6) of `encode_centred`."""
+
+    codes: Bytes
+    stats: Doubles
+
+    def rows(self, start: int, stop: int) -> "Coded":
+        """Return the codes of the rows start … stop; start is a multiple of ROWS."""
+        stop = min(stop, len(self.stats))
+        return Coded(self.codes[start : start + -(-(stop - start) // ROWS) * ROWS], self.stats[start:stop])
+
+
+def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> Coded:
+    """Code rows (n, D) float32 or float64, filled up to a multiple of rows."""
+    count, dim = rows.shape
+    width = dim if frame.basis is None else frame.basis.shape[1]
+    codes = np.empty((-(-count // row_multiple) * row_multiple, -(-width // ROW_BYTES) * ROW_BYTES), np.uint8)
+    codes[count:] = CODE_OFFSET
+    stats = np.empty((count, 6))
+    if frame.basis is None:
+        values, center = rows.numpy(), frame.center.numpy()
+        _in_parallel(count, 1, lambda *part: encode_centred(values, center, frame.scale, codes, stats, *part))
+    else:
+        y = frame.center_rows(rows)
+        wide, leading = y.numpy(), (y @ frame.basis).numpy()
+        _in_parallel(count, 1, lambda *part: encode_projected(wide, leading, frame.slack, codes, stats, *part))
+    return Coded(codes, stats)
+
+
+def _terms(coded: Coded) -> Floats:
+    """Return what bounds need of centroids, float32 (5, k): square, step, and the terms of the reach, rounded up."""
+    stats = coded.stats
+    columns = (stats[:, NORM], stats[:, STEP], stats[:, RESIDUAL] * _UP, stats[:, INSIDE] * _UP, stats[:, LOST] * _UP)
+    return np.stack(columns).astype(np.float32)
+
+
+def _factors(coded: Coded) -> Floats:
+    """Return what bounds need of points, float32 (rows, 4); the rows beyond the last point are zero."""
+    stats = coded.stats
+    factors = np.zeros((len(coded.codes), 4), np.float32)
+    factors[: len(stats), 0] = -2 * stats[:, STEP]
+    for column, name in ((1, RESIDUAL), (2, LOST), (3, KEPT)):
+        factors[: len(stats), column] = (2 * _UP) * stats[:, name]
+    return factors
+
+
+def _offsets(codes: Codes) -> Ints:
+    return (-CODE_OFFSET * codes.sum(axis=-1, dtype=np.int32)).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Centroids in tiles of LANES that lie near each other: the layout that `scan_rows` reads."""
+
+    order: Longs
+    packed: Codes
+    offsets: Ints
+    terms: Floats
+    widest: Floats
+
+
+def _pack(coded: Coded, order: Longs) -> _Tiles:
+    tiles, width = len(order) // LANES, coded.codes.shape[1]
+    there = order >= 0
+    codes = np.zeros((len(order), width), np.int8)
+    codes[there] = (coded.codes[order[there]] - np.uint8(CODE_OFFSET)).view(np.int8)
+    packed = _aligned((tiles, width // QUAD, LANES, QUAD))
+    packed[...] = codes.reshape(tiles, LANES, width // QUAD, QUAD).transpose(0, 2, 1, 3)
+    flat = np.zeros((5, len(order)), np.float32)
+    flat[:, there] = _terms(coded)[:, order[there]]
+    widest = np.ascontiguousarray(flat.reshape(5, tiles, LANES).max(axis=2))
+    flat[0, ~there] = np.finfo(np.float32).max
+    terms = np.ascontiguousarray(flat.reshape(5, tiles, LANES).transpose(1, 0, 2))
+    return _Tiles(order, packed, _offsets(codes).reshape(tiles, LANES), terms, widest)
+
+
+def _aligned(shape: tuple[int, ...]) -> Codes:
+    """Return an array of bytes that begins at a cache line."""
+    raw = np.empty(math.prod(shape) + LANES, np.int8)
+    start = -raw.ctypes.data % LANES
+    return raw[start : start + math.prod(shape)].reshape(shape)
+
+
+def _order_in_tiles(coordinates: Floats) -> Longs:
+    """Return the rows (k, d) in an order in which each LANES of them lie near each other, filled up with -1.
+
+    Halves are split again and again at the median of their widest coordinate.
+    """
+    full = []
+    stack = [np.arange(len(coordinates), dtype=np.int64)]
+    while stack:
+        part = stack.pop()
+        if len(part) <= LANES:
+            full.append(part)
+            continue
+        column = coordinates[part, int(coordinates[part].var(axis=0).argmax())]
+        half = -(-len(part) // 2 // LANES) * LANES
+        split = np.argpartition(column, half - 1)
+        stack += [part[split[half:]], part[split[:half]]]
+    return np.concatenate(full)
+
+
+class CentroidScan:
+    """Centroids in a frame, ready to be scanned.
+
+    centroids (k, D) float32 or float64 on the CPU; frame: any that brings them near the origin and near norm 1.
+    """
+
+    def __init__(self, centroids: Tensor, frame: Frame) -> None:
+        self.frame = frame
+        self.centroids = np.ascontiguousarray(centroids.numpy())
+        coded = _encode(centroids, frame, 1)
+        order = np.arange(len(centroids), dtype=np.int64)
+        if frame.basis is not None:
+            order = _order_in_tiles(
+                (frame.center_rows(centroids) @ frame.basis @ _turn(frame.basis.shape[1]).T[:, :_ORDERED]).numpy()
+            )
+        self._tiles = _pack(coded, np.pad(order, (0, -len(order) % LANES), constant_values=-1))
+        self._largest = math.sqrt(float(coded.stats[:, NORM].max()))
+
+    @property
+    def usable(self) -> bool:
+        """Whether the centroids themselves are within the range of the bounds."""
+        return self._largest < _LARGEST_NORM
+
+    def code(self, points: Tensor) -> Coded:
+        """Code points (n, D) float32 or float64; another scan in the same frame can use the result."""
+        return _encode(points, self.frame, ROWS)
+
+    def search(self, points: Tensor, coded: Coded, *, pair: bool) -> tuple[Longs, Doubles, Ints]:
+        """Find the nearest centroid and, where `pair`, the runner-up of each point.
+
+        Returns:
+            labels int64 (n, 2), k for none and -1 where the caller has to decide (values out of range, or more exact
+            distances than it is worth); distances float64 (n, 2), squared; and int32 (n,): how many exact distances a
+            row needed beyond the first.
+        """
+        rows, k = len(points), len(self.centroids)
+        labels, distances = np.full((rows, 2), k, np.int64), np.full((rows, 2), np.inf)
+        computed = np.zeros(rows, np.int32)
+        shifts, factors = self._shifts(coded), _factors(coded)
+        tiles, values = self._tiles, np.ascontiguousarray(points.numpy())
+        width = coded.codes.shape[1]
+        group = max(1, _GROUP_BYTES // (LANES * width))
+        chunk = max(ROWS, _CHUNK_BYTES // (width + 4 * len(tiles.packed)) // ROWS * ROWS)
+
+        def scan(start: int, stop: int) -> None:
+            scan_rows(
+                values, self.centroids, tiles.order, coded.codes, factors, shifts,
+                tiles.packed, tiles.offsets, tiles.terms, tiles.widest, self.frame.scale**2, pair,
+                labels, distances, computed, start, stop, chunk, group,
+            )  # fmt: skip
+
+        _in_parallel(rows, ROWS, scan)
+        labels[(computed > MOST_DISTANCES) | ~np.isfinite(shifts)] = -1
+        return labels, distances, computed
+
+    def _shifts(self, coded: Coded) -> Doubles:
+        """Return (n,) float64: minus |y|^2, plus what rounding may have taken from a bound; infinite out of range."""
+        squares, frame, largest = coded.stats[:, NORM], self.frame, self._largest
+        inside = squares < _LARGEST_NORM**2
+        norms, dim = np.sqrt(np.where(inside, squares, 0.0)), self.centroids.shape[1]
+        projected = (4.2 * frame.product_error + 6.3 * frame.defect) * norms * largest
+        rounding = (24 * UNIT + LANES * 2.0**-22) * (largest + 2 * norms) ** 2  # the second: lanes in the last bits
+        underflow = dim * 2.0**-118 * (1 + norms + largest) + dim * 2.0**-1070 * frame.scale**2
+        return np.where(inside, projected + rounding + underflow - squares, np.inf)
+
+
+def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float) -> Frame:
+    """Choose between all dimensions and projections by what a few of the points would cost on one thread.
+
+    points (n, D), n at least 1, and centroids (k, D), float32 or float64, finite. The choice never shows in results.
+    """
+    whole = Frame(center, scale)
+    k, dim = centroids.shape
+    widths = [width for width in WIDTHS if 2 * width <= dim]
+    if not widths:
+        return whole
+    y = whole.center_rows(points[_spread(len(points), _SAMPLE_ROWS)])
+    w = whole.center_rows(centroids[_spread(k, _SAMPLE_CENTROIDS)])
+    basis = _leading_directions(w, widths[-1])
+    costs = {0: k * (_PRODUCT * dim + _SCORE) + 2 * dim * _EXACT}
+    costs |= _projected_costs(y, w, k, basis, widths)
+    width = min(costs, key=lambda key: costs[key])
+    if width == 0:
+        return whole
+    chosen = (basis[:, :width] @ _turn(width)).contiguous()
+    wide = chosen.to(torch.float64)
+    defect = float(torch.linalg.matrix_norm(wide.T @ wide - torch.eye(width, dtype=torch.float64))) * (1 + 1e-6)
+    return Frame(center, scale, chosen, defect)
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """Return up to `most` of `count` places, at random but always the same."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+
+
+def _leading_directions(rows: Tensor, width: int) -> Tensor:
+    """Return an orthonormal basis (D, width) float32 near the leading principal directions of rows, in their order."""
+    block = torch.randn(rows.shape[1], width + _BASIS_SPARE, generator=torch.Generator().manual_seed(0))
+    for _ in range(_BASIS_ROUNDS):
+        block = torch.linalg.qr(rows.T @ (rows @ block))[0]
+    small = rows @ block
+    return (block @ torch.linalg.eigh(small.T @ small)[1].flip(1))[:, :width]
+
+
+@cache
+def _turn(width: int) -> Tensor:
+    """Return a random rotation (d, d): turned coordinates are alike in size, so that their codes lose less."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(1)))[0]
+
+
+def _projected_costs(y: Tensor, w: Tensor, k: int, basis: Tensor, widths: list[int]) -> dict[int, float]:
+    """Estimate nanoseconds per point for each width from some points (n, D) and some of k centroids."""
+    dim = y.shape[1]
+    z, e = y @ basis, w @ basis
+    squares, row_squares = w.square().sum(dim=1), y.square().sum(dim=1)
+    limit = (squares - 2 * (y @ w.T)).amin(dim=1, keepdim=True)
+    loss = 3.3 / CODE_LIMIT / math.sqrt(12)  # of codes of turned coordinates, per norm
+    costs = {}
+    for width in widths:
+        inner, outer = z[:, :width], e[:, :width]
+        left = (row_squares - inner.square().sum(dim=1)).clamp_min(0).sqrt()
+        right = (squares - outer.square().sum(dim=1)).clamp_min(0).sqrt()
+        reach = torch.outer(left, right) + 2 * loss * torch.outer(inner.norm(dim=1), outer.norm(dim=1))
+        bounds = squares - 2 * (inner @ outer.T) - 2 * reach
+        candidates = float((bounds <= limit).sum(dim=1, dtype=torch.float32).mean()) * k / len(w)
+        tiles = min(2 * candidates, k / LANES)
+        scan = dim * width * _PROJECTED + k * (_PRODUCT * width + _SCORE)
+        costs[width] = scan + tiles * (20 + width * LANES * _PRODUCT * 2) + 2 * candidates * dim * _EXACT
+    return costs
+
+
+def exact_label_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
+    """Return squared distances (n,) float64 of points (n, D) to centroids[labels], float32 or float64 on the CPU."""
+    result = np.empty(len(points))
+    rows, table = np.ascontiguousarray(points.numpy()), np.ascontiguousarray(centroids.numpy())
+    where = np.ascontiguousarray(labels.numpy())
+    _in_parallel(len(rows), 1, lambda start, stop: exact_distances(rows, table, where, result, start, stop))
+    return torch.from_numpy(result)
+
+
+def scan_pays(rows: int, k: int, dim: int) -> bool:
+    """Return whether this CPU can scan such a problem, and it is large enough to be worth it."""
+    return k >= SMALLEST_K and dim <= LARGEST_DIM and rows * k * dim >= 1 << 24 and has_vnni()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="sctok-scan")
+
+
+def _ranges(rows: int, multiple: int) -> Iterator[tuple[int, int]]:
+    step = -(-_TASK_ROWS // multiple) * multiple
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+def _in_parallel(rows: int, multiple: int, work: Callable[[int, int], Any]) -> None:
+    """Call work(start, stop) for ranges of rows that begin at multiples, on as many threads as PyTorch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1 or rows <= _TASK_ROWS:
+        for start, stop in _ranges(rows, multiple):
+            work(start, stop)
+        return
+    for task in [_pool(threads).submit(work, start, stop) for start, stop in _ranges(rows, multiple)]:
+        task.result()

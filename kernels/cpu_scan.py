@@ -1,0 +1,377 @@
+"""Scanning centroids with 8-bit products on CPUs: Numba functions that bound distances and settle what bounds cannot.
+
+A row is coded as s q, q of 8 bits. `cpu_assign` says why |y - w|^2 is at least
+
+    |y|^2 + square - 2 s s' q.q' - 2 (f1 t1 + f2 t2 + f3 t3) - rounding
+
+with non-negative factors f of the point and terms t of the centroid. The part up to the products is the estimate, the
+rest its reach. The scan keeps the smallest estimate per point and tile of centroids; exact float64 distances decide
+between the centroids that estimate and reach leave possible.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from .cpu_vnni import LANES, QUAD, ROWS, row_estimates, tile_minima
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.int8]
+Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+
+CODE_LIMIT = 127
+CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes wants them
+MOST_DISTANCES = 512  # exact ones of a point, after which it is left to the caller
+NORM, RESIDUAL, STEP, LOST, KEPT, INSIDE = range(6)  # columns of the statistics of a row
+
+_ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
+_SAFE = 1 + 2.0**-40  # more than float64 rounds in a sum of squares
+
+
+@njit(nogil=True, cache=True)
+def encode_centred(
+    points: Any, center: Floats, scale: float, codes: Bytes, stats: Doubles, start: int, stop: int
+) -> None:
+    """Code y = (points - center) scale for the rows start … stop, in all dimensions.
+
+    points (n, D) float32 or float64; y is rounded to float32. codes uint8 (n, >= D): q + 128, and 128 beyond D.
+    stats (n, 6): |y|^2, 0, the step s, |y - s q|, |s q| and |y|. NaN and infinity show in |y|^2.
+    """
+    y = np.empty(points.shape[1], np.float32)
+    for i in range(start, stop):
+        for j in range(len(y)):
+            y[j] = np.float32(np.float64(points[i, j] - center[j]) * scale)
+        _encode(y, _square(y), codes[i], stats[i])
+
+
+@njit(nogil=True, cache=True)
+def encode_projected(y: Floats, z: Floats, slack: float, codes: Bytes, stats: Doubles, start: int, stop: int) -> None:
+    """Code the coordinates z (n, d) of centred vectors y (n, D) for the rows start … stop.
+
+    slack: by how much the square of the residual |y - P z| may exceed |y|^2 - |z|^2, per |y|^2. codes and stats as for
+    `encode_centred`, with the residual as second number and z in place of y in those after it.
+    """
+    for i in range(start, stop):
+        inside, norm = _square(z[i]), _square(y[i])
+        _encode(z[i], inside, codes[i], stats[i])
+        stats[i, NORM] = norm
+        stats[i, RESIDUAL] = math.sqrt(max(0.0, norm - inside + slack * norm))
+
+
+@njit(nogil=True, cache=True)
+def _encode(z: Floats, square: float, codes: Bytes, stats: Doubles) -> None:
+    step = _largest(z) / np.float32(CODE_LIMIT)
+    if not (square < np.inf) or step < np.float32(1e-30):
+        step = np.float32(0)
+    lost, kept = _encode_row(z, step, codes)
+    codes[len(z) :] = CODE_OFFSET
+    stats[NORM], stats[RESIDUAL], stats[STEP] = square, 0.0, np.float64(step)
+    stats[LOST], stats[KEPT], stats[INSIDE] = math.sqrt(lost), math.sqrt(kept), math.sqrt(square)
+
+
+@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+def _square(row: Floats) -> float:
+    total = 0.0
+    for j in range(len(row)):
+        total += np.float64(row[j]) * np.float64(row[j])
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _largest(row: Floats) -> np.float32:
+    """Return the largest magnitude: the bits of floats without their sign are ordered as integers."""
+    bits = row.view(np.int32)
+    largest = np.int32(0)
+    for j in range(len(bits)):
+        largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
+    found = np.empty(1, np.int32)
+    found[0] = largest
+    return found.view(np.float32)[0]
+
+
+@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+def _encode_row(z: Floats, step: np.float32, codes: Bytes) -> tuple[float, float]:
+    """Write the codes of a row and return the squares of what they lose and keep."""
+    inverse = np.float32(0) if step == 0 else np.float32(1) / step
+    half = np.float32(CODE_OFFSET + 0.5)
+    lost, kept = 0.0, 0.0
+    for j in range(len(z)):
+        code = np.int32(z[j] * inverse + half)  # truncation rounds what is positive; never beyond [1, 255]
+        codes[j] = np.uint8(code)
+        near = np.float64(code - CODE_OFFSET) * np.float64(step)
+        lost += (np.float64(z[j]) - near) * (np.float64(z[j]) - near)
+        kept += near * near
+    return lost, kept
+
+
+@njit(nogil=True, cache=True)
+def exact_distance(point: Any, centroid: Any, terms: Doubles) -> float:
+    """Return the squared distance in float64, added in the order of `reference.squared_distances`; terms is scratch."""
+    width = point.shape[0]
+    half = width // 2
+    upper = width - half
+    point_tail, centroid_tail = point[upper:], centroid[upper:]  # slices, so that the loops become vector code
+    for i in range(half):
+        one = np.float64(point[i]) - np.float64(centroid[i])
+        other = np.float64(point_tail[i]) - np.float64(centroid_tail[i])
+        terms[i] = one * one + other * other
+    if upper > half:
+        one = np.float64(point[half]) - np.float64(centroid[half])
+        terms[half] = one * one
+    while upper > 1:
+        half = upper // 2
+        tail = terms[upper - half : upper]
+        upper -= half
+        for i in range(half):
+            terms[i] += tail[i]
+    return terms[0]
+
+
+@njit(nogil=True, cache=True)
+def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubles, start: int, stop: int) -> None:
+    """Write the exact squared distances of the rows start … stop to centroids[labels]."""
+    terms = np.empty(max(1, points.shape[1]), np.float64)
+    for i in range(start, stop):
+        distances[i] = exact_distance(points[i], centroids[labels[i]], terms)
+
+
+@njit(nogil=True, cache=True)
+def _tile(
+    codes: Bytes, i: int, factors: Floats, packed: Codes, offsets: Ints, terms: Floats, tile: int, out: Floats
+) -> None:
+    """Write the estimates (LANES,) between row i and a tile."""
+    quads = packed.shape[1]
+    row_estimates(
+        codes.ctypes.data + i * codes.shape[1],
+        np.int64(codes.shape[1]),
+        packed.ctypes.data + tile * quads * (LANES * QUAD),
+        np.int64(quads),
+        offsets.ctypes.data + tile * (4 * LANES),
+        terms.ctypes.data + tile * (20 * LANES),
+        factors.ctypes.data + 16 * i,
+        out.ctypes.data,
+        np.int64(0),
+    )
+
+
+@njit(nogil=True, cache=True)
+def _minima(
+    codes: Bytes, factors: Floats, packed: Codes, offsets: Ints, terms: Floats, group: int, minima: Floats
+) -> None:
+    """Write the smallest estimate of every row (n, a multiple of ROWS) and tile into minima (n, tiles)."""
+    rows, width = codes.shape
+    tiles, quads = packed.shape[0], packed.shape[1]
+    x, c, o = codes.ctypes.data, packed.ctypes.data, offsets.ctypes.data
+    t, f, m = terms.ctypes.data, factors.ctypes.data, minima.ctypes.data
+    for first in range(0, tiles, group):
+        for i in range(0, rows, ROWS):
+            for tile in range(first, min(first + group, tiles)):
+                tile_minima(
+                    x + i * width,
+                    np.int64(width),
+                    c + tile * quads * (LANES * QUAD),
+                    np.int64(quads),
+                    o + tile * (4 * LANES),
+                    t + tile * (20 * LANES),
+                    f + 16 * i,
+                    m + (i * tiles + tile) * 4,
+                    np.int64(4 * tiles),
+                )
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _reach(factors: Floats, i: int, terms: Any, lane: int) -> float:
+    """Return how far below its estimate the distance of row i to a centroid may lie."""
+    return factors[i, 1] * terms[2, lane] + factors[i, 2] * terms[3, lane] + factors[i, 3] * terms[4, lane]
+
+
+@njit(nogil=True, cache=True)
+def _consider(j: int, distance: float, labels: Longs, distances: Doubles, i: int) -> None:
+    """Keep a centroid of row i where it is nearest or runner-up: the lower index where distances are equal."""
+    if distance < distances[i, 0] or (distance == distances[i, 0] and j < labels[i, 0]):
+        labels[i, 1], distances[i, 1] = labels[i, 0], distances[i, 0]
+        labels[i, 0], distances[i, 0] = j, distance
+    elif distance < distances[i, 1] or (distance == distances[i, 1] and j < labels[i, 1]):
+        labels[i, 1], distances[i, 1] = j, distance
+
+
+@njit(nogil=True, cache=True)
+def _smallest(row: Floats) -> int:
+    """Return the first place of the smallest value."""
+    smallest = row[0]
+    for j in range(len(row)):
+        smallest = min(smallest, row[j])
+    place = 0
+    while row[place] > smallest:
+        place += 1
+    return place
+
+
+@njit(nogil=True, cache=True)
+def _first_guess(
+    points: Any,
+    centroids: Any,
+    order: Longs,
+    codes: Bytes,
+    factors: Floats,
+    packed: Codes,
+    offsets: Ints,
+    terms: Floats,
+    minima: Floats,
+    pair: bool,
+    labels: Longs,
+    distances: Doubles,
+    rows: int,
+) -> None:
+    """Give every row the exact distance to the centroid of its smallest estimate, whose lane is in that one's bits.
+
+    For a pair the two smallest estimates of that tile are taken.
+    """
+    values, work = np.empty(LANES, np.float32), np.empty(max(1, points.shape[1]), np.float64)
+    lanes = minima.view(np.int32)
+    for i in range(rows):
+        tile = _smallest(minima[i])
+        lane = lanes[i, tile] & np.int32(LANES - 1)
+        if pair:
+            _tile(codes, i, factors, packed, offsets, terms, tile, values)
+            lane = _smallest(values)
+        j = order[tile * LANES + lane]
+        if j >= 0:
+            _consider(j, exact_distance(points[i], centroids[j], work), labels, distances, i)
+        if pair:
+            values[lane] = np.inf
+            j = order[tile * LANES + _smallest(values)]
+            if j >= 0:
+                _consider(j, exact_distance(points[i], centroids[j], work), labels, distances, i)
+
+
+@njit(nogil=True, cache=True)
+def _possible(minima: Floats, factors: Floats, i: int, widest: Floats, limit: np.float32, hits: Bytes) -> None:
+    """Mark the tiles, one byte each, in which a centroid may be within the limit of row i."""
+    one, two, three = factors[i, 1], factors[i, 2], factors[i, 3]
+    residuals, insides, losts = widest[2], widest[3], widest[4]
+    for tile in range(len(minima)):
+        reach = one * residuals[tile] + two * insides[tile] + three * losts[tile]
+        hits[tile] = minima[tile] - reach <= limit
+
+
+@njit(nogil=True, cache=True)
+def _settle(
+    points: Any,
+    centroids: Any,
+    order: Longs,
+    codes: Bytes,
+    factors: Floats,
+    shifts: Doubles,
+    packed: Codes,
+    offsets: Ints,
+    terms: Floats,
+    widest: Floats,
+    minima: Floats,
+    square: float,
+    pair: bool,
+    group: int,
+    labels: Longs,
+    distances: Doubles,
+    computed: Ints,
+    rows: int,
+) -> None:
+    """Compute the exact distances that bounds leave possible, tiles in groups that stay in cache."""
+    tiles, known = packed.shape[0], 1 if pair else 0
+    values, work = np.empty(LANES, np.float32), np.empty(max(1, points.shape[1]), np.float64)
+    hits = np.zeros((tiles + 7) // 8 * 8, np.uint8)
+    eights = hits.view(np.int64)
+    for first in range(0, tiles, group):
+        last = min(first + group, tiles)
+        for i in range(rows):
+            if computed[i] > MOST_DISTANCES or not shifts[i] < np.inf:
+                continue
+            limit = np.float32(distances[i, known] * square * _SAFE + shifts[i])
+            _possible(minima[i, first:last], factors, i, widest[:, first:last], limit, hits)
+            for eight in range((last - first + 7) // 8):
+                if eights[eight] == 0:
+                    continue
+                for place in range(8 * eight, min(8 * eight + 8, last - first)):
+                    if not hits[place]:
+                        continue
+                    tile = first + place
+                    _tile(codes, i, factors, packed, offsets, terms, tile, values)
+                    for lane in range(LANES):
+                        if values[lane] - _reach(factors, i, terms[tile], lane) > limit:
+                            continue
+                        j = order[tile * LANES + lane]
+                        if j < 0 or j == labels[i, 0] or j == labels[i, 1]:
+                            continue
+                        computed[i] += 1
+                        _consider(j, exact_distance(points[i], centroids[j], work), labels, distances, i)
+                        limit = np.float32(distances[i, known] * square * _SAFE + shifts[i])
+
+
+@njit(nogil=True, cache=True)
+def scan_rows(
+    points: Any,
+    centroids: Any,
+    order: Longs,
+    codes: Bytes,
+    factors: Floats,
+    shifts: Doubles,
+    packed: Codes,
+    offsets: Ints,
+    terms: Floats,
+    widest: Floats,
+    square: float,
+    pair: bool,
+    labels: Longs,
+    distances: Doubles,
+    computed: Ints,
+    start: int,
+    stop: int,
+    chunk: int,
+    group: int,
+) -> None:
+    """Settle the rows start … stop (start a multiple of ROWS).
+
+    points, centroids: as given, float32 or float64. order int64 (tiles * LANES,): the centroid in each place, -1 for
+    none. codes uint8 (n rounded up to ROWS, 4 quads), factors float32 (same, 4), shifts (n,): what turns a squared
+    distance in scaled units into a limit for bounds, infinite where the row is left to the caller. packed int8 (tiles,
+    quads, LANES, 4), offsets int32 (tiles, LANES), terms float32 (tiles, 5, LANES), widest float32 (5, tiles): the
+    largest terms of each tile. square: of the scale. pair: whether the runner-up is wanted. labels (n, 2) and
+    distances (n, 2) come filled with k and infinity; computed (n,) with 0, and counts the exact distances after the
+    first guess: above MOST_DISTANCES the row is left to the caller.
+    """
+    minima = np.empty((chunk, packed.shape[0]), np.float32)
+    for low in range(start, stop, chunk):
+        high = min(low + chunk, stop)
+        padded = low + (high - low + ROWS - 1) // ROWS * ROWS
+        part, parts = codes[low:padded], factors[low:padded]
+        _minima(part, parts, packed, offsets, terms, group, minima)
+        found, exact, rows = labels[low:high], distances[low:high], points[low:high]
+        _first_guess(
+            rows, centroids, order, part, parts, packed, offsets, terms, minima, pair, found, exact, high - low
+        )
+        _settle(
+            rows,
+            centroids,
+            order,
+            part,
+            parts,
+            shifts[low:high],
+            packed,
+            offsets,
+            terms,
+            widest,
+            minima,
+            square,
+            pair,
+            group,
+            found,
+            exact,
+            computed[low:high],
+            high - low,
+        )

@@ -1,0 +1,215 @@
+"""The inner loop of the CPU scan: products of 8-bit integers that turn into lower bounds without leaving registers.
+
+Numba compiles it for the CPU that it runs on; the byte products are x86's VPDPBUSD (AVX-512 VNNI), which LLVM offers as
+an intrinsic. Nothing here is rounded before the last conversion: sums of products of bytes are exact in int32.
+"""
+
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+ROWS = 6  # points of a tile; with LANES centroids they fill 24 of the 32 vector registers
+VECTORS = 4
+WIDTH = 16  # int32 lanes of a register
+LANES = VECTORS * WIDTH  # centroids of a tile
+QUAD = 4  # bytes that one lane multiplies and sums at a time
+ROW_BYTES = 2 * QUAD  # a row of codes is a multiple of this
+LARGEST_DIM = 65_536  # 255 * 127 * dim stays below 2^31
+
+_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_INTS, _FLOATS = ir.VectorType(_I32, WIDTH), ir.VectorType(_F32, WIDTH)
+_DOT = "llvm.x86.avx512.vpdpbusd.512"
+_FMA = "llvm.fma.v16f32"
+
+
+@cache
+def has_vnni() -> bool:
+    """Return whether this CPU multiplies bytes with AVX-512 VNNI."""
+    features = llvm.get_host_cpu_features()
+    return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vl", "avx512vnni"))
+
+
+class _Emitter:
+    """Writes the LLVM code of one tile: `rows` points against LANES centroids."""
+
+    def __init__(self, builder: Any, rows: int) -> None:
+        self.builder, self.rows = builder, rows
+
+    def function(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        module = self.builder.module
+        known = module.globals.get(name)
+        return known or ir.Function(module, ir.FunctionType(result, arguments), name)
+
+    def load(self, base: Any, offset: Any, kind: Any, align: int) -> Any:
+        value = self.builder.load(self.builder.bitcast(self.builder.gep(base, [offset]), kind.as_pointer()))
+        value.align = align
+        return value
+
+    def store(self, value: Any, base: Any, offset: Any, align: int) -> None:
+        target = self.builder.bitcast(self.builder.gep(base, [offset]), value.type.as_pointer())
+        self.builder.store(value, target).align = align
+
+    def broadcast(self, value: Any, kind: Any) -> Any:
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+        zeros = ir.Constant(ir.VectorType(_I32, WIDTH), [0] * WIDTH)
+        return self.builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
+
+    def at(self, number: int) -> Any:
+        return ir.Constant(_I64, number)
+
+    def dots(self, x: Any, stride: Any, c: Any, quads: Any, offsets: list[Any]) -> list[list[Any]]:
+        """Return int32 products [rows][VECTORS] on top of `offsets`: a loop over quads of bytes.
+
+        A single row takes two quads at a time into sums of their own, so that none waits for the other.
+        """
+        builder, chains = self.builder, 2 if self.rows == 1 else 1
+        entry = builder.block
+        loop, done = builder.append_basic_block("quads"), builder.append_basic_block("products")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step = builder.phi(_I64)
+        step.add_incoming(self.at(0), entry)
+        sums = [[[builder.phi(_INTS) for _ in range(VECTORS)] for _ in range(self.rows)] for _ in range(chains)]
+        results = [self._quad(x, stride, c, builder.add(step, self.at(n)), chain) for n, chain in enumerate(sums)]
+        for n, (before, after) in enumerate(zip(sums, results, strict=True)):
+            for phis, values in zip(before, after, strict=True):
+                for phi, value, offset in zip(phis, values, offsets, strict=True):
+                    phi.add_incoming(offset if n == 0 else ir.Constant(_INTS, [0] * WIDTH), entry)
+                    phi.add_incoming(value, loop)
+        following = builder.add(step, self.at(chains))
+        step.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, quads), loop, done)
+        builder.position_at_end(done)
+        if chains == 1:
+            return results[0]
+        return [[builder.add(*pair) for pair in zip(*rows, strict=True)] for rows in zip(*results, strict=True)]
+
+    def _quad(self, x: Any, stride: Any, c: Any, quad: Any, sums: list[list[Any]]) -> list[list[Any]]:
+        """Return the sums [rows][VECTORS] with the products of one quad of bytes added."""
+        builder = self.builder
+        base = builder.mul(quad, self.at(LANES * QUAD))
+        packed = [self.load(c, builder.add(base, self.at(n * WIDTH * QUAD)), _INTS, 64) for n in range(VECTORS)]
+        dot = self.function(_DOT, _INTS, [_INTS] * 3)
+        after = []
+        for m, row in enumerate(sums):
+            place = builder.add(builder.mul(stride, self.at(m)), builder.mul(quad, self.at(QUAD)))
+            word = self.broadcast(self.load(x, place, _I32, 4), _INTS)
+            after.append([builder.call(dot, [row[n], word, packed[n]]) for n in range(VECTORS)])
+        return after
+
+    def estimates(self, products: list[list[Any]], factors: Any, terms: Any) -> list[list[Any]]:
+        """Return float32 [rows][VECTORS]: term 0 plus the factor of the row times term 1 times the product."""
+        builder = self.builder
+        fma = self.function(_FMA, _FLOATS, [_FLOATS] * 3)
+        squares, steps = (
+            [self.load(terms, self.at(4 * (LANES * t + WIDTH * n)), _FLOATS, 4) for n in range(VECTORS)] for t in (0, 1)
+        )
+        result = []
+        for m, row in enumerate(products):
+            factor = self.broadcast(self.load(factors, self.at(16 * m), _F32, 4), _FLOATS)
+            scaled = [
+                builder.fmul(builder.sitofp(product, _FLOATS), step) for product, step in zip(row, steps, strict=True)
+            ]
+            result.append(
+                [builder.call(fma, [factor, value, square]) for value, square in zip(scaled, squares, strict=True)]
+            )
+        return result
+
+    def mark(self, values: list[Any]) -> list[Any]:
+        """Replace the last six bits of each of LANES values by the number of its lane."""
+        builder = self.builder
+        marked = []
+        for n, value in enumerate(values):
+            lanes = ir.Constant(_INTS, [n * WIDTH + i for i in range(WIDTH)])
+            bits = builder.and_(builder.bitcast(value, _INTS), ir.Constant(_INTS, [-LANES] * WIDTH))
+            marked.append(builder.bitcast(builder.or_(bits, lanes), _FLOATS))
+        return marked
+
+    def smaller(self, one: Any, other: Any) -> Any:
+        return self.builder.select(self.builder.fcmp_ordered("<", one, other), one, other)
+
+    def smallest(self, vectors: list[Any]) -> Any:
+        """Return the smallest lane of several vectors."""
+        builder = self.builder
+        value = vectors[0]
+        for vector in vectors[1:]:
+            value = self.smaller(value, vector)
+        width = WIDTH
+        while width > 1:
+            width //= 2
+            order = [width + i if i < width else i for i in range(WIDTH)]
+            moved = builder.shuffle_vector(
+                value, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(ir.VectorType(_I32, WIDTH), order)
+            )
+            value = self.smaller(value, moved)
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+
+def _tile(rows: int, reduced: bool) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, stride, c, quads, offsets, terms, factors, out, out_stride = arguments
+        x, c, offsets, terms, factors, out = (
+            builder.inttoptr(address, _I8.as_pointer()) for address in (x, c, offsets, terms, factors, out)
+        )
+        emit = _Emitter(builder, rows)
+        start = [emit.load(offsets, emit.at(4 * WIDTH * n), _INTS, 4) for n in range(VECTORS)]
+        values = emit.estimates(emit.dots(x, stride, c, quads, start), factors, terms)
+        for m, row in enumerate(values):
+            place = builder.mul(out_stride, emit.at(m))
+            if reduced:
+                emit.store(emit.smallest(emit.mark(row)), out, place, 4)
+                continue
+            for n, vector in enumerate(row):
+                emit.store(vector, out, builder.add(place, emit.at(4 * WIDTH * n)), 4)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _signature(arguments: tuple[Any, ...]) -> Any:
+    return types.void(*arguments)
+
+
+def _tile_minima(
+    typingctx: Any,
+    x: Any,
+    stride: Any,
+    c: Any,
+    quads: Any,
+    offsets: Any,
+    terms: Any,
+    factors: Any,
+    out: Any,
+    out_stride: Any,
+) -> Any:
+    """Store the smallest estimate between each of ROWS points and LANES centroids, its lane in its last six bits.
+
+    An estimate is terms[0] + factor * terms[1] * (offset + x.c). Addresses and byte strides, all int64: x uint8 (ROWS,
+    4 quads), c int8 (quads, LANES, 4), offsets int32 (LANES,), terms float32 (2, LANES), factors float32, 16 bytes
+    apart, out float32, one per row.
+    """
+    return _signature((x, stride, c, quads, offsets, terms, factors, out, out_stride)), _tile(ROWS, True)
+
+
+def _row_estimates(
+    typingctx: Any,
+    x: Any,
+    stride: Any,
+    c: Any,
+    quads: Any,
+    offsets: Any,
+    terms: Any,
+    factors: Any,
+    out: Any,
+    out_stride: Any,
+) -> Any:
+    """Store the estimates float32 (LANES,) between one point and LANES centroids; arguments as `_tile_minima`."""
+    return _signature((x, stride, c, quads, offsets, terms, factors, out, out_stride)), _tile(1, False)
+
+
+tile_minima: Any = intrinsic(_tile_minima)
+row_estimates: Any = intrinsic(_row_estimates)
