@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import sctok
 from sctok import KMeans, MiniBatchKMeans
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.reference import nearest_centroid_reference
@@ -390,8 +391,18 @@ def test_verbose_prints_every_pass(capsys: pytest.CaptureFixture[str]) -> None:
     assert all("inertia" in line for line in lines)
 
 
-def test_importing_sctok_stays_cheap() -> None:
-    code = "import sctok, sys; dir(sctok); assert not {'torch', 'sklearn', 'numpy'} & sys.modules.keys(); sctok.KMeans"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_importing_sctok_stays_cheap_and_says_what_is_missing() -> None:
+    code = (
+        "import sctok, sys\n"
+        "assert 'KMeans' in dir(sctok)\n"
+        "assert not {'torch', 'sklearn', 'numpy'} & sys.modules.keys()\n"
+        "sys.modules['sklearn'] = None\n"
+        "sctok.KMeans\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "ImportError: install sctok[sklearn] to use KMeans and MiniBatchKMeans"
+
+
+def test_unknown_public_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'kmeans'"):
-        _ = __import__("sctok").kmeans
+        _ = sctok.kmeans
