@@ -200,17 +200,18 @@ def _choose_search(points: Tensor, prepared: PreparedCentroids) -> tuple[Any, in
     k, dim = prepared.centroids.shape
     if _scans(points, prepared):
         return _scan_block, max(ROWS, _SCAN_ELEMENTS // dim // ROWS * ROWS)
-    if points.device.type == "cuda" and prepared.precision == "exact" and _has_triton():
+    if points.device.type == "cuda" and prepared.precision == "exact" and has_triton():
         return _triton_block, max(1, len(points))
     budget = _SCORES.get(points.device.type, _SCORES["cpu"])
     return _float_block, max(1, min(budget // k, budget // dim))
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Return whether the kernels of GPUs can be used; warn once where they cannot."""
     if importlib.util.find_spec("triton") is not None:
         return True
-    logger.warning("triton is missing, nearest centroids take several times longer: install sctok[gpu]")
+    logger.warning("triton is missing, k-means takes several times longer: install sctok[gpu]")
     return False
 
 

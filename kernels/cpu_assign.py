@@ -9,11 +9,8 @@ and q.q' is exact in integers. Without a projection z = y and r = 0.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +39,7 @@ from .cpu_scan import (
     scan_rows,
 )
 from .cpu_vnni import LANES, LARGEST_DIM, QUAD, ROW_BYTES, ROWS, has_vnni
+from .threads import in_parallel
 
 WIDTHS = (32, 64, 128)  # of the projections that are tried
 SMALLEST_K = LANES
@@ -53,7 +51,6 @@ _CHUNK_BYTES = 3 << 17  # of the rows' codes and minima beside them
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS = 32, 1024
 _BASIS_ROUNDS, _BASIS_SPARE = 2, 8
 _ORDERED = 16  # leading directions that decide which centroids share a tile
-_TASK_ROWS = 1536
 # Nanoseconds on one thread, measured: a byte product in the scan, a score's share of the rest of the scan, an exact
 # distance per dimension, a multiplication of the projection.
 _PRODUCT, _SCORE, _EXACT, _PROJECTED = 0.003, 0.06, 0.4, 0.009
@@ -113,11 +110,11 @@ def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> Coded:
     stats = np.empty((count, 6))
     if frame.basis is None:
         values, center = rows.numpy(), frame.center.numpy()
-        _in_parallel(count, 1, lambda *part: encode_centred(values, center, frame.scale, codes, stats, *part))
+        in_parallel(count, lambda *part: encode_centred(values, center, frame.scale, codes, stats, *part))
     else:
         y = frame.center_rows(rows)
         wide, leading = y.numpy(), (y @ frame.basis).numpy()
-        _in_parallel(count, 1, lambda *part: encode_projected(wide, leading, frame.slack, codes, stats, *part))
+        in_parallel(count, lambda *part: encode_projected(wide, leading, frame.slack, codes, stats, *part))
     return Coded(codes, stats)
 
 
@@ -245,7 +242,7 @@ class CentroidScan:
                 labels, distances, computed, start, stop, chunk, group,
             )  # fmt: skip
 
-        _in_parallel(rows, ROWS, scan)
+        in_parallel(rows, scan, ROWS)
         labels[(computed > MOST_DISTANCES) | ~np.isfinite(shifts)] = -1
         return labels, distances, computed
 
@@ -330,32 +327,10 @@ def exact_label_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> 
     result = np.empty(len(points))
     rows, table = np.ascontiguousarray(points.numpy()), np.ascontiguousarray(centroids.numpy())
     where = np.ascontiguousarray(labels.numpy())
-    _in_parallel(len(rows), 1, lambda start, stop: exact_distances(rows, table, where, result, start, stop))
+    in_parallel(len(rows), lambda *part: exact_distances(rows, table, where, result, *part))
     return torch.from_numpy(result)
 
 
 def scan_pays(rows: int, k: int, dim: int) -> bool:
     """Return whether this CPU can scan such a problem, and it is large enough to be worth it."""
     return k >= SMALLEST_K and dim <= LARGEST_DIM and rows * k * dim >= 1 << 24 and has_vnni()
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="sctok-scan")
-
-
-def _ranges(rows: int, multiple: int) -> Iterator[tuple[int, int]]:
-    step = -(-_TASK_ROWS // multiple) * multiple
-    for start in range(0, rows, step):
-        yield start, min(rows, start + step)
-
-
-def _in_parallel(rows: int, multiple: int, work: Callable[[int, int], Any]) -> None:
-    """Call work(start, stop) for ranges of rows that begin at multiples, on as many threads as PyTorch uses."""
-    threads = torch.get_num_threads()
-    if threads == 1 or rows <= _TASK_ROWS:
-        for start, stop in _ranges(rows, multiple):
-            work(start, stop)
-        return
-    for task in [_pool(threads).submit(work, start, stop) for start, stop in _ranges(rows, multiple)]:
-        task.result()

@@ -1,9 +1,13 @@
 """Sums of the points of each cluster: the update step of Lloyd's algorithm."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_CACHED_ELEMENTS = 1 << 18  # of float64 copies of points, 2 MiB
+from .assign import has_triton
+from .certify import as_real
+from .cpu_update import add_rows
+from .threads import on_every_thread
 
 
 def centroid_sums(
@@ -34,12 +38,15 @@ def centroid_sums(
         sums = torch.zeros((k, points.shape[1]), dtype=torch.float64, device=points.device)
         out = sums, torch.zeros(k, dtype=torch.int64, device=points.device)
     sums, counts = out
+    if points.device.type == "cuda" and has_triton():
+        from .triton_update import segmented_sums
+
+        return segmented_sums(points, labels, k, partials=torch.float64, out=out)
     block_counts = torch.bincount(labels, minlength=k)
     counts += block_counts
     if points.device.type == "cpu":
-        step = max(1, _CACHED_ELEMENTS // max(1, points.shape[1]))
-        for start in range(0, len(points), step):
-            sums.index_add_(0, labels[start : start + step], points[start : start + step].to(torch.float64))
+        rows, where, totals = np.ascontiguousarray(as_real(points).numpy()), labels.numpy(), sums.numpy()
+        on_every_thread(lambda thread, threads: add_rows(rows, where, totals, thread, threads))
     else:
         # Atomic additions on an accelerator come in any order; a stable sort and one ordered sum per cluster do not.
         order = torch.argsort(labels, stable=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sctok.kernels import assign, certify, cpu_assign, float_assign
+from sctok.kernels import assign, certify, float_assign, threads
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
 from sctok.kernels.cpu_vnni import has_vnni
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
@@ -182,7 +182,7 @@ def test_labels_do_not_depend_on_blocks_or_on_other_points(monkeypatch: pytest.M
     monkeypatch.setattr(assign, "_SCORES", {"cpu": 40 * 7})
     monkeypatch.setattr(assign, "_SCAN_ELEMENTS", 16 * 7)
     monkeypatch.setattr(certify, "_PAIR_ELEMENTS", 48)
-    monkeypatch.setattr(cpu_assign, "_TASK_ROWS", 20)
+    monkeypatch.setattr(threads, "_TASK_ROWS", 20)
     small = nearest_centroid(points, centroids)
     assert torch.equal(whole.labels, small.labels)
     assert torch.equal(whole.distances, small.distances)
@@ -319,12 +319,12 @@ def test_codes_serve_for_other_centroids_of_the_same_frame() -> None:
     assert torch.equal(found.labels, nearest_centroid_reference(points, later.centroids)[0])
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_do_not_show(threads: int) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_threads_do_not_show(count: int) -> None:
     points, centroids = _normal(0, 4000, 40), _normal(1, 130, 40)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(count)
         found = nearest_centroid(points, centroids)
     finally:
         torch.set_num_threads(before)
