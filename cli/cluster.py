@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from sctok.kmeans_tools.domains import DomainResult
 
 DEFAULT_TOKEN_RATE = 100
-SEEDING_NAMES = ("kmeans++", "random")
+ALGORITHM_NAMES = ("auto", "lloyd", "minibatch")
+BACKEND_NAMES = ("auto", "torch", "faiss", "faiss-superkmeans")
+SEEDING_NAMES = ("auto", "hierarchical", "kmeans++", "random")
 ALL_DOMAINS = "all"
 PAPER_SIZES = "paper"
 
@@ -54,12 +56,18 @@ def cluster(
     algorithm: Annotated[
         str,
         typer.Option(
-            "--algorithm", help="lloyd, or minibatch for very large sets.", callback=one_of("lloyd", "minibatch")
+            "--algorithm",
+            help="auto, lloyd, or minibatch (what auto takes for sets far larger than the memory).",
+            callback=one_of(*ALGORITHM_NAMES),
         ),
-    ] = "lloyd",
+    ] = "auto",
     backend: Annotated[
         str,
-        typer.Option("--backend", help="auto (PyTorch), torch or faiss.", callback=one_of("auto", "torch", "faiss")),
+        typer.Option(
+            "--backend",
+            help="auto (PyTorch), torch, faiss, or faiss-superkmeans (on a sample in memory).",
+            callback=one_of(*BACKEND_NAMES),
+        ),
     ] = "auto",
     device: DeviceOption = "auto",
     precision: Annotated[
@@ -69,15 +77,21 @@ def cluster(
         ),
     ] = "exact",
     seeding: Annotated[
-        str, typer.Option("--seeding", help="kmeans++, random, or a codebook or .npy file to start from.")
-    ] = "kmeans++",
+        str,
+        typer.Option(
+            "--seeding", help="auto, hierarchical, kmeans++, random, or a codebook or .npy file to start from."
+        ),
+    ] = "auto",
     iterations: Annotated[
         int | None,
         typer.Option("--iterations", help="Passes that move centroids, at most. Default: 25, minibatch 5.", min=1),
     ] = None,
     tol: Annotated[
-        float, typer.Option("--tol", help="Stop when the inertia falls by less than this share.", min=0)
-    ] = 1e-5,
+        float | None,
+        typer.Option(
+            "--tol", help="Stop when the inertia falls by less than this share. Default: 1e-4, lloyd 1e-5.", min=0
+        ),
+    ] = None,
     max_points_per_centroid: Annotated[
         int | None, typer.Option("--max-points-per-centroid", help="Iterate on a part of the vectors.", min=1)
     ] = None,

@@ -5,14 +5,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sctok.formats.codebooks import Codebook, load_codebook
+from sctok.formats.codebooks import load_codebook
 from sctok.formats.feature_shards import FeatureShardWriter
+from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.sources import ShardSource
+from sctok.kmeans_tools.training import train_codebooks
 
 from .ranks import SOURCE, run_ranks
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lloyd": {"algorithm": "lloyd", "seeding": "kmeans++", "iterations": 8},
+    "auto": {"algorithm": "auto", "seeding": "hierarchical"},
+    "minibatch": {"algorithm": "minibatch", "seeding": "random", "iterations": 4},
+    "subset": {"algorithm": "lloyd", "seeding": "kmeans++", "iterations": 5, "max_points_per_centroid": 20},
+}
 
 _TRAIN = """
 import json
@@ -20,22 +31,20 @@ from sctok.kmeans_tools.config import KMeansConfig
 from sctok.kmeans_tools.sources import ShardSource
 from sctok.kmeans_tools.training import train_codebooks
 shards, output, settings = sys.argv[1:]
-source = ShardSource(shards.split(","), 2)
-config = KMeansConfig(device="cpu", block_rows=200, **json.loads(settings))
-events = []
-books = train_codebooks(
-    source, [12, 40], config, domain="x", folder=Path(output), progress=events.append, group=group
-)
-print(json.dumps([[book.codebook.k, book.seconds is not None, len(events)] for book in books]))
+for name, options in json.loads(settings).items():
+    source = ShardSource(shards.split(","), 2)
+    config = KMeansConfig(device="cpu", block_rows=200, **options)
+    books = train_codebooks(source, [12, 40], config, domain="x", folder=Path(output) / name, group=group)
+    print(json.dumps([[book.codebook.k, book.seconds is not None] for book in books]))
 """
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> list[Path]:
+def write_shards(folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for seed in range(3):
         generator = np.random.default_rng(seed)
-        paths.append(tmp_path / f"{seed}.h5")
+        paths.append(folder / f"{seed}.h5")
         with FeatureShardWriter(paths[-1], width=6, provenance={"encoder": "mini", "encoder_hash": "m" * 16}) as writer:
             for clip in range(4):
                 rows = generator.integers(0, 5, (8 * 47, 1)) * 3 + generator.normal(size=(8 * 47, 6))
@@ -43,29 +52,25 @@ def shards(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def train(world: int, shards: list[Path], output: Path, **settings: object) -> list[Codebook]:
-    names = ",".join(map(str, shards))
-    ended = run_ranks(world, _TRAIN, output.parent, names, output, json.dumps(settings))
-    assert [rank.code for rank in ended] == [0] * world, ended
-    told = [json.loads(rank.out) for rank in ended]
-    assert all([row[:2] for row in rank] == [[12, True], [40, True]] for rank in told)
-    assert not list((output / ".checkpoints").iterdir())
-    return [load_codebook(output / f"x-{k}-r50.safetensors") for k in (12, 40)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Codebooks of two ranks in `shared` and the features that they are of, all settings in one run."""
+    folder = tmp_path_factory.mktemp("shared")
+    names = ",".join(map(str, write_shards(folder / "features")))
+    ended = run_ranks(2, _TRAIN, folder, names, folder / "shared", json.dumps(SETTINGS))
+    assert [rank.code for rank in ended] == [0, 0], ended
+    for rank in ended:
+        assert [json.loads(line) for line in rank.out.splitlines()] == [[[12, True], [40, True]]] * len(SETTINGS)
+    return folder
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"algorithm": "lloyd", "seeding": "kmeans++", "iterations": 8},
-        {"algorithm": "auto", "seeding": "hierarchical"},
-        {"algorithm": "minibatch", "seeding": "random", "iterations": 4},
-        {"algorithm": "lloyd", "seeding": "kmeans++", "iterations": 5, "max_points_per_centroid": 20},
-    ],
-    ids=["lloyd", "auto", "minibatch", "subset"],
-)
-def test_two_ranks_give_the_codebooks_of_one(settings: dict[str, object], shards: list[Path], tmp_path: Path) -> None:
-    alone, shared = (train(world, shards, tmp_path / str(world), **settings) for world in (1, 2))
-    for one, other in zip(alone, shared, strict=True):
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_ranks_give_the_codebooks_of_one(name: str, folder: Path, tmp_path: Path) -> None:
+    config = KMeansConfig(device="cpu", block_rows=200, **SETTINGS[name])
+    source = ShardSource(sorted((folder / "features").glob("*.h5")), 2)
+    assert not list((folder / "shared" / name / ".checkpoints").iterdir())
+    for book in train_codebooks(source, [12, 40], config, domain="x", folder=tmp_path):
+        other, one = load_codebook(folder / "shared" / name / book.path.name), book.codebook
         np.testing.assert_allclose(other.centroids, one.centroids, rtol=1e-5, atol=1e-5)
         assert np.array_equal(other.counts, one.counts)
         np.testing.assert_allclose(other.metadata.inertia_history, one.metadata.inertia_history, rtol=1e-5)
@@ -94,11 +99,8 @@ def test_a_bad_vector_of_one_rank_ends_all_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cluster_under_torchrun(shards: list[Path], tmp_path: Path) -> None:
-    folder = tmp_path / "features" / "birds"
-    folder.mkdir(parents=True)
-    for path in shards:
-        path.rename(folder / path.name)
+def test_cluster_under_torchrun(tmp_path: Path) -> None:
+    write_shards(tmp_path / "features" / "birds")
     options = ["--domain", "all", "--k", "12", "--device", "cpu", "--root", str(tmp_path), "--json"]
     environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
