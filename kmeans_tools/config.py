@@ -20,7 +20,7 @@ DEFAULT_ITERATIONS = {AUTO: 25, "lloyd": 25, "minibatch": 5}
 DEFAULT_TOL = {AUTO: 1e-4, "lloyd": 1e-5, "minibatch": 1e-4}
 
 _BLOCK_ELEMENTS = 1 << 24  # 64 MiB of float32
-_PLUS_PLUS_CENTROIDS = 256  # up to which "auto" seeds by k-means++, which costs K times the sample
+_HIERARCHICAL_CENTROIDS = 16  # from which "auto" seeds so: fewer have no two levels
 _ENOUGH_PER_CENTROID = 1024  # more vectors than this leave mini-batches enough of them
 _LARGE_BYTES = 1 << 37  # of float32 vectors, without a bound on memory
 _LARGE_IN_MEMORIES = 16
@@ -36,7 +36,7 @@ class KMeansConfig:
     128 GiB in all), else Lloyd. backend: "auto" (PyTorch), "torch", "faiss" (its flat index assigns) or
     "faiss-superkmeans" (which seeds and iterates by itself, on a sample in memory). precision: "exact" or "fp32"; the
     iterations of FAISS are always float32, the last pass, which counts, is as asked. seeding: "hierarchical",
-    "kmeans++", "random", "given" or "auto": k-means++ up to 256 centroids, else hierarchical. iterations: updates of
+    "kmeans++", "random", "given" or "auto": k-means++ below 16 centroids, else hierarchical. iterations: updates of
     the centroids (lloyd) or passes over all the data that the batches amount to (minibatch) at most; None is 25 and 5.
     tol: stop when the inertia falls by less than this share; None is 1e-5 for "lloyd", else 1e-4, which after a good
     seeding is a few iterations. max_points_per_centroid: iterate on a random part of k times as many vectors; the
@@ -103,7 +103,7 @@ class KMeansConfig:
             self,
             algorithm=algorithm,
             backend=self.backend.replace(AUTO, "torch"),
-            seeding=self.seeding.replace(AUTO, "kmeans++" if k <= _PLUS_PLUS_CENTROIDS else "hierarchical"),
+            seeding=self.seeding.replace(AUTO, "hierarchical" if k >= _HIERARCHICAL_CENTROIDS else "kmeans++"),
             tol=self.tolerance,
             iterations=self.iterations or DEFAULT_ITERATIONS[algorithm],
         )

@@ -2,12 +2,14 @@
 
 About sqrt(k) coarse clusters are found first; then each cell is divided into as many fine ones as its share of the
 vectors and of the inertia asks for. Rounds in which a vector may also move to the fine clusters of neighbouring cells
-take back what the division costs. All of it happens in few dimensions, where the distances hold less noise. The
-centroids are the means, in all dimensions, of the vectors of each fine cluster.
+take back what the division costs; in some of them centroids leave clusters that have two for clusters that lack one.
+All of it happens in few dimensions, where the distances hold less noise. The centroids are the means, in all
+dimensions, of the vectors of each fine cluster.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,9 @@ _COARSE_ROUNDS = 6
 _FINE_ROUNDS = 4
 _NEIGHBOURS = 12  # cells to whose fine clusters a vector may move, its own among them
 _NEIGHBOUR_ROUNDS = 5
+_SWAPPING_ROUNDS = 3  # the first of these rounds
+_LARGEST_SWAP = 128
+_WORTH_SWAPPING = 1.25
 _DRAWS = 3
 
 Indices = npt.NDArray[np.int64]
@@ -62,10 +67,13 @@ def hierarchical_centroids(
     weights = torch.from_numpy(masses / masses.max()).to(device, torch.float32)
     cells = _find_cells(points, weights, max(1, round(math.sqrt(k))), generator)
     numbers = allocate(cells.shares, np.diff(cells.starts), k)
-    labels, centroids = _divide(cells, numbers, generator)
-    for _ in range(_NEIGHBOUR_ROUNDS):
-        labels = _move_to_neighbours(cells, numbers, centroids)
+    centroids, owners = _divide(cells, numbers, generator)
+    swapping = k > 1
+    for number in range(_NEIGHBOUR_ROUNDS):
+        labels = _move_to_neighbours(cells, centroids, owners)
         centroids = _means(cells.points, cells.weights, labels, centroids)
+        if swapping and number < _SWAPPING_ROUNDS:
+            swapping = _swap(cells, labels, centroids, owners, generator) > 0
     distances = (cells.points - centroids[labels]).square_().sum(dim=1) * cells.weights
     filled = fill_empty(labels.cpu().numpy(), distances.cpu().numpy(), k)
     found = np.empty(len(vectors), np.int64)
@@ -161,29 +169,88 @@ def _find_cells(points: Tensor, weights: Tensor, count: int, generator: np.rando
     )
 
 
-def _divide(cells: _Cells, numbers: Indices, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return labels (n,) and centroids (k, d) of k-means inside each cell, whose centroids follow one another."""
-    labels, centroids = [], []
-    first = 0
+def _divide(cells: _Cells, numbers: Indices, generator: np.random.Generator) -> tuple[Tensor, Indices]:
+    """Return the centroids (k, d) of k-means inside each cell, and the cells (k,) that they belong to."""
+    centroids = []
     for start, stop, number in zip(cells.starts[:-1], cells.starts[1:], numbers.tolist(), strict=True):
         points, weights = cells.points[start:stop], cells.weights[start:stop]
         chosen = torch.from_numpy(_plus_plus(points, weights, number, generator)).to(points.device)
-        fine = _lloyd(points, weights, points[chosen], _FINE_ROUNDS)
-        labels.append(_nearest(points, fine) + first)
-        centroids.append(fine)
-        first += number
-    return torch.cat(labels), torch.cat(centroids)
+        centroids.append(_lloyd(points, weights, points[chosen], _FINE_ROUNDS))
+    return torch.cat(centroids), np.repeat(np.arange(len(numbers)), numbers)
 
 
-def _move_to_neighbours(cells: _Cells, numbers: Indices, centroids: Tensor) -> Tensor:
-    """Return labels (n,): the nearest among the fine centroids of the cells around that of each vector."""
-    offsets = np.concatenate([[0], np.cumsum(numbers)])
+def _move_to_neighbours(cells: _Cells, centroids: Tensor, owners: Indices) -> Tensor:
+    """Return labels (n,): the nearest among the centroids that belong to the cells around that of each vector."""
+    order = np.argsort(owners, kind="stable")
+    offsets = np.searchsorted(owners[order], np.arange(len(cells.starts)))
     labels = torch.empty(len(cells.points), dtype=torch.int64, device=centroids.device)
     for start, stop, around in zip(cells.starts[:-1], cells.starts[1:], cells.neighbours, strict=True):
-        near = np.concatenate([np.arange(offsets[cell], offsets[cell + 1]) for cell in around])
+        near = np.concatenate([order[offsets[cell] : offsets[cell + 1]] for cell in around])
         choice = torch.from_numpy(near).to(centroids.device)
         labels[start:stop] = choice[_nearest(cells.points[start:stop], centroids[choice])]
     return labels
+
+
+def _swap(cells: _Cells, labels: Tensor, centroids: Tensor, owners: Indices, generator: np.random.Generator) -> int:
+    """Move centroids (k, d) from where two share a cluster to where one has two, in place, with their owners (k,).
+
+    A centroid may go where its vectors fall to its nearest neighbour at little cost, and become a vector that is drawn
+    in proportion to its squared distance, where that brings more: the moves of separated clusters that Lloyd's
+    iterations cannot make. Returns how many moved.
+    """
+    k = len(centroids)
+    distances = (cells.points - centroids[labels]).square_().sum(dim=1)
+    shares = (distances * cells.weights).cpu().numpy().astype(np.float64)
+    found = labels.cpu().numpy()
+    away = np.flatnonzero(shares > 0)
+    keys = -np.log1p(-generator.random(len(away))) / shares[away]
+    drawn = away[np.argsort(keys, kind="stable")[: min(k // 2, _LARGEST_SWAP)]]
+    drawn = drawn[np.sort(np.unique(found[drawn], return_index=True)[1])]
+    gains = _gains(cells, distances, torch.from_numpy(drawn).to(labels.device))
+    costs, partners = _merge_costs(centroids, np.bincount(found, cells.weights.cpu().numpy(), minlength=k))
+    taken = np.zeros(k, np.bool_)
+    taken[found[drawn]] = True
+    moved = 0
+    leaving = iter(np.argsort(costs, kind="stable").tolist())
+    for candidate in np.argsort(-gains, kind="stable"):
+        place, gain = int(drawn[candidate]), gains[candidate]
+        index = next((j for j in leaving if not taken[j] and not taken[partners[j]]), None)
+        if index is None or gain <= _WORTH_SWAPPING * costs[index]:
+            break
+        taken[[index, partners[index]]] = True
+        centroids[index] = cells.points[place]
+        owners[index] = np.searchsorted(cells.starts, place, side="right") - 1
+        moved += 1
+    return moved
+
+
+def _gains(cells: _Cells, distances: Tensor, places: Tensor) -> npt.NDArray[np.float64]:
+    """Return by how much the inertia falls for each vector at places (c,) that becomes one more centroid, (c,)."""
+    chosen = cells.points[places]
+    squares = chosen.square().sum(dim=1)
+    gains = torch.zeros(len(places), dtype=torch.float64, device=distances.device)
+    for first in range(0, len(distances), _BLOCK_ROWS):
+        part = slice(first, first + _BLOCK_ROWS)
+        points = cells.points[part]
+        reach = torch.addmm(squares, points, chosen.T, alpha=-2)
+        nearer = (distances[part] - points.square().sum(dim=1))[:, None] - reach
+        gains += (cells.weights[part] @ nearer.clamp_(min=0)).to(torch.float64)
+    return gains.cpu().numpy()
+
+
+def _merge_costs(centroids: Tensor, masses: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], Indices]:
+    """Return what the inertia rises by where each cluster joins its nearest (k,), and which one that is (k,)."""
+    k = len(centroids)
+    squares = centroids.square().sum(dim=1)
+    parts = []
+    for first in range(0, k, _BLOCK_ROWS):
+        scores = torch.addmm(squares, centroids[first : first + _BLOCK_ROWS], centroids.T, alpha=-2)
+        scores.diagonal(offset=first).fill_(torch.inf)
+        parts.append(_row_argmin(scores))
+    partners = torch.cat(parts)
+    gaps = (centroids - centroids[partners]).square_().sum(dim=1).cpu().numpy().astype(np.float64)
+    nearest: Indices = partners.cpu().numpy()
+    return gaps * masses * masses[nearest] / np.maximum(masses + masses[nearest], 1e-300), nearest
 
 
 def _plus_plus(points: Tensor, weights: Tensor, k: int, generator: np.random.Generator) -> Indices:
@@ -224,9 +291,14 @@ def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
     labels = []
     for first in range(0, len(points), _BLOCK_ROWS):
         scores = torch.addmm(squares, points[first : first + _BLOCK_ROWS], centroids.T, alpha=-2)
-        on_host = scores.device.type == "cpu"  # where NumPy's argmin is many times faster
-        labels.append(torch.from_numpy(scores.numpy().argmin(axis=1)) if on_host else scores.argmin(dim=1))
+        labels.append(_row_argmin(scores))
     return torch.cat(labels)
+
+
+def _row_argmin(scores: Tensor) -> Tensor:
+    if scores.device.type == "cpu":  # where that of NumPy is many times faster
+        return torch.from_numpy(scores.numpy().argmin(axis=1))
+    return scores.argmin(dim=1)
 
 
 def _means(points: Tensor, weights: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Lloyd's algorithm, one pass over the vectors at a time."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,8 +23,6 @@ from .totals import Totals
 _BATCH, _REPAIR = 1, 2  # keep the random numbers of different purposes apart
 _PIECES = 1 << 16  # of neighbouring vectors, which belong to a batch together so that they are read together
 _LARGEST_PIECE = 512
-
-_HAS_RUNNER_UP = "runner_up" in inspect.signature(nearest_centroid).parameters
 
 Assigner = Callable[[Tensor, bool], Assignment]
 Draw = Callable[[Sequence[int]], tuple[Vectors, Weights | None]]
@@ -101,7 +98,7 @@ def make_assigner(centroids: Tensor, config: KMeansConfig, *, final: bool) -> As
         faiss = FaissAssigner(centroids)
         return lambda points, runner_up: faiss(points)
     prepared = prepare_centroids(centroids, precision=config.precision)
-    return lambda points, runner_up: nearest_centroid(points, prepared, **({"runner_up": True} if runner_up else {}))
+    return lambda points, runner_up: nearest_centroid(points, prepared, runner_up=runner_up)
 
 
 def in_batch(places: npt.NDArray[np.int64], share: float, rows: int, seed: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -159,7 +156,7 @@ class LloydPass:
         if not len(points):
             return
         self.assigned += len(points)
-        probe = self._bounds is not None and not (self._tight or self._probed) and _HAS_RUNNER_UP
+        probe = self._bounds is not None and not (self._tight or self._probed)
         found = self._assign(points, self._tight or probe)
         if self._bounds is None:
             self.totals.add(points, found, weights)

@@ -9,10 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctok.kernels.assign import Assignment, PreparedCentroids
+from sctok.kernels.assign import Assignment
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.kmeans_tools import fit as fit_module
-from sctok.kmeans_tools import lloyd
 from sctok.kmeans_tools.bounds import Bounds, bounds_fit, distance_bound
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
@@ -46,14 +45,7 @@ def fit(vectors: Vectors, k: int, weights: Any = None, **options: Any) -> FitRes
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask for runner-ups in every pass but the first, and get them by brute force."""
-    real = lloyd.nearest_centroid
-
-    def nearest(points: torch.Tensor, prepared: PreparedCentroids, runner_up: bool = False) -> Assignment:
-        return assign(points, prepared.centroids) if runner_up else real(points, prepared)
-
-    monkeypatch.setattr(lloyd, "nearest_centroid", nearest)
-    monkeypatch.setattr(lloyd, "_HAS_RUNNER_UP", True)
+    """Ask for runner-ups in every pass but the first."""
     monkeypatch.setattr(Bounds, "tight", property(lambda self: self.age > 0))
 
 

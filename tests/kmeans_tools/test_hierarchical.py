@@ -1,6 +1,7 @@
 """Hierarchical seeding: its parts, its promises on odd data, and its quality against flat Lloyd."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +9,13 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.hierarchical import allocate, fill_empty, hierarchical_centroids, principal_components
+from sctok.kmeans_tools.hierarchical import (
+    _merge_costs,
+    allocate,
+    fill_empty,
+    hierarchical_centroids,
+    principal_components,
+)
 from sctok.kmeans_tools.seeding import seed_centroids
 from sctok.kmeans_tools.sources import Vectors, Weights
 
@@ -139,3 +146,31 @@ def test_filling_leaves_no_cluster_empty(k: int, data: st.DataObject) -> None:
 def test_filling_moves_the_farthest() -> None:
     labels, distances = np.array([0, 0, 0, 2]), np.array([1.0, 5.0, 2.0, 9.0])
     assert fill_empty(labels, distances, 3).tolist() == [0, 1, 0, 2]
+
+
+def test_separated_groups_get_a_centroid_each() -> None:
+    generator = np.random.default_rng(0)
+    means = generator.normal(size=(80, 16)) * 10
+    vectors = (means[generator.integers(80, size=4000)] + generator.normal(size=(4000, 16))).astype(np.float32)
+    at_best = inertia(vectors, means.astype(np.float32))
+    assert inertia(vectors, seeds(vectors, 80)) <= 1.1 * at_best
+    plus_plus = seed_centroids(vectors, 80, "kmeans++", np.random.default_rng(0), CPU)
+    assert inertia(vectors, plus_plus) > 1.1 * at_best
+
+
+def test_what_a_merge_costs_is_what_the_inertia_rises_by() -> None:
+    vectors = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    labels = np.arange(60) % 5
+    masses = np.random.default_rng(1).uniform(1, 2, 60)
+
+    def spread(members: npt.NDArray[np.bool_]) -> float:
+        mean = np.average(vectors[members], axis=0, weights=masses[members])
+        return float((((vectors[members] - mean) ** 2).sum(axis=1) * masses[members]).sum())
+
+    means = np.stack([np.average(vectors[labels == j], axis=0, weights=masses[labels == j]) for j in range(5)])
+    costs, partners = _merge_costs(torch.from_numpy(means).float(), np.bincount(labels, masses))
+    gaps = np.linalg.norm(means[:, None] - means[None], axis=2) + np.diag(np.full(5, np.inf))
+    assert partners.tolist() == gaps.argmin(axis=1).tolist()
+    for j, partner in enumerate(partners.tolist()):
+        rise = spread((labels == j) | (labels == partner)) - spread(labels == j) - spread(labels == partner)
+        assert costs[j] == pytest.approx(rise, rel=1e-4)
