@@ -47,7 +47,7 @@ SMALLEST_K = LANES
 _UP = 1 + 2.0**-20  # makes up for rounding a bound to float32
 _LARGEST_NORM = 2.0**60  # of scaled vectors; beyond it a row is left to the caller
 _GROUP_BYTES = 1 << 19  # of centroid codes that stay in cache while rows pass by
-_CHUNK_BYTES = 3 << 17  # of the rows' codes and minima beside them
+_CHUNK_BYTES = 3 << 18  # of the rows' codes and minima beside them
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS = 32, 1024
 _BASIS_ROUNDS, _BASIS_SPARE = 2, 8
 _ORDERED = 16  # leading directions that decide which centroids share a tile
@@ -101,21 +101,22 @@ class Coded:
         return Coded(self.codes[start : start + -(-(stop - start) // ROWS) * ROWS], self.stats[start:stop])
 
 
-def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> Coded:
-    """Code rows (n, D) float32 or float64, filled up to a multiple of rows."""
+def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Tensor | None]:
+    """Code rows (n, D) float32 or float64, filled up to a multiple of rows; return also their projection (n, d)."""
     count, dim = rows.shape
     width = dim if frame.basis is None else frame.basis.shape[1]
     codes = np.empty((-(-count // row_multiple) * row_multiple, -(-width // ROW_BYTES) * ROW_BYTES), np.uint8)
     codes[count:] = CODE_OFFSET
-    stats = np.empty((count, 6))
+    stats, leading = np.empty((count, 6)), None
     if frame.basis is None:
         values, center = rows.numpy(), frame.center.numpy()
         in_parallel(count, lambda *part: encode_centred(values, center, frame.scale, codes, stats, *part))
     else:
         y = frame.center_rows(rows)
-        wide, leading = y.numpy(), (y @ frame.basis).numpy()
-        in_parallel(count, lambda *part: encode_projected(wide, leading, frame.slack, codes, stats, *part))
-    return Coded(codes, stats)
+        leading = y @ frame.basis
+        wide, coordinates = y.numpy(), leading.numpy()
+        in_parallel(count, lambda *part: encode_projected(wide, coordinates, frame.slack, codes, stats, *part))
+    return Coded(codes, stats), leading
 
 
 def _terms(coded: Coded) -> Floats:
@@ -200,12 +201,10 @@ class CentroidScan:
     def __init__(self, centroids: Tensor, frame: Frame) -> None:
         self.frame = frame
         self.centroids = np.ascontiguousarray(centroids.numpy())
-        coded = _encode(centroids, frame, 1)
+        coded, leading = _encode(centroids, frame, 1)
         order = np.arange(len(centroids), dtype=np.int64)
-        if frame.basis is not None:
-            order = _order_in_tiles(
-                (frame.center_rows(centroids) @ frame.basis @ _turn(frame.basis.shape[1]).T[:, :_ORDERED]).numpy()
-            )
+        if leading is not None:
+            order = _order_in_tiles((leading @ _turn(leading.shape[1])[:_ORDERED].T).numpy())
         self._tiles = _pack(coded, np.pad(order, (0, -len(order) % LANES), constant_values=-1))
         self._largest = math.sqrt(float(coded.stats[:, NORM].max()))
 
@@ -216,7 +215,7 @@ class CentroidScan:
 
     def code(self, points: Tensor) -> Coded:
         """Code points (n, D) float32 or float64; another scan in the same frame can use the result."""
-        return _encode(points, self.frame, ROWS)
+        return _encode(points, self.frame, ROWS)[0]
 
     def search(self, points: Tensor, coded: Coded, *, pair: bool) -> tuple[Longs, Doubles, Ints]:
         """Find the nearest centroid and, where `pair`, the runner-up of each point.

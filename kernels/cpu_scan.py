@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from .cpu_vnni import LANES, QUAD, ROWS, row_estimates, tile_minima
+from .cpu_vnni import LANES, QUAD, ROWS, gathered_bounds, row_estimates, tile_minima
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -142,25 +142,6 @@ def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubl
 
 
 @njit(nogil=True, cache=True)
-def _tile(
-    codes: Bytes, i: int, factors: Floats, packed: Codes, offsets: Ints, terms: Floats, tile: int, out: Floats
-) -> None:
-    """Write the estimates (LANES,) between row i and a tile."""
-    quads = packed.shape[1]
-    row_estimates(
-        codes.ctypes.data + i * codes.shape[1],
-        np.int64(codes.shape[1]),
-        packed.ctypes.data + tile * quads * (LANES * QUAD),
-        np.int64(quads),
-        offsets.ctypes.data + tile * (4 * LANES),
-        terms.ctypes.data + tile * (20 * LANES),
-        factors.ctypes.data + 16 * i,
-        out.ctypes.data,
-        np.int64(0),
-    )
-
-
-@njit(nogil=True, cache=True)
 def _minima(
     codes: Bytes, factors: Floats, packed: Codes, offsets: Ints, terms: Floats, group: int, minima: Floats
 ) -> None:
@@ -183,12 +164,6 @@ def _minima(
                     m + (i * tiles + tile) * 4,
                     np.int64(4 * tiles),
                 )
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _reach(factors: Floats, i: int, terms: Any, lane: int) -> float:
-    """Return how far below its estimate the distance of row i to a centroid may lie."""
-    return factors[i, 1] * terms[2, lane] + factors[i, 2] * terms[3, lane] + factors[i, 3] * terms[4, lane]
 
 
 @njit(nogil=True, cache=True)
@@ -234,12 +209,20 @@ def _first_guess(
     For a pair the two smallest estimates of that tile are taken.
     """
     values, work = np.empty(LANES, np.float32), np.empty(max(1, points.shape[1]), np.float64)
-    lanes = minima.view(np.int32)
+    lanes, quads = minima.view(np.int32), packed.shape[1]
     for i in range(rows):
         tile = _smallest(minima[i])
         lane = lanes[i, tile] & np.int32(LANES - 1)
         if pair:
-            _tile(codes, i, factors, packed, offsets, terms, tile, values)
+            row_estimates(
+                codes.ctypes.data + i * codes.shape[1],
+                packed.ctypes.data + tile * quads * (LANES * QUAD),
+                np.int64(quads),
+                offsets.ctypes.data + tile * (4 * LANES),
+                terms.ctypes.data + tile * (20 * LANES),
+                factors.ctypes.data + 16 * i,
+                values.ctypes.data,
+            )
             lane = _smallest(values)
         j = order[tile * LANES + lane]
         if j >= 0:
@@ -259,6 +242,34 @@ def _possible(minima: Floats, factors: Floats, i: int, widest: Floats, limit: np
     for tile in range(len(minima)):
         reach = one * residuals[tile] + two * insides[tile] + three * losts[tile]
         hits[tile] = minima[tile] - reach <= limit
+
+
+@njit(nogil=True, cache=True)
+def _gather_hits(
+    minima: Floats,
+    factors: Floats,
+    widest: Floats,
+    limits: Floats,
+    rows: int,
+    hits: Bytes,
+    members: Longs,
+    counts: Longs,
+) -> None:
+    """List for each tile of a group the rows that it may concern: members (tiles, rows) and counts (tiles,)."""
+    counts[:] = 0
+    eights = hits.view(np.int64)
+    tiles = minima.shape[1]
+    for i in range(rows):
+        if not limits[i] > -np.inf:
+            continue
+        _possible(minima[i], factors, i, widest, limits[i], hits)
+        for eight in range((tiles + 7) // 8):
+            if eights[eight] == 0:
+                continue
+            for tile in range(8 * eight, min(8 * eight + 8, tiles)):
+                if hits[tile]:
+                    members[tile, counts[tile]] = i
+                    counts[tile] += 1
 
 
 @njit(nogil=True, cache=True)
@@ -282,35 +293,52 @@ def _settle(
     computed: Ints,
     rows: int,
 ) -> None:
-    """Compute the exact distances that bounds leave possible, tiles in groups that stay in cache."""
-    tiles, known = packed.shape[0], 1 if pair else 0
-    values, work = np.empty(LANES, np.float32), np.empty(max(1, points.shape[1]), np.float64)
-    hits = np.zeros((tiles + 7) // 8 * 8, np.uint8)
-    eights = hits.view(np.int64)
+    """Compute the exact distances that bounds leave possible, tile by tile for all rows that it may concern."""
+    tiles, quads, known = packed.shape[0], packed.shape[1], 1 if pair else 0
+    work = np.empty(max(1, points.shape[1]), np.float64)
+    limits, hits = np.empty(rows, np.float32), np.zeros((group + 7) // 8 * 8, np.uint8)
+    members, counts = np.empty((group, rows), np.int64), np.empty(group, np.int64)
+    batch, reach = np.empty(ROWS, np.int64), np.empty(ROWS, np.float32)
+    bounds, masks = np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.uint64)
+    for i in range(rows):
+        limits[i] = np.float32(distances[i, known] * square * _SAFE + shifts[i]) if shifts[i] < np.inf else -np.inf
     for first in range(0, tiles, group):
         last = min(first + group, tiles)
-        for i in range(rows):
-            if computed[i] > MOST_DISTANCES or not shifts[i] < np.inf:
-                continue
-            limit = np.float32(distances[i, known] * square * _SAFE + shifts[i])
-            _possible(minima[i, first:last], factors, i, widest[:, first:last], limit, hits)
-            for eight in range((last - first + 7) // 8):
-                if eights[eight] == 0:
-                    continue
-                for place in range(8 * eight, min(8 * eight + 8, last - first)):
-                    if not hits[place]:
+        _gather_hits(minima[:, first:last], factors, widest[:, first:last], limits, rows, hits, members, counts)
+        for tile in range(first, last):
+            for start in range(0, counts[tile - first], ROWS):
+                size = min(ROWS, counts[tile - first] - start)
+                for m in range(ROWS):
+                    batch[m] = members[tile - first, start + min(m, size - 1)]
+                    reach[m] = limits[batch[m]]
+                gathered_bounds(
+                    codes.ctypes.data,
+                    np.int64(codes.shape[1]),
+                    packed.ctypes.data + tile * quads * (LANES * QUAD),
+                    np.int64(quads),
+                    offsets.ctypes.data + tile * (4 * LANES),
+                    terms.ctypes.data + tile * (20 * LANES),
+                    factors.ctypes.data,
+                    batch.ctypes.data,
+                    reach.ctypes.data,
+                    bounds.ctypes.data,
+                    masks.ctypes.data,
+                )
+                for m in range(size):
+                    if masks[m] == 0:
                         continue
-                    tile = first + place
-                    _tile(codes, i, factors, packed, offsets, terms, tile, values)
+                    i = batch[m]
                     for lane in range(LANES):
-                        if values[lane] - _reach(factors, i, terms[tile], lane) > limit:
+                        if (masks[m] >> np.uint64(lane)) & np.uint64(1) == 0 or bounds[m, lane] > limits[i]:
                             continue
                         j = order[tile * LANES + lane]
                         if j < 0 or j == labels[i, 0] or j == labels[i, 1]:
                             continue
                         computed[i] += 1
                         _consider(j, exact_distance(points[i], centroids[j], work), labels, distances, i)
-                        limit = np.float32(distances[i, known] * square * _SAFE + shifts[i])
+                        limits[i] = np.float32(distances[i, known] * square * _SAFE + shifts[i])
+                        if computed[i] > MOST_DISTANCES:
+                            limits[i] = -np.inf
 
 
 @njit(nogil=True, cache=True)

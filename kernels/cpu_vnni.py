@@ -34,9 +34,9 @@ def has_vnni() -> bool:
 
 
 class _Emitter:
-    """Writes the LLVM code of one tile: `rows` points against LANES centroids."""
+    """Writes the LLVM code of one tile: the points of some row numbers, int64 values, against LANES centroids."""
 
-    def __init__(self, builder: Any, rows: int) -> None:
+    def __init__(self, builder: Any, rows: list[Any]) -> None:
         self.builder, self.rows = builder, rows
 
     def function(self, name: str, result: Any, arguments: list[Any]) -> Any:
@@ -66,14 +66,14 @@ class _Emitter:
 
         A single row takes two quads at a time into sums of their own, so that none waits for the other.
         """
-        builder, chains = self.builder, 2 if self.rows == 1 else 1
+        builder, chains = self.builder, 2 if len(self.rows) == 1 else 1
         entry = builder.block
         loop, done = builder.append_basic_block("quads"), builder.append_basic_block("products")
         builder.branch(loop)
         builder.position_at_end(loop)
         step = builder.phi(_I64)
         step.add_incoming(self.at(0), entry)
-        sums = [[[builder.phi(_INTS) for _ in range(VECTORS)] for _ in range(self.rows)] for _ in range(chains)]
+        sums = [[[builder.phi(_INTS) for _ in range(VECTORS)] for _ in self.rows] for _ in range(chains)]
         results = [self._quad(x, stride, c, builder.add(step, self.at(n)), chain) for n, chain in enumerate(sums)]
         for n, (before, after) in enumerate(zip(sums, results, strict=True)):
             for phis, values in zip(before, after, strict=True):
@@ -95,29 +95,59 @@ class _Emitter:
         packed = [self.load(c, builder.add(base, self.at(n * WIDTH * QUAD)), _INTS, 64) for n in range(VECTORS)]
         dot = self.function(_DOT, _INTS, [_INTS] * 3)
         after = []
-        for m, row in enumerate(sums):
-            place = builder.add(builder.mul(stride, self.at(m)), builder.mul(quad, self.at(QUAD)))
+        for row, number in zip(sums, self.rows, strict=True):
+            place = builder.add(builder.mul(stride, number), builder.mul(quad, self.at(QUAD)))
             word = self.broadcast(self.load(x, place, _I32, 4), _INTS)
             after.append([builder.call(dot, [row[n], word, packed[n]]) for n in range(VECTORS)])
         return after
 
+    def factor(self, factors: Any, number: Any, column: int) -> Any:
+        place = self.builder.add(self.builder.mul(number, self.at(16)), self.at(4 * column))
+        return self.broadcast(self.load(factors, place, _F32, 4), _FLOATS)
+
+    def term(self, terms: Any, column: int) -> list[Any]:
+        return [self.load(terms, self.at(4 * (LANES * column + WIDTH * n)), _FLOATS, 4) for n in range(VECTORS)]
+
     def estimates(self, products: list[list[Any]], factors: Any, terms: Any) -> list[list[Any]]:
-        """Return float32 [rows][VECTORS]: term 0 plus the factor of the row times term 1 times the product."""
+        """Return float32 [rows][VECTORS]: term 0 plus factor 0 of the row times term 1 times the product."""
         builder = self.builder
-        fma = self.function(_FMA, _FLOATS, [_FLOATS] * 3)
-        squares, steps = (
-            [self.load(terms, self.at(4 * (LANES * t + WIDTH * n)), _FLOATS, 4) for n in range(VECTORS)] for t in (0, 1)
-        )
+        squares, steps = self.term(terms, 0), self.term(terms, 1)
         result = []
-        for m, row in enumerate(products):
-            factor = self.broadcast(self.load(factors, self.at(16 * m), _F32, 4), _FLOATS)
+        for row, number in zip(products, self.rows, strict=True):
+            factor = self.factor(factors, number, 0)
             scaled = [
                 builder.fmul(builder.sitofp(product, _FLOATS), step) for product, step in zip(row, steps, strict=True)
             ]
             result.append(
-                [builder.call(fma, [factor, value, square]) for value, square in zip(scaled, squares, strict=True)]
+                [self.multiply_add(factor, value, square) for value, square in zip(scaled, squares, strict=True)]
             )
         return result
+
+    def bounds(self, estimates: list[list[Any]], factors: Any, terms: Any) -> list[list[Any]]:
+        """Return float32 [rows][VECTORS]: estimates less their reach, factors 1 … 3 times terms 2 … 4."""
+        result = estimates
+        for column in (1, 2, 3):
+            weights = self.term(terms, column + 1)
+            lower = []
+            for row, number in zip(result, self.rows, strict=True):
+                minus = self.builder.fneg(self.factor(factors, number, column))
+                lower.append(
+                    [self.multiply_add(minus, weight, value) for weight, value in zip(weights, row, strict=True)]
+                )
+            result = lower
+        return result
+
+    def multiply_add(self, one: Any, other: Any, added: Any) -> Any:
+        return self.builder.call(self.function(_FMA, _FLOATS, [_FLOATS] * 3), [one, other, added])
+
+    def below(self, values: list[Any], limit: Any) -> Any:
+        """Return as bits of an int64 which of LANES values do not exceed a limit."""
+        builder = self.builder
+        mask = self.at(0)
+        for n, value in enumerate(values):
+            bits = builder.bitcast(builder.fcmp_ordered("<=", value, limit), ir.IntType(WIDTH))
+            mask = builder.or_(mask, builder.shl(builder.zext(bits, _I64), self.at(n * WIDTH)))
+        return mask
 
     def mark(self, values: list[Any]) -> list[Any]:
         """Replace the last six bits of each of LANES values by the number of its lane."""
@@ -149,29 +179,13 @@ class _Emitter:
         return builder.extract_element(value, ir.Constant(_I32, 0))
 
 
-def _tile(rows: int, reduced: bool) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, stride, c, quads, offsets, terms, factors, out, out_stride = arguments
-        x, c, offsets, terms, factors, out = (
-            builder.inttoptr(address, _I8.as_pointer()) for address in (x, c, offsets, terms, factors, out)
-        )
-        emit = _Emitter(builder, rows)
-        start = [emit.load(offsets, emit.at(4 * WIDTH * n), _INTS, 4) for n in range(VECTORS)]
-        values = emit.estimates(emit.dots(x, stride, c, quads, start), factors, terms)
-        for m, row in enumerate(values):
-            place = builder.mul(out_stride, emit.at(m))
-            if reduced:
-                emit.store(emit.smallest(emit.mark(row)), out, place, 4)
-                continue
-            for n, vector in enumerate(row):
-                emit.store(vector, out, builder.add(place, emit.at(4 * WIDTH * n)), 4)
-        return context.get_dummy_value()
-
-    return codegen
+def _pointers(builder: Any, *addresses: Any) -> list[Any]:
+    return [builder.inttoptr(address, _I8.as_pointer()) for address in addresses]
 
 
-def _signature(arguments: tuple[Any, ...]) -> Any:
-    return types.void(*arguments)
+def _emit_products(emit: _Emitter, x: Any, stride: Any, c: Any, quads: Any, offsets: Any) -> list[list[Any]]:
+    start = [emit.load(offsets, emit.at(4 * WIDTH * n), _INTS, 4) for n in range(VECTORS)]
+    return emit.dots(x, stride, c, quads, start)
 
 
 def _tile_minima(
@@ -184,32 +198,71 @@ def _tile_minima(
     terms: Any,
     factors: Any,
     out: Any,
-    out_stride: Any,
+    apart: Any,
 ) -> Any:
     """Store the smallest estimate between each of ROWS points and LANES centroids, its lane in its last six bits.
 
-    An estimate is terms[0] + factor * terms[1] * (offset + x.c). Addresses and byte strides, all int64: x uint8 (ROWS,
-    4 quads), c int8 (quads, LANES, 4), offsets int32 (LANES,), terms float32 (2, LANES), factors float32, 16 bytes
-    apart, out float32, one per row.
+    An estimate is terms[0] + factor[0] * terms[1] * (offset + x.c). Addresses and byte strides, all int64: x uint8
+    (ROWS, 4 quads), c int8 (quads, LANES, 4), offsets int32 (LANES,), terms float32 (5, LANES), factors float32
+    (ROWS, 4), out float32, one per row, `apart` bytes apart.
     """
-    return _signature((x, stride, c, quads, offsets, terms, factors, out, out_stride)), _tile(ROWS, True)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        stride, quads, apart = arguments[1], arguments[3], arguments[8]
+        x, c, offsets, terms, factors, out = _pointers(builder, *(arguments[i] for i in (0, 2, 4, 5, 6, 7)))
+        emit = _Emitter(builder, [ir.Constant(_I64, m) for m in range(ROWS)])
+        estimates = emit.estimates(_emit_products(emit, x, stride, c, quads, offsets), factors, terms)
+        for m, row in enumerate(estimates):
+            emit.store(emit.smallest(emit.mark(row)), out, builder.mul(apart, emit.at(m)), 4)
+        return context.get_dummy_value()
+
+    return types.void(x, stride, c, quads, offsets, terms, factors, out, apart), codegen
 
 
-def _row_estimates(
-    typingctx: Any,
-    x: Any,
-    stride: Any,
-    c: Any,
-    quads: Any,
-    offsets: Any,
-    terms: Any,
-    factors: Any,
-    out: Any,
-    out_stride: Any,
-) -> Any:
+def _row_estimates(typingctx: Any, x: Any, c: Any, quads: Any, offsets: Any, terms: Any, factors: Any, out: Any) -> Any:
     """Store the estimates float32 (LANES,) between one point and LANES centroids; arguments as `_tile_minima`."""
-    return _signature((x, stride, c, quads, offsets, terms, factors, out, out_stride)), _tile(1, False)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        quads = arguments[2]
+        x, c, offsets, terms, factors, out = _pointers(builder, *(arguments[i] for i in (0, 1, 3, 4, 5, 6)))
+        emit = _Emitter(builder, [ir.Constant(_I64, 0)])
+        (row,) = emit.estimates(_emit_products(emit, x, emit.at(0), c, quads, offsets), factors, terms)
+        for n, vector in enumerate(row):
+            emit.store(vector, out, emit.at(4 * WIDTH * n), 4)
+        return context.get_dummy_value()
+
+    return types.void(x, c, quads, offsets, terms, factors, out), codegen
+
+
+def _gathered_bounds(
+    typingctx: Any, x: Any, stride: Any, c: Any, quads: Any, offsets: Any, terms: Any, factors: Any, rows: Any,
+    limits: Any, out: Any, masks: Any,
+) -> Any:  # fmt: skip
+    """Store lower bounds float32 (ROWS, LANES) between some points and LANES centroids, and which are within limits.
+
+    A bound is the estimate less factors[1] terms[2] + factors[2] terms[3] + factors[3] terms[4]. rows int64 (ROWS,):
+    the numbers of the points; limits float32 (ROWS,); masks int64 (ROWS,): bit by lane. Other arguments as
+    `_tile_minima`.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        stride, quads = arguments[1], arguments[3]
+        x, c, offsets, terms, factors, rows, limits, out, masks = _pointers(
+            builder, *(arguments[i] for i in (0, 2, 4, 5, 6, 7, 8, 9, 10))
+        )
+        first = _Emitter(builder, [])
+        emit = _Emitter(builder, [first.load(rows, first.at(8 * m), _I64, 8) for m in range(ROWS)])
+        estimates = emit.estimates(_emit_products(emit, x, stride, c, quads, offsets), factors, terms)
+        for m, row in enumerate(emit.bounds(estimates, factors, terms)):
+            limit = emit.broadcast(emit.load(limits, emit.at(4 * m), _F32, 4), _FLOATS)
+            emit.store(emit.below(row, limit), masks, emit.at(8 * m), 8)
+            for n, vector in enumerate(row):
+                emit.store(vector, out, emit.at(4 * (LANES * m + WIDTH * n)), 4)
+        return context.get_dummy_value()
+
+    return types.void(x, stride, c, quads, offsets, terms, factors, rows, limits, out, masks), codegen
 
 
 tile_minima: Any = intrinsic(_tile_minima)
 row_estimates: Any = intrinsic(_row_estimates)
+gathered_bounds: Any = intrinsic(_gathered_bounds)
