@@ -38,11 +38,11 @@ from .cpu_scan import (
     exact_distances,
     scan_rows,
 )
-from .cpu_vnni import LANES, LARGEST_DIM, QUAD, ROW_BYTES, ROWS, has_vnni
+from .cpu_vnni import ALIGNMENT, LANES, LARGEST_DIM, QUAD, ROW_BYTES, ROWS, vnni_bits
 from .threads import in_parallel
 
 WIDTHS = (32, 64, 128)  # of the projections that are tried
-SMALLEST_K = LANES
+SMALLEST_K = 64
 
 _UP = 1 + 2.0**-20  # makes up for rounding a bound to float32
 _LARGEST_NORM = 2.0**60  # of scaled vectors; beyond it a row is left to the caller
@@ -168,8 +168,8 @@ def _pack(coded: Coded, order: Longs) -> _Tiles:
 
 def _aligned(shape: tuple[int, ...]) -> Codes:
     """Return an array of bytes that begins at a cache line."""
-    raw = np.empty(math.prod(shape) + LANES, np.int8)
-    start = -raw.ctypes.data % LANES
+    raw = np.empty(math.prod(shape) + ALIGNMENT, np.int8)
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + math.prod(shape)].reshape(shape)
 
 
@@ -332,4 +332,4 @@ def exact_label_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> 
 
 def scan_pays(rows: int, k: int, dim: int) -> bool:
     """Return whether this CPU can scan such a problem, and it is large enough to be worth it."""
-    return k >= SMALLEST_K and dim <= LARGEST_DIM and rows * k * dim >= 1 << 24 and has_vnni()
+    return k >= SMALLEST_K and dim <= LARGEST_DIM and rows * k * dim >= 1 << 24 and vnni_bits() > 0

@@ -1,9 +1,11 @@
 """The inner loop of the CPU scan: products of 8-bit integers that turn into lower bounds without leaving registers.
 
-Numba compiles it for the CPU that it runs on; the byte products are x86's VPDPBUSD (AVX-512 VNNI), which LLVM offers as
-an intrinsic. Nothing here is rounded before the last conversion: sums of products of bytes are exact in int32.
+Numba compiles it for the CPU that it runs on; the byte products are x86's VPDPBUSD, in 512 bits (AVX-512 VNNI) or 256
+(AVX-VNNI of laptops), which LLVM offers as an intrinsic. Nothing here is rounded before the last conversion: sums of
+products of bytes are exact in int32.
 """
 
+import os
 from functools import cache
 from typing import Any
 
@@ -12,25 +14,36 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-ROWS = 6  # points of a tile; with LANES centroids they fill 24 of the 32 vector registers
+_FEATURES = {512: ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 256: ("avx2", "fma", "avxvnni")}
+
+
+@cache
+def vnni_bits() -> int:
+    """Return how many bits the widest byte products of this CPU take, 512 or 256, or 0 where it has none.
+
+    The CPU is the one that Numba compiles for: NUMBA_CPU_FEATURES can make it a lesser one.
+    """
+    if chosen := os.environ.get("NUMBA_CPU_FEATURES"):
+        there = {name[1:] for name in chosen.split(",") if name.startswith("+")}
+    else:
+        there = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    return next((bits for bits, needed in _FEATURES.items() if there.issuperset(needed)), 0)
+
+
+BITS = vnni_bits() or 512
+WIDTH = BITS // 32  # int32 lanes of a register
 VECTORS = 4
-WIDTH = 16  # int32 lanes of a register
 LANES = VECTORS * WIDTH  # centroids of a tile
+ROWS = {512: 6, 256: 3}[BITS]  # points of a tile: their sums fill most of the 32 or 16 registers
 QUAD = 4  # bytes that one lane multiplies and sums at a time
 ROW_BYTES = 2 * QUAD  # a row of codes is a multiple of this
+ALIGNMENT = 64  # bytes, of packed centroids
 LARGEST_DIM = 65_536  # 255 * 127 * dim stays below 2^31
 
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _INTS, _FLOATS = ir.VectorType(_I32, WIDTH), ir.VectorType(_F32, WIDTH)
-_DOT = "llvm.x86.avx512.vpdpbusd.512"
-_FMA = "llvm.fma.v16f32"
-
-
-@cache
-def has_vnni() -> bool:
-    """Return whether this CPU multiplies bytes with AVX-512 VNNI."""
-    features = llvm.get_host_cpu_features()
-    return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vl", "avx512vnni"))
+_DOT = f"llvm.x86.avx512.vpdpbusd.{BITS}"
+_FMA = f"llvm.fma.v{WIDTH}f32"
 
 
 class _Emitter:
@@ -92,7 +105,7 @@ class _Emitter:
         """Return the sums [rows][VECTORS] with the products of one quad of bytes added."""
         builder = self.builder
         base = builder.mul(quad, self.at(LANES * QUAD))
-        packed = [self.load(c, builder.add(base, self.at(n * WIDTH * QUAD)), _INTS, 64) for n in range(VECTORS)]
+        packed = [self.load(c, builder.add(base, self.at(n * WIDTH * QUAD)), _INTS, BITS // 8) for n in range(VECTORS)]
         dot = self.function(_DOT, _INTS, [_INTS] * 3)
         after = []
         for row, number in zip(sums, self.rows, strict=True):
@@ -150,7 +163,7 @@ class _Emitter:
         return mask
 
     def mark(self, values: list[Any]) -> list[Any]:
-        """Replace the last six bits of each of LANES values by the number of its lane."""
+        """Replace the last bits of each of LANES values by the number of its lane."""
         builder = self.builder
         marked = []
         for n, value in enumerate(values):
@@ -200,7 +213,7 @@ def _tile_minima(
     out: Any,
     apart: Any,
 ) -> Any:
-    """Store the smallest estimate between each of ROWS points and LANES centroids, its lane in its last six bits.
+    """Store the smallest estimate between each of ROWS points and LANES centroids, its lane in its last bits.
 
     An estimate is terms[0] + factor[0] * terms[1] * (offset + x.c). Addresses and byte strides, all int64: x uint8
     (ROWS, 4 quads), c int8 (quads, LANES, 4), offsets int32 (LANES,), terms float32 (5, LANES), factors float32

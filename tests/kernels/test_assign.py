@@ -1,8 +1,12 @@
 """The exact assignment equals the float64 argmin on friendly, ragged and adversarial input."""
 
 import math
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +18,14 @@ from torch import Tensor
 
 from sctok.kernels import assign, certify, float_assign, threads
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
-from sctok.kernels.cpu_vnni import has_vnni
+from sctok.kernels.cpu_vnni import vnni_bits
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 
 
 @pytest.fixture(autouse=True, scope="module", params=["float", "scan"])
 def search(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every test goes through both searches that CPUs have, whatever the size of its problem."""
-    if request.param == "scan" and not has_vnni():
+    if request.param == "scan" and not vnni_bits():
         pytest.skip("this CPU has no byte products")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assign, "scan_pays", lambda rows, k, dim: request.param == "scan")
@@ -329,6 +333,31 @@ def test_threads_do_not_show(count: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
+
+
+_NARROW = """
+import torch
+from sctok.kernels import cpu_vnni
+from sctok.kernels.assign import nearest_centroid
+from sctok.kernels.reference import nearest_centroid_reference
+
+assert cpu_vnni.vnni_bits() == 256
+for rows, k, dim, rank in ((700, 150, 40, 40), (1500, 130, 96, 8)):
+    values = torch.randn(rows + k, rank) @ torch.randn(rank, dim) + 3
+    found = nearest_centroid(values[:rows].repeat(30, 1), values[rows:], runner_up=True)
+    assert torch.equal(found.labels[:rows], nearest_centroid_reference(values[:rows], values[rows:])[0])
+    assert torch.equal(found.labels[:rows], found.labels[-rows:])
+"""
+
+
+@pytest.mark.skipif(vnni_bits() != 512, reason="this CPU has no wider products to leave out")
+def test_laptops_use_registers_of_256_bits(search: str, tmp_path: Path) -> None:
+    if search == "float":
+        pytest.skip("this is about the scan")
+    lesser = {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+avxvnni,+bmi,+bmi2,+popcnt"}
+    environment = {**os.environ, **lesser, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", _NARROW], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_points_with_too_many_candidates_are_still_decided() -> None:
