@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import label_distances
+from sctok.kernels.assign import nearest_centroid
 
-_BLOCK_SCORES = 1 << 24
 _GAPS = tuple(f"{what}_centroid_distance" for what in ("min", "p5", "median", "mean"))
 
 
@@ -47,20 +46,13 @@ def centroid_gaps(centroids: Tensor) -> dict[str, float | None]:
     """Return how far k centroids (k, D) float32 are from their nearest neighbours among them, in Euclidean distance.
 
     The keys: min_centroid_distance, p5_centroid_distance (the 5th percentile), median_centroid_distance and
-    mean_centroid_distance; None for a single centroid. Neighbours are found by float32 scores, measured in float64.
+    mean_centroid_distance; None for a single centroid.
     """
-    k = len(centroids)
-    if k < 2:
+    if len(centroids) < 2:
         return dict.fromkeys(_GAPS)
-    centred = (centroids.to(torch.float64) - centroids.to(torch.float64).mean(dim=0)).to(torch.float32)
-    squares = centred.square().sum(dim=1)
-    found = []
-    step = max(1, _BLOCK_SCORES // k)
-    for start in range(0, k, step):
-        part = centred[start : start + step]
-        scores = torch.addmm(squares, part, centred.T, alpha=-2)
-        scores.diagonal(offset=start).fill_(math.inf)
-        found.append(label_distances(centroids[start : start + step], centroids, scores.argmin(dim=1)))
-    gaps = torch.cat(found).to(torch.float64).sqrt().cpu().numpy()
+    # The nearest centroid of a centroid is itself, or one that equals it; the next one is its neighbour.
+    squares = nearest_centroid(centroids, centroids, precision="exact", runner_up=True).second_distances
+    assert squares is not None
+    gaps = squares.to(torch.float64).sqrt().cpu().numpy()
     values = (gaps.min(), np.percentile(gaps, 5), np.median(gaps), gaps.mean())
     return dict(zip(_GAPS, map(float, values), strict=True))

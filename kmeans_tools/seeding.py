@@ -24,10 +24,10 @@ _MIXER = np.uint64(0x9E3779B97F4A7C15)
 def sample_size(k: int, dim: int, rows: int, method: str, memory: int | None = None) -> int:
     """Return how many vectors (of D = dim float32) to draw for seeding k centroids.
 
-    At most 1 GiB of them and a quarter of `memory` bytes, but 2 k vectors in any case.
+    At most 1 GiB of them and an eighth of `memory` bytes, for copies are made of them, but 2 k vectors in any case.
     """
     wanted = max(_SMALLEST_SAMPLE, _SAMPLE_PER_CENTROID[method] * k)
-    limit = _SAMPLE_BYTES if memory is None else min(_SAMPLE_BYTES, memory // 4)
+    limit = _SAMPLE_BYTES if memory is None else min(_SAMPLE_BYTES, memory // 8)
     return min(rows, max(2 * k, min(wanted, limit // (4 * dim))))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,68 +181,3 @@ def test_one_line_errors_that_name_what_is_wrong(root: Path) -> None:
     assert "c.h5 holds features of encoder base" in message(*cluster_music, "--k", 4)
     (root / "features" / "music" / "c.h5").write_bytes(b"text")
     assert "c.h5" in message(*cluster_music, "--k", 4)
-
-
-_CHILD = """
-import sys
-from pathlib import Path
-from sctok.kmeans_tools.config import KMeansConfig
-from sctok.kmeans_tools.sources import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
-root = Path(sys.argv[1])
-config = KMeansConfig(device="cpu", iterations=200, tol=0)
-source = ShardSource(sorted((root / "features" / "speech").glob("*.h5")), 1)
-def progress(event):
-    if event["event"] == "pass":
-        print(event["pass"], flush=True)
-train_codebooks(source, [24, 40], config, domain="speech", folder=root / sys.argv[2], progress=progress)
-"""
-
-
-@pytest.mark.slow
-def test_kill_and_rerun_gives_the_same_file(root: Path) -> None:
-    command = [sys.executable, "-c", _CHILD, str(root)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    child = subprocess.Popen([*command, "killed"], stdout=subprocess.PIPE, text=True, env=environment)
-    assert child.stdout is not None
-    for _ in range(7):
-        assert child.stdout.readline()
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    assert len(list((root / "killed" / ".checkpoints").glob("*.safetensors"))) == 2
-    subprocess.run([*command, "killed"], check=True, env=environment, stdout=subprocess.DEVNULL)
-    subprocess.run([*command, "whole"], check=True, env=environment, stdout=subprocess.DEVNULL)
-    names = sorted(path.name for path in (root / "whole").glob("*.safetensors"))
-    assert names == ["speech-24-r100.safetensors", "speech-40-r100.safetensors"]
-    for name in names:
-        assert (root / "killed" / name).read_bytes() == (root / "whole" / name).read_bytes()
-
-
-_MEMORY_CHILD = """
-import resource, sys
-from pathlib import Path
-from sctok.kmeans_tools.config import KMeansConfig
-from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ShardSource
-source = ShardSource([Path(sys.argv[1])] * int(sys.argv[2]), 4)
-fit_codebooks(source, [4], KMeansConfig(device="cpu", iterations=1, block_rows=1024))
-print(source.rows * source.dim * 4 / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_vectors(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    with FeatureShardWriter(path, width=192, provenance={"encoder": "mini", "encoder_hash": "m" * 16}) as writer:
-        writer.add_clip("a", np.random.default_rng(0).normal(size=(8 * 8192, 192)), 8192 * 2560)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-
-    def peak(copies: int) -> list[float]:
-        command = [sys.executable, "-c", _MEMORY_CHILD, str(path), str(copies)]
-        child = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
-        return [float(value) for value in child.stdout.split()]
-
-    (data, small), (more_data, large) = peak(1), peak(9)
-    assert more_data - data > 350
-    assert large - small < 60, f"{more_data - data:.0f} MiB more vectors took {large - small:.0f} MiB more memory"
