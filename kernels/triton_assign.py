@@ -14,11 +14,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .triton_operands import CentroidOperand, PointOperand, quantise_points
-from .triton_scan import TILE, emit_candidates_kernel, scan_groups_kernel, scan_index_kernel
-from .triton_tiles import TILES, Tile, family_of
+from .triton_scan import emit_candidates_kernel, scan_groups_kernel, scan_index_kernel
+from .triton_tiles import TILES, Tile, family_of, lighter
 
 _BLOCKS_WANTED = 1024  # programs that fill any GPU a few times
-_SCORES_AT_ONCE = 64  # of one program, in float32
+SCORES_AT_ONCE = 64  # of one program, in float32
 _PART_TILES = 8  # column tiles that one program of the candidate pass takes at least
 
 
@@ -58,6 +58,7 @@ def nearest_scores(
         tile: launch settings; those of the device where None.
     """
     tile = tile or tile_of(points.device, centroids.operand)
+    tile = lighter(tile) if runner_up else tile
     operand = quantise_points(points, centroids)
     indices = torch.empty((2, len(points)), dtype=torch.int32, device=points.device)
     scores = torch.empty((2, len(points)), dtype=torch.float32, device=points.device)
@@ -97,11 +98,11 @@ def emit_candidates(
     n, columns = len(points.matrix), len(centroids.matrix)
     if n == 0:
         return
-    room = max(capacity, columns)
+    room, tile = max(capacity, columns), lighter(tile)
     if n * columns < 2**31:  # else the counter could wrap
         count = torch.zeros(1, dtype=torch.int32, device=limits.device)
         pairs = torch.empty((2, room), dtype=torch.int32, device=limits.device)
-        blocks, tiles = triton.cdiv(n, tile.rows), columns // TILE
+        blocks, tiles = triton.cdiv(n, tile.rows), columns // tile.columns
         parts = max(1, min(triton.cdiv(_BLOCKS_WANTED, blocks), triton.cdiv(tiles, _PART_TILES)))
         emit_candidates_kernel[(blocks * parts,)](
             *_tile_sources(points, centroids, tile), *_bounds(points, centroids), limits, count, pairs[0], pairs[1],
@@ -134,7 +135,7 @@ def float32_scores(
     """
     scores = torch.empty((len(rows), width), dtype=torch.float32, device=points.device)
     if len(rows):
-        items = _SCORES_AT_ONCE // width
+        items = SCORES_AT_ONCE // width
         _float32_scores_kernel[(triton.cdiv(len(rows), items),)](
             points, centroids.center, centroids.scale, rows, first, centroids.full, centroids.squares, scores,
             len(rows), centroids.k, centroids.dim, *points.stride(), step, ITEMS=items, WIDTH=width, DEPTH=32,
@@ -175,12 +176,18 @@ def _float32_scores_kernel(
 
 
 def _tile_sources(points: PointOperand, centroids: CentroidOperand, tile: Tile) -> tuple[Any, ...]:
-    """Return the first five arguments of every scan kernel."""
+    """Return the first five arguments of every scan kernel.
+
+    Raises:
+        ValueError: the centroids were padded for tiles of another width.
+    """
+    if tile.columns != centroids.columns:
+        raise ValueError(f"centroids prepared for tiles of {centroids.columns} columns, not {tile.columns}")
     x: Any = points.matrix
     c: Any = centroids.matrix
     if tile.descriptors:
         x = TensorDescriptor.from_tensor(points.matrix, [tile.rows, tile.depth])
-        c = TensorDescriptor.from_tensor(centroids.matrix, [TILE, tile.depth])
+        c = TensorDescriptor.from_tensor(centroids.matrix, [tile.columns, tile.depth])
     return x, c, centroids.offsets, points.row_scale, centroids.column_scale
 
 
@@ -190,13 +197,13 @@ def _bounds(points: PointOperand, centroids: CentroidOperand) -> tuple[Tensor, .
 
 def _sizes(points: PointOperand, centroids: CentroidOperand) -> tuple[int, int, int]:
     """Return the number of rows, the padded depth and the number of column tiles."""
-    return len(points.matrix), centroids.matrix.shape[1], len(centroids.matrix) // TILE
+    return len(points.matrix), centroids.matrix.shape[1], len(centroids.matrix) // centroids.columns
 
 
 def _constants(operand: str, tile: Tile) -> dict[str, Any]:
     return {
         "ROWS": tile.rows,
-        "COLUMNS": TILE,
+        "COLUMNS": tile.columns,
         "DEPTH": tile.depth,
         "INTEGER": operand == "int8",
         "PRECISION": operand if operand.startswith("tf32") else "tf32",

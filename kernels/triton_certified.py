@@ -17,8 +17,7 @@ from torch import Tensor
 from .assign import PreparedCentroids
 from .certify import as_real, error_bound, pair_distances
 from .triton_assign import Groups, emit_candidates, float32_scores, scan_groups, take_rows, tile_of
-from .triton_operands import CentroidOperand, PointOperand, prepare_operand, quantise_points, reference_error
-from .triton_scan import TILE
+from .triton_operands import OPERANDS, CentroidOperand, PointOperand, prepare_operand, quantise_points, reference_error
 from .triton_tiles import Tile
 
 _BLOCK_ROWS = 1 << 18
@@ -55,13 +54,21 @@ class _Examined:
     limit: Tensor
 
 
-def certified_operand(prepared: PreparedCentroids, operand: str = "auto") -> CentroidOperand:
+def certified_operand(prepared: PreparedCentroids, operand: str = "auto", tile: Tile | None = None) -> CentroidOperand:
     """Round prepared centroids for `certified_labels`, once for many blocks of points.
 
     operand: one of `OPERANDS`, or "auto": fp16, whose rounding is an eighth of bf16's at the same speed. Values that
     leave its range make their points cost a brute-force search, never a wrong label.
+    tile: launch settings to prepare for; those of the device where None.
+
+    Raises:
+        ValueError: an unknown operand, or one that cannot hold so many dimensions.
     """
-    return prepare_operand(prepared.centroids, prepared.center, "fp16" if operand == "auto" else operand)
+    operand = "fp16" if operand == "auto" else operand
+    if operand not in OPERANDS:
+        raise ValueError(f"operand {operand!r} is not one of auto, {', '.join(OPERANDS)}")
+    tile = tile or tile_of(prepared.centroids.device, operand)
+    return prepare_operand(prepared.centroids, prepared.center, operand, columns=tile.columns)
 
 
 def certified_labels(
@@ -87,7 +94,7 @@ def certified_labels(
         ValueError: a point holds NaN or infinity, named by its row, or the operand type cannot be used.
     """
     if isinstance(centroids, PreparedCentroids):
-        centroids = certified_operand(centroids, operand)
+        centroids = certified_operand(centroids, operand, tile)
     tile = tile or tile_of(points.device, centroids.operand)
     wanted = 2 if runner_up and centroids.k > 1 else 1
     labels = torch.empty((wanted, len(points)), dtype=torch.int64, device=points.device)
@@ -195,9 +202,9 @@ def _score_group(
     wanted: int,
 ) -> _Examined:
     """Score one group of columns per point, where needed; points of one group are neighbours, for the caches' sake."""
-    width = TILE // tile.slots
+    width = centroids.columns // tile.slots
     groups = groups.to(torch.int64).clamp(0, len(centroids.matrix) // width - 1)
-    start = groups // tile.slots * TILE + groups % tile.slots
+    start = groups // tile.slots * centroids.columns + groups % tile.slots
     rows = needed.nonzero()[:, 0]
     rows = rows[torch.argsort(groups[rows])]
     scores = torch.full((len(points), width), math.inf, dtype=torch.float64, device=points.device)

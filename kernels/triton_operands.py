@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_scan import TILE
-
 OPERANDS = ("bf16", "fp16", "tf32", "tf32x3", "int8")
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -30,21 +28,22 @@ DEPTH_MULTIPLE = 128  # rows of operands are zero-padded to this many values
 LARGEST_INTEGER_DIM = 1 << 17  # 127^2 products of an int8 row stay below 2^31
 
 _UNIT = 2.0**-24
-_MODES = {"bf16": 0, "fp16": 0, "tf32": 1, "tf32x3": 2, "int8": 3}
+MODES = {"bf16": 0, "fp16": 0, "tf32": 1, "tf32x3": 2, "int8": 3}
 _SCALE_LIMIT = 900
-_ROWS_AT_ONCE = 8  # of one program that rounds points
+ROWS_AT_ONCE = 8  # of one program that rounds points
 _LARGEST = 2.0**120
 
 
 @dataclass(frozen=True)
 class CentroidOperand:
-    """Centroids as the kernels read them, K and D padded to multiples of 128.
+    """Centroids as the kernels read them, K padded to whole tiles and D to multiples of 128.
 
     source: (k, D) as given. operand: name of the type. matrix: (K, D) ĉ. column_scale: (K,) float32 of int8 rows.
-    offsets: (K,) float32, ||c||^2, for bounds lowered by their own error, infinite in padding. ids: (K,) int64, index of the centroid.
-    full: (k, dim) float32 z. squares: (k,) float32 and lengths: (k,) float64 ||c||, scaled. tile_norms and
-    tile_residuals: (K / 128,) float32, upper bounds of ||z|| and ||z - ĉ|| + gamma ||ĉ||. center: (dim,) float32.
-    scale: (1,) float64. k, dim: true sizes. usable: whether every entry is finite in the operand type.
+    offsets: (K,) float32, ||c||^2, for bounds lowered by their own error, infinite in padding. ids: (K,) int64, index
+    of the centroid. full: (k, dim) float32 z. squares: (k,) float32 and lengths: (k,) float64 ||c||, scaled.
+    tile_norms and tile_residuals: (K / columns,) float32, upper bounds of ||z|| and ||z - ĉ|| + gamma ||ĉ||.
+    center: (dim,) float32. scale: (1,) float64. k, dim: true sizes. columns: of a tile. usable: whether every entry is
+    finite in the operand type.
     """
 
     source: Tensor
@@ -62,6 +61,7 @@ class CentroidOperand:
     scale: Tensor
     k: int
     dim: int
+    columns: int
     usable: bool
 
 
@@ -81,7 +81,7 @@ class PointOperand:
 
 
 def product_error(operand: str, depth: int) -> float:
-    """Return gamma with |computed x̂·ĉ - true| <= gamma ||x̂|| ||ĉ||, scaling by int8 row scales included.
+    """Return gamma with |computed (b + x̂·ĉ) - true| <= gamma (|b| + ||x̂|| ||ĉ||), int8 row scales included.
 
     Tensor cores align the products of one instruction and the running sum to the largest and cut what lies below 24
     bits, then cut the result once more: at most (n + 2) 2^-23 of the sum of magnitudes for n >= 4 products (Fasi et
@@ -95,13 +95,16 @@ def product_error(operand: str, depth: int) -> float:
     return (depth + 16) * 2.0**-22
 
 
-def prepare_operand(centroids: Tensor, center: Tensor, operand: str, *, by_norm: bool = True) -> CentroidOperand:
+def prepare_operand(
+    centroids: Tensor, center: Tensor, operand: str, *, columns: int, by_norm: bool = True
+) -> CentroidOperand:
     """Round centroids (k, D), finite, to an operand type.
 
     Args:
         centroids: (k, D) real. center: (D,) float32 that distances do not depend on, near the mean of the centroids.
         operand: one of `OPERANDS`.
-        by_norm: order by norm, so that the 128 centroids of a tile share tight bounds, and lower the offsets by their
+        columns: of the tiles that it will be used with.
+        by_norm: order by norm, so that the centroids of a tile share tight bounds, and lower the offsets by their
             error; else keep the order and plain offsets, as `scan_index_kernel` needs for ties.
 
     Raises:
@@ -124,24 +127,29 @@ def prepare_operand(centroids: Tensor, center: Tensor, operand: str, *, by_norm:
     residual = _norm(wide - rounded) + 2.0**-50 * 2 * lengths
     residual += (product_error(operand, depth) + 4 * _UNIT) * _norm(rounded)
     reference = reference_error(dim) * squares + dim * (2.0**-118 + 2.0**-1073 * scale * scale)
-    lowered = _below(squares - 8 * _UNIT * squares - reference) if by_norm else squares.to(torch.float32)
-    columns = -(-k // TILE) * TILE
+    lowered = (
+        _below(squares * (1 - product_error(operand, depth) - 8 * _UNIT) - reference)
+        if by_norm
+        else squares.to(torch.float32)
+    )
+    padded = -(-k // columns) * columns
     return CentroidOperand(
         source=centroids,
         operand=operand,
-        matrix=_padded(matrix, columns, depth),
-        column_scale=_padded(column_scale[:, None], columns, 1)[:, 0].contiguous(),
-        offsets=_padded(lowered[:, None], columns, 1, math.inf)[:, 0].contiguous(),
-        ids=_padded(ids[:, None], columns, 1)[:, 0].contiguous(),
+        matrix=_padded(matrix, padded, depth),
+        column_scale=_padded(column_scale[:, None], padded, 1)[:, 0].contiguous(),
+        offsets=_padded(lowered[:, None], padded, 1, math.inf)[:, 0].contiguous(),
+        ids=_padded(ids[:, None], padded, 1)[:, 0].contiguous(),
         full=wide.to(torch.float32),
         squares=squares.to(torch.float32),
         lengths=lengths,
-        tile_norms=_tile_bounds(2 * lengths, columns),
-        tile_residuals=_tile_bounds(residual, columns),
+        tile_norms=_tile_bounds(2 * lengths, padded, columns),
+        tile_residuals=_tile_bounds(residual, padded, columns),
         center=center.to(torch.float32).contiguous(),
         scale=torch.tensor([scale], dtype=torch.float64, device=centroids.device),
         k=k,
         dim=dim,
+        columns=columns,
         usable=bool(torch.isfinite(rounded).all())
         and -_LARGEST < float(lowered.min()) <= float(lowered.max()) < _LARGEST,
     )
@@ -159,9 +167,9 @@ def quantise_points(points: Tensor, centroids: CentroidOperand) -> PointOperand:
     matrix = torch.empty((n, depth), dtype=DTYPES[centroids.operand], device=points.device)
     results = torch.empty((4, n), dtype=torch.float32, device=points.device)
     if n:
-        _quantise_kernel[(triton.cdiv(n, _ROWS_AT_ONCE),)](
+        _quantise_kernel[(triton.cdiv(n, ROWS_AT_ONCE),)](
             points, centroids.center, centroids.scale, matrix, *results, n, dim, depth, *points.stride(),
-            MODE=_MODES[centroids.operand], ROWS=_ROWS_AT_ONCE, BLOCK=128,
+            MODE=MODES[centroids.operand], ROWS=ROWS_AT_ONCE, BLOCK=128,
         )  # fmt: skip
     row_scale, residuals, norms, lengths = results
     # Squares summed in float32, squares that underflow, and the rounding of y itself.
@@ -269,9 +277,9 @@ def _below(values: Tensor) -> Tensor:
     return torch.nextafter(narrow, torch.full_like(narrow, -math.inf))
 
 
-def _tile_bounds(values: Tensor, columns: int) -> Tensor:
-    """Return the largest of each 128 values as float32, with room for the roundings of the kernel's last steps."""
-    largest = _padded(values[:, None], columns, 1).view(-1, TILE).amax(dim=1)
+def _tile_bounds(values: Tensor, padded: int, columns: int) -> Tensor:
+    """Return the largest of each tile's values as float32, with room for the roundings of the kernel's last steps."""
+    largest = _padded(values[:, None], padded, 1).view(-1, columns).amax(dim=1)
     return (largest * (1 + 2.0**-18)).to(torch.float32)
 
 

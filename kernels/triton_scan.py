@@ -1,12 +1,13 @@
 """The nearest-centroid scan: streams centroids past a tile of points and keeps the best scores of each row.
 
-Scores are s_ij = offset_j - 2 x_i·c_j in float32, with the factor -2 folded into the centroid operand, so that one
-addition and one minimum remain per score after the tensor cores. The (points, centroids) matrix never leaves registers.
+Scores are s_ij = offset_j - 2 x_i·c_j in float32, with the factor -2 folded into the centroid operand and the offsets
+put into the accumulators first, so that one move and one minimum per score remain beside the tensor cores. The
+(points, centroids) matrix never leaves registers.
 
 Two results can be asked for. "index" keeps the smallest score and its column, the lowest column on equal scores, and
 the runner-up on request. "group" keeps, for certified search, lower bounds of groups of columns: group g holds the
-columns (g // SLOTS) * 128 + g % SLOTS + SLOTS * i, the ones that one thread holds, so its minimum needs no exchange
-between threads and no index per score.
+columns (g // SLOTS) * COLUMNS + g % SLOTS + SLOTS * i, the ones that one thread holds, so its minimum needs no
+exchange between threads and no index per score.
 """
 
 # Kernels are not typed: their arguments are pointers and descriptors at one time, tensors at another.
@@ -14,8 +15,6 @@ between threads and no index per score.
 
 import triton
 import triton.language as tl
-
-TILE = 128  # columns that share one group numbering and one pair of tile bounds
 
 
 @triton.jit
@@ -27,7 +26,8 @@ def _score_tile(
     """Return the scores (ROWS, COLUMNS) of one tile."""
     columns = column + tl.arange(0, COLUMNS)
     inner = tl.arange(0, DEPTH)
-    accumulator = tl.zeros((ROWS, COLUMNS), tl.int32 if INTEGER else tl.float32)
+    offset = tl.load(offsets + columns)[None, :]
+    accumulator = tl.zeros((ROWS, COLUMNS), tl.int32) if INTEGER else tl.broadcast_to(offset, (ROWS, COLUMNS))
     if not DESCRIPTORS:
         x_pointers = x + tl.minimum(rows, limit - 1).to(tl.int64)[:, None] * depth + inner[None, :]
         c_pointers = c + columns.to(tl.int64)[:, None] * depth + inner[None, :]
@@ -44,8 +44,10 @@ def _score_tile(
             accumulator = tl.dot(left, right.T, accumulator, input_precision=PRECISION)
     if INTEGER:
         scaled = accumulator.to(tl.float32) * tl.load(column_scale + columns)[None, :]
-        return scaled * row_scale[:, None] + tl.load(offsets + columns)[None, :]
-    return accumulator + tl.load(offsets + columns)[None, :]
+        scores = scaled * row_scale[:, None] + offset
+    else:
+        scores = accumulator
+    return scores
 
 
 @triton.jit

@@ -26,8 +26,8 @@ OPERANDS = ["fp16", "tf32", "tf32x3", "int8"] + (["bf16"] if DEVICE == "cuda" el
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter pays for each program, so let each do more."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(triton_assign, "_SCORES_AT_ONCE", 1 << 13)
-        monkeypatch.setattr(triton_operands, "_ROWS_AT_ONCE", 1 << 10)
+        monkeypatch.setattr(triton_assign, "SCORES_AT_ONCE", 1 << 13)
+        monkeypatch.setattr(triton_operands, "ROWS_AT_ONCE", 1 << 10)
 
 
 def _normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -165,7 +165,7 @@ def test_unknown_operands_are_refused() -> None:
     with pytest.raises(ValueError, match="operand 'fp8'"):
         certified_operand(prepare_centroids(_normal(0, 3, 2)), "fp8")
     with pytest.raises(ValueError, match="at most 131072 dimensions"):
-        prepare_operand(torch.zeros(1, 131_073), torch.zeros(131_073), "int8")
+        prepare_operand(torch.zeros(1, 131_073), torch.zeros(131_073), "int8", columns=128)
 
 
 @pytest.mark.parametrize("operand", ["bf16", "fp16", "tf32", "tf32x3", "int8"])
@@ -173,7 +173,7 @@ def test_bounds_hold_for_the_rounded_operands(operand: str) -> None:
     """|x̂·ĉ - y·z| stays within what residuals and norms say, and the norms within a hair of their values."""
     points, centroids = _normal(0, 50, 37) * 3 + 1, _normal(1, 140, 37)
     centre = centroids.mean(dim=0)
-    c = prepare_operand(centroids, centre, operand)
+    c = prepare_operand(centroids, centre, operand, columns=128)
     p = quantise_points(points, c)
     factor = float(c.scale)
     y = (points.double() - centre.double()) * factor

@@ -1,0 +1,52 @@
+"""No shipped kernel configuration spills or asks for more shared memory than its GPU has: compiled, not run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+from sctok.kernels.triton_compile import Resources, Variant, problems_of
+
+# Kernels of a process that runs the interpreter cannot be compiled, so another process compiles them.
+COMPILE = """
+import json, sys
+from sctok.kernels.triton_compile import compile_variant, problems_of, resources_of, shipped_variants
+wanted = [tuple(entry) for entry in json.loads(sys.argv[2])]
+variants = [v for v in shipped_variants(sys.argv[1]) if (v.name, v.operand) in wanted]
+found = []
+for variant in variants:
+    resources = resources_of(compile_variant(variant))
+    found.append([variant.name, variant.operand, sum(resources.tensor.values()), problems_of(variant, resources)])
+print(json.dumps(found))
+"""
+SCANS = [("groups", "fp16"), ("groups", "int8"), ("index, runner-up", "fp16"), ("candidates", "fp16")]
+OTHERS = [("segment sums", "fp32"), ("combine sums", "fp32"), ("round", "fp16")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["ampere", "hopper", "blackwell"])
+def test_nothing_spills_or_outgrows_shared_memory(family: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE, family, json.dumps(SCANS + OTHERS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout)
+    assert {(name, operand) for name, operand, _, _ in compiled} == set(SCANS + OTHERS)
+    for name, operand, tensor_instructions, problems in compiled:
+        assert problems == []
+        assert (tensor_instructions > 0) == ((name, operand) in SCANS)
+
+
+def test_spills_and_too_much_shared_memory_are_problems() -> None:
+    variant = Variant("groups", "ampere", "fp16", None, {}, {}, 8, 3, 80)
+    fine = Resources(registers=255, stack=0, local_loads=0, local_stores=0, shared=163 * 1024)
+    assert problems_of(variant, fine) == []
+    spilled = Resources(registers=255, stack=8, local_loads=1, local_stores=1, shared=163 * 1024 + 1)
+    assert problems_of(variant, spilled) == [
+        "groups (fp16, sm_80) uses local memory: 8 bytes of stack per thread",
+        "groups (fp16, sm_80) takes 166913 bytes of shared memory, of 166912",
+    ]
