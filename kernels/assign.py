@@ -26,6 +26,7 @@ PRECISIONS = ("exact", "fp32")
 
 _SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}  # elements of a block of scores: 32 MiB and 1 GiB
 _SCAN_ELEMENTS = 1 << 23  # of a block of points on its way through the scan
+_FEW_LEFT = 0.25  # of the points of a block that a scan may leave undecided and still pay
 _WIDE = 2.0**60  # beyond it differences are taken in float64
 
 
@@ -78,6 +79,16 @@ class PreparedCentroids:
             frame = self.frame or choose_frame(points, self.centroids, self.center, self.scale)
             known = self.__dict__["_scan"] = CentroidScan(self.centroids, frame)
         return known
+
+    @property
+    def scan_fails(self) -> bool:
+        """Whether a scan left so many points undecided that float32 products are faster."""
+        return bool(self.__dict__.get("_scan_fails", False))
+
+    def note_scan(self, left: int, rows: int) -> None:
+        """Take in how many of some rows a scan left undecided."""
+        if left > _FEW_LEFT * rows:
+            self.__dict__["_scan_fails"] = True
 
 
 def prepare_centroids(
@@ -237,20 +248,31 @@ def _triton_block(
 def _scan_block(
     points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, coded: Coded | None
 ) -> tuple[Tensor, Tensor, int]:
-    scan = prepared.scan(points)
-    if not scan.usable:
-        return _float_block(points, prepared, wanted, first_row, None)
+    if prepared.scan_fails or not (scan := prepared.scan(points)).usable:
+        return _float_parts(points, prepared, wanted, first_row)
     found, exact, computed = scan.search(points, coded or scan.code(points), pair=wanted == 2)
     labels, distances = torch.from_numpy(found[:, :wanted]), torch.from_numpy(exact[:, :wanted]).to(torch.float32)
     left = (labels[:, 0] < 0).nonzero()[:, 0]
-    step = max(1, _SCORES["cpu"] // len(prepared.centroids))
-    for start in range(0, len(left), step):
-        rows = left[start : start + step]
-        bad = (~torch.isfinite(points[rows]).all(dim=1)).nonzero()
+    prepared.note_scan(len(left), len(points))
+    if len(left):
+        bad = (~torch.isfinite(points[left]).all(dim=1)).nonzero()
         if len(bad):
-            raise ValueError(f"point {first_row + int(rows[bad[0, 0]])} holds NaN or infinity")
-        labels[rows], distances[rows], _ = _float_block(points[rows], prepared, wanted, 0, None)
+            raise ValueError(f"point {first_row + int(left[bad[0, 0]])} holds NaN or infinity")
+        labels[left], distances[left], _ = _float_parts(points[left], prepared, wanted, 0)
     return labels, distances, int((computed > wanted - 1).sum())
+
+
+def _float_parts(
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int
+) -> tuple[Tensor, Tensor, int]:
+    """Do what `_float_block` does for more points than scores fit in memory."""
+    step = max(1, _SCORES["cpu"] // len(prepared.centroids))
+    parts = [
+        _float_block(points[start : start + step], prepared, wanted, first_row + start, None)
+        for start in range(0, len(points), step)
+    ]
+    labels, distances, undecided = zip(*parts, strict=True)
+    return torch.cat(labels), torch.cat(distances), sum(undecided)
 
 
 def _distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ Longs = npt.NDArray[np.int64]
 
 CODE_LIMIT = 127
 CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes wants them
-MOST_DISTANCES = 512  # exact ones of a point, after which it is left to the caller
+MOST_DISTANCES = 64  # exact ones of a point, after which it is left to the caller
 NORM, RESIDUAL, STEP, LOST, KEPT, INSIDE = range(6)  # columns of the statistics of a row
 
 _ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
