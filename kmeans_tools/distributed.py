@@ -113,6 +113,15 @@ def _guarded(step: Callable[[], Any]) -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class Own:
+    """The vectors at places start … stop - 1 of a source, which one process reads by itself."""
+
+    source: VectorSource
+    start: int
+    stop: int
+
+
 class SharedSource:
     """What one rank reads of a source: its own part of the blocks, and the samples of all ranks.
 
@@ -128,6 +137,11 @@ class SharedSource:
     def fingerprint(self) -> str:
         """That of the whole source."""
         return self._source.fingerprint
+
+    @property
+    def own(self) -> Own:
+        """What this rank reads in order."""
+        return Own(self._source, *self._group.span(self.rows))
 
     def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
         """See VectorSource; of the part that this rank has."""

@@ -126,7 +126,8 @@ class LloydPass:
     def fraction(self) -> float:
         """Share of all vectors that this pass needs to see, about."""
         if self._skips and self._bounds is not None:
-            return float(self._bounds.survivors().to(torch.float32).mean())
+            start, stop = self._population.group.span(self._population.rows)
+            return float(self._bounds.survivors()[start:stop].sum()) / max(1, stop - start)
         return self.state.share
 
     @property

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .distributed import Own, SharedSource
 from .read_ahead import read_ahead
 from .seeding import source_weights
 from .sources import Block, VectorSource
@@ -32,12 +33,14 @@ class Reader(Protocol):
 def needed_blocks(source: VectorSource, passes: Sequence[Reader], block_rows: int) -> Iterator[Block]:
     """Yield in order all vectors that any of the passes needs, at most block_rows at a time; others may come too.
 
-    A source that can pick vectors says so by `grain`: how many neighbours it reads for each.
+    A source that can pick vectors says so by `grain`: how many neighbours it reads for each. Of a source that several
+    ranks share it is the part of this rank.
     """
-    grain: int | None = getattr(source, "grain", None)
+    own = source.own if isinstance(source, SharedSource) else Own(source, 0, source.rows)
+    grain: int | None = getattr(own.source, "grain", None)
     if grain is None or sum(_touched(one_pass, grain) for one_pass in passes) > _WORTH_IT:
         return source.blocks(block_rows)
-    picked = _pick(source, passes, block_rows)
+    picked = _pick(own, passes, block_rows)
     return picked if grain == 1 else read_ahead(picked)
 
 
@@ -46,14 +49,14 @@ def _touched(one_pass: Reader, grain: int) -> float:
     return 1 - (1 - one_pass.fraction) ** grain if one_pass.scattered else one_pass.fraction
 
 
-def _pick(source: VectorSource, passes: Sequence[Reader], block_rows: int) -> Iterator[Block]:
-    weights = source_weights(source)
+def _pick(own: Own, passes: Sequence[Reader], block_rows: int) -> Iterator[Block]:
+    weights = source_weights(own.source)
     pending = np.empty(0, np.int64)
-    for start in range(0, source.rows, _SCANNED_ROWS):
-        places = np.arange(start, min(source.rows, start + _SCANNED_ROWS), dtype=np.int64)
+    for start in range(own.start, own.stop, _SCANNED_ROWS):
+        places = np.arange(start, min(own.stop, start + _SCANNED_ROWS), dtype=np.int64)
         chosen = np.logical_or.reduce([one_pass.select(places) for one_pass in passes])
         pending = np.concatenate([pending, places[chosen]])
-        last = start + _SCANNED_ROWS >= source.rows
+        last = start + _SCANNED_ROWS >= own.stop
         while len(pending) >= block_rows or (last and len(pending)):
             part, pending = pending[:block_rows], pending[block_rows:]
-            yield Block(part, source.take(part), None if weights is None else weights[part])
+            yield Block(part, own.source.take(part), None if weights is None else weights[part])

@@ -1,9 +1,11 @@
 """The same fit by one process and by two ranks, and `sctok cluster` under torchrun."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from sctok.formats.codebooks import load_codebook
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.distributed import ALONE
 from sctok.kmeans_tools.sources import ShardSource
 from sctok.kmeans_tools.training import train_codebooks
 
@@ -38,6 +41,28 @@ for name, options in json.loads(settings).items():
     print(json.dumps([[book.codebook.k, book.seconds is not None] for book in books]))
 """
 
+# Weights, labels, more ranks than vectors, and reading no more than what is needed.
+_SMALL = """
+import numpy
+from sctok.kmeans_tools.fit import fit_codebooks
+from sctok.kmeans_tools.sources import ArraySource
+class Counting(ArraySource):
+    taken = 0
+    def take(self, places):
+        self.taken += len(places)
+        return super().take(places)
+generator = numpy.random.default_rng(0)
+vectors, weights = generator.normal(size=(400, 3)), generator.integers(0, 5, 400)
+config = KMeansConfig(device="cpu", iterations=6)
+one = fit_codebooks(ArraySource([[1, 2]]), [1], config, group=group, return_labels=True)[1]
+many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, group=group, return_labels=True)[9]
+batches = KMeansConfig(device="cpu", algorithm="minibatch", seeding="random", iterations=1, block_rows=32)
+counting = Counting(generator.normal(size=(100_000, 2)))
+few = fit_codebooks(counting, [3], batches, group=group)[3]
+told = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
+print(json.dumps([told, counting.taken]))
+"""
+
 
 def write_shards(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,10 +82,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Codebooks of two ranks in `shared` and the features that they are of, all settings in one run."""
     folder = tmp_path_factory.mktemp("shared")
     names = ",".join(map(str, write_shards(folder / "features")))
-    ended = run_ranks(2, _TRAIN, folder, names, folder / "shared", json.dumps(SETTINGS))
+    ended = run_ranks(2, _TRAIN + _SMALL, folder, names, folder / "shared", json.dumps(SETTINGS))
     assert [rank.code for rank in ended] == [0, 0], ended
-    for rank in ended:
-        assert [json.loads(line) for line in rank.out.splitlines()] == [[[12, True], [40, True]]] * len(SETTINGS)
+    told = [[json.loads(line) for line in rank.out.splitlines()] for rank in ended]
+    assert [lines[:-1] for lines in told] == [[[[12, True], [40, True]]] * len(SETTINGS)] * 2
+    (folder / "small.json").write_text(json.dumps([lines[-1] for lines in told]))
     return folder
 
 
@@ -77,6 +103,22 @@ def test_two_ranks_give_the_codebooks_of_one(name: str, folder: Path, tmp_path: 
         mine, theirs = other.metadata.certificate or {}, one.metadata.certificate or {}
         assert mine["config_hash"] == theirs["config_hash"]
         assert mine["certified_rows"] + mine["rescored_rows"] == one.metadata.n_vectors
+
+
+def test_weights_labels_and_an_idle_rank(folder: Path) -> None:
+    (told, taken), (other, other_taken) = json.loads((folder / "small.json").read_text())
+    assert told == other
+    names: dict[str, Any] = {"group": ALONE, "json": json, "KMeansConfig": KMeansConfig}
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(_SMALL, names)
+    (expected, taken_alone) = json.loads(printed.getvalue())
+    one, one_labels, many, counts, labels, few = expected
+    assert told[:2] == [one, one_labels] == [0, [0]]
+    assert told[2] == pytest.approx(many, rel=1e-6)
+    assert (told[3], told[4]) == (counts, labels)
+    assert told[5] == pytest.approx(few, rel=1e-6)
+    assert taken + other_taken == pytest.approx(taken_alone, rel=0.5)
+    assert 0 < taken < 0.7 * taken_alone
 
 
 _NAN = """
