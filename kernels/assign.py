@@ -285,4 +285,8 @@ def _distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
 def _exact_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
     if points.device.type == "cpu":
         return exact_label_distances(points, centroids, labels)
+    if points.device.type == "cuda" and has_triton():
+        from .triton_pairs import exact_pair_distances
+
+        return exact_pair_distances(points, centroids, None, labels)
     return pair_distances(points, centroids, None, labels)

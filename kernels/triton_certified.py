@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .assign import PreparedCentroids
-from .certify import as_real, error_bound, pair_distances
+from .certify import as_real, error_bound
 from .triton_assign import Groups, emit_candidates, float32_scores, scan_groups, take_rows, tile_of
 from .triton_operands import OPERANDS, CentroidOperand, PointOperand, prepare_operand, quantise_points, reference_error
+from .triton_pairs import exact_pair_distances
 from .triton_tiles import Tile
 
 _BLOCK_ROWS = 1 << 18
@@ -236,7 +237,7 @@ def _decide(points: Tensor, rows: Tensor, ids: Tensor, centroids: CentroidOperan
     if len(rows) == 0:
         return 0
     decided = int((torch.bincount(rows) > 1).sum())
-    distances = pair_distances(points, centroids.source, rows, ids)
+    distances = exact_pair_distances(points, centroids.source, rows, ids)
     for rank in range(len(labels)):
         best = torch.full((len(points),), math.inf, dtype=torch.float64, device=points.device)
         best.scatter_reduce_(0, rows, distances, "amin")

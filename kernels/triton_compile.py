@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from . import triton_assign, triton_operands, triton_scan, triton_update
+from . import triton_assign, triton_operands, triton_pairs, triton_scan, triton_update
 from .triton_tiles import SHARED_BYTES, TARGETS, TILES, Tile, lighter
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -24,7 +24,7 @@ _INTEGERS = {
     "n", "depth", "dim", "tiles", "parts", "capacity", "k", "step", "row_stride", "column_stride",
 }  # fmt: skip
 _INDICES = {"first_group", "second_group", "first_index", "second_index", "count", "pair_rows", "pair_columns"}
-_MULTIPLES = {"dim", "depth", "row_stride"}  # of 16 in every shape that matters
+_MULTIPLES = {"dim", "depth", "row_stride", "centroid_stride"}  # of 16 in every shape that matters
 _LONG = {"rows", "first", "sizes", "ends", "segments"}
 
 
@@ -47,6 +47,7 @@ class Variant:
     target: int
     scores: int = 0
     aligned: tuple[str, ...] = ()
+    fused: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def compile_variant(variant: Variant) -> Any:
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
     source = ASTSource(variant.kernel, signature, dict(variant.constants), attributes)
-    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": variant.fused}
     return triton.compile(source, target=GPUTarget("cuda", variant.target, 32), options=options)
 
 
@@ -252,6 +253,11 @@ def _row_variants(family: str) -> list[Variant]:
         scores = {"ITEMS": triton_assign.SCORES_AT_ONCE // width, "WIDTH": width, "DEPTH": 32}
         name = f"float32 scores, {width} wide"
         variants.append(_row_variant(name, family, "fp32", triton_assign._float32_scores_kernel, scores, {}))
+    for dim in (768, 1536, 3072):
+        name = f"float64 pairs, D = {dim}"
+        pairs = {**(triton_pairs.constants_of(dim) or {}), "ALL": False, "centroid_column_stride": 1}
+        types = {"result": "*fp64", "columns": "*i64", "centroid_stride": "i32"}
+        variants.append(_row_variant(name, family, "fp64", triton_pairs._pair_kernel, pairs, types))
     return variants
 
 
@@ -262,7 +268,19 @@ def _row_variant(
     constants = {**constants, **({"column_stride": 1} if "column_stride" in names else {})}
     signature = {name: types.get(name, _type_of(name)) for name in names if name not in constants}
     aligned = tuple(key for key, value in signature.items() if value.startswith("*") or key in _MULTIPLES)
-    return Variant(label, family, operand, kernel, signature, constants, 4, 3, TARGETS[family], aligned=aligned)
+    return Variant(
+        label,
+        family,
+        operand,
+        kernel,
+        signature,
+        constants,
+        4,
+        3,
+        TARGETS[family],
+        aligned=aligned,
+        fused=kernel is not triton_pairs._pair_kernel,
+    )
 
 
 def _type_of(argument: str) -> str:

@@ -14,17 +14,21 @@ from sctok.kernels.triton_compile import Resources, Variant, problems_of
 # Kernels of a process that runs the interpreter cannot be compiled, so another process compiles them.
 COMPILE = """
 import json, sys
-from sctok.kernels.triton_compile import compile_variant, problems_of, resources_of, shipped_variants
+from sctok.kernels.triton_compile import compile_variant, machine_code, problems_of, resources_of, shipped_variants
 wanted = [tuple(entry) for entry in json.loads(sys.argv[2])]
 variants = [v for v in shipped_variants(sys.argv[1]) if (v.name, v.operand) in wanted]
 found = []
 for variant in variants:
-    resources = resources_of(compile_variant(variant))
-    found.append([variant.name, variant.operand, sum(resources.tensor.values()), problems_of(variant, resources)])
+    compiled = compile_variant(variant)
+    resources = resources_of(compiled)
+    fused = sum(opcode.startswith("DFMA") for _, opcode, _ in machine_code(compiled))
+    problems = problems_of(variant, resources)
+    found.append([variant.name, variant.operand, sum(resources.tensor.values()), fused, problems])
 print(json.dumps(found))
 """
 SCANS = [("groups", "fp16"), ("groups", "int8"), ("index, runner-up", "fp16"), ("candidates", "fp16")]
-OTHERS = [("segment sums", "fp32"), ("combine sums", "fp32"), ("round", "fp16")]
+PAIRS = ("float64 pairs, D = 768", "fp64")
+OTHERS = [("segment sums", "fp32"), ("combine sums", "fp32"), ("round", "fp16"), PAIRS]
 
 
 @pytest.mark.slow
@@ -35,10 +39,11 @@ def test_nothing_spills_or_outgrows_shared_memory(family: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout)
-    assert {(name, operand) for name, operand, _, _ in compiled} == set(SCANS + OTHERS)
-    for name, operand, tensor_instructions, problems in compiled:
+    assert {(name, operand) for name, operand, *_ in compiled} == set(SCANS + OTHERS)
+    for name, operand, tensor_instructions, fused, problems in compiled:
         assert problems == []
         assert (tensor_instructions > 0) == ((name, operand) in SCANS)
+        assert fused == 0 or (name, operand) != PAIRS, "a fused product changes the last bit of a distance"
 
 
 def test_spills_and_too_much_shared_memory_are_problems() -> None:
