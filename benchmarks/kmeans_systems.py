@@ -33,12 +33,13 @@ from sctok.kmeans_tools.sources import ArraySource, ShardSource
 
 DIM, LATENT, STACK = 768, 64, 4
 OURS = "sctok"
-LADDER = (1, 2, 3, 5, 8, 10, 11, 12, 15)  # iterations of systems that show nothing before they end
+LADDER = (1, 2, 3, 5, 8, 10, 11, 12, 15, 25)  # iterations of systems that show nothing before they end
 PASSES = 25  # of ours
 CHAINED = 10  # iterations of systems that go on from given centroids, and of scikit-learn
 HIERARCHICAL = ((1, 1, 0), (3, 5, 0), *((3, 5, steps) for steps in (1, 2, 3, 4, 6, 10)))  # coarse, fine, refinement
 DEADLINE = 900.0  # seconds after which a system takes no further step on its curve
 
+_FEW_CENTROIDS = 160  # superkmeans warns below 129
 _GEMM_ROWS = 1024  # 32 MiB of scores at k = 8192: the fastest of 256 to 4096
 _BROADCAST_ROWS = 8  # kmeans-pytorch materialises rows x k x D
 
@@ -386,7 +387,8 @@ def peer_curve(system: System, vectors: Vectors, k: int, seed: int, threads: int
 
 
 def warm_up(systems: Sequence[System], few: Vectors, threads: int) -> None:
-    """Let every system load and compile what it does at its first call."""
-    sctok_curve(few, 16, 0)
+    """Let every system load and compile what it does at its first call: one step of each."""
+    sctok_curve(few, _FEW_CENTROIDS, 0)
     for system in systems:
-        peer_curve(system, few, 16, 0, threads)
+        assert system.curve is not None
+        next(iter(system.curve(few, _FEW_CENTROIDS, 0, threads)))
