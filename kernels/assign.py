@@ -27,7 +27,6 @@ PRECISIONS = ("exact", "fp32")
 _SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}  # elements of a block of scores: 32 MiB and 1 GiB
 _SCAN_ELEMENTS = 1 << 23  # of a block of points on its way through the scan
 _FEW_LEFT = 0.25  # of the points of a block that a scan may leave undecided and still pay
-_WIDE = 2.0**60  # beyond it differences are taken in float64
 
 
 @dataclass(frozen=True)
@@ -111,19 +110,11 @@ def prepare_centroids(
     if centroids.ndim != 2 or 0 in centroids.shape:
         raise ValueError(f"centroids must be a matrix (k, D) with k and D at least 1, not {tuple(centroids.shape)}")
     centroids = as_real(centroids)
-    if not bool(torch.isfinite(centroids).all()):
-        bad = ~torch.isfinite(centroids).all(dim=1)
-        raise ValueError(f"centroid {int(bad.nonzero()[0])} holds NaN or infinity")
+    center, spread = _center(centroids)
     scan: CentroidScan | None = like.__dict__.get("_scan") if like else None
     if scan is not None:
         return PreparedCentroids(centroids, scan.frame.center, scan.frame.scale, precision, scan.frame)
-    center = centroids.mean(dim=0, dtype=torch.float64).to(torch.float32)
-    if not bool(torch.isfinite(center).all()):
-        center.zero_()
-    low, high = torch.aminmax(centroids)
-    wide = max(-float(low), float(high)) >= _WIDE
-    shifted = (centroids.to(torch.float64) if wide else centroids) - center
-    return PreparedCentroids(centroids, center, _power_of_two(float(shifted.abs_().amax())), precision)
+    return PreparedCentroids(centroids, center, _power_of_two(spread), precision)
 
 
 def nearest_centroid(
@@ -189,6 +180,21 @@ def _prepared(centroids: Tensor | PreparedCentroids, precision: str | None) -> P
     if precision not in (None, centroids.precision):
         raise ValueError(f"centroids prepared for precision {centroids.precision!r}, asked for {precision!r}")
     return centroids
+
+
+def _center(centroids: Tensor) -> tuple[Tensor, float]:
+    """Return about the mean (D,) float32 of centroids, and a bound of how far their values lie from it.
+
+    Raises ValueError naming the first centroid with NaN or infinity.
+    """
+    center = centroids.mean(dim=0).to(torch.float32)
+    if not bool(torch.isfinite(center).all()):
+        bad = ~torch.isfinite(centroids).all(dim=1)
+        if bool(bad.any()):
+            raise ValueError(f"centroid {int(bad.nonzero()[0])} holds NaN or infinity")
+        center.zero_()  # the sum of finite values overflowed
+    low, high = torch.aminmax(centroids)
+    return center, max(float(high) - float(center.amin()), float(center.amax()) - float(low))
 
 
 def _power_of_two(largest: float) -> float:
