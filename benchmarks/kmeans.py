@@ -61,6 +61,7 @@ from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources import ArraySource
 
 PARTS = ("assign", "time", "final", "scaling", "memory")
+MEMORY_K = 256  # centroids of the runs whose memory is compared
 TARGET_SYSTEM, TARGET_STEP = "faiss", 10  # the inertia to reach is that of faiss.Kmeans after 10 iterations
 _ONCE = 120.0  # seconds of measuring a curve beyond which it is measured once
 
@@ -329,15 +330,18 @@ def cluster_peak(root: Path, domain: str, k: int, memory: int, threads: int) -> 
 
 
 def run_memory(sizes: Sizes, threads: int) -> dict[str, Any]:
-    """Cluster four times as many bytes of features as memory is allowed; the peak of a tiny run is taken off."""
+    """Cluster four times as many bytes of features as memory is allowed; the peak of a small run is taken off.
+
+    The small run has the same number of centroids, and a few vectors for each, so that it loads the same code.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         stored = write_shards(root / "features" / "large", 4 * sizes.memory // (2 * DIM))
-        write_shards(root / "features" / "tiny", 64)
+        write_shards(root / "features" / "small", 4 * MEMORY_K)
         note(f"memory: {stored >> 20} MiB of features within {sizes.memory >> 20} MiB")
-        tiny = cluster_peak(root, "tiny", 8, sizes.memory, threads)
-        large = cluster_peak(root, "large", 256, sizes.memory, threads)
-    return {"memory": {"budget": sizes.memory, "stored": stored, "empty": tiny, "peak": large}}
+        small = cluster_peak(root, "small", MEMORY_K, sizes.memory, threads)
+        large = cluster_peak(root, "large", MEMORY_K, sizes.memory, threads)
+    return {"memory": {"budget": sizes.memory, "stored": stored, "empty": small, "peak": large}}
 
 
 def load_sets(folder: Path | None, rows: int) -> dict[str, Vectors]:

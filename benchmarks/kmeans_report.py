@@ -152,7 +152,7 @@ def _targets(results: dict[str, Any]) -> str:
     if memory := results.get("memory"):
         used = memory["peak"] - memory["empty"]
         share = used / memory["budget"]
-        rows.append(("Memory above an empty run: at most the budget", f"{share:.0%}", share <= 1))
+        rows.append(("Memory above a small run: at most the budget", f"{share:.0%}", share <= 1))
     return table(("to reach", "measured", "reached"), [(a, b, "yes" if c else "**no**") for a, b, c in rows])
 
 
@@ -282,7 +282,7 @@ def _scaling(scaling: dict[str, Any]) -> str:
 
 
 def _memory(memory: dict[str, Any]) -> str:
-    names = ("features on disk", "budget", "peak of an empty run", "peak", "above the empty run")
+    names = ("features on disk", "budget", "peak of a small run", "peak", "above the empty run")
     values = [memory[key] for key in ("stored", "budget", "empty", "peak")] + [memory["peak"] - memory["empty"]]
     rows = [(name, f"{value / 2**20:.1f}") for name, value in zip(names, values, strict=True)]
     return "### Memory of `sctok cluster --memory`, MiB\n\n" + table(("", "MiB"), rows)
