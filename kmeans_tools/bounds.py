@@ -1,20 +1,23 @@
-"""What a fit remembers of every vector from pass to pass, so that most need not be assigned again.
+"""What a fit remembers of every vector from pass to pass, so that most need not be compared with all centroids again.
 
-Hamerly's bounds (2010): a vector keeps its centroid while an upper bound u of the distance to it stays below a lower
-bound l of the distance to every other one. When centroids move by p_j, u grows by p_a and l falls by the largest p_j
-with j != a. Both are rounded outwards, and only u (1 + 2^-20) < l counts: far more than the float64 distances that
-define the nearest centroid can be wrong by, and no ties. Skipping never changes a label.
+A vector keeps its centroid while an upper bound u of the distance to it stays below a lower bound l of the distance to
+every other one. When centroids move by p_j, u grows by p_a and l falls by the largest p_j with j != a (Hamerly 2010).
+Where that is too much because some centroids move far, the vector is compared with these movers alone: l then falls
+only by what the others move, which is nothing once most stand still. Bounds are rounded outwards, and only
+u (1 + 2^-20) < l counts: far more than the float64 distances that define the nearest centroid can be wrong by, and no
+ties. Skipping never changes a label.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import Assignment
+from sctok.kernels.assign import Assignment, label_distances
 
+from .movers import Movers
 from .totals import Totals
 
 BYTES_PER_VECTOR = 12
@@ -24,8 +27,10 @@ _SHARE_OF_MEMORY = 8
 _MARGIN = 1 + 2.0**-20
 _OUT, _IN = 1 + 2.0**-22, 1 - 2.0**-22  # more than a float32 rounding
 _TINY = 2.0**-126  # what a float32 may lose where it is subnormal, or flushed to zero
-_REBUILD = 16  # passes after which sums are added up afresh
+_REBUILD = 64  # passes after which sums are added up afresh
 _NONE = -1
+_SCREENED_ROWS = 1 << 16
+_PER_MOVER = 16  # centroids per mover at least
 
 
 def bounds_fit(rows: int, memory: int | None) -> bool:
@@ -33,26 +38,57 @@ def bounds_fit(rows: int, memory: int | None) -> bool:
     return rows * BYTES_PER_VECTOR <= (memory or DEFAULT_MEMORY) // _SHARE_OF_MEMORY
 
 
+class Moves:
+    """How far k centroids moved in the last update, by moves (k,) float64, rounded up.
+
+    movers: (m,) int64, the centroids to compare with; slow: bound of the moves of all others. among: (k,) bool, which
+    are movers. others: (k,), the largest move of any other centroid.
+    """
+
+    def __init__(self, moves: Tensor) -> None:
+        k = len(moves)
+        order = torch.argsort(moves, descending=True, stable=True)
+        moving = int((moves > 0).sum())
+        count = min(moving, k // _PER_MOVER)
+        self.moves = moves
+        self.movers = order[:count].sort().values
+        self.slow = float(moves[order[count]]) if count < k else 0.0
+        self.among = torch.zeros(k, dtype=torch.bool, device=moves.device)
+        self.among[self.movers] = True
+        self.others = torch.full_like(moves, float(moves[order[0]]))
+        self.others[order[0]] = float(moves[order[1]]) if k > 1 else 0.0
+
+    @property
+    def typical(self) -> float:
+        """What u grows and l falls by for most vectors."""
+        return float(self.moves.mean()) + self.slow
+
+
 @dataclass
 class Bounds:
     """State of n vectors, by their places, and of k clusters.
 
-    labels: (n,) int32 of the last assignment, -1 where there was none. upper, lower: (n,) float32 of Euclidean
-    distances to the centroids as they are now; lower 0 where none is known. totals: of all vectors by `labels`.
-    spread: weighted sum of the squared distances of these vectors to `origin` (D,) float64, NaN until it is known.
-    age: passes since the sums were added up afresh. gap: median of l - u in a block. drift: bound of
-    what u + (largest other move) was for most vectors in the last update.
+    labels: (n,) int32 of the last assignment, -1 where there was none. upper, lower: (n,) float32, of the Euclidean
+    distances to the centroid of that label and to any other, before the centroids moved by `moves` (k,) float64.
+    totals: of all vectors by `labels`. spread: weighted sum of the squared distances of these vectors to `origin` (D,)
+    float64, NaN until it is known. age: passes since the sums were added up afresh. gap: median of l - u in a block.
     """
 
     labels: Tensor
     upper: Tensor
     lower: Tensor
     origin: Tensor
+    moves: Tensor
     totals: Totals
     spread: float = math.nan
     age: int = 0
     gap: float = 0.0
-    drift: float = math.inf
+    last: Moves = field(init=False, repr=False)
+    _touched: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.last = Moves(self.moves)
+        self._touched = torch.zeros(0, dtype=torch.bool)
 
     @classmethod
     def empty(cls, rows: int, centroids: Tensor) -> "Bounds":
@@ -64,19 +100,26 @@ class Bounds:
             upper=torch.full((rows,), math.inf, device=device),
             lower=torch.zeros(rows, device=device),
             origin=centroids.to(torch.float64).mean(dim=0),
+            moves=torch.zeros(k, dtype=torch.float64, device=device),
             totals=Totals(k, dim, device),
         )
 
     @property
     def tight(self) -> bool:
-        """Whether centroids move so little that runner-up distances, which cost some time, will pay."""
-        return self.drift < self.gap
+        """Whether centroids move so little that the distances of runners-up, which cost some time, will pay."""
+        return self.last.typical < self.gap
+
+    @property
+    def screens(self) -> bool:
+        """Whether comparing vectors with the movers alone will settle many of them."""
+        return self.last.slow == 0 or self.tight
 
     def start_pass(self, grown: bool) -> bool:
         """Prepare the totals for a pass; return whether it may skip vectors.
 
         grown: there are vectors now that the last pass did not have.
         """
+        self._touched = torch.zeros_like(self.labels, dtype=torch.bool)
         self.totals.inertia, self.totals.rescored = 0.0, 0
         if self.age >= _REBUILD:
             self.age = 0
@@ -86,9 +129,59 @@ class Bounds:
         return not grown and not math.isnan(self.spread)
 
     def survivors(self, places: Tensor | None = None) -> Tensor:
-        """Return which of the vectors (all, or those at places (m,)) must be assigned again, bool."""
-        upper, lower = (self.upper, self.lower) if places is None else (self.upper[places], self.lower[places])
+        """Return which of the vectors (all, or those at places (m,)) may have another nearest centroid now, bool."""
+        part = slice(None) if places is None else places
+        labels = self.labels[part]
+        if not len(self.last.movers) and not self.last.slow:
+            return labels == _NONE
+        upper, lower = self._widened(self.upper[part], self.lower[part], labels)
         return ~(upper * _MARGIN < lower)
+
+    def _widened(self, upper: Tensor, lower: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        index = labels.clamp(min=0).to(torch.int64)
+        upper = (upper + _outwards(self.last.moves)[index]) * _OUT
+        return upper, ((lower - _outwards(self.last.others)[index]) * _IN).clamp_(min=0)
+
+    def screen(self, points: Tensor, places: Tensor, rows: Tensor, centroids: Tensor, movers: Movers | None) -> Tensor:
+        """Compare rows (m,) of points (n, D) at places (n,) with the movers; return those undecided, int64.
+
+        centroids: (k, D) as they are now. movers: those among them, None where there are none.
+        """
+        left = [rows[:0]]
+        for part in () if not len(rows) else torch.split(rows, _SCREENED_ROWS if movers is None else movers.step):
+            first, last = int(part[0]), int(part[-1]) + 1
+            # Copying rows costs more than comparing some that need not be.
+            span = slice(first, last) if last - first < 2 * len(part) else part
+            labels = self.labels[places[span]].to(torch.int64).clamp(min=0)
+            others = torch.full((), math.inf, device=points.device).expand(len(labels))
+            if movers is not None:
+                others = movers.distances_below(points[span], labels)
+            if isinstance(span, slice):
+                others = others[part - first]
+            left.append(part[self._undecided(points, part, places[part], centroids, others)])
+        return torch.cat(left)
+
+    def _undecided(self, points: Tensor, rows: Tensor, places: Tensor, centroids: Tensor, others: Tensor) -> Tensor:
+        """Return which rows (m,) of points, at places (m,) and `others` (m,) from movers, are undecided, bool."""
+        labels = self.labels[places].to(torch.int64)
+        upper, lower = self.upper[places], self.lower[places]
+        moved = (self.last.moves[labels] > 0).nonzero()[:, 0]
+        if len(moved):
+            now = label_distances(points[rows[moved]], centroids, labels[moved])
+            upper[moved] = distance_bound(now, up=True)
+        if self.last.slow:
+            lower = ((lower - _outwards(torch.tensor(self.last.slow))) * _IN).clamp_(min=0)
+        # Where neither the own centroid nor those that are no movers moved, these need no bound.
+        needed = torch.minimum(lower, others) if self.last.slow else others.clone()
+        needed[moved] = torch.minimum(lower[moved], others[moved])
+        stays = upper * _MARGIN < needed
+        self._keep(places[stays], upper[stays], torch.minimum(lower, others)[stays])
+        return ~stays
+
+    def _keep(self, places: Tensor, upper: Tensor, lower: Tensor) -> None:
+        self.upper[places] = upper
+        self.lower[places] = lower
+        self._touched[places] = True
 
     def update(self, points: Tensor, places: Tensor, found: Assignment, weights: np.ndarray | None) -> None:
         """Take in newly assigned points (m, D) at places (m,) with their weights (m,)."""
@@ -99,12 +192,11 @@ class Bounds:
         else:
             self._move(points, old, found.labels, weights)
         self.labels[places] = found.labels.to(torch.int32)
-        self.upper[places] = distance_bound(found.distances, up=True)
-        second = found.second_distances
-        self.lower[places] = 0.0 if second is None else distance_bound(second, up=False)
+        second = found.distances if found.second_distances is None else found.second_distances
+        self._keep(places, distance_bound(found.distances, up=True), distance_bound(second, up=False))
 
     def measure_gap(self, found: Assignment) -> None:
-        """Remember how far the bounds of newly assigned points lie apart, by their runner-ups."""
+        """Remember how far the bounds of newly assigned points lie apart, by their runners-up."""
         assert found.second_distances is not None
         self.gap = float((found.second_distances.sqrt() - found.distances.sqrt()).median())
 
@@ -131,15 +223,13 @@ class Bounds:
         return max(0.0, self.spread - explained) if skipped else totals.inertia
 
     def centroids_moved(self, before: Tensor, after: Tensor) -> None:
-        """Widen the bounds for centroids (k, D) that moved, and end the pass."""
-        moves = (after.to(torch.float64) - before.to(torch.float64)).square_().sum(dim=1).sqrt_().mul_(1 + 2.0**-40)
-        largest = torch.topk(moves, min(2, len(moves)))
-        others = torch.full_like(moves, float(largest.values[0]))
-        others[largest.indices[0]] = float(largest.values[1]) if len(moves) > 1 else 0.0
-        labels = self.labels.clamp(min=0).to(torch.int64)
-        self.upper.add_(_outwards(moves)[labels]).mul_(_OUT)
-        self.lower.sub_(_outwards(others)[labels]).mul_(_IN).clamp_(min=0)
-        self.drift = float(moves.mean() + others.mean())
+        """End a pass whose centroids (k, D) moved: vectors that it left alone go by bounds of before the pass."""
+        left = (~self._touched).nonzero()[:, 0]
+        if len(left):
+            self._keep(left, *self._widened(self.upper[left], self.lower[left], self.labels[left]))
+        gaps = (after.to(torch.float64) - before.to(torch.float64)).square_().sum(dim=1).sqrt_()
+        self.moves = gaps * (1 + 2.0**-40)
+        self.last = Moves(self.moves)
         self.age += 1
 
 

@@ -16,8 +16,8 @@ CHECKPOINT_FORMAT = "sctok-kmeans-checkpoint"
 CHECKPOINT_VERSION = 2
 
 _STATE = ("share", "steady", "read", "converged", "settled")
-_BOUNDS = ("labels", "upper", "lower", "origin")
-_NUMBERS = ("spread", "age", "gap", "drift")
+_BOUNDS = ("labels", "upper", "lower", "origin", "moves")
+_NUMBERS = ("spread", "age", "gap")
 
 
 def checkpoint_path(folder: Path, name: str, k: int, config_hash: str) -> Path:
@@ -64,7 +64,7 @@ def load_state(path: Path, device: torch.device) -> ClusterState | None:
     if "labels" in tensors:
         totals = Totals(len(tensors["sums"]), tensors["sums"].shape[1], device)
         totals.sums, totals.counts, totals.mass = tensors["sums"], tensors["counts"], tensors.get("mass")
-        spread, age, gap, drift = arrays["numbers"].tolist()
+        spread, age, gap = arrays["numbers"].tolist()
         kept = {name: tensors[name] for name in _BOUNDS}
-        state.bounds = Bounds(**kept, totals=totals, spread=spread, age=int(age), gap=gap, drift=drift)
+        state.bounds = Bounds(**kept, totals=totals, spread=spread, age=int(age), gap=gap)
     return state

@@ -122,7 +122,7 @@ class FitResult:
     each update, scaled to n_vectors where the iterations saw a part of them, and last the final one. config_hash: of
     settings and data, empty where nothing is kept or saved. seconds: spent here, less than in all after an
     interruption. labels: (n_vectors,) int32, if they were asked for. assigned: vectors of each pass that had to be
-    compared with the centroids; the others were known to stay where they were.
+    compared with the centroids, in part where it was with a part of them; the others were known to stay where they are.
     """
 
     centroids: Vectors

@@ -280,7 +280,7 @@ class _Fit:
             "assignment": "float64 argmin, lowest index" if exact else "float32 scores",
             "certified_rows": rows - totals.rescored if exact else 0,
             "rescored_rows": totals.rescored,
-            "kept_rows": rows - final.assigned,
+            "kept_rows": final.kept,
             "iterations": state.passes - 1,
             "converged": state.converged,
             "config_hash": self.hashes.get(state.k, ""),

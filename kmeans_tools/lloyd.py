@@ -16,6 +16,7 @@ from .distributed import ALONE, Group
 from .faiss_backend import FaissAssigner
 from .hashing import place_uniforms
 from .minibatch import STARVED, grown_share, noise_level
+from .movers import Movers
 from .repair import repair_empty, repair_starved
 from .sources import Block, Vectors, Weights
 from .totals import Totals
@@ -44,7 +45,7 @@ class ClusterState:
 
     centroids: (k, D) float32. share: of the vectors, those that take part in passes. bounds: what is remembered of
     every vector, None for nothing. history: inertia of each pass, scaled to all vectors. assigned: vectors that
-    each pass compared with the centroids. steady: passes with this
+    each pass compared with the centroids, in part where it was with a part of them. steady: passes with this
     share. read: passes over all vectors that those so far amount to. converged: the tolerance was reached. settled:
     only the final pass is left.
     """
@@ -103,9 +104,43 @@ def make_assigner(centroids: Tensor, config: KMeansConfig, *, final: bool) -> As
 
 def in_batch(places: npt.NDArray[np.int64], share: float, rows: int, seed: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Return which places (n,) int64 belong to a random share of so many rows; a larger share holds every smaller."""
+    if share >= 1:
+        return np.ones(len(places), np.bool_)
     piece = max(1, min(_LARGEST_PIECE, rows // _PIECES))
     found: npt.NDArray[np.bool_] = place_uniforms(places // piece, seed) < share
     return found
+
+
+class _Comparer:
+    """Assigns the vectors of a pass, those by their bounds that need it, and counts the work.
+
+    assigned: vectors compared with the centroids; those compared with a part of them count in part.
+    """
+
+    def __init__(self, state: ClusterState, config: KMeansConfig, *, grown: bool, final: bool) -> None:
+        self._nearest = make_assigner(state.centroids, config, final=final)
+        self.bounds = bounds = state.bounds
+        self.skips = bounds is not None and bounds.start_pass(grown)
+        self.assigned = 0
+        self._centroids = state.centroids
+        self._movers: Movers | None = None
+        if bounds is not None and self.skips and bounds.screens and len(bounds.last.movers):
+            self._movers = Movers(state.centroids, bounds.last.movers)
+
+    def assign(self, points: Tensor, runner_up: bool) -> Assignment:
+        """Compare points (n, D) with all centroids."""
+        self.assigned += len(points)
+        return self._nearest(points, runner_up)
+
+    def undecided(self, points: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+        """Return which of some rows (m,) of points (n, D) at places (n,) must be compared with all centroids, int64."""
+        bounds, movers = self.bounds, self._movers
+        assert bounds is not None
+        rows = rows[bounds.survivors(places[rows])]
+        if not len(rows) or not bounds.screens:
+            return rows
+        self.assigned += 0 if movers is None else -(-len(rows) * len(movers) // len(self._centroids))
+        return bounds.screen(points, places, rows, self._centroids, movers)
 
 
 class LloydPass:
@@ -114,13 +149,11 @@ class LloydPass:
     def __init__(self, state: ClusterState, config: KMeansConfig, population: Population) -> None:
         self.state = state
         self._config, self._population = config, population
-        self._assign = make_assigner(state.centroids, config, final=False)
-        self._bounds = bounds = state.bounds
-        self._skips = bounds is not None and bounds.start_pass(grown=state.steady == 0)
-        self._tight, self._probed = bounds is not None and bounds.tight, False
+        self._comparer = comparer = _Comparer(state, config, grown=state.steady == 0, final=False)
+        self._bounds, self._skips = comparer.bounds, comparer.skips
+        self._tight, self._probed = self._bounds is not None and self._bounds.tight, False
         k, dim = state.centroids.shape
-        self.totals = Totals(k, dim, state.centroids.device) if bounds is None else bounds.totals
-        self.assigned = 0
+        self.totals = Totals(k, dim, state.centroids.device) if self._bounds is None else self._bounds.totals
 
     @property
     def fraction(self) -> float:
@@ -137,34 +170,38 @@ class LloydPass:
 
     def select(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which of the vectors at places (n,) this pass needs to see, bool."""
-        state = self.state
-        chosen = np.ones(len(places), np.bool_)
-        if state.share < 1:
-            seed = (self._config.seed, state.k, _BATCH)
-            chosen = in_batch(places, state.share, self._population.rows, seed)
+        chosen = self._in_batch(places)
         if self._skips and self._bounds is not None:
-            index = torch.from_numpy(places).to(state.centroids.device)
+            index = torch.from_numpy(places).to(self.state.centroids.device)
             chosen &= self._bounds.survivors(index).cpu().numpy()
         return chosen
 
+    def _in_batch(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        seed = (self._config.seed, self.state.k, _BATCH)
+        return in_batch(places, self.state.share, self._population.rows, seed)
+
     def add(self, points: Tensor, block: Block) -> None:
         """Take in one block: points (n, D) float32 on the device, and the same on the host."""
-        places, weights = block.places, block.weights
+        places, weights = torch.from_numpy(block.places).to(points.device), block.weights
         if self._skips or self.state.share < 1:
-            kept = np.flatnonzero(self.select(places))
-            places, weights = places[kept], None if weights is None else weights[kept]
-            points = points[torch.from_numpy(kept).to(points.device)]
+            rows = torch.arange(len(points), device=points.device)
+            if self.state.share < 1:
+                rows = rows[torch.from_numpy(self._in_batch(block.places)).to(points.device)]
+            if self._skips:
+                rows = self._comparer.undecided(points, places, rows)
+            places, points = places[rows], points[rows]
+            weights = None if weights is None else weights[rows.cpu().numpy()]
         if not len(points):
             return
-        self.assigned += len(points)
-        probe = self._bounds is not None and not (self._tight or self._probed)
-        found = self._assign(points, self._tight or probe)
-        if self._bounds is None:
+        bounds = self._bounds
+        probe = bounds is not None and not (self._tight or self._skips or self._probed)
+        found = self._comparer.assign(points, bounds is not None and (self._tight or self._skips or probe))
+        if bounds is None:
             self.totals.add(points, found, weights)
             return
-        self._bounds.update(points, torch.from_numpy(places).to(points.device), found, weights)
+        bounds.update(points, places, found, weights)
         if probe:
-            self._bounds.measure_gap(found)
+            bounds.measure_gap(found)
             self._probed = True
 
     def finish(self) -> None:
@@ -173,7 +210,7 @@ class LloydPass:
         before = state.centroids
         inertia = totals.inertia if bounds is None else bounds.inertia(before, totals, self._skips)
         mass = float(totals.weights.sum())
-        state.assigned.append(sum(self._population.group.gather(self.assigned)))
+        state.assigned.append(sum(self._population.group.gather(self._comparer.assigned)))
         state.history.append(inertia * (self._population.mass / mass if mass and state.share < 1 else 1.0))
         after = before.clone()
         used = (totals.counts > 0).nonzero()[:, 0]
@@ -199,20 +236,20 @@ class LloydPass:
 class FinalPass:
     """Assign every vector to the centroids that stay: the totals and labels are those of the result.
 
-    labels: (rows,) int32 if they are wanted. Vectors that keep their label by their bounds get their distance alone.
+    labels: (rows,) int32 if they are wanted. kept: vectors that keep their label by their bounds; of them only the
+    distance to their centroid is computed.
     """
 
     fraction, scattered = 1.0, False
 
     def __init__(self, state: ClusterState, config: KMeansConfig, population: Population, labels: bool) -> None:
         self.state = state
-        self._assign = make_assigner(state.centroids, config, final=True)
-        self._bounds = bounds = state.bounds
-        self._skips = bounds is not None and bounds.start_pass(grown=state.share < 1)
+        self._comparer = comparer = _Comparer(state, config, grown=state.share < 1, final=True)
+        self._bounds = comparer.bounds
         k, dim = state.centroids.shape
-        self.totals = Totals(k, dim, state.centroids.device) if bounds is None else bounds.totals
+        self.totals = Totals(k, dim, state.centroids.device) if self._bounds is None else self._bounds.totals
         self.labels = np.empty(population.rows, np.int32) if labels else None
-        self.assigned = 0
+        self.kept = 0
         self._group = population.group
 
     def select(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -231,22 +268,21 @@ class FinalPass:
             self._bounds.update(points, places, found, block.weights)
 
     def _labels_of(self, points: Tensor, places: Tensor) -> Assignment:
-        if not self._skips or self._bounds is None:
-            self.assigned += len(points)
-            return self._assign(points, False)
-        rows = self._bounds.survivors(places).nonzero()[:, 0]
-        self.assigned += len(rows)
+        if not self._comparer.skips or self._bounds is None:
+            return self._comparer.assign(points, False)
+        rows = self._comparer.undecided(points, places, torch.arange(len(points), device=points.device))
+        self.kept += len(points) - len(rows)
         labels = self._bounds.labels[places].to(torch.int64)
-        again = self._assign(points[rows], False)
+        again = self._comparer.assign(points[rows], False)
         labels[rows] = again.labels
         return Assignment(labels, label_distances(points, self.state.centroids, labels), again.rescored)
 
     def finish(self) -> None:
         """Record the inertia; the totals, labels and counts of what was assigned are then those of all ranks."""
         self.totals = self.totals.over(self._group)
-        self.assigned = sum(self._group.gather(self.assigned))
+        self.kept = sum(self._group.gather(self.kept))
         if self.labels is not None:
             start, stop = self._group.span(len(self.labels))
             self.labels = np.concatenate(self._group.gather(self.labels[start:stop]))
-        self.state.assigned.append(self.assigned)
+        self.state.assigned.append(sum(self._group.gather(self._comparer.assigned)))
         self.state.history.append(self.totals.inertia)
