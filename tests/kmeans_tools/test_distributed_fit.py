@@ -56,8 +56,8 @@ vectors, weights = generator.normal(size=(400, 3)), generator.integers(0, 5, 400
 config = KMeansConfig(device="cpu", iterations=6)
 one = fit_codebooks(ArraySource([[1, 2]]), [1], config, group=group, return_labels=True)[1]
 many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, group=group, return_labels=True)[9]
-batches = KMeansConfig(device="cpu", algorithm="minibatch", seeding="random", iterations=1, block_rows=32)
-counting = Counting(generator.normal(size=(100_000, 2)))
+batches = KMeansConfig(device="cpu", algorithm="minibatch", seeding="random", iterations=1, block_rows=256)
+counting = Counting(generator.normal(size=(20_000, 2)))
 few = fit_codebooks(counting, [3], batches, group=group)[3]
 told = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
 print(json.dumps([told, counting.taken]))
