@@ -94,6 +94,15 @@ def test_iterables_and_tensors_give_what_the_array_gives(algorithm: str) -> None
     assert blocks.inertia <= 1.5 * expected.inertia
 
 
+@every_algorithm
+@every_seeding
+def test_the_callers_array_is_left_alone(algorithm: str, seeding: str) -> None:
+    vectors = NORMAL.astype(np.float32)
+    before = vectors.copy()
+    fit(vectors, 9, algorithm=algorithm, seeding=seeding)
+    assert np.array_equal(vectors, before)
+
+
 def shard(path: Path, width: int, seed: int) -> Path:
     with FeatureShardWriter(path, width=width, provenance={"encoder": "mini", "encoder_hash": "m" * 16}) as writer:
         writer.add_clip("a", np.random.default_rng(seed).normal(size=(80, width)), 10 * 2560)
