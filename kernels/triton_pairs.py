@@ -28,9 +28,10 @@ def exact_pair_distances(points: Tensor, centroids: Tensor, rows: Tensor | None,
     if constants is None:
         return pair_distances(points, centroids, rows, columns)
     result = torch.empty(len(columns), dtype=torch.float64, device=points.device)
+    columns = columns.contiguous()
     if len(columns):
         _pair_kernel[(triton.cdiv(len(columns), constants["ITEMS"]),)](
-            points, centroids, columns if rows is None else rows, columns, result, len(columns),
+            points, centroids, columns if rows is None else rows.contiguous(), columns, result, len(columns),
             *points.stride(), *centroids.stride(), ALL=rows is None, **constants, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return result

@@ -57,8 +57,7 @@ def test_ties_take_the_lowest_index_in_every_tile_shape(operand: str, family: st
     _assert_lexicographic(_search(points, centroids, operand, TILES[family][operand]), points, centroids)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 15, 63, 129])
-@pytest.mark.parametrize(("k", "dim"), [(1, 1), (9, 5), (128, 16), (129, 40)])
+@pytest.mark.parametrize(("rows", "k", "dim"), [(0, 9, 5), (1, 1, 1), (15, 9, 5), (63, 128, 16), (129, 129, 40)])
 def test_ragged_sizes(rows: int, k: int, dim: int) -> None:
     points, centroids = _small(0, rows, dim), _small(1, k, dim)
     _assert_lexicographic(_search(points, centroids, "fp16"), points, centroids)

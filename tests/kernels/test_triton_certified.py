@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sctok.kernels import triton_assign, triton_certified, triton_operands
+from sctok.kernels import triton_assign, triton_certified, triton_operands, triton_pairs
 from sctok.kernels.assign import prepare_centroids
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.kernels.triton_certified import Certified, certified_labels, certified_operand
@@ -28,6 +28,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
         monkeypatch.setattr(triton_assign, "SCORES_AT_ONCE", 1 << 13)
         monkeypatch.setattr(triton_operands, "ROWS_AT_ONCE", 1 << 10)
+        monkeypatch.setattr(triton_pairs, "VALUES_AT_ONCE", 1 << 16)
 
 
 def _normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -57,11 +58,12 @@ def _assert_exact(points: Tensor, centroids: Tensor, operand: str = "fp16", tile
 @pytest.mark.parametrize("operand", OPERANDS)
 @pytest.mark.parametrize("family", ["ampere", "hopper"])
 def test_every_operand_and_family(operand: str, family: str) -> None:
-    _assert_exact(_normal(0, 150, 70), _normal(1, 300, 70), operand, TILES[family][operand])
+    _assert_exact(_normal(0, 70, 70), _normal(1, 300, 70), operand, TILES[family][operand])
 
 
-@pytest.mark.parametrize("rows", [0, 1, 15, 63, 500])
-@pytest.mark.parametrize(("k", "dim"), [(1, 1), (2, 1), (9, 5), (129, 33)])
+@pytest.mark.parametrize(
+    ("rows", "k", "dim"), [(0, 9, 5), (1, 1, 1), (15, 2, 1), (63, 129, 33), (500, 9, 5), (129, 257, 7)]
+)
 def test_ragged_sizes(rows: int, k: int, dim: int) -> None:
     _assert_exact(_normal(0, rows, dim), _normal(1, k, dim))
 
@@ -194,7 +196,7 @@ def test_bounds_hold_for_the_rounded_operands(operand: str) -> None:
     assert c.offsets[c.k :].isinf().all()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**31), exponent=st.integers(-60, 60), offset=st.floats(-1e4, 1e4), bits=st.integers(0, 16))
 def test_offsets_scales_and_quantisation(seed: int, exponent: int, offset: float, bits: int) -> None:
     values = (_normal(seed, 40, 6) * 2.0**bits).round() * 2.0**-bits + offset

@@ -32,6 +32,8 @@ def test_rows_with_strides_and_no_pairs() -> None:
     labels = torch.arange(len(points), device=DEVICE) % len(centroids)
     expected = squared_distances(points, centroids[labels])
     assert torch.equal(exact_pair_distances(points, centroids, None, labels), expected)
+    repeated = exact_pair_distances(points, centroids, labels[3].expand(6), labels[:12:2])
+    assert torch.equal(repeated, squared_distances(points[labels[3]], centroids[labels[:12:2]]))
     assert len(exact_pair_distances(points[:0], centroids, None, labels[:0])) == 0
 
 
