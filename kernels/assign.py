@@ -16,11 +16,23 @@ import torch
 from torch import Tensor
 
 from .certify import as_real, pair_distances
-from .cpu_assign import CentroidScan, Coded, Frame, choose_frame, exact_label_distances, scan_pays
+from .cpu_assign import CentroidScan, Coded, Frame, choose_frame, empty_codes, exact_label_distances, scan_pays
 from .cpu_vnni import ROWS
 from .float_assign import FloatOperand, assign_block, float_operand, full_float32
 
 logger = logging.getLogger("sctok.assign")
+
+__all__ = [
+    "PRECISIONS",
+    "Assignment",
+    "Coded",
+    "PreparedCentroids",
+    "code_points",
+    "empty_codes",
+    "label_distances",
+    "nearest_centroid",
+    "prepare_centroids",
+]
 
 PRECISIONS = ("exact", "fp32")
 

@@ -9,7 +9,7 @@ and q.q' is exact in integers. Without a projection z = y and r = 0.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -90,15 +90,40 @@ class Frame:
 
 @dataclass(frozen=True)
 class Coded:
-    """Rows in a frame: codes uint8 (n and width rounded up) and what they lose, stats (n, 6) of `encode_centred`."""
+    """Rows in a frame: codes uint8 (n and width rounded up) and what they lose, stats (n, 6) of `encode_centred`.
+
+    projected: whether the frame has a basis, so that coding takes a matrix product.
+    """
 
     codes: Bytes
     stats: Doubles
+    projected: bool
 
     def rows(self, start: int, stop: int) -> "Coded":
         """Return the codes of the rows start … stop; start is a multiple of ROWS."""
         stop = min(stop, len(self.stats))
-        return Coded(self.codes[start : start + -(-(stop - start) // ROWS) * ROWS], self.stats[start:stop])
+        return replace(self, codes=self.codes[start : start + _rounded(stop - start)], stats=self.stats[start:stop])
+
+    def take(self, places: Longs) -> "Coded":
+        """Return a copy of some rows (n,)."""
+        codes = np.empty((_rounded(len(places)), self.codes.shape[1]), np.uint8)
+        np.take(self.codes, places, axis=0, out=codes[: len(places)])
+        codes[len(places) :] = CODE_OFFSET
+        return replace(self, codes=codes, stats=self.stats[places])
+
+    def put(self, places: Longs, other: "Coded") -> None:
+        """Store all rows of another one at places (n,)."""
+        self.codes[places] = other.codes[: len(places)]
+        self.stats[places] = other.stats
+
+
+def _rounded(rows: int) -> int:
+    return -(-rows // ROWS) * ROWS
+
+
+def empty_codes(rows: int, like: Coded) -> Coded:
+    """Return room for the codes of so many rows in the frame of others; pages that are not written take no memory."""
+    return replace(like, codes=np.empty((rows, like.codes.shape[1]), np.uint8), stats=np.empty((rows, 6)))
 
 
 def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Tensor | None]:
@@ -116,7 +141,7 @@ def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Tenso
         leading = y @ frame.basis
         wide, coordinates = y.numpy(), leading.numpy()
         in_parallel(count, lambda *part: encode_projected(wide, coordinates, frame.slack, codes, stats, *part))
-    return Coded(codes, stats), leading
+    return Coded(codes, stats, frame.basis is not None), leading
 
 
 def _terms(coded: Coded) -> Floats:

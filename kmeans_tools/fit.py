@@ -15,6 +15,7 @@ from sctok.kernels.devices import resolve_device
 
 from .bounds import Bounds, bounds_fit
 from .checkpoints import checkpoint_path, load_state, save_state
+from .codes import CodeCache
 from .config import GIVEN, FitResult, KMeansConfig
 from .distributed import ALONE, Group, shared
 from .faiss_backend import SUPERKMEANS, require_faiss, superkmeans_sample_size, train_superkmeans
@@ -138,6 +139,7 @@ class _Fit:
         self.device = group.local_device(resolve_device(config.device))
         weights = source_weights(source)
         self.mass = float(source.rows) if weights is None else float(weights.sum())
+        self.codes = CodeCache(source.rows, config.memory)
         self.hashes: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
 
@@ -245,7 +247,9 @@ class _Fit:
     def _next_pass(self, state: ClusterState) -> _Pass:
         config = self._resolved(state.k)
         count = sample_size(state.k, self.source.dim, self.source.rows, "kmeans++", config.memory)
-        population = Population(self.source.rows, self.mass, partial(draw_sample, self.source, count), self.group)
+        population = Population(
+            self.source.rows, self.mass, partial(draw_sample, self.source, count), self.codes, self.group
+        )
         if state.settled:
             return FinalPass(state, config, population, self.return_labels)
         return LloydPass(state, config, population)

@@ -8,9 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import Assignment, label_distances, nearest_centroid, prepare_centroids
+from sctok.kernels.assign import Assignment, label_distances, nearest_centroid
 
 from .bounds import Bounds
+from .codes import CodeCache
 from .config import KMeansConfig
 from .distributed import ALONE, Group
 from .faiss_backend import FaissAssigner
@@ -24,18 +25,23 @@ from .totals import Totals
 _BATCH, _REPAIR = 1, 2  # keep the random numbers of different purposes apart
 _PIECES = 1 << 16  # of neighbouring vectors, which belong to a batch together so that they are read together
 _LARGEST_PIECE = 512
+_PROBED_ROWS = 512
 
-Assigner = Callable[[Tensor, bool], Assignment]
+Assigner = Callable[[Tensor, Tensor, bool], Assignment]
 Draw = Callable[[Sequence[int]], tuple[Vectors, Weights | None]]
 
 
 @dataclass(frozen=True)
 class Population:
-    """All vectors of a fit: how many, their weight in all, how to draw some at random by a seed, and who reads them."""
+    """All vectors of a fit: how many, their weight in all, how to draw some at random by a seed, and who reads them.
+
+    codes: what all codebooks of the fit keep of them.
+    """
 
     rows: int
     mass: float
     draw: Draw
+    codes: CodeCache
     group: Group = ALONE
 
 
@@ -93,13 +99,18 @@ class ClusterState:
         return grows and not self.settled
 
 
-def make_assigner(centroids: Tensor, config: KMeansConfig, *, final: bool) -> Assigner:
-    """Return the function that assigns points (n, D) float32 to these centroids (k, D), with runner-ups if asked."""
+def make_assigner(centroids: Tensor, config: KMeansConfig, codes: CodeCache, *, final: bool) -> Assigner:
+    """Return the function that assigns points (n, D) at places (n,) to centroids (k, D), with runner-ups if asked."""
     if config.backend == "faiss" and not (final and config.precision == "exact"):
         faiss = FaissAssigner(centroids)
-        return lambda points, runner_up: faiss(points)
-    prepared = prepare_centroids(centroids, precision=config.precision)
-    return lambda points, runner_up: nearest_centroid(points, prepared, runner_up=runner_up)
+        return lambda points, places, runner_up: faiss(points)
+    prepared = codes.prepare(centroids, config.precision)
+
+    def assign(points: Tensor, places: Tensor, runner_up: bool) -> Assignment:
+        coded = codes.coded(points, places, prepared)
+        return nearest_centroid(points, prepared, runner_up=runner_up, coded=coded)
+
+    return assign
 
 
 def in_batch(places: npt.NDArray[np.int64], share: float, rows: int, seed: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -117,8 +128,10 @@ class _Comparer:
     assigned: vectors compared with the centroids; those compared with a part of them count in part.
     """
 
-    def __init__(self, state: ClusterState, config: KMeansConfig, *, grown: bool, final: bool) -> None:
-        self._nearest = make_assigner(state.centroids, config, final=final)
+    def __init__(
+        self, state: ClusterState, config: KMeansConfig, codes: CodeCache, *, grown: bool, final: bool
+    ) -> None:
+        self._nearest = make_assigner(state.centroids, config, codes, final=final)
         self.bounds = bounds = state.bounds
         self.skips = bounds is not None and bounds.start_pass(grown)
         self.assigned = 0
@@ -127,10 +140,14 @@ class _Comparer:
         if bounds is not None and self.skips and bounds.screens and len(bounds.last.movers):
             self._movers = Movers(state.centroids, bounds.last.movers)
 
-    def assign(self, points: Tensor, runner_up: bool) -> Assignment:
-        """Compare points (n, D) with all centroids."""
+    def assign(self, points: Tensor, places: Tensor, runner_up: bool) -> Assignment:
+        """Compare points (n, D) at places (n,) with all centroids."""
         self.assigned += len(points)
-        return self._nearest(points, runner_up)
+        return self._nearest(points, places, runner_up)
+
+    def probe(self, points: Tensor, places: Tensor) -> Assignment:
+        """Return the two nearest centroids of a few of the points, beside the work that counts."""
+        return self._nearest(points[:_PROBED_ROWS], places[:_PROBED_ROWS], True)
 
     def undecided(self, points: Tensor, places: Tensor, rows: Tensor) -> Tensor:
         """Return which of some rows (m,) of points (n, D) at places (n,) must be compared with all centroids, int64."""
@@ -149,9 +166,9 @@ class LloydPass:
     def __init__(self, state: ClusterState, config: KMeansConfig, population: Population) -> None:
         self.state = state
         self._config, self._population = config, population
-        self._comparer = comparer = _Comparer(state, config, grown=state.steady == 0, final=False)
+        self._comparer = comparer = _Comparer(state, config, population.codes, grown=state.steady == 0, final=False)
         self._bounds, self._skips = comparer.bounds, comparer.skips
-        self._tight, self._probed = self._bounds is not None and self._bounds.tight, False
+        self._tight, self._probed = self._bounds is not None and self._bounds.tight, self._skips
         k, dim = state.centroids.shape
         self.totals = Totals(k, dim, state.centroids.device) if self._bounds is None else self._bounds.totals
 
@@ -194,15 +211,16 @@ class LloydPass:
         if not len(points):
             return
         bounds = self._bounds
-        probe = bounds is not None and not (self._tight or self._skips or self._probed)
-        found = self._comparer.assign(points, bounds is not None and (self._tight or self._skips or probe))
+        # Runners-up cost some time: they are for bounds that will hold, and for the few vectors that are left.
+        pays = self._tight or (self._skips and 2 * len(points) <= len(block.places))
+        found = self._comparer.assign(points, places, pays)
         if bounds is None:
             self.totals.add(points, found, weights)
             return
-        bounds.update(points, places, found, weights)
-        if probe:
-            bounds.measure_gap(found)
+        if not self._probed:
+            bounds.measure_gap(self._comparer.probe(points, places))
             self._probed = True
+        bounds.update(points, places, found, weights)
 
     def finish(self) -> None:
         """Move the centroids and record the inertia that the old ones had."""
@@ -244,7 +262,7 @@ class FinalPass:
 
     def __init__(self, state: ClusterState, config: KMeansConfig, population: Population, labels: bool) -> None:
         self.state = state
-        self._comparer = comparer = _Comparer(state, config, grown=state.share < 1, final=True)
+        self._comparer = comparer = _Comparer(state, config, population.codes, grown=state.share < 1, final=True)
         self._bounds = comparer.bounds
         k, dim = state.centroids.shape
         self.totals = Totals(k, dim, state.centroids.device) if self._bounds is None else self._bounds.totals
@@ -269,11 +287,11 @@ class FinalPass:
 
     def _labels_of(self, points: Tensor, places: Tensor) -> Assignment:
         if not self._comparer.skips or self._bounds is None:
-            return self._comparer.assign(points, False)
+            return self._comparer.assign(points, places, False)
         rows = self._comparer.undecided(points, places, torch.arange(len(points), device=points.device))
         self.kept += len(points) - len(rows)
         labels = self._bounds.labels[places].to(torch.int64)
-        again = self._comparer.assign(points[rows], False)
+        again = self._comparer.assign(points[rows], places[rows], False)
         labels[rows] = again.labels
         return Assignment(labels, label_distances(points, self.state.centroids, labels), again.rescored)
 

@@ -1,0 +1,45 @@
+"""Codes that are kept never show in a result."""
+
+import numpy as np
+import pytest
+import torch
+
+from sctok.kernels.assign import nearest_centroid
+from sctok.kernels.cpu_vnni import vnni_bits
+from sctok.kernels.reference import nearest_centroid_reference
+from sctok.kmeans_tools.codes import CodeCache
+from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.fit import fit_codebooks
+from sctok.kmeans_tools.sources import ArraySource
+
+pytestmark = pytest.mark.skipif(not vnni_bits(), reason="this CPU has no byte products")
+
+
+def structured(rows: int, dim: int, rank: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, rank, generator=generator) @ torch.randn(rank, dim, generator=generator)
+
+
+@pytest.mark.parametrize("memory", [None, 4096])
+def test_places_in_any_order_and_pieces(memory: int | None) -> None:
+    points = structured(6000, 256, 10)
+    cache = CodeCache(len(points), memory)
+    for first in (0, 300):
+        prepared = cache.prepare(points[first : first + 200] + 0.01, "exact")
+        expected, _ = nearest_centroid_reference(points[:900], prepared.centroids)
+        for places in (torch.arange(0, 900, 2), torch.arange(899, -1, -1), torch.arange(6000)):
+            coded = cache.coded(points[places], places, prepared)
+            labels = nearest_centroid(points[places], prepared, coded=coded).labels
+            known = places < 900
+            assert torch.equal(labels[known], expected[places[known]])
+    assert (cache._held is not None) == (memory is None)
+
+
+def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = structured(5000, 256, 10).half().numpy()
+    config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
+    kept = fit_codebooks(ArraySource(vectors), [100, 128], config)
+    monkeypatch.setattr(CodeCache, "coded", lambda *_: None)
+    for k, result in fit_codebooks(ArraySource(vectors), [100, 128], config).items():
+        assert np.array_equal(result.centroids, kept[k].centroids)
+        assert np.array_equal(result.counts, kept[k].counts)
