@@ -22,10 +22,10 @@ def structured(rows: int, dim: int, rank: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("memory", [None, 4096])
 def test_places_in_any_order_and_pieces(memory: int | None) -> None:
-    points = structured(6000, 256, 10)
+    points = structured(6000, 512, 8)
     cache = CodeCache(len(points), memory)
     for first in (0, 300):
-        prepared = cache.prepare(points[first : first + 200] + 0.01, "exact")
+        prepared = cache.prepare(points[first : first + 1000] + 0.01, "exact")
         expected, _ = nearest_centroid_reference(points[:900], prepared.centroids)
         for places in (torch.arange(0, 900, 2), torch.arange(899, -1, -1), torch.arange(6000)):
             coded = cache.coded(points[places], places, prepared)
@@ -36,10 +36,10 @@ def test_places_in_any_order_and_pieces(memory: int | None) -> None:
 
 
 def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = structured(5000, 256, 10).half().numpy()
+    vectors = structured(5000, 512, 8).half().numpy()
     config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
-    kept = fit_codebooks(ArraySource(vectors), [100, 128], config)
+    kept = fit_codebooks(ArraySource(vectors), [900, 1000], config)
     monkeypatch.setattr(CodeCache, "coded", lambda *_: None)
-    for k, result in fit_codebooks(ArraySource(vectors), [100, 128], config).items():
+    for k, result in fit_codebooks(ArraySource(vectors), [900, 1000], config).items():
         assert np.array_equal(result.centroids, kept[k].centroids)
         assert np.array_equal(result.counts, kept[k].counts)
