@@ -81,7 +81,8 @@ def measure(variant: Variant, dims: list[int]) -> tuple[list[dict[str, Any]], li
     for dim in dims or [0]:
         count = None
         if variant.scores and dim:
-            count = instructions_per_score(compiled, variant.scores, variant.warps, step_of(variant), dim)
+            terms = 3 if variant.operand == "tf32x3" else 1
+            count = instructions_per_score(compiled, variant.scores, variant.warps, step_of(variant), dim, terms)
         rows.append(
             {
                 "target": f"sm_{variant.target}",

@@ -136,7 +136,7 @@ def machine_code(compiled: Any) -> list[tuple[int, str, str]]:
     return [(int(address, 16), opcode, rest) for address, opcode, rest in _INSTRUCTION.findall(text)]
 
 
-def instructions_per_score(compiled: Any, scores: int, warps: int, depth: int, dim: int) -> float:
+def instructions_per_score(compiled: Any, scores: int, warps: int, depth: int, dim: int, terms: int = 1) -> float:
     """Return executed non-tensor instructions per thread and score of the tile loop, counted from the machine code.
 
     Backward branches give the loops. The loop around tensor instructions that lies in another one walks along D, the
@@ -145,7 +145,7 @@ def instructions_per_score(compiled: Any, scores: int, warps: int, depth: int, d
 
     Args:
         scores: of a tile. warps: of the program. dim: D. depth: D of one step as written, used where the instruction
-            does not tell its shape.
+            does not tell its shape. terms: products that make up one, 3 for tf32x3.
     """
     code = machine_code(compiled)
     tensor = [address for address, opcode, _ in code if _TENSOR.match(opcode)]
@@ -158,8 +158,8 @@ def instructions_per_score(compiled: Any, scores: int, warps: int, depth: int, d
     threads = 32 * warps / scores
     if outer is None:
         return _plain(code, inner) * threads
-    inside = _covered(code, inner, scores, warps, depth)
-    peeled = _covered(code, outer, scores, warps, depth) - inside
+    inside = _covered(code, inner, scores * terms, warps, depth)
+    peeled = _covered(code, outer, scores * terms, warps, depth) - inside
     steps = max(0.0, (dim - peeled) / inside)
     return (_plain(code, outer) - _plain(code, inner) + steps * _plain(code, inner)) * threads
 
