@@ -30,7 +30,8 @@ _TINY = 2.0**-126  # what a float32 may lose where it is subnormal, or flushed t
 _REBUILD = 64  # passes after which sums are added up afresh
 _NONE = -1
 _SCREENED_ROWS = 1 << 16
-_PER_MOVER = 16  # centroids per mover at least
+_PER_MOVER = 8  # centroids per mover at least
+_SCREENED_CENTROIDS = 2048  # from which comparing with all takes longer than comparing with movers first
 
 
 def bounds_fit(rows: int, memory: int | None) -> bool:
@@ -49,7 +50,7 @@ class Moves:
         k = len(moves)
         order = torch.argsort(moves, descending=True, stable=True)
         moving = int((moves > 0).sum())
-        count = min(moving, k // _PER_MOVER)
+        count = min(moving, k // _PER_MOVER) if k >= _SCREENED_CENTROIDS else 0
         self.moves = moves
         self.movers = order[:count].sort().values
         self.slow = float(moves[order[count]]) if count < k else 0.0
@@ -71,7 +72,8 @@ class Bounds:
     labels: (n,) int32 of the last assignment, -1 where there was none. upper, lower: (n,) float32, of the Euclidean
     distances to the centroid of that label and to any other, before the centroids moved by `moves` (k,) float64.
     totals: of all vectors by `labels`. spread: weighted sum of the squared distances of these vectors to `origin` (D,)
-    float64, NaN until it is known. age: passes since the sums were added up afresh. gap: median of l - u in a block.
+    float64, NaN until it is known. age: passes since the sums were added up afresh. gap: median of l - u in a
+    block. ranked: whether runners-up were asked for last.
     """
 
     labels: Tensor
@@ -83,6 +85,7 @@ class Bounds:
     spread: float = math.nan
     age: int = 0
     gap: float = 0.0
+    ranked: bool = False
     last: Moves = field(init=False, repr=False)
     _touched: Tensor = field(init=False, repr=False)
 
@@ -112,7 +115,7 @@ class Bounds:
     @property
     def screens(self) -> bool:
         """Whether comparing vectors with the movers alone will settle many of them."""
-        return self.last.slow == 0 or self.tight
+        return self.last.slow == 0 or (len(self.last.movers) > 0 and self.tight and self.ranked)
 
     def start_pass(self, grown: bool) -> bool:
         """Prepare the totals for a pass; return whether it may skip vectors.
@@ -192,6 +195,7 @@ class Bounds:
         else:
             self._move(points, old, found.labels, weights)
         self.labels[places] = found.labels.to(torch.int32)
+        self.ranked = found.second_distances is not None
         second = found.distances if found.second_distances is None else found.second_distances
         self._keep(places, distance_bound(found.distances, up=True), distance_bound(second, up=False))
 

@@ -17,7 +17,7 @@ CHECKPOINT_VERSION = 2
 
 _STATE = ("share", "steady", "read", "converged", "settled")
 _BOUNDS = ("labels", "upper", "lower", "origin", "moves")
-_NUMBERS = ("spread", "age", "gap")
+_NUMBERS = ("spread", "age", "gap", "ranked")
 
 
 def checkpoint_path(folder: Path, name: str, k: int, config_hash: str) -> Path:
@@ -64,7 +64,7 @@ def load_state(path: Path, device: torch.device) -> ClusterState | None:
     if "labels" in tensors:
         totals = Totals(len(tensors["sums"]), tensors["sums"].shape[1], device)
         totals.sums, totals.counts, totals.mass = tensors["sums"], tensors["counts"], tensors.get("mass")
-        spread, age, gap = arrays["numbers"].tolist()
+        spread, age, gap, ranked = arrays["numbers"].tolist()
         kept = {name: tensors[name] for name in _BOUNDS}
-        state.bounds = Bounds(**kept, totals=totals, spread=spread, age=int(age), gap=gap)
+        state.bounds = Bounds(**kept, totals=totals, spread=spread, age=int(age), gap=gap, ranked=bool(ranked))
     return state

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sctok.kernels.assign import Assignment
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
+from sctok.kmeans_tools import bounds as bounds_module
 from sctok.kmeans_tools import fit as fit_module
 from sctok.kmeans_tools.bounds import Bounds, bounds_fit, distance_bound
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
@@ -42,6 +43,12 @@ def fit(vectors: Vectors, k: int, weights: Any = None, **options: Any) -> FitRes
     config = KMeansConfig(**{"device": "cpu", "seeding": "given", "algorithm": "lloyd", "tol": 0.0, **options})
     source = ArraySource(vectors, weights=weights)
     return fit_codebooks(source, [k], config, initial={k: start}, return_labels=True)[k]
+
+
+@pytest.fixture(autouse=True)
+def screening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with movers also where there are few centroids."""
+    monkeypatch.setattr(bounds_module, "_SCREENED_CENTROIDS", 1)
 
 
 @pytest.fixture
@@ -98,13 +105,25 @@ def test_labels_belong_to_the_centroids_after_skipping() -> None:
 
 
 @pytest.mark.usefixtures("eager")
+def test_few_centroids_are_skipped_by_bounds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds_module, "_SCREENED_CENTROIDS", 2048)
+    vectors = blobs(1500, 4, 12)
+    one = fit(vectors, 20, iterations=30)
+    without_bounds(monkeypatch)
+    other = fit(vectors, 20, iterations=30)
+    assert np.array_equal(one.centroids, other.centroids)
+    assert np.array_equal(one.labels, other.labels)
+    assert min(one.assigned) < 300
+
+
+@pytest.mark.usefixtures("eager")
 def test_one_centroid_is_found_in_one_pass() -> None:
     result = fit(blobs(200, 3, 4), 1, iterations=5)
     assert result.assigned[0] == 200
     assert result.counts.tolist() == [200]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([1e-30, 1e-3, 1.0, 1e12]), st.booleans(), st.data())
 def test_no_vector_that_is_skipped_changes_its_label(
     seed: int, k: int, scale: float, grid: bool, data: st.DataObject
@@ -172,7 +191,7 @@ def test_only_movers_are_compared_with() -> None:
     assert undecided.tolist() == [3, 7]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0, 2.0**126, width=32))
 def test_distance_bounds_enclose_what_rounding_hides(square: float) -> None:
     value = torch.tensor([square], dtype=torch.float32)
@@ -183,7 +202,7 @@ def test_distance_bounds_enclose_what_rounding_hides(square: float) -> None:
     assert float(distance_bound(value, up=False)) <= math.sqrt(middle_down)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([1e-25, 1e-3, 1.0, 1e15, 1e19]), st.floats(0, 1e4))
 def test_movers_are_never_nearer_than_their_bound(seed: int, dim: int, scale: float, offset: float) -> None:
     generator = np.random.default_rng(seed)
