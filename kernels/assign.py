@@ -26,6 +26,7 @@ __all__ = [
     "PRECISIONS",
     "Assignment",
     "Coded",
+    "Frame",
     "PreparedCentroids",
     "code_points",
     "empty_codes",
@@ -61,8 +62,8 @@ class Assignment:
 class PreparedCentroids:
     """Centroids with what scoring needs of them, made once by `prepare_centroids` and used for many blocks of points.
 
-    centroids: (k, D) float32 or float64. center: (D,) float32. scale: power of two. frame: how to scan, where an
-    earlier search has chosen it.
+    centroids: (k, D) float32 or float64. center: (D,) float32. scale: power of two. frame: for the scan on CPUs, where
+    it is given.
     """
 
     centroids: Tensor
@@ -84,7 +85,7 @@ class PreparedCentroids:
         return certified_operand(self)
 
     def scan(self, points: Tensor) -> CentroidScan:
-        """Return the centroids for the scan on CPUs; the first points (n, D) decide about its frame."""
+        """Return the centroids for the scan on CPUs; the first points (n, D) decide about a frame that is not given."""
         known: CentroidScan | None = self.__dict__.get("_scan")
         if known is None:
             frame = self.frame or choose_frame(points, self.centroids, self.center, self.scale)
@@ -102,17 +103,14 @@ class PreparedCentroids:
             self.__dict__["_scan_fails"] = True
 
 
-def prepare_centroids(
-    centroids: Tensor, *, precision: str = "exact", like: PreparedCentroids | None = None
-) -> PreparedCentroids:
+def prepare_centroids(centroids: Tensor, *, precision: str = "exact", frame: Frame | None = None) -> PreparedCentroids:
     """Prepare centroids (k, D), finite, for `nearest_centroid`.
 
     Args:
         centroids: (k, D) floating or integer, on the device that the points will be on.
         precision: "exact" (the float64 argmin) or "fp32" (the argmin of the float32 scores, which may differ from it
             between near ties and there depend on the batch).
-        like: earlier centroids near these ones that have been searched: their frame is used again, so that points coded
-            by `code_points` for the earlier ones serve for these too.
+        frame: that of codes from `code_points`, so that they serve for these centroids too.
 
     Raises:
         ValueError: not a non-empty matrix, NaN or infinity in it, or an unknown precision.
@@ -123,10 +121,7 @@ def prepare_centroids(
         raise ValueError(f"centroids must be a matrix (k, D) with k and D at least 1, not {tuple(centroids.shape)}")
     centroids = as_real(centroids)
     center, spread = _center(centroids)
-    scan: CentroidScan | None = like.__dict__.get("_scan") if like else None
-    if scan is not None:
-        return PreparedCentroids(centroids, scan.frame.center, scan.frame.scale, precision, scan.frame)
-    return PreparedCentroids(centroids, center, _power_of_two(spread), precision)
+    return PreparedCentroids(centroids, center, _power_of_two(spread), precision, frame)
 
 
 def nearest_centroid(
@@ -147,10 +142,10 @@ def nearest_centroid(
         centroids: (k, D) on the same device, or the result of `prepare_centroids`.
         precision: "exact" (default) or "fp32"; prepared centroids bring their own.
         runner_up: also find the centroid that would be nearest if the nearest were not there.
-        coded: what `code_points` returned for all these points and centroids, or others of the same frame.
+        coded: what `code_points` returned for all these points and the frame of these centroids.
 
     Raises:
-        ValueError: shapes that do not fit, or a point with NaN or infinity, named by its row.
+        ValueError: shapes or frames that do not fit, or a point with NaN or infinity, named by its row.
     """
     prepared = _prepared(centroids, precision)
     k, dim = prepared.centroids.shape
@@ -174,7 +169,10 @@ def nearest_centroid(
 
 
 def code_points(points: Tensor, prepared: PreparedCentroids) -> Coded | None:
-    """Code points (n, D) once for many searches in one frame, or return None where the search would not use it."""
+    """Code points (n, D) once for many searches in one frame, or return None where a search would not use the codes.
+
+    The frame is that of `prepared`, chosen now where it has none: give it to `prepare_centroids` for other centroids.
+    """
     if not (len(points) and _scans(points, prepared)):
         return None
     real = as_real(points)

@@ -90,14 +90,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Coded:
-    """Rows in a frame: codes uint8 (n and width rounded up) and what they lose, stats (n, 6) of `encode_centred`.
+    """Rows: codes uint8 (n and width rounded up) and what they lose, stats (n, 6) of `encode_centred`.
 
-    projected: whether the frame has a basis, so that coding takes a matrix product.
+    frame: where they hold, and nowhere else.
     """
 
     codes: Bytes
     stats: Doubles
-    projected: bool
+    frame: Frame
 
     def rows(self, start: int, stop: int) -> "Coded":
         """Return the codes of the rows start … stop; start is a multiple of ROWS."""
@@ -141,23 +141,25 @@ def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Tenso
         leading = y @ frame.basis
         wide, coordinates = y.numpy(), leading.numpy()
         in_parallel(count, lambda *part: encode_projected(wide, coordinates, frame.slack, codes, stats, *part))
-    return Coded(codes, stats, frame.basis is not None), leading
+    return Coded(codes, stats, frame), leading
 
 
 def _terms(coded: Coded) -> Floats:
     """Return what bounds need of centroids, float32 (5, k): square, step, and the terms of the reach, rounded up."""
     stats = coded.stats
     columns = (stats[:, NORM], stats[:, STEP], stats[:, RESIDUAL] * _UP, stats[:, INSIDE] * _UP, stats[:, LOST] * _UP)
-    return np.stack(columns).astype(np.float32)
+    with np.errstate(over="ignore"):  # centroids out of range, which are not scanned
+        return np.stack(columns).astype(np.float32)
 
 
 def _factors(coded: Coded) -> Floats:
     """Return what bounds need of points, float32 (rows, 4); the rows beyond the last point are zero."""
     stats = coded.stats
     factors = np.zeros((len(coded.codes), 4), np.float32)
-    factors[: len(stats), 0] = -2 * stats[:, STEP]
-    for column, name in ((1, RESIDUAL), (2, LOST), (3, KEPT)):
-        factors[: len(stats), column] = (2 * _UP) * stats[:, name]
+    with np.errstate(over="ignore"):  # of rows that are out of range, and left to the caller
+        factors[: len(stats), 0] = -2 * stats[:, STEP]
+        for column, name in ((1, RESIDUAL), (2, LOST), (3, KEPT)):
+            factors[: len(stats), column] = (2 * _UP) * stats[:, name]
     return factors
 
 
@@ -249,7 +251,12 @@ class CentroidScan:
             labels int64 (n, 2), k for none and -1 where the caller has to decide (values out of range, or more exact
             distances than it is worth); distances float64 (n, 2), squared; and int32 (n,): how many exact distances a
             row needed beyond the first.
+
+        Raises:
+            ValueError: the codes are of another frame.
         """
+        if coded.frame is not self.frame:
+            raise ValueError("the points were coded in another frame than the centroids")
         rows, k = len(points), len(self.centroids)
         labels, distances = np.full((rows, 2), k, np.int64), np.full((rows, 2), np.inf)
         computed = np.zeros(rows, np.int32)

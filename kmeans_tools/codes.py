@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import Coded, PreparedCentroids, code_points, empty_codes, prepare_centroids
+from sctok.kernels.assign import Coded, Frame, PreparedCentroids, code_points, empty_codes, prepare_centroids
 
 from .bounds import DEFAULT_MEMORY
 
@@ -22,34 +22,33 @@ class CodeCache:
 
     def __init__(self, rows: int, memory: int | None) -> None:
         self._rows, self._memory = rows, (memory or DEFAULT_MEMORY) // _SHARE_OF_MEMORY
-        self._first: PreparedCentroids | None = None
+        self._frame: Frame | None = None
         self._codes: Coded | None = None
         self._held: npt.NDArray[np.bool_] | None = None
 
     def prepare(self, centroids: Tensor, precision: str) -> PreparedCentroids:
-        """Prepare centroids (k, D) in the frame of the first ones."""
-        prepared = prepare_centroids(centroids, precision=precision, like=self._first)
-        self._first = self._first or prepared
-        return prepared
+        """Prepare centroids (k, D), in the frame of the first ones once these have been searched."""
+        return prepare_centroids(centroids, precision=precision, frame=self._frame)
 
     def coded(self, points: Tensor, places: Tensor, prepared: PreparedCentroids) -> Coded | None:
         """Return the codes of points (n, D) at places (n,) int64, None where the search has no use for them."""
-        if self._held is not None and self._codes is not None:
-            index = places.numpy()
-            missing = np.flatnonzero(~self._held[index])
-            if len(missing) == 0:
-                return self._codes.take(index)
-            self._keep(index[missing], code_points(points[torch.from_numpy(missing)], prepared))
-            return self._codes.take(index) if self._held[index].all() else None
-        found = code_points(points, prepared)
-        if found is not None and self._codes is None and found.projected:
-            bytes_per_row = found.codes.shape[1] + found.stats.nbytes // len(found.stats) + 1
-            if bytes_per_row * self._rows <= self._memory:
-                self._codes, self._held = empty_codes(self._rows, found), np.zeros(self._rows, np.bool_)
-                self._keep(places.numpy(), found)
-        return found
+        if self._codes is None or self._held is None or prepared.frame is not self._frame:
+            found = code_points(points, prepared)
+            if found is not None and self._frame is None:
+                self._frame = found.frame
+                self._make_room(found)
+            return found
+        index = places.numpy()
+        missing = np.flatnonzero(~self._held[index])
+        if len(missing):
+            found = code_points(points[torch.from_numpy(missing)], prepared)
+            if found is None:
+                return None
+            self._codes.put(index[missing], found)
+            self._held[index[missing]] = True
+        return self._codes.take(index)
 
-    def _keep(self, places: npt.NDArray[np.int64], found: Coded | None) -> None:
-        if found is not None and self._codes is not None and self._held is not None:
-            self._codes.put(places, found)
-            self._held[places] = True
+    def _make_room(self, found: Coded) -> None:
+        bytes_per_row = found.codes.shape[1] + found.stats.nbytes // len(found.stats) + 1
+        if found.frame.basis is not None and bytes_per_row * self._rows <= self._memory:
+            self._codes, self._held = empty_codes(self._rows, found), np.zeros(self._rows, np.bool_)

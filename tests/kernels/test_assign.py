@@ -314,13 +314,16 @@ def test_structured_vectors_in_any_frame(k: int, dim: int, rank: int) -> None:
     _assert_exact(values[:700], values[700:])
 
 
-def test_codes_serve_for_other_centroids_of_the_same_frame() -> None:
+def test_codes_serve_for_other_centroids_of_the_same_frame(search: str) -> None:
     points = _normal(0, 500, 64) @ _normal(1, 64, 128)
-    first = prepare_centroids(points[:100])
-    coded = code_points(points, first)
-    later = prepare_centroids(points[100:250] * 1.01, like=first)
+    coded = code_points(points, prepare_centroids(points[:100]))
+    assert (coded is None) == (search == "float")
+    later = prepare_centroids(points[100:250] * 1.01, frame=coded and coded.frame)
     found = nearest_centroid(points, later, coded=coded)
     assert torch.equal(found.labels, nearest_centroid_reference(points, later.centroids)[0])
+    if coded is not None:
+        with pytest.raises(ValueError, match="another frame"):
+            nearest_centroid(points, points[:100], coded=coded)
 
 
 @pytest.mark.parametrize("count", [1, 3])
