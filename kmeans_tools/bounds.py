@@ -29,6 +29,7 @@ _OUT, _IN = 1 + 2.0**-22, 1 - 2.0**-22  # more than a float32 rounding
 _TINY = 2.0**-126  # what a float32 may lose where it is subnormal, or flushed to zero
 _REBUILD = 64  # passes after which sums are added up afresh
 _NONE = -1
+_TIGHT = 2.0  # gaps to moves from which bounds hold for most vectors
 _SCREENED_ROWS = 1 << 16
 _PER_MOVER = 8  # centroids per mover at least
 _SCREENED_CENTROIDS = 2048  # from which comparing with all takes longer than comparing with movers first
@@ -110,7 +111,7 @@ class Bounds:
     @property
     def tight(self) -> bool:
         """Whether centroids move so little that the distances of runners-up, which cost some time, will pay."""
-        return self.last.typical < self.gap
+        return _TIGHT * self.last.typical < self.gap
 
     @property
     def screens(self) -> bool:
