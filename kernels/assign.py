@@ -38,7 +38,7 @@ __all__ = [
 PRECISIONS = ("exact", "fp32")
 
 _SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}  # elements of a block of scores: 32 MiB and 1 GiB
-_SCAN_ELEMENTS = 1 << 23  # of a block of points on its way through the scan
+_SCAN_ELEMENTS = 1 << 20  # of a block of points on its way through the scan, 4 MiB, so that memory is used again
 _FEW_LEFT = 0.25  # of the points of a block that a scan may leave undecided and still pay
 
 

@@ -9,7 +9,7 @@ and q.q' is exact in integers. Without a projection z = y and r = 0.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -30,15 +30,19 @@ from .cpu_scan import (
     Bytes,
     Codes,
     Doubles,
+    Fine,
     Floats,
+    Found,
     Ints,
     Longs,
+    Rows,
+    Tiles,
     encode_centred,
     encode_projected,
     exact_distances,
     scan_rows,
 )
-from .cpu_vnni import ALIGNMENT, LANES, LARGEST_DIM, QUAD, ROW_BYTES, ROWS, vnni_bits
+from .cpu_vnni import ALIGNMENT, LANES, LARGEST_DIM, PIECE, QUAD, ROW_BYTES, ROWS, vnni_bits
 from .threads import in_parallel
 
 WIDTHS = (32, 64, 128)  # of the projections that are tried
@@ -48,12 +52,12 @@ _UP = 1 + 2.0**-20  # makes up for rounding a bound to float32
 _LARGEST_NORM = 2.0**60  # of scaled vectors; beyond it a row is left to the caller
 _GROUP_BYTES = 1 << 19  # of centroid codes that stay in cache while rows pass by
 _CHUNK_BYTES = 3 << 18  # of the rows' codes and minima beside them
-_SAMPLE_ROWS, _SAMPLE_CENTROIDS = 32, 1024
+_SAMPLE_ROWS, _SAMPLE_CENTROIDS = 16, 512
 _BASIS_ROUNDS, _BASIS_SPARE = 2, 8
 _ORDERED = 16  # leading directions that decide which centroids share a tile
 # Nanoseconds on one thread, measured: a byte product in the scan, a score's share of the rest of the scan, an exact
-# distance per dimension, a multiplication of the projection.
-_PRODUCT, _SCORE, _EXACT, _PROJECTED = 0.003, 0.06, 0.4, 0.009
+# distance and a refined bound per dimension, a multiplication of the projection.
+_PRODUCT, _SCORE, _EXACT, _REFINED, _PROJECTED = 0.003, 0.06, 0.4, 0.02, 0.009
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,14 @@ class Frame:
     """Where points and centroids are compared. Any frame gives the same labels; a fitting one gives them fast.
 
     center (D,) float32 and scale, a power of two: y = (x - center) scale. basis (D, d) float32 with nearly orthonormal
-    columns, or None for all dimensions. defect: how far it is from orthonormal.
+    columns, or None for all dimensions. refined: whether codes in all dimensions judge what the projection leaves.
+    defect: how far the basis is from orthonormal.
     """
 
     center: Tensor
     scale: float
     basis: Tensor | None = None
+    refined: bool = False
     defect: float = 0.0
 
     @property
@@ -92,29 +98,38 @@ class Frame:
 class Coded:
     """Rows: codes uint8 (n and width rounded up) and what they lose, stats (n, 6) of `encode_centred`.
 
-    frame: where they hold, and nowhere else.
+    frame: where they hold, and nowhere else. fine: the same in all dimensions, where the frame is refined.
     """
 
     codes: Bytes
     stats: Doubles
     frame: Frame
+    fine: "Coded | None" = None
 
     def rows(self, start: int, stop: int) -> "Coded":
         """Return the codes of the rows start … stop; start is a multiple of ROWS."""
         stop = min(stop, len(self.stats))
-        return replace(self, codes=self.codes[start : start + _rounded(stop - start)], stats=self.stats[start:stop])
+        codes, stats = self.codes[start : start + _rounded(stop - start)], self.stats[start:stop]
+        return Coded(codes, stats, self.frame, self.fine and self.fine.rows(start, stop))
 
     def take(self, places: Longs) -> "Coded":
         """Return a copy of some rows (n,)."""
         codes = np.empty((_rounded(len(places)), self.codes.shape[1]), np.uint8)
         np.take(self.codes, places, axis=0, out=codes[: len(places)])
         codes[len(places) :] = CODE_OFFSET
-        return replace(self, codes=codes, stats=self.stats[places])
+        return Coded(codes, self.stats[places], self.frame, self.fine and self.fine.take(places))
 
     def put(self, places: Longs, other: "Coded") -> None:
         """Store all rows of another one at places (n,)."""
         self.codes[places] = other.codes[: len(places)]
         self.stats[places] = other.stats
+        if self.fine is not None and other.fine is not None:
+            self.fine.put(places, other.fine)
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes."""
+        return self.codes.shape[1] + 8 * self.stats.shape[1] + (self.fine.row_bytes if self.fine else 0)
 
 
 def _rounded(rows: int) -> int:
@@ -123,25 +138,35 @@ def _rounded(rows: int) -> int:
 
 def empty_codes(rows: int, like: Coded) -> Coded:
     """Return room for the codes of so many rows in the frame of others; pages that are not written take no memory."""
-    return replace(like, codes=np.empty((rows, like.codes.shape[1]), np.uint8), stats=np.empty((rows, 6)))
+    codes, stats = np.empty((rows, like.codes.shape[1]), np.uint8), np.empty((rows, like.stats.shape[1]))
+    return Coded(codes, stats, like.frame, like.fine and empty_codes(rows, like.fine))
 
 
 def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Tensor | None]:
     """Code rows (n, D) float32 or float64, filled up to a multiple of rows; return also their projection (n, d)."""
-    count, dim = rows.shape
-    width = dim if frame.basis is None else frame.basis.shape[1]
-    codes = np.empty((-(-count // row_multiple) * row_multiple, -(-width // ROW_BYTES) * ROW_BYTES), np.uint8)
-    codes[count:] = CODE_OFFSET
-    stats, leading = np.empty((count, 6)), None
     if frame.basis is None:
-        values, center = rows.numpy(), frame.center.numpy()
-        in_parallel(count, lambda *part: encode_centred(values, center, frame.scale, codes, stats, *part))
-    else:
-        y = frame.center_rows(rows)
-        leading = y @ frame.basis
-        wide, coordinates = y.numpy(), leading.numpy()
-        in_parallel(count, lambda *part: encode_projected(wide, coordinates, frame.slack, codes, stats, *part))
-    return Coded(codes, stats, frame), leading
+        return _encode_all(rows, frame, row_multiple, ROW_BYTES), None
+    y = frame.center_rows(rows)
+    leading = y @ frame.basis
+    codes, stats = _room(len(rows), leading.shape[1], row_multiple, ROW_BYTES)
+    wide, coordinates = y.numpy(), leading.numpy()
+    in_parallel(len(rows), lambda *part: encode_projected(wide, coordinates, frame.slack, codes, stats, *part))
+    fine = _encode_all(rows, frame, row_multiple, PIECE) if frame.refined else None
+    return Coded(codes, stats, frame, fine), leading
+
+
+def _encode_all(rows: Tensor, frame: Frame, row_multiple: int, byte_multiple: int) -> Coded:
+    """Code all dimensions of rows."""
+    codes, stats = _room(len(rows), rows.shape[1], row_multiple, byte_multiple)
+    values, center = rows.numpy(), frame.center.numpy()
+    in_parallel(len(rows), lambda *part: encode_centred(values, center, frame.scale, codes, stats, *part))
+    return Coded(codes, stats, frame)
+
+
+def _room(rows: int, width: int, row_multiple: int, byte_multiple: int) -> tuple[Bytes, Doubles]:
+    codes = np.empty((-(-rows // row_multiple) * row_multiple, -(-width // byte_multiple) * byte_multiple), np.uint8)
+    codes[rows:] = CODE_OFFSET
+    return codes, np.empty((rows, 6))
 
 
 def _terms(coded: Coded) -> Floats:
@@ -167,30 +192,34 @@ def _offsets(codes: Codes) -> Ints:
     return (-CODE_OFFSET * codes.sum(axis=-1, dtype=np.int32)).astype(np.int32)
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """Centroids in tiles of LANES that lie near each other: the layout that `scan_rows` reads."""
+def _signed(coded: Coded, order: Longs) -> Codes:
+    """Return the codes int8 (places, width) of the centroids in each place, zero where there is none."""
+    codes = (coded.codes ^ np.uint8(CODE_OFFSET)).view(np.int8)
+    if len(order) == len(codes) and np.array_equal(order, np.arange(len(order))):
+        return codes
+    placed = codes[order]
+    placed[order < 0] = 0
+    return placed
 
-    order: Longs
-    packed: Codes
-    offsets: Ints
-    terms: Floats
-    widest: Floats
 
-
-def _pack(coded: Coded, order: Longs) -> _Tiles:
-    tiles, width = len(order) // LANES, coded.codes.shape[1]
-    there = order >= 0
-    codes = np.zeros((len(order), width), np.int8)
-    codes[there] = (coded.codes[order[there]] - np.uint8(CODE_OFFSET)).view(np.int8)
-    packed = _aligned((tiles, width // QUAD, LANES, QUAD))
-    packed[...] = codes.reshape(tiles, LANES, width // QUAD, QUAD).transpose(0, 2, 1, 3)
+def _pack(coded: Coded, order: Longs) -> Tiles:
+    tiles, quads = len(order) // LANES, coded.codes.shape[1] // QUAD
+    there, codes = order >= 0, _signed(coded, order)
+    packed = _aligned((tiles, quads, LANES, QUAD))
+    packed.view(np.int32)[..., 0] = codes.view(np.int32).reshape(tiles, LANES, quads).transpose(0, 2, 1)
     flat = np.zeros((5, len(order)), np.float32)
     flat[:, there] = _terms(coded)[:, order[there]]
     widest = np.ascontiguousarray(flat.reshape(5, tiles, LANES).max(axis=2))
     flat[0, ~there] = np.finfo(np.float32).max
     terms = np.ascontiguousarray(flat.reshape(5, tiles, LANES).transpose(1, 0, 2))
-    return _Tiles(order, packed, _offsets(codes).reshape(tiles, LANES), terms, widest)
+    return Tiles(order, packed, _offsets(codes).reshape(tiles, LANES), terms, widest)
+
+
+def _pack_fine(coded: Coded | None, order: Longs) -> Fine:
+    if coded is None:
+        return Fine(np.empty((0, PIECE), np.int8), np.empty(0, np.int32), np.empty((0, 5), np.float32))
+    codes = _signed(coded, order)
+    return Fine(codes, _offsets(codes), np.ascontiguousarray(_terms(coded)[:, order].T))
 
 
 def _aligned(shape: tuple[int, ...]) -> Codes:
@@ -232,7 +261,8 @@ class CentroidScan:
         order = np.arange(len(centroids), dtype=np.int64)
         if leading is not None:
             order = _order_in_tiles((leading @ _turn(leading.shape[1])[:_ORDERED].T).numpy())
-        self._tiles = _pack(coded, np.pad(order, (0, -len(order) % LANES), constant_values=-1))
+        order = np.pad(order, (0, -len(order) % LANES), constant_values=-1)
+        self._tiles, self._fine = _pack(coded, order), _pack_fine(coded.fine, order)
         self._largest = math.sqrt(float(coded.stats[:, NORM].max()))
 
     @property
@@ -258,33 +288,35 @@ class CentroidScan:
         if coded.frame is not self.frame:
             raise ValueError("the points were coded in another frame than the centroids")
         rows, k = len(points), len(self.centroids)
-        labels, distances = np.full((rows, 2), k, np.int64), np.full((rows, 2), np.inf)
-        computed = np.zeros(rows, np.int32)
-        shifts, factors = self._shifts(coded), _factors(coded)
-        tiles, values = self._tiles, np.ascontiguousarray(points.numpy())
-        width = coded.codes.shape[1]
+        found = Found(np.full((rows, 2), k, np.int64), np.full((rows, 2), np.inf), np.zeros(rows, np.int32))
+        coarse, fine = self._rows(coded, self.frame), self._rows(coded.fine or coded, None)
+        values, square = np.ascontiguousarray(points.numpy()), self.frame.scale**2
+        width = coded.codes.shape[1] + (coded.fine.codes.shape[1] if coded.fine else 0)
         group = max(1, _GROUP_BYTES // (LANES * width))
-        chunk = max(ROWS, _CHUNK_BYTES // (width + 4 * len(tiles.packed)) // ROWS * ROWS)
+        chunk = max(ROWS, _CHUNK_BYTES // (width + 4 * len(self._tiles.packed)) // ROWS * ROWS)
 
         def scan(start: int, stop: int) -> None:
             scan_rows(
-                values, self.centroids, tiles.order, coded.codes, factors, shifts,
-                tiles.packed, tiles.offsets, tiles.terms, tiles.widest, self.frame.scale**2, pair,
-                labels, distances, computed, start, stop, chunk, group,
+                values, self.centroids, coarse, self._tiles, fine, self._fine, square, pair,
+                found, start, stop, chunk, group,
             )  # fmt: skip
 
         in_parallel(rows, scan, ROWS)
-        labels[(computed > MOST_DISTANCES) | ~np.isfinite(shifts)] = -1
-        return labels, distances, computed
+        found.labels[(found.computed > MOST_DISTANCES) | ~np.isfinite(coarse.shifts)] = -1
+        return found.labels, found.distances, found.computed
 
-    def _shifts(self, coded: Coded) -> Doubles:
+    def _rows(self, coded: Coded, frame: Frame | None) -> Rows:
+        """Return points as the scan reads them; frame: None for codes in all dimensions."""
+        return Rows(coded.codes, _factors(coded), self._shifts(coded, frame))
+
+    def _shifts(self, coded: Coded, frame: Frame | None) -> Doubles:
         """Return (n,) float64: minus |y|^2, plus what rounding may have taken from a bound; infinite out of range."""
-        squares, frame, largest = coded.stats[:, NORM], self.frame, self._largest
+        squares, largest = coded.stats[:, NORM], self._largest
         inside = squares < _LARGEST_NORM**2
         norms, dim = np.sqrt(np.where(inside, squares, 0.0)), self.centroids.shape[1]
-        projected = (4.2 * frame.product_error + 6.3 * frame.defect) * norms * largest
+        projected = (4.2 * frame.product_error + 6.3 * frame.defect) * norms * largest if frame else 0.0
         rounding = (24 * UNIT + LANES * 2.0**-22) * (largest + 2 * norms) ** 2  # the second: lanes in the last bits
-        underflow = dim * 2.0**-118 * (1 + norms + largest) + dim * 2.0**-1070 * frame.scale**2
+        underflow = dim * 2.0**-118 * (1 + norms + largest) + dim * 2.0**-1070 * self.frame.scale**2
         return np.where(inside, projected + rounding + underflow - squares, np.inf)
 
 
@@ -301,15 +333,15 @@ def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float
     y = whole.center_rows(points[_spread(len(points), _SAMPLE_ROWS)])
     w = whole.center_rows(centroids[_spread(k, _SAMPLE_CENTROIDS)])
     basis = _leading_directions(w, widths[-1])
-    costs = {0: k * (_PRODUCT * dim + _SCORE) + 2 * dim * _EXACT}
-    costs |= _projected_costs(y, w, k, basis, widths)
-    width = min(costs, key=lambda key: costs[key])
+    costs = {(0, False): k * (_PRODUCT * dim + _SCORE) + 2 * dim * _EXACT}
+    costs |= _projected_costs(y, w, k, _nearest_scores(y, centroids, whole), basis, widths)
+    width, refined = min(costs, key=lambda key: costs[key])
     if width == 0:
         return whole
     chosen = (basis[:, :width] @ _turn(width)).contiguous()
     wide = chosen.to(torch.float64)
     defect = float(torch.linalg.matrix_norm(wide.T @ wide - torch.eye(width, dtype=torch.float64))) * (1 + 1e-6)
-    return Frame(center, scale, chosen, defect)
+    return Frame(center, scale, chosen, refined, defect)
 
 
 def _spread(count: int, most: int) -> Tensor:
@@ -332,12 +364,28 @@ def _turn(width: int) -> Tensor:
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(1)))[0]
 
 
-def _projected_costs(y: Tensor, w: Tensor, k: int, basis: Tensor, widths: list[int]) -> dict[int, float]:
-    """Estimate nanoseconds per point for each width from some points (n, D) and some of k centroids."""
+def _nearest_scores(y: Tensor, centroids: Tensor, frame: Frame) -> Tensor:
+    """Return about the smallest |w|^2 - 2 y.w (n, 1) of centred points y (n, D) and all centroids w + center.
+
+    The centroids are not copied, so a center far away blurs the result.
+    """
+    narrow = (centroids * frame.scale if frame.scale != 1 else centroids).to(torch.float32)
+    center = frame.center * frame.scale
+    squares = torch.linalg.vector_norm(narrow, dim=1).square() - 2 * (narrow @ center) + center @ center
+    scores = torch.addmm(squares, y, narrow.T, alpha=-2)
+    return (scores + 2 * (y @ center)[:, None]).amin(dim=1, keepdim=True)
+
+
+def _projected_costs(
+    y: Tensor, w: Tensor, k: int, limit: Tensor, basis: Tensor, widths: list[int]
+) -> dict[tuple[int, bool], float]:
+    """Estimate nanoseconds per point for each width, with and without refinement, from some points and centroids.
+
+    y (n, D) and w (m, D) of k centroids; limit (n, 1): |w|^2 - 2 y.w of the nearest of all k.
+    """
     dim = y.shape[1]
     z, e = y @ basis, w @ basis
     squares, row_squares = w.square().sum(dim=1), y.square().sum(dim=1)
-    limit = (squares - 2 * (y @ w.T)).amin(dim=1, keepdim=True)
     loss = 3.3 / CODE_LIMIT / math.sqrt(12)  # of codes of turned coordinates, per norm
     costs = {}
     for width in widths:
@@ -349,7 +397,9 @@ def _projected_costs(y: Tensor, w: Tensor, k: int, basis: Tensor, widths: list[i
         candidates = float((bounds <= limit).sum(dim=1, dtype=torch.float32).mean()) * k / len(w)
         tiles = min(2 * candidates, k / LANES)
         scan = dim * width * _PROJECTED + k * (_PRODUCT * width + _SCORE)
-        costs[width] = scan + tiles * (20 + width * LANES * _PRODUCT * 2) + 2 * candidates * dim * _EXACT
+        scan += tiles * (20 + width * LANES * _PRODUCT * 2)
+        costs[width, False] = scan + 2 * candidates * dim * _EXACT
+        costs[width, True] = scan + 1.2 * candidates * (8 + dim * _REFINED) + 3 * dim * _EXACT
     return costs
 
 

@@ -10,13 +10,23 @@ between the centroids that estimate and reach leave possible.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from .cpu_vnni import LANES, QUAD, ROWS, gathered_bounds, row_estimates, tile_minima
+from .cpu_vnni import (
+    LANES,
+    PIECE,
+    QUAD,
+    ROWS,
+    byte_product,
+    gathered_bounds,
+    lowest_bit,
+    row_estimates,
+    tile_minima,
+)
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -29,6 +39,58 @@ CODE_LIMIT = 127
 CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes wants them
 MOST_DISTANCES = 64  # exact ones of a point, after which it is left to the caller
 NORM, RESIDUAL, STEP, LOST, KEPT, INSIDE = range(6)  # columns of the statistics of a row
+
+
+class Tiles(NamedTuple):
+    """Centroids in tiles of LANES.
+
+    order: int64 (tiles * LANES,), the centroid in each place, -1 for none. packed: int8 (tiles, quads, LANES, 4), their
+    codes. offsets: int32 (tiles, LANES), minus 128 times the sum of the codes. terms: float32 (tiles, 5, LANES):
+    |w|^2, the step, and t1, t2, t3. widest: float32 (5, tiles), the largest terms of each tile.
+    """
+
+    order: Longs
+    packed: Codes
+    offsets: Ints
+    terms: Floats
+    widest: Floats
+
+
+class Fine(NamedTuple):
+    """The same centroids in all dimensions, place by place; of length 0 where the tiles are that already.
+
+    codes: int8 (places, a multiple of PIECE). offsets: int32 (places,). terms: float32 (places, 5).
+    """
+
+    codes: Codes
+    offsets: Ints
+    terms: Floats
+
+
+class Rows(NamedTuple):
+    """Points.
+
+    codes: uint8 (n rounded up to ROWS, width). factors: float32 (same, 4), minus twice the step, and twice f1, f2, f3.
+    shifts: float64 (n,), what turns a squared distance in scaled units into a limit for bounds, infinite where the row
+    is left to the caller.
+    """
+
+    codes: Bytes
+    factors: Floats
+    shifts: Doubles
+
+
+class Found(NamedTuple):
+    """Results: labels int64 (n, 2) filled with k, and distances float64 (n, 2) filled with infinity.
+
+    computed: int32 (n,) filled with 0, exact distances after the first guess; above MOST_DISTANCES the row is left to
+    the caller.
+    """
+
+    labels: Longs
+    distances: Doubles
+    computed: Ints
+
 
 _ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 _SAFE = 1 + 2.0**-40  # more than float64 rounds in a sum of squares
@@ -142,17 +204,15 @@ def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubl
 
 
 @njit(nogil=True, cache=True)
-def _minima(
-    codes: Bytes, factors: Floats, packed: Codes, offsets: Ints, terms: Floats, group: int, minima: Floats
-) -> None:
+def _minima(rows: Rows, tiles: Tiles, group: int, minima: Floats) -> None:
     """Write the smallest estimate of every row (n, a multiple of ROWS) and tile into minima (n, tiles)."""
-    rows, width = codes.shape
-    tiles, quads = packed.shape[0], packed.shape[1]
-    x, c, o = codes.ctypes.data, packed.ctypes.data, offsets.ctypes.data
-    t, f, m = terms.ctypes.data, factors.ctypes.data, minima.ctypes.data
-    for first in range(0, tiles, group):
-        for i in range(0, rows, ROWS):
-            for tile in range(first, min(first + group, tiles)):
+    count, width = rows.codes.shape
+    number, quads = tiles.packed.shape[0], tiles.packed.shape[1]
+    x, c, o = rows.codes.ctypes.data, tiles.packed.ctypes.data, tiles.offsets.ctypes.data
+    t, f, m = tiles.terms.ctypes.data, rows.factors.ctypes.data, minima.ctypes.data
+    for first in range(0, number, group):
+        for i in range(0, count, ROWS):
+            for tile in range(first, min(first + group, number)):
                 tile_minima(
                     x + i * width,
                     np.int64(width),
@@ -161,14 +221,15 @@ def _minima(
                     o + tile * (4 * LANES),
                     t + tile * (20 * LANES),
                     f + 16 * i,
-                    m + (i * tiles + tile) * 4,
-                    np.int64(4 * tiles),
+                    m + (i * number + tile) * 4,
+                    np.int64(4 * number),
                 )
 
 
 @njit(nogil=True, cache=True)
-def _consider(j: int, distance: float, labels: Longs, distances: Doubles, i: int) -> None:
+def _consider(j: int, distance: float, i: int, found: Found) -> None:
     """Keep a centroid of row i where it is nearest or runner-up: the lower index where distances are equal."""
+    labels, distances = found.labels, found.distances
     if distance < distances[i, 0] or (distance == distances[i, 0] and j < labels[i, 0]):
         labels[i, 1], distances[i, 1] = labels[i, 0], distances[i, 0]
         labels[i, 0], distances[i, 0] = j, distance
@@ -190,48 +251,36 @@ def _smallest(row: Floats) -> int:
 
 @njit(nogil=True, cache=True)
 def _first_guess(
-    points: Any,
-    centroids: Any,
-    order: Longs,
-    codes: Bytes,
-    factors: Floats,
-    packed: Codes,
-    offsets: Ints,
-    terms: Floats,
-    minima: Floats,
-    pair: bool,
-    labels: Longs,
-    distances: Doubles,
-    rows: int,
+    points: Any, centroids: Any, rows: Rows, tiles: Tiles, minima: Floats, pair: bool, found: Found
 ) -> None:
     """Give every row the exact distance to the centroid of its smallest estimate, whose lane is in that one's bits.
 
     For a pair the two smallest estimates of that tile are taken.
     """
     values, work = np.empty(LANES, np.float32), np.empty(max(1, points.shape[1]), np.float64)
-    lanes, quads = minima.view(np.int32), packed.shape[1]
-    for i in range(rows):
+    lanes, quads = minima.view(np.int32), tiles.packed.shape[1]
+    for i in range(len(points)):
         tile = _smallest(minima[i])
         lane = lanes[i, tile] & np.int32(LANES - 1)
         if pair:
             row_estimates(
-                codes.ctypes.data + i * codes.shape[1],
-                packed.ctypes.data + tile * quads * (LANES * QUAD),
+                rows.codes.ctypes.data + i * rows.codes.shape[1],
+                tiles.packed.ctypes.data + tile * quads * (LANES * QUAD),
                 np.int64(quads),
-                offsets.ctypes.data + tile * (4 * LANES),
-                terms.ctypes.data + tile * (20 * LANES),
-                factors.ctypes.data + 16 * i,
+                tiles.offsets.ctypes.data + tile * (4 * LANES),
+                tiles.terms.ctypes.data + tile * (20 * LANES),
+                rows.factors.ctypes.data + 16 * i,
                 values.ctypes.data,
             )
             lane = _smallest(values)
-        j = order[tile * LANES + lane]
+        j = tiles.order[tile * LANES + lane]
         if j >= 0:
-            _consider(j, exact_distance(points[i], centroids[j], work), labels, distances, i)
+            _consider(j, exact_distance(points[i], centroids[j], work), i, found)
         if pair:
             values[lane] = np.inf
-            j = order[tile * LANES + _smallest(values)]
+            j = tiles.order[tile * LANES + _smallest(values)]
             if j >= 0:
-                _consider(j, exact_distance(points[i], centroids[j], work), labels, distances, i)
+                _consider(j, exact_distance(points[i], centroids[j], work), i, found)
 
 
 @njit(nogil=True, cache=True)
@@ -246,20 +295,13 @@ def _possible(minima: Floats, factors: Floats, i: int, widest: Floats, limit: np
 
 @njit(nogil=True, cache=True)
 def _gather_hits(
-    minima: Floats,
-    factors: Floats,
-    widest: Floats,
-    limits: Floats,
-    rows: int,
-    hits: Bytes,
-    members: Longs,
-    counts: Longs,
+    minima: Floats, factors: Floats, widest: Floats, limits: Floats, hits: Bytes, members: Longs, counts: Longs
 ) -> None:
     """List for each tile of a group the rows that it may concern: members (tiles, rows) and counts (tiles,)."""
     counts[:] = 0
     eights = hits.view(np.int64)
     tiles = minima.shape[1]
-    for i in range(rows):
+    for i in range(len(limits)):
         if not limits[i] > -np.inf:
             continue
         _possible(minima[i], factors, i, widest, limits[i], hits)
@@ -273,38 +315,38 @@ def _gather_hits(
 
 
 @njit(nogil=True, cache=True)
+def _fine_bound(i: int, place: int, rows: Rows, fine: Fine) -> float:
+    """Return the lower bound between row i and the centroid in a place, in all dimensions."""
+    width = fine.codes.shape[1]
+    x, c = rows.codes.ctypes.data + i * width, fine.codes.ctypes.data + place * width
+    product = fine.offsets[place] + byte_product(x, c, np.int64(width // PIECE))
+    terms, factors = fine.terms[place], rows.factors[i]
+    estimate = terms[0] + factors[0] * (np.float32(product) * terms[1])
+    return estimate - (factors[1] * terms[2] + factors[2] * terms[3] + factors[3] * terms[4])
+
+
+@njit(nogil=True, cache=True)
 def _settle(
-    points: Any,
-    centroids: Any,
-    order: Longs,
-    codes: Bytes,
-    factors: Floats,
-    shifts: Doubles,
-    packed: Codes,
-    offsets: Ints,
-    terms: Floats,
-    widest: Floats,
-    minima: Floats,
-    square: float,
-    pair: bool,
-    group: int,
-    labels: Longs,
-    distances: Doubles,
-    computed: Ints,
-    rows: int,
-) -> None:
+    points: Any, centroids: Any, rows: Rows, tiles: Tiles, fine_rows: Rows, fine: Fine, minima: Floats, square: float,
+    pair: bool, group: int, found: Found,
+) -> None:  # fmt: skip
     """Compute the exact distances that bounds leave possible, tile by tile for all rows that it may concern."""
-    tiles, quads, known = packed.shape[0], packed.shape[1], 1 if pair else 0
-    work = np.empty(max(1, points.shape[1]), np.float64)
-    limits, hits = np.empty(rows, np.float32), np.zeros((group + 7) // 8 * 8, np.uint8)
-    members, counts = np.empty((group, rows), np.int64), np.empty(group, np.int64)
+    count, number, quads, known = len(points), tiles.packed.shape[0], tiles.packed.shape[1], 1 if pair else 0
+    labels, distances, computed = found
+    work, refined = np.empty(max(1, points.shape[1]), np.float64), len(fine.codes) > 0
+    limits, hits = np.empty(count, np.float32), np.zeros((group + 7) // 8 * 8, np.uint8)
+    members, counts = np.empty((group, count), np.int64), np.empty(group, np.int64)
     batch, reach = np.empty(ROWS, np.int64), np.empty(ROWS, np.float32)
-    bounds, masks = np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.uint64)
-    for i in range(rows):
-        limits[i] = np.float32(distances[i, known] * square * _SAFE + shifts[i]) if shifts[i] < np.inf else -np.inf
-    for first in range(0, tiles, group):
-        last = min(first + group, tiles)
-        _gather_hits(minima[:, first:last], factors, widest[:, first:last], limits, rows, hits, members, counts)
+    bounds, masks = np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.int64)
+    for i in range(count):
+        limits[i] = -np.inf
+        if rows.shifts[i] < np.inf:
+            limits[i] = distances[i, known] * square * _SAFE + rows.shifts[i]
+    for first in range(0, number, group):
+        last = min(first + group, number)
+        _gather_hits(
+            minima[:count, first:last], rows.factors, tiles.widest[:, first:last], limits, hits, members, counts
+        )
         for tile in range(first, last):
             for start in range(0, counts[tile - first], ROWS):
                 size = min(ROWS, counts[tile - first] - start)
@@ -312,94 +354,60 @@ def _settle(
                     batch[m] = members[tile - first, start + min(m, size - 1)]
                     reach[m] = limits[batch[m]]
                 gathered_bounds(
-                    codes.ctypes.data,
-                    np.int64(codes.shape[1]),
-                    packed.ctypes.data + tile * quads * (LANES * QUAD),
+                    rows.codes.ctypes.data,
+                    np.int64(rows.codes.shape[1]),
+                    tiles.packed.ctypes.data + tile * quads * (LANES * QUAD),
                     np.int64(quads),
-                    offsets.ctypes.data + tile * (4 * LANES),
-                    terms.ctypes.data + tile * (20 * LANES),
-                    factors.ctypes.data,
+                    tiles.offsets.ctypes.data + tile * (4 * LANES),
+                    tiles.terms.ctypes.data + tile * (20 * LANES),
+                    rows.factors.ctypes.data,
                     batch.ctypes.data,
                     reach.ctypes.data,
                     bounds.ctypes.data,
                     masks.ctypes.data,
                 )
                 for m in range(size):
-                    if masks[m] == 0:
-                        continue
-                    i = batch[m]
-                    for lane in range(LANES):
-                        if (masks[m] >> np.uint64(lane)) & np.uint64(1) == 0 or bounds[m, lane] > limits[i]:
+                    mask, i = masks[m], batch[m]
+                    while mask != 0:
+                        lane = lowest_bit(mask)
+                        mask &= mask - 1
+                        place = tile * LANES + lane
+                        j = tiles.order[place]
+                        if bounds[m, lane] > limits[i] or j < 0 or j == labels[i, 0] or j == labels[i, 1]:
                             continue
-                        j = order[tile * LANES + lane]
-                        if j < 0 or j == labels[i, 0] or j == labels[i, 1]:
-                            continue
+                        if refined:
+                            limit = distances[i, known] * square * _SAFE + fine_rows.shifts[i]
+                            if _fine_bound(i, place, fine_rows, fine) > limit:
+                                continue
                         computed[i] += 1
-                        _consider(j, exact_distance(points[i], centroids[j], work), labels, distances, i)
-                        limits[i] = np.float32(distances[i, known] * square * _SAFE + shifts[i])
+                        _consider(j, exact_distance(points[i], centroids[j], work), i, found)
+                        limits[i] = distances[i, known] * square * _SAFE + rows.shifts[i]
                         if computed[i] > MOST_DISTANCES:
                             limits[i] = -np.inf
 
 
 @njit(nogil=True, cache=True)
+def _part(rows: Rows, low: int, high: int, padded: int) -> Rows:
+    return Rows(rows.codes[low:padded], rows.factors[low:padded], rows.shifts[low:high])
+
+
+@njit(nogil=True, cache=True)
 def scan_rows(
-    points: Any,
-    centroids: Any,
-    order: Longs,
-    codes: Bytes,
-    factors: Floats,
-    shifts: Doubles,
-    packed: Codes,
-    offsets: Ints,
-    terms: Floats,
-    widest: Floats,
-    square: float,
-    pair: bool,
-    labels: Longs,
-    distances: Doubles,
-    computed: Ints,
-    start: int,
-    stop: int,
-    chunk: int,
-    group: int,
-) -> None:
+    points: Any, centroids: Any, rows: Rows, tiles: Tiles, fine_rows: Rows, fine: Fine, square: float, pair: bool,
+    found: Found, start: int, stop: int, chunk: int, group: int,
+) -> None:  # fmt: skip
     """Settle the rows start … stop (start a multiple of ROWS).
 
-    points, centroids: as given, float32 or float64. order int64 (tiles * LANES,): the centroid in each place, -1 for
-    none. codes uint8 (n rounded up to ROWS, 4 quads), factors float32 (same, 4), shifts (n,): what turns a squared
-    distance in scaled units into a limit for bounds, infinite where the row is left to the caller. packed int8 (tiles,
-    quads, LANES, 4), offsets int32 (tiles, LANES), terms float32 (tiles, 5, LANES), widest float32 (5, tiles): the
-    largest terms of each tile. square: of the scale. pair: whether the runner-up is wanted. labels (n, 2) and
-    distances (n, 2) come filled with k and infinity; computed (n,) with 0, and counts the exact distances after the
-    first guess: above MOST_DISTANCES the row is left to the caller.
+    points, centroids: as given, float32 or float64. rows, tiles: as their frame sees them. fine_rows, fine: the same in
+    all dimensions, fine empty where the first are that already. square: of the scale. pair: whether the runner-up is
+    wanted. chunk: rows at a time, a multiple of ROWS. group: tiles at a time.
     """
-    minima = np.empty((chunk, packed.shape[0]), np.float32)
+    minima = np.empty((chunk, tiles.packed.shape[0]), np.float32)
     for low in range(start, stop, chunk):
         high = min(low + chunk, stop)
         padded = low + (high - low + ROWS - 1) // ROWS * ROWS
-        part, parts = codes[low:padded], factors[low:padded]
-        _minima(part, parts, packed, offsets, terms, group, minima)
-        found, exact, rows = labels[low:high], distances[low:high], points[low:high]
-        _first_guess(
-            rows, centroids, order, part, parts, packed, offsets, terms, minima, pair, found, exact, high - low
-        )
-        _settle(
-            rows,
-            centroids,
-            order,
-            part,
-            parts,
-            shifts[low:high],
-            packed,
-            offsets,
-            terms,
-            widest,
-            minima,
-            square,
-            pair,
-            group,
-            found,
-            exact,
-            computed[low:high],
-            high - low,
-        )
+        part, fine_part = _part(rows, low, high, padded), _part(fine_rows, low, high, padded)
+        _minima(part, tiles, group, minima)
+        results = Found(found.labels[low:high], found.distances[low:high], found.computed[low:high])
+        _first_guess(points[low:high], centroids, part, tiles, minima, pair, results)
+        _settle(points[low:high], centroids, part, tiles, fine_part, fine, minima, square, pair, group, results)

@@ -37,11 +37,13 @@ LANES = VECTORS * WIDTH  # centroids of a tile
 ROWS = {512: 6, 256: 3}[BITS]  # points of a tile: their sums fill most of the 32 or 16 registers
 QUAD = 4  # bytes that one lane multiplies and sums at a time
 ROW_BYTES = 2 * QUAD  # a row of codes is a multiple of this
+PIECE = 2 * BITS // 8  # bytes that `byte_product` takes at a time
 ALIGNMENT = 64  # bytes, of packed centroids
 LARGEST_DIM = 65_536  # 255 * 127 * dim stays below 2^31
 
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _INTS, _FLOATS = ir.VectorType(_I32, WIDTH), ir.VectorType(_F32, WIDTH)
+_CHAINS = 2  # sums that do not wait for each other
 _DOT = f"llvm.x86.avx512.vpdpbusd.{BITS}"
 _FMA = f"llvm.fma.v{WIDTH}f32"
 
@@ -276,6 +278,47 @@ def _gathered_bounds(
     return types.void(x, stride, c, quads, offsets, terms, factors, rows, limits, out, masks), codegen
 
 
+def _byte_product(typingctx: Any, x: Any, c: Any, pieces: Any) -> Any:
+    """Return the int32 product of PIECE * pieces bytes, uint8 at address x with int8 at address c."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x, c), pieces = _pointers(builder, *arguments[:2]), arguments[2]
+        emit = _Emitter(builder, [])
+        dot = emit.function(_DOT, _INTS, [_INTS] * 3)
+        entry, loop, done = builder.block, builder.append_basic_block("pieces"), builder.append_basic_block("product")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step = builder.phi(_I64)
+        step.add_incoming(emit.at(0), entry)
+        totals = [builder.phi(_INTS) for _ in range(_CHAINS)]
+        sums = []
+        for n, total in enumerate(totals):
+            place = builder.add(builder.mul(step, emit.at(PIECE)), emit.at(n * BITS // 8))
+            sums.append(builder.call(dot, [total, emit.load(x, place, _INTS, 4), emit.load(c, place, _INTS, 4)]))
+            total.add_incoming(ir.Constant(_INTS, [0] * WIDTH), entry)
+            total.add_incoming(sums[-1], loop)
+        following = builder.add(step, emit.at(1))
+        step.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, pieces), loop, done)
+        builder.position_at_end(done)
+        reduce = emit.function(f"llvm.vector.reduce.add.v{WIDTH}i32", _I32, [_INTS])
+        return builder.call(reduce, [builder.add(*sums)])
+
+    return types.int32(x, c, pieces), codegen
+
+
+def _lowest_bit(typingctx: Any, mask: Any) -> Any:
+    """Return the place of the lowest bit of an int64 that is not 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count = _Emitter(builder, []).function("llvm.cttz.i64", _I64, [_I64, ir.IntType(1)])
+        return builder.call(count, [arguments[0], ir.Constant(ir.IntType(1), 1)])
+
+    return types.int64(mask), codegen
+
+
 tile_minima: Any = intrinsic(_tile_minima)
 row_estimates: Any = intrinsic(_row_estimates)
 gathered_bounds: Any = intrinsic(_gathered_bounds)
+byte_product: Any = intrinsic(_byte_product)
+lowest_bit: Any = intrinsic(_lowest_bit)

@@ -17,7 +17,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def in_parallel(rows: int, work: Callable[[int, int], Any], multiple: int = 1) -> None:
     """Call work(start, stop) for ranges of rows that begin at multiples, on as many threads as PyTorch uses."""
-    step = -(-_TASK_ROWS // multiple) * multiple
+    step = min(_TASK_ROWS, -(-rows // torch.get_num_threads()))
+    step = max(1, -(-step // multiple) * multiple)
     ranges = [(start, min(rows, start + step)) for start in range(0, rows, step)]
     _run([partial(work, *part) for part in ranges])
 

@@ -49,6 +49,5 @@ class CodeCache:
         return self._codes.take(index)
 
     def _make_room(self, found: Coded) -> None:
-        bytes_per_row = found.codes.shape[1] + found.stats.nbytes // len(found.stats) + 1
-        if found.frame.basis is not None and bytes_per_row * self._rows <= self._memory:
+        if found.frame.basis is not None and (found.row_bytes + 1) * self._rows <= self._memory:
             self._codes, self._held = empty_codes(self._rows, found), np.zeros(self._rows, np.bool_)
