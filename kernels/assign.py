@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from .certify import as_real, pair_distances
-from .cpu_assign import CentroidScan, Coded, Frame, choose_frame, empty_codes, exact_label_distances, scan_pays
+from .cpu_assign import (
+    CentroidScan,
+    Coded,
+    Frame,
+    choose_frame,
+    empty_codes,
+    exact_label_distances,
+    exhaustive_search,
+    scan_pays,
+)
 from .cpu_vnni import ROWS
 from .float_assign import FloatOperand, assign_block, float_operand, full_float32
 
@@ -38,7 +47,8 @@ __all__ = [
 PRECISIONS = ("exact", "fp32")
 
 _SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}  # elements of a block of scores: 32 MiB and 1 GiB
-_SCAN_ELEMENTS = 1 << 20  # of a block of points on its way through the scan, 4 MiB, so that memory is used again
+_SCAN_ELEMENTS = 1 << 22  # of a block of points on its way through the scan, 16 MiB
+_FEW_ROWS = 16  # that exact distances to all centroids settle before float32 products were prepared for it
 _FEW_LEFT = 0.25  # of the points of a block that a scan may leave undecided and still pay
 
 
@@ -274,7 +284,12 @@ def _scan_block(
         bad = (~torch.isfinite(points[left]).all(dim=1)).nonzero()
         if len(bad):
             raise ValueError(f"point {first_row + int(left[bad[0, 0]])} holds NaN or infinity")
-        labels[left], distances[left], _ = _float_parts(points[left], prepared, wanted, 0)
+        if len(left) <= _FEW_ROWS:
+            nearest, exact = exhaustive_search(points[left], prepared.centroids)
+            labels[left] = torch.from_numpy(nearest[:, :wanted])
+            distances[left] = torch.from_numpy(exact[:, :wanted]).to(torch.float32)
+        else:
+            labels[left], distances[left], _ = _float_parts(points[left], prepared, wanted, 0)
     return labels, distances, int((computed > wanted - 1).sum())
 
 

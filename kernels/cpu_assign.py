@@ -40,12 +40,13 @@ from .cpu_scan import (
     encode_centred,
     encode_projected,
     exact_distances,
+    nearest_of_all,
     scan_rows,
 )
 from .cpu_vnni import ALIGNMENT, LANES, LARGEST_DIM, PIECE, QUAD, ROW_BYTES, ROWS, vnni_bits
 from .threads import in_parallel
 
-WIDTHS = (32, 64, 128)  # of the projections that are tried
+WIDTHS = (32, 64)  # of the projections that are tried
 SMALLEST_K = 64
 
 _UP = 1 + 2.0**-20  # makes up for rounding a bound to float32
@@ -54,10 +55,14 @@ _GROUP_BYTES = 1 << 19  # of centroid codes that stay in cache while rows pass b
 _CHUNK_BYTES = 3 << 18  # of the rows' codes and minima beside them
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS = 16, 512
 _BASIS_ROUNDS, _BASIS_SPARE = 2, 8
+_NEAR = 2.0  # norms of centroids within which a center is near
 _ORDERED = 16  # leading directions that decide which centroids share a tile
 # Nanoseconds on one thread, measured: a byte product in the scan, a score's share of the rest of the scan, an exact
 # distance and a refined bound per dimension, a multiplication of the projection.
 _PRODUCT, _SCORE, _EXACT, _REFINED, _PROJECTED = 0.003, 0.06, 0.4, 0.02, 0.009
+
+
+_NONE = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Frame:
 
     center (D,) float32 and scale, a power of two: y = (x - center) scale. basis (D, d) float32 with nearly orthonormal
     columns, or None for all dimensions. refined: whether codes in all dimensions judge what the projection leaves.
-    defect: how far the basis is from orthonormal.
+    defect: how far the basis is from orthonormal. offset: norm of a center so near that float32 points are projected
+    before they are centred, which saves a copy; infinite where that would blur the result.
     """
 
     center: Tensor
@@ -74,6 +80,7 @@ class Frame:
     basis: Tensor | None = None
     refined: bool = False
     defect: float = 0.0
+    offset: float = math.inf
 
     @property
     def product_error(self) -> float:
@@ -84,14 +91,21 @@ class Frame:
         return gamma(dim) * math.sqrt(width) * (1 + self.defect)
 
     @property
-    def slack(self) -> float:
-        """By how much a squared residual may exceed |y|^2 - |z|^2, per |y|^2; negative without a basis."""
-        return -1.0 if self.basis is None else 2.1 * self.product_error + 3 * self.defect
+    def blur(self) -> float:
+        """What projecting before centring adds to the error of a product, in norms of vectors."""
+        return 2 * self.product_error * self.offset if self.offset < math.inf else 0.0
 
     def center_rows(self, rows: Tensor) -> Tensor:
         """Return y (n, D) float32 of float32 or float64 rows."""
         shifted = rows - self.center
         return (shifted if self.scale == 1 else shifted.to(torch.float64).mul_(self.scale)).to(torch.float32)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Return the coordinates (n, d) float32 of rows in the basis."""
+        assert self.basis is not None
+        if self.offset < math.inf and rows.dtype == torch.float32:
+            return (rows @ self.basis).sub_(self.center @ self.basis)
+        return self.center_rows(rows) @ self.basis
 
 
 @dataclass(frozen=True)
@@ -146,13 +160,21 @@ def _encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Tenso
     """Code rows (n, D) float32 or float64, filled up to a multiple of rows; return also their projection (n, d)."""
     if frame.basis is None:
         return _encode_all(rows, frame, row_multiple, ROW_BYTES), None
-    y = frame.center_rows(rows)
-    leading = y @ frame.basis
+    leading = frame.project(rows)
     codes, stats = _room(len(rows), leading.shape[1], row_multiple, ROW_BYTES)
-    wide, coordinates = y.numpy(), leading.numpy()
-    in_parallel(len(rows), lambda *part: encode_projected(wide, coordinates, frame.slack, codes, stats, *part))
-    fine = _encode_all(rows, frame, row_multiple, PIECE) if frame.refined else None
-    return Coded(codes, stats, frame, fine), leading
+    fine_codes, fine_stats = (
+        _room(len(rows), rows.shape[1], row_multiple, PIECE) if frame.refined else _room(0, 1, 1, 1)
+    )
+    values, center, coordinates = rows.numpy(), frame.center.numpy(), leading.numpy()
+    slack, blur = 2.1 * frame.product_error + 3 * frame.defect, 2.1 * frame.blur
+
+    def encode(start: int, stop: int) -> None:
+        encode_projected(
+            values, center, frame.scale, coordinates, slack, blur, codes, stats, fine_codes, fine_stats, start, stop
+        )
+
+    in_parallel(len(rows), encode)
+    return Coded(codes, stats, frame, Coded(fine_codes, fine_stats, frame) if frame.refined else None), leading
 
 
 def _encode_all(rows: Tensor, frame: Frame, row_multiple: int, byte_multiple: int) -> Coded:
@@ -314,7 +336,10 @@ class CentroidScan:
         squares, largest = coded.stats[:, NORM], self._largest
         inside = squares < _LARGEST_NORM**2
         norms, dim = np.sqrt(np.where(inside, squares, 0.0)), self.centroids.shape[1]
-        projected = (4.2 * frame.product_error + 6.3 * frame.defect) * norms * largest if frame else 0.0
+        projected = np.zeros_like(norms)
+        if frame is not None:
+            projected = (4.2 * frame.product_error + 6.3 * frame.defect) * norms * largest
+            projected += 2.1 * frame.blur * (norms + largest)
         rounding = (24 * UNIT + LANES * 2.0**-22) * (largest + 2 * norms) ** 2  # the second: lanes in the last bits
         underflow = dim * 2.0**-118 * (1 + norms + largest) + dim * 2.0**-1070 * self.frame.scale**2
         return np.where(inside, projected + rounding + underflow - squares, np.inf)
@@ -341,7 +366,9 @@ def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float
     chosen = (basis[:, :width] @ _turn(width)).contiguous()
     wide = chosen.to(torch.float64)
     defect = float(torch.linalg.matrix_norm(wide.T @ wide - torch.eye(width, dtype=torch.float64))) * (1 + 1e-6)
-    return Frame(center, scale, chosen, refined, defect)
+    offset = float(torch.linalg.vector_norm(center)) if scale == 1 else math.inf
+    near = offset <= _NEAR * float(torch.linalg.vector_norm(w, dim=1).mean())
+    return Frame(center, scale, chosen, refined, defect, offset if near else math.inf)
 
 
 def _spread(count: int, most: int) -> Tensor:
@@ -410,6 +437,14 @@ def exact_label_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> 
     where = np.ascontiguousarray(labels.numpy())
     in_parallel(len(rows), lambda *part: exact_distances(rows, table, where, result, *part))
     return torch.from_numpy(result)
+
+
+def exhaustive_search(points: Tensor, centroids: Tensor) -> tuple[Longs, Doubles]:
+    """Return the nearest centroid and the runner-up by exact distances alone: labels and distances (n, 2)."""
+    found = Found(np.full((len(points), 2), len(centroids), np.int64), np.full((len(points), 2), np.inf), _NONE)
+    rows, table = np.ascontiguousarray(points.numpy()), np.ascontiguousarray(centroids.numpy())
+    in_parallel(len(rows), lambda *part: nearest_of_all(rows, table, found, *part))
+    return found.labels, found.distances
 
 
 def scan_pays(rows: int, k: int, dim: int) -> bool:

@@ -37,7 +37,7 @@ Longs = npt.NDArray[np.int64]
 
 CODE_LIMIT = 127
 CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes wants them
-MOST_DISTANCES = 64  # exact ones of a point, after which it is left to the caller
+MOST_DISTANCES = 128  # exact ones of a point, after which it is left to the caller
 NORM, RESIDUAL, STEP, LOST, KEPT, INSIDE = range(6)  # columns of the statistics of a row
 
 
@@ -113,17 +113,26 @@ def encode_centred(
 
 
 @njit(nogil=True, cache=True)
-def encode_projected(y: Floats, z: Floats, slack: float, codes: Bytes, stats: Doubles, start: int, stop: int) -> None:
-    """Code the coordinates z (n, d) of centred vectors y (n, D) for the rows start … stop.
+def encode_projected(
+    points: Any, center: Floats, scale: float, z: Floats, slack: float, blur: float, codes: Bytes, stats: Doubles,
+    fine_codes: Bytes, fine_stats: Doubles, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Code the coordinates z (n, d) of centred points for the rows start … stop, and all dimensions where wanted.
 
-    slack: by how much the square of the residual |y - P z| may exceed |y|^2 - |z|^2, per |y|^2. codes and stats as for
-    `encode_centred`, with the residual as second number and z in place of y in those after it.
+    slack, blur: the square of the residual |y - P z| is at most |y|^2 - |z|^2 + slack |y|^2 + blur |y|. codes and stats
+    as for `encode_centred`, with the residual as second number and z in place of y in those after it. fine_codes and
+    fine_stats: what `encode_centred` gives, or of length 0.
     """
+    y = np.empty(points.shape[1], np.float32)
     for i in range(start, stop):
-        inside, norm = _square(z[i]), _square(y[i])
+        for j in range(len(y)):
+            y[j] = np.float32(np.float64(points[i, j] - center[j]) * scale)
+        inside, norm = _square(z[i]), _square(y)
         _encode(z[i], inside, codes[i], stats[i])
-        stats[i, NORM] = norm
-        stats[i, RESIDUAL] = math.sqrt(max(0.0, norm - inside + slack * norm))
+        stats[i, NORM] = norm if inside < np.inf else np.inf
+        stats[i, RESIDUAL] = math.sqrt(max(0.0, norm - inside + slack * norm + blur * math.sqrt(norm)))
+        if len(fine_codes):
+            _encode(y, norm, fine_codes[i], fine_stats[i])
 
 
 @njit(nogil=True, cache=True)
@@ -204,6 +213,26 @@ def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubl
 
 
 @njit(nogil=True, cache=True)
+def _consider(j: int, distance: float, i: int, found: Found) -> None:
+    """Keep a centroid of row i where it is nearest or runner-up: the lower index where distances are equal."""
+    labels, distances = found.labels, found.distances
+    if distance < distances[i, 0] or (distance == distances[i, 0] and j < labels[i, 0]):
+        labels[i, 1], distances[i, 1] = labels[i, 0], distances[i, 0]
+        labels[i, 0], distances[i, 0] = j, distance
+    elif distance < distances[i, 1] or (distance == distances[i, 1] and j < labels[i, 1]):
+        labels[i, 1], distances[i, 1] = j, distance
+
+
+@njit(nogil=True, cache=True)
+def nearest_of_all(points: Any, centroids: Any, found: Found, start: int, stop: int) -> None:
+    """Settle the rows start … stop by their exact distances to all centroids."""
+    terms = np.empty(max(1, points.shape[1]), np.float64)
+    for i in range(start, stop):
+        for j in range(len(centroids)):
+            _consider(j, exact_distance(points[i], centroids[j], terms), i, found)
+
+
+@njit(nogil=True, cache=True)
 def _minima(rows: Rows, tiles: Tiles, group: int, minima: Floats) -> None:
     """Write the smallest estimate of every row (n, a multiple of ROWS) and tile into minima (n, tiles)."""
     count, width = rows.codes.shape
@@ -224,17 +253,6 @@ def _minima(rows: Rows, tiles: Tiles, group: int, minima: Floats) -> None:
                     m + (i * number + tile) * 4,
                     np.int64(4 * number),
                 )
-
-
-@njit(nogil=True, cache=True)
-def _consider(j: int, distance: float, i: int, found: Found) -> None:
-    """Keep a centroid of row i where it is nearest or runner-up: the lower index where distances are equal."""
-    labels, distances = found.labels, found.distances
-    if distance < distances[i, 0] or (distance == distances[i, 0] and j < labels[i, 0]):
-        labels[i, 1], distances[i, 1] = labels[i, 0], distances[i, 0]
-        labels[i, 0], distances[i, 0] = j, distance
-    elif distance < distances[i, 1] or (distance == distances[i, 1] and j < labels[i, 1]):
-        labels[i, 1], distances[i, 1] = j, distance
 
 
 @njit(nogil=True, cache=True)
