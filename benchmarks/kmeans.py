@@ -84,10 +84,10 @@ class Sizes:
     vectors: int = 100_000
     points: int = 16_384
     centroids: int = 8_192
-    repeats: int = 5
+    repeats: int = 3
     reference_rows: int = 256
     time_k: int = 4_096
-    time_repeats: int = 3
+    time_repeats: int = 1
     final_vectors: int = 20_000
     final_k: int = 256
     final_iterations: int = 60
