@@ -31,6 +31,7 @@ benchmark: $(VENV)/.dev
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name '*.nb[ci]' -not -path './$(VENV)/*' -delete
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -16,16 +16,9 @@ import torch
 from torch import Tensor
 
 from .certify import as_real, pair_distances
-from .cpu_assign import (
-    CentroidScan,
-    Coded,
-    Frame,
-    choose_frame,
-    empty_codes,
-    exact_label_distances,
-    exhaustive_search,
-    scan_pays,
-)
+from .cpu_assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
+from .cpu_codes import Coded, empty_codes
+from .cpu_frames import Frame, choose_frame
 from .cpu_vnni import ROWS
 from .float_assign import FloatOperand, assign_block, float_operand, full_float32
 

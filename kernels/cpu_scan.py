@@ -9,13 +9,12 @@ rest its reach. The scan keeps the smallest estimate per point and tile of centr
 between the centroids that estimate and reach leave possible.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
+from .cpu_encode import Bytes, Codes, Doubles, Floats, Ints, Longs
 from .cpu_vnni import (
     LANES,
     PIECE,
@@ -28,17 +27,7 @@ from .cpu_vnni import (
     tile_minima,
 )
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Bytes = npt.NDArray[np.uint8]
-Codes = npt.NDArray[np.int8]
-Ints = npt.NDArray[np.int32]
-Longs = npt.NDArray[np.int64]
-
-CODE_LIMIT = 127
-CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes wants them
 MOST_DISTANCES = 128  # exact ones of a point, after which it is left to the caller
-NORM, RESIDUAL, STEP, LOST, KEPT, INSIDE = range(6)  # columns of the statistics of a row
 
 
 class Tiles(NamedTuple):
@@ -92,93 +81,7 @@ class Found(NamedTuple):
     computed: Ints
 
 
-_ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 _SAFE = 1 + 2.0**-40  # more than float64 rounds in a sum of squares
-
-
-@njit(nogil=True, cache=True)
-def encode_centred(
-    points: Any, center: Floats, scale: float, codes: Bytes, stats: Doubles, start: int, stop: int
-) -> None:
-    """Code y = (points - center) scale for the rows start … stop, in all dimensions.
-
-    points (n, D) float32 or float64; y is rounded to float32. codes uint8 (n, >= D): q + 128, and 128 beyond D.
-    stats (n, 6): |y|^2, 0, the step s, |y - s q|, |s q| and |y|. NaN and infinity show in |y|^2.
-    """
-    y = np.empty(points.shape[1], np.float32)
-    for i in range(start, stop):
-        for j in range(len(y)):
-            y[j] = np.float32(np.float64(points[i, j] - center[j]) * scale)
-        _encode(y, _square(y), codes[i], stats[i])
-
-
-@njit(nogil=True, cache=True)
-def encode_projected(
-    points: Any, center: Floats, scale: float, z: Floats, slack: float, blur: float, codes: Bytes, stats: Doubles,
-    fine_codes: Bytes, fine_stats: Doubles, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Code the coordinates z (n, d) of centred points for the rows start … stop, and all dimensions where wanted.
-
-    slack, blur: the square of the residual |y - P z| is at most |y|^2 - |z|^2 + slack |y|^2 + blur |y|. codes and stats
-    as for `encode_centred`, with the residual as second number and z in place of y in those after it. fine_codes and
-    fine_stats: what `encode_centred` gives, or of length 0.
-    """
-    y = np.empty(points.shape[1], np.float32)
-    for i in range(start, stop):
-        for j in range(len(y)):
-            y[j] = np.float32(np.float64(points[i, j] - center[j]) * scale)
-        inside, norm = _square(z[i]), _square(y)
-        _encode(z[i], inside, codes[i], stats[i])
-        stats[i, NORM] = norm if inside < np.inf else np.inf
-        stats[i, RESIDUAL] = math.sqrt(max(0.0, norm - inside + slack * norm + blur * math.sqrt(norm)))
-        if len(fine_codes):
-            _encode(y, norm, fine_codes[i], fine_stats[i])
-
-
-@njit(nogil=True, cache=True)
-def _encode(z: Floats, square: float, codes: Bytes, stats: Doubles) -> None:
-    step = _largest(z) / np.float32(CODE_LIMIT)
-    if not (square < np.inf) or step < np.float32(1e-30):
-        step = np.float32(0)
-    lost, kept = _encode_row(z, step, codes)
-    codes[len(z) :] = CODE_OFFSET
-    stats[NORM], stats[RESIDUAL], stats[STEP] = square, 0.0, np.float64(step)
-    stats[LOST], stats[KEPT], stats[INSIDE] = math.sqrt(lost), math.sqrt(kept), math.sqrt(square)
-
-
-@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
-def _square(row: Floats) -> float:
-    total = 0.0
-    for j in range(len(row)):
-        total += np.float64(row[j]) * np.float64(row[j])
-    return total
-
-
-@njit(nogil=True, cache=True)
-def _largest(row: Floats) -> np.float32:
-    """Return the largest magnitude: the bits of floats without their sign are ordered as integers."""
-    bits = row.view(np.int32)
-    largest = np.int32(0)
-    for j in range(len(bits)):
-        largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
-    found = np.empty(1, np.int32)
-    found[0] = largest
-    return found.view(np.float32)[0]
-
-
-@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
-def _encode_row(z: Floats, step: np.float32, codes: Bytes) -> tuple[float, float]:
-    """Write the codes of a row and return the squares of what they lose and keep."""
-    inverse = np.float32(0) if step == 0 else np.float32(1) / step
-    half = np.float32(CODE_OFFSET + 0.5)
-    lost, kept = 0.0, 0.0
-    for j in range(len(z)):
-        code = np.int32(z[j] * inverse + half)  # truncation rounds what is positive; never beyond [1, 255]
-        codes[j] = np.uint8(code)
-        near = np.float64(code - CODE_OFFSET) * np.float64(step)
-        lost += (np.float64(z[j]) - near) * (np.float64(z[j]) - near)
-        kept += near * near
-    return lost, kept
 
 
 @njit(nogil=True, cache=True)
