@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _TASK_ROWS = 1536
 
@@ -20,20 +22,18 @@ def in_parallel(rows: int, work: Callable[[int, int], Any], multiple: int = 1) -
     step = min(_TASK_ROWS, -(-rows // torch.get_num_threads()))
     step = max(1, -(-step // multiple) * multiple)
     ranges = [(start, min(rows, start + step)) for start in range(0, rows, step)]
-    _run([partial(work, *part) for part in ranges])
+    run_tasks([partial(work, *part) for part in ranges])
 
 
 def on_every_thread(work: Callable[[int, int], Any]) -> None:
     """Call work(thread, threads) once for each of the threads that PyTorch uses."""
     threads = torch.get_num_threads()
-    _run([partial(work, thread, threads) for thread in range(threads)])
+    run_tasks([partial(work, thread, threads) for thread in range(threads)])
 
 
-def _run(tasks: list[Callable[[], Any]]) -> None:
+def run_tasks(tasks: list[Callable[[], T]]) -> list[T]:
+    """Call functions on as many threads as PyTorch uses, and return their results in order."""
     threads = torch.get_num_threads()
     if threads == 1 or len(tasks) <= 1:
-        for task in tasks:
-            task()
-        return
-    for running in [_pool(threads).submit(task) for task in tasks]:
-        running.result()
+        return [task() for task in tasks]
+    return [running.result() for running in [_pool(threads).submit(task) for task in tasks]]

@@ -8,7 +8,9 @@ dimensions, of the vectors of each fine cluster.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sctok.kernels.threads import run_tasks
 from sctok.kernels.update import centroid_sums
 
+from .plus_plus import greedy_plus_plus
 from .sources import Vectors, Weights
 
 _COMPONENTS = 48
@@ -149,7 +153,7 @@ def _find_cells(points: Tensor, weights: Tensor, count: int, generator: np.rando
     """Sort vectors (n, d) into at most `count` cells, found on a random part of them; none of them is empty."""
     part = torch.from_numpy(np.sort(generator.permutation(len(points))[: _COARSE_ROWS * count])).to(points.device)
     sample, masses = points[part], weights[part]
-    centroids = sample[torch.from_numpy(_plus_plus(sample, masses, count, generator)).to(points.device)]
+    centroids = sample[torch.from_numpy(_plus_plus(sample, masses, count, generator)()).to(points.device)]
     centroids = _lloyd(sample, masses, centroids, _COARSE_ROUNDS)
     labels = _nearest(points, centroids)
     used, labels = torch.unique(labels, return_inverse=True)
@@ -171,11 +175,15 @@ def _find_cells(points: Tensor, weights: Tensor, count: int, generator: np.rando
 
 def _divide(cells: _Cells, numbers: Indices, generator: np.random.Generator) -> tuple[Tensor, Indices]:
     """Return the centroids (k, d) of k-means inside each cell, and the cells (k,) that they belong to."""
+    spans = list(zip(cells.starts[:-1], cells.starts[1:], strict=True))
+    tasks = [
+        _plus_plus(cells.points[start:stop], cells.weights[start:stop], number, generator)
+        for (start, stop), number in zip(spans, numbers.tolist(), strict=True)
+    ]
     centroids = []
-    for start, stop, number in zip(cells.starts[:-1], cells.starts[1:], numbers.tolist(), strict=True):
-        points, weights = cells.points[start:stop], cells.weights[start:stop]
-        chosen = torch.from_numpy(_plus_plus(points, weights, number, generator)).to(points.device)
-        centroids.append(_lloyd(points, weights, points[chosen], _FINE_ROUNDS))
+    for (start, stop), places in zip(spans, run_tasks(tasks), strict=True):
+        points, chosen = cells.points[start:stop], torch.from_numpy(places).to(cells.points.device)
+        centroids.append(_lloyd(points, cells.weights[start:stop], points[chosen], _FINE_ROUNDS))
     return torch.cat(centroids), np.repeat(np.arange(len(numbers)), numbers)
 
 
@@ -253,30 +261,14 @@ def _merge_costs(centroids: Tensor, masses: npt.NDArray[Any]) -> tuple[npt.NDArr
     return gaps * masses * masses[nearest] / np.maximum(masses + masses[nearest], 1e-300), nearest
 
 
-def _plus_plus(points: Tensor, weights: Tensor, k: int, generator: np.random.Generator) -> Indices:
-    """Return the places of k different vectors of n >= k, (n, d), by greedy k-means++ on the host."""
-    vectors, masses = points.cpu().numpy(), weights.cpu().numpy().astype(np.float64)
-    if k >= len(vectors):
-        return np.arange(len(vectors))
-    norms = np.einsum("nd,nd->n", vectors, vectors)
-    free = np.ones(len(vectors), bool)
-    chosen = [int(generator.choice(len(vectors), p=masses / masses.sum()))]
-    closest = np.full(len(vectors), np.inf, np.float32)
-    uniforms = generator.random((k, _DRAWS))
-    for row in uniforms[1:]:
-        last = chosen[-1]
-        free[last] = False
-        if len(chosen) == 1:
-            closest = np.maximum(norms - 2 * (vectors @ vectors[last]) + norms[last], 0)
-        cumulated = np.cumsum(closest * masses * free)
-        drawn = np.searchsorted(cumulated, row * cumulated[-1], side="right")
-        if not cumulated[-1] > 0 or drawn.max() >= len(free):
-            drawn = np.flatnonzero(free)[:1]
-        reduced = np.minimum(closest, norms - 2 * (vectors[drawn] @ vectors.T) + norms[drawn, None])
-        best = int((reduced @ masses).argmin())
-        closest = np.maximum(reduced[best], 0)
-        chosen.append(int(drawn[best]))
-    return np.array(chosen, np.int64)
+def _plus_plus(points: Tensor, weights: Tensor, k: int, generator: np.random.Generator) -> Callable[[], Indices]:
+    """Draw for greedy k-means++ and return what will then choose k different vectors of n >= k, (n, d), on the host."""
+    columns = np.ascontiguousarray(points.cpu().numpy().T)
+    masses = weights.cpu().numpy().astype(np.float64)
+    if k >= len(masses):
+        return lambda: np.arange(len(masses))
+    first = int(generator.choice(len(masses), p=masses / masses.sum()))
+    return partial(greedy_plus_plus, columns, masses, first, generator.random((k - 1, _DRAWS)))
 
 
 def _lloyd(points: Tensor, weights: Tensor, centroids: Tensor, rounds: int) -> Tensor:
