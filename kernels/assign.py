@@ -179,7 +179,8 @@ def code_points(points: Tensor, prepared: PreparedCentroids) -> Coded | None:
     if not (len(points) and _scans(points, prepared)):
         return None
     real = as_real(points)
-    return prepared.scan(real).code(real)
+    with full_float32():
+        return prepared.scan(real).code(real)
 
 
 def label_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,11 @@ _PAIR_ELEMENTS = 1 << 18  # of float64 differences, 2 MiB, so that they stay in 
 
 
 def as_real(values: Tensor) -> Tensor:
-    """Return float32 for narrower floats and float64 for integers and float64: no value changes below 2^53."""
+    """Return float32 for narrower floats and float64 for integers and float64: no value changes below 2^53.
+
+    The result has no gradient.
+    """
+    values = values.detach()
     if values.dtype in (torch.float32, torch.float64):
         return values
     return values.to(torch.float32 if values.is_floating_point() else torch.float64)

@@ -84,10 +84,12 @@ class CentroidScan:
             row needed beyond the first.
 
         Raises:
-            ValueError: the codes are of another frame.
+            ValueError: the codes are of another frame, or of another number of points.
         """
         if coded.frame is not self.frame:
             raise ValueError("the points were coded in another frame than the centroids")
+        if len(coded.stats) != len(points):
+            raise ValueError(f"{len(points)} points came with the codes of {len(coded.stats)}")
         rows, k = len(points), len(self.centroids)
         found = Found(np.full((rows, 2), k, np.int64), np.full((rows, 2), np.inf), np.zeros(rows, np.int32))
         coarse, fine = self._rows(coded, self.frame), self._rows(coded.fine or coded, None)

@@ -100,8 +100,9 @@ def _leading_directions(rows: Tensor, width: int) -> Tensor:
     block = torch.randn(rows.shape[1], width + _BASIS_SPARE, generator=torch.Generator().manual_seed(0))
     for _ in range(_BASIS_ROUNDS):
         block = torch.linalg.qr(rows.T @ (rows @ block))[0]
-    small = rows @ block
-    return (block @ torch.linalg.eigh(small.T @ small)[1].flip(1))[:, :width]
+    small = (rows @ block).to(torch.float64)  # with few distinct rows the solver does not converge in float32
+    directions = torch.linalg.eigh(small.T @ small)[1].flip(1).to(torch.float32)
+    return (block @ directions)[:, :width]
 
 
 @cache

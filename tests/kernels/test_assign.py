@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sctok.kernels import assign, certify, float_assign, threads
+from sctok.kernels import assign, certify, cpu_frames, float_assign, threads
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
 from sctok.kernels.cpu_vnni import vnni_bits
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
@@ -324,6 +325,54 @@ def test_codes_serve_for_other_centroids_of_the_same_frame(search: str) -> None:
     if coded is not None:
         with pytest.raises(ValueError, match="another frame"):
             nearest_centroid(points, points[:100], coded=coded)
+
+
+def test_codes_of_another_number_of_points_are_refused(search: str) -> None:
+    if search == "float":
+        pytest.skip("there are no codes")
+    points, prepared = _normal(0, 60, 64), prepare_centroids(_normal(1, 80, 64))
+    for rows in (40, 59):
+        with pytest.raises(ValueError, match=f"60 points came with the codes of {rows}"):
+            nearest_centroid(points, prepared, coded=code_points(points[:rows], prepared))
+
+
+def test_codes_are_made_with_full_float32(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if search == "float":
+        pytest.skip("there are no codes")
+    points = _normal(0, 500, 256)
+    inside, project = [False], cpu_frames.Frame.project
+    projected = []
+
+    @contextmanager
+    def full_float32() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def watched(frame: cpu_frames.Frame, rows: Tensor) -> Tensor:
+        projected.append(inside[0])
+        return project(frame, rows)
+
+    monkeypatch.setattr(assign, "full_float32", full_float32)
+    monkeypatch.setattr(cpu_frames.Frame, "project", watched)
+    frame = cpu_frames.Frame(torch.zeros(256), 1.0, torch.eye(256)[:, :32].contiguous())
+    assert code_points(points, prepare_centroids(points[:200], frame=frame)) is not None
+    assert projected == [True, True]
+
+
+def test_few_distinct_sparse_centroids_have_directions() -> None:
+    for seed in range(60):
+        values = _normal(seed, 2, 127) * (torch.rand(2, 127, generator=torch.Generator().manual_seed(seed)) < 0.02)
+        centroids = values[torch.arange(64) % 2]
+        directions = cpu_frames._leading_directions(centroids - centroids.mean(dim=0), 64)
+        torch.testing.assert_close(directions.T @ directions, torch.eye(64), rtol=0, atol=1e-4)
+
+
+def test_tensors_with_gradients() -> None:
+    points, centroids = _normal(0, 50, 12).requires_grad_(), torch.nn.Parameter(_normal(1, 70, 12))
+    found = nearest_centroid(points, centroids, runner_up=True)
+    assert torch.equal(found.labels, nearest_centroid_reference(points.detach(), centroids.detach())[0])
+    assert not found.distances.requires_grad
 
 
 @pytest.mark.parametrize("count", [1, 3])
