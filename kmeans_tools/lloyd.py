@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import Assignment, label_distances, nearest_centroid
+from sctok.kernels.assign import Assignment, label_distances, nearest_centroid, prepare_centroids
 
 from .bounds import Bounds
 from .codes import CodeCache
@@ -104,7 +104,10 @@ def make_assigner(centroids: Tensor, config: KMeansConfig, codes: CodeCache, *, 
     if config.backend == "faiss" and not (final and config.precision == "exact"):
         faiss = FaissAssigner(centroids)
         return lambda points, places, runner_up: faiss(points)
-    prepared = codes.prepare(centroids, config.precision)
+    # The final pass has a frame of its own: that of the others depends on where a fit began or went on, and with it how
+    # many rows the certificate counts as rescored.
+    prepare = prepare_centroids if final else codes.prepare
+    prepared = prepare(centroids, precision=config.precision)
 
     def assign(points: Tensor, places: Tensor, runner_up: bool) -> Assignment:
         coded = codes.coded(points, places, prepared)

@@ -1,5 +1,8 @@
 """Codes that are kept never show in a result."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +46,27 @@ def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPa
     for k, result in fit_codebooks(ArraySource(vectors), [900, 1000], config).items():
         assert np.array_equal(result.centroids, kept[k].centroids)
         assert np.array_equal(result.counts, kept[k].counts)
+
+
+def test_a_fit_that_goes_on_certifies_as_many_rows_as_one_that_never_stopped(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    scales = torch.linspace(3, 0.2, 64)[:, None]
+    latent = torch.randn(5000, 64, generator=generator) @ (scales * torch.randn(64, 192, generator=generator))
+    source = ArraySource((latent + 0.3 * torch.randn(5000, 192, generator=generator)).numpy())
+    config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
+    whole = fit_codebooks(source, [900], config, checkpoint_dir=tmp_path)[900]
+    passes = 0
+
+    def stop(event: Mapping[str, object]) -> None:
+        nonlocal passes
+        passes += event["event"] == "pass"
+        if passes == 2:
+            raise KeyboardInterrupt
+
+    for _ in range(3):
+        passes = 0
+        with pytest.raises(KeyboardInterrupt):
+            fit_codebooks(source, [900], config, checkpoint_dir=tmp_path, progress=stop)
+    again = fit_codebooks(source, [900], config, checkpoint_dir=tmp_path)[900]
+    assert np.array_equal(again.centroids, whole.centroids)
+    assert again.certificate == whole.certificate
