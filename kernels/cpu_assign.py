@@ -42,7 +42,8 @@ def _order_in_tiles(coordinates: Floats) -> Longs:
         if len(part) <= LANES:
             full.append(part)
             continue
-        column = coordinates[part, int(coordinates[part].var(axis=0).argmax())]
+        with np.errstate(over="ignore", invalid="ignore"):  # of centroids out of range, which are not scanned
+            column = coordinates[part, int(coordinates[part].var(axis=0).argmax())]
         half = -(-len(part) // 2 // LANES) * LANES
         split = np.argpartition(column, half - 1)
         stack += [part[split[half:]], part[split[:half]]]

@@ -368,6 +368,14 @@ def test_few_distinct_sparse_centroids_have_directions() -> None:
         torch.testing.assert_close(directions.T @ directions, torch.eye(64), rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_centroids_of_very_different_scales_raise_no_warnings() -> None:
+    centroids = _normal(1, 200, 64) * 10 ** torch.linspace(-20, 20, 200)[:, None]
+    frame = cpu_frames.Frame(torch.zeros(64), 1.0, torch.eye(64)[:, :32].contiguous())
+    found = nearest_centroid(centroids[:50], prepare_centroids(centroids, frame=frame))
+    assert torch.equal(found.labels, nearest_centroid_reference(centroids[:50], centroids)[0])
+
+
 def test_tensors_with_gradients() -> None:
     points, centroids = _normal(0, 50, 12).requires_grad_(), torch.nn.Parameter(_normal(1, 70, 12))
     found = nearest_centroid(points, centroids, runner_up=True)
