@@ -170,6 +170,9 @@ def read_weights(sample_weight: Any, data: Data) -> Wide | None:
         raise ValueError(f"sample_weight of row {row} is {weights[row]}, not a number of at least 0")
     if not weights.any():
         raise ValueError("sample_weight is zero for every row")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(weights.sum()):
+            raise ValueError("sample_weight is too large to be summed; scale the weights down")
     return weights
 
 

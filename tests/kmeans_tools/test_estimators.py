@@ -340,7 +340,12 @@ def test_bad_parameters_are_named(options: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [([1.0] * 29, "does not fit the 30 rows"), ([-1.0] * 30, "row 0 is -1.0"), ([0.0] * 30, "zero for every row")],
+    [
+        ([1.0] * 29, "does not fit the 30 rows"),
+        ([-1.0] * 30, "row 0 is -1.0"),
+        ([0.0] * 30, "zero for every row"),
+        ([1e308] * 30, "too large to be summed"),
+    ],
 )
 def test_bad_weights_are_named(weights: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
