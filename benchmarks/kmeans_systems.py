@@ -33,10 +33,10 @@ from sctok.kmeans_tools.sources import ArraySource, ShardSource
 
 DIM, LATENT, STACK = 768, 64, 4
 OURS = "sctok"
-LADDER = (1, 2, 3, 5, 8, 10, 12, 15)  # iterations of systems that show nothing before they end
+LADDER = (1, 2, 4, 8, 12)  # iterations of systems that show nothing before they end
 PASSES = 25  # of ours
 CHAINED = 10  # iterations of systems that go on from given centroids, and of scikit-learn
-HIERARCHICAL = ((1, 1, 0), (3, 5, 0), *((3, 5, steps) for steps in (1, 2, 3, 4, 6, 10)))  # coarse, fine, refinement
+HIERARCHICAL = ((1, 1, 0), (3, 5, 0), *((3, 5, steps) for steps in (1, 2, 4, 8)))  # coarse, fine, refinement
 DEADLINE = 900.0  # seconds after which a system takes no further step on its curve
 
 _FEW_CENTROIDS = 160  # superkmeans warns below 129

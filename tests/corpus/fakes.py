@@ -113,6 +113,7 @@ def print_event(event: dict[str, Any]) -> None:
 def _kill_often(command: str, audio: str, folder: str, kills: str, seed: str, workers: str) -> None:
     """Run the command, killing it at random moments, and then to its end; print how many kills came in time."""
     rng = random.Random(int(seed))
+    run_command(command, [audio], Path(folder).with_name("imports"), workers=int(workers))
     start = time.monotonic()
     run_command(command, [audio], Path(folder).with_name("timing"), workers=int(workers))
     duration = time.monotonic() - start
