@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from .compiled import compiled
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -18,10 +19,8 @@ CODE_LIMIT = 127
 CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes wants them
 NORM, RESIDUAL, STEP, LOST, KEPT, INSIDE = range(6)  # columns of the statistics of a row
 
-_ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 
-
-@njit(nogil=True, cache=True)
+@compiled()
 def encode_centred(
     points: Any, center: Floats, scale: float, codes: Bytes, stats: Doubles, start: int, stop: int
 ) -> None:
@@ -37,7 +36,7 @@ def encode_centred(
         _encode(y, _square(y), codes[i], stats[i])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def encode_projected(
     points: Any, center: Floats, scale: float, z: Floats, slack: float, blur: float, codes: Bytes, stats: Doubles,
     fine_codes: Bytes, fine_stats: Doubles, start: int, stop: int,
@@ -60,7 +59,7 @@ def encode_projected(
             _encode(y, norm, fine_codes[i], fine_stats[i])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _encode(z: Floats, square: float, codes: Bytes, stats: Doubles) -> None:
     step = _largest(z) / np.float32(CODE_LIMIT)
     if not (square < np.inf) or step < np.float32(1e-30):
@@ -71,7 +70,7 @@ def _encode(z: Floats, square: float, codes: Bytes, stats: Doubles) -> None:
     stats[LOST], stats[KEPT], stats[INSIDE] = math.sqrt(lost), math.sqrt(kept), math.sqrt(square)
 
 
-@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+@compiled(any_order=True)
 def _square(row: Floats) -> float:
     total = 0.0
     for j in range(len(row)):
@@ -79,7 +78,7 @@ def _square(row: Floats) -> float:
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _largest(row: Floats) -> np.float32:
     """Return the largest magnitude: the bits of floats without their sign are ordered as integers."""
     bits = row.view(np.int32)
@@ -91,7 +90,7 @@ def _largest(row: Floats) -> np.float32:
     return found.view(np.float32)[0]
 
 
-@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+@compiled(any_order=True)
 def _encode_row(z: Floats, step: np.float32, codes: Bytes) -> tuple[float, float]:
     """Write the codes of a row and return the squares of what they lose and keep."""
     inverse = np.float32(0) if step == 0 else np.float32(1) / step

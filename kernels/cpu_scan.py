@@ -12,8 +12,8 @@ between the centroids that estimate and reach leave possible.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from .compiled import compiled
 from .cpu_encode import Bytes, Codes, Doubles, Floats, Ints, Longs
 from .cpu_vnni import (
     LANES,
@@ -84,7 +84,7 @@ class Found(NamedTuple):
 _SAFE = 1 + 2.0**-40  # more than float64 rounds in a sum of squares
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def exact_distance(point: Any, centroid: Any, terms: Doubles) -> float:
     """Return the squared distance in float64, added in the order of `reference.squared_distances`; terms is scratch."""
     width = point.shape[0]
@@ -107,7 +107,7 @@ def exact_distance(point: Any, centroid: Any, terms: Doubles) -> float:
     return terms[0]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubles, start: int, stop: int) -> None:
     """Write the exact squared distances of the rows start … stop to centroids[labels]."""
     terms = np.empty(max(1, points.shape[1]), np.float64)
@@ -115,7 +115,7 @@ def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubl
         distances[i] = exact_distance(points[i], centroids[labels[i]], terms)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _consider(j: int, distance: float, i: int, found: Found) -> None:
     """Keep a centroid of row i where it is nearest or runner-up: the lower index where distances are equal."""
     labels, distances = found.labels, found.distances
@@ -126,7 +126,7 @@ def _consider(j: int, distance: float, i: int, found: Found) -> None:
         labels[i, 1], distances[i, 1] = j, distance
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def nearest_of_all(points: Any, centroids: Any, found: Found, start: int, stop: int) -> None:
     """Settle the rows start … stop by their exact distances to all centroids."""
     terms = np.empty(max(1, points.shape[1]), np.float64)
@@ -135,7 +135,7 @@ def nearest_of_all(points: Any, centroids: Any, found: Found, start: int, stop: 
             _consider(j, exact_distance(points[i], centroids[j], terms), i, found)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _minima(rows: Rows, tiles: Tiles, group: int, minima: Floats) -> None:
     """Write the smallest estimate of every row (n, a multiple of ROWS) and tile into minima (n, tiles)."""
     count, width = rows.codes.shape
@@ -158,7 +158,7 @@ def _minima(rows: Rows, tiles: Tiles, group: int, minima: Floats) -> None:
                 )
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _smallest(row: Floats) -> int:
     """Return the first place of the smallest value."""
     smallest = row[0]
@@ -170,7 +170,7 @@ def _smallest(row: Floats) -> int:
     return place
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _first_guess(
     points: Any, centroids: Any, rows: Rows, tiles: Tiles, minima: Floats, pair: bool, found: Found
 ) -> None:
@@ -204,7 +204,7 @@ def _first_guess(
                 _consider(j, exact_distance(points[i], centroids[j], work), i, found)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _possible(minima: Floats, factors: Floats, i: int, widest: Floats, limit: np.float32, hits: Bytes) -> None:
     """Mark the tiles, one byte each, in which a centroid may be within the limit of row i."""
     one, two, three = factors[i, 1], factors[i, 2], factors[i, 3]
@@ -214,7 +214,7 @@ def _possible(minima: Floats, factors: Floats, i: int, widest: Floats, limit: np
         hits[tile] = minima[tile] - reach <= limit
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _gather_hits(
     minima: Floats, factors: Floats, widest: Floats, limits: Floats, hits: Bytes, members: Longs, counts: Longs
 ) -> None:
@@ -235,7 +235,7 @@ def _gather_hits(
                     counts[tile] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _fine_bound(i: int, place: int, rows: Rows, fine: Fine) -> float:
     """Return the lower bound between row i and the centroid in a place, in all dimensions."""
     width = fine.codes.shape[1]
@@ -246,7 +246,7 @@ def _fine_bound(i: int, place: int, rows: Rows, fine: Fine) -> float:
     return estimate - (factors[1] * terms[2] + factors[2] * terms[3] + factors[3] * terms[4])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _settle(
     points: Any, centroids: Any, rows: Rows, tiles: Tiles, fine_rows: Rows, fine: Fine, minima: Floats, square: float,
     pair: bool, group: int, found: Found,
@@ -307,12 +307,12 @@ def _settle(
                             limits[i] = -np.inf
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _part(rows: Rows, low: int, high: int, padded: int) -> Rows:
     return Rows(rows.codes[low:padded], rows.factors[low:padded], rows.shifts[low:high])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scan_rows(
     points: Any, centroids: Any, rows: Rows, tiles: Tiles, fine_rows: Rows, fine: Fine, square: float, pair: bool,
     found: Found, start: int, stop: int, chunk: int, group: int,

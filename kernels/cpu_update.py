@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from .compiled import compiled
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_rows(
     points: Any, labels: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], thread: int, threads: int
 ) -> None:

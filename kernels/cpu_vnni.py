@@ -11,7 +11,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.extending import intrinsic
 
 _FEATURES = {512: ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 256: ("avx2", "fma", "avxvnni")}
@@ -21,8 +21,11 @@ _FEATURES = {512: ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 256: ("avx2
 def vnni_bits() -> int:
     """Return how many bits the widest byte products of this CPU take, 512 or 256, or 0 where it has none.
 
-    The CPU is the one that Numba compiles for: NUMBA_CPU_FEATURES can make it a lesser one.
+    The CPU is the one that Numba compiles for: NUMBA_CPU_FEATURES can make it a lesser one, NUMBA_DISABLE_JIT one
+    without any.
     """
+    if getattr(config, "DISABLE_JIT", 0):
+        return 0
     if chosen := os.environ.get("NUMBA_CPU_FEATURES"):
         there = {name[1:] for name in chosen.split(",") if name.startswith("+")}
     else:

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from sctok.kernels.compiled import compiled
 
 Indices = npt.NDArray[np.int64]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _distances(columns: Any, place: int, squares: Any) -> None:
     """Write the squared distances float32 (n,) of all points, the columns of (d, n), to the one at a place."""
     squares[:] = 0
@@ -21,7 +22,7 @@ def _distances(columns: Any, place: int, squares: Any) -> None:
             squares[i] += difference * difference
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def greedy_plus_plus(columns: Any, masses: Any, first: int, uniforms: Any) -> Indices:
     """Return the places (k,) of k different points: each next one the best of some draws.
 

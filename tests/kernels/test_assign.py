@@ -420,6 +420,37 @@ def test_laptops_use_registers_of_256_bits(search: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+_COMPILED = """
+import numpy as np
+import torch
+from numba.core import caching
+
+caching.CacheImpl._locator_classes = {locators}
+from sctok.kernels import cpu_scan
+from sctok.kernels.assign import nearest_centroid
+from sctok.kernels.reference import nearest_centroid_reference
+
+values = torch.randn({rows} + 400, 64)
+found = nearest_centroid(values[400:], values[:400])
+assert torch.equal(found.labels, nearest_centroid_reference(values[400:], values[:400])[0])
+assert cpu_scan.exact_distance(np.ones(3), np.zeros(3), np.zeros(3)) == 3
+"""
+
+
+@pytest.mark.parametrize("kind", ["no folder for the cache", "no compiler"])
+def test_without_compiled_code_on_disk_or_at_all(kind: str, search: str) -> None:
+    if search == "float":
+        pytest.skip("a process of its own decides")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = _COMPILED.format(rows=60, locators="[]")
+    if kind == "no compiler":
+        environment["NUMBA_DISABLE_JIT"] = "1"
+        code = _COMPILED.format(rows=700, locators="caching.CacheImpl._locator_classes")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("set NUMBA_CACHE_DIR" in done.stderr) == (kind == "no folder for the cache")
+
+
 def test_points_with_too_many_candidates_are_still_decided() -> None:
     points = _normal(0, 30, 16) * 1e4
     centroids = _normal(1, 1500, 16) * 1e-3
