@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -41,27 +42,53 @@ def float_operand(centroids: Tensor, center: Tensor, scale: float, *, exact: boo
     return FloatOperand(centroids, center, scale, operand, squares.to(torch.float32), squares.sqrt(), exact)
 
 
+class _Shortcuts:
+    """The settings of PyTorch that allow TF32 and bf16 in float32 products, set aside while any thread needs that."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = Lock(), 0, [""]
+        modules: Any = torch.backends
+        backends = [modules.cuda.matmul, modules.mkldnn.matmul]
+        self._backends = backends if all(hasattr(backend, "fp32_precision") for backend in backends) else []
+
+    def set_aside(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            if not self._backends:  # before PyTorch 2.9
+                self._before = [torch.get_float32_matmul_precision()]
+                torch.set_float32_matmul_precision("highest")
+                return
+            self._before = [str(backend.fp32_precision) for backend in self._backends]
+            for backend in self._backends:
+                backend.fp32_precision = "ieee"
+
+    def restore(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            if not self._backends:
+                torch.set_float32_matmul_precision(self._before[0])
+            for backend, setting in zip(self._backends, self._before, strict=False):
+                backend.fp32_precision = setting
+
+
+_SHORTCUTS = _Shortcuts()
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Keep TF32 and bf16 shortcuts out of float32 products: the error bound assumes 24 bits."""
-    modules: Any = torch.backends
-    backends = [modules.cuda.matmul, modules.mkldnn.matmul]
-    if not all(hasattr(backend, "fp32_precision") for backend in backends):  # before PyTorch 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    settings = [str(backend.fp32_precision) for backend in backends]
+    """Keep TF32 and bf16 shortcuts out of float32 products: the error bound assumes 24 bits.
+
+    Several threads may be inside at once; the last one to leave restores what the first one found.
+    """
+    _SHORTCUTS.set_aside()
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, setting in zip(backends, settings, strict=True):
-            backend.fp32_precision = setting
+        _SHORTCUTS.restore()
 
 
 def assign_block(points: Tensor, centroids: FloatOperand, wanted: int, first_row: int) -> tuple[Tensor, int]:

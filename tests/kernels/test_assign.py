@@ -1,13 +1,9 @@
 """The exact assignment equals the float64 argmin on friendly, ragged and adversarial input."""
 
 import math
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -227,6 +223,23 @@ def test_the_low_precision_setting_of_torch_is_set_aside_and_restored(mode: str)
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"), reason="before PyTorch 2.9")
+def test_the_setting_stays_aside_until_the_last_thread_is_done() -> None:
+    backend: Any = torch.backends.mkldnn.matmul
+    torch.set_float32_matmul_precision("high")
+    try:
+        before = backend.fp32_precision
+        first, second = float_assign.full_float32(), float_assign.full_float32()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert backend.fp32_precision == "ieee"
+        second.__exit__(None, None, None)
+        assert backend.fp32_precision == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_settings_of_single_backends_do_no_harm() -> None:
     backend: Any = torch.backends.cuda.matmul
     before = getattr(backend, "fp32_precision", None)
@@ -393,62 +406,6 @@ def test_threads_do_not_show(count: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
-
-
-_NARROW = """
-import torch
-from sctok.kernels import cpu_vnni
-from sctok.kernels.assign import nearest_centroid
-from sctok.kernels.reference import nearest_centroid_reference
-
-assert cpu_vnni.vnni_bits() == 256
-for rows, k, dim, rank in ((700, 150, 40, 40), (1500, 130, 96, 8)):
-    values = torch.randn(rows + k, rank) @ torch.randn(rank, dim) + 3
-    found = nearest_centroid(values[:rows].repeat(30, 1), values[rows:], runner_up=True)
-    assert torch.equal(found.labels[:rows], nearest_centroid_reference(values[:rows], values[rows:])[0])
-    assert torch.equal(found.labels[:rows], found.labels[-rows:])
-"""
-
-
-@pytest.mark.skipif(vnni_bits() != 512, reason="this CPU has no wider products to leave out")
-def test_laptops_use_registers_of_256_bits(search: str, tmp_path: Path) -> None:
-    if search == "float":
-        pytest.skip("this is about the scan")
-    lesser = {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+avxvnni,+bmi,+bmi2,+popcnt"}
-    environment = {**os.environ, **lesser, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", _NARROW], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-_COMPILED = """
-import numpy as np
-import torch
-from numba.core import caching
-
-caching.CacheImpl._locator_classes = {locators}
-from sctok.kernels import cpu_scan
-from sctok.kernels.assign import nearest_centroid
-from sctok.kernels.reference import nearest_centroid_reference
-
-values = torch.randn({rows} + 400, 64)
-found = nearest_centroid(values[400:], values[:400])
-assert torch.equal(found.labels, nearest_centroid_reference(values[400:], values[:400])[0])
-assert cpu_scan.exact_distance(np.ones(3), np.zeros(3), np.zeros(3)) == 3
-"""
-
-
-@pytest.mark.parametrize("kind", ["no folder for the cache", "no compiler"])
-def test_without_compiled_code_on_disk_or_at_all(kind: str, search: str) -> None:
-    if search == "float":
-        pytest.skip("a process of its own decides")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    code = _COMPILED.format(rows=60, locators="[]")
-    if kind == "no compiler":
-        environment["NUMBA_DISABLE_JIT"] = "1"
-        code = _COMPILED.format(rows=700, locators="caching.CacheImpl._locator_classes")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert ("set NUMBA_CACHE_DIR" in done.stderr) == (kind == "no folder for the cache")
 
 
 def test_points_with_too_many_candidates_are_still_decided() -> None:

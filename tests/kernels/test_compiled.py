@@ -1,0 +1,61 @@
+"""Compiled code on lesser CPUs, without a place on disk, and without a compiler: in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sctok.kernels.cpu_vnni import vnni_bits
+
+_NARROW = """
+import torch
+from sctok.kernels import cpu_vnni
+from sctok.kernels.assign import nearest_centroid
+from sctok.kernels.reference import nearest_centroid_reference
+
+assert cpu_vnni.vnni_bits() == 256
+for rows, k, dim, rank in ((700, 150, 40, 40), (1500, 130, 96, 8)):
+    values = torch.randn(rows + k, rank) @ torch.randn(rank, dim) + 3
+    found = nearest_centroid(values[:rows].repeat(30, 1), values[rows:], runner_up=True)
+    assert torch.equal(found.labels[:rows], nearest_centroid_reference(values[:rows], values[rows:])[0])
+    assert torch.equal(found.labels[:rows], found.labels[-rows:])
+"""
+
+
+@pytest.mark.skipif(vnni_bits() != 512, reason="this CPU has no wider products to leave out")
+def test_laptops_use_registers_of_256_bits(tmp_path: Path) -> None:
+    lesser = {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+avxvnni,+bmi,+bmi2,+popcnt"}
+    environment = {**os.environ, **lesser, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", _NARROW], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+_COMPILED = """
+import numpy as np
+import torch
+from numba.core import caching
+
+caching.CacheImpl._locator_classes = {locators}
+from sctok.kernels import cpu_scan
+from sctok.kernels.assign import nearest_centroid
+from sctok.kernels.reference import nearest_centroid_reference
+
+values = torch.randn({rows} + 400, 64)
+found = nearest_centroid(values[400:], values[:400])
+assert torch.equal(found.labels, nearest_centroid_reference(values[400:], values[:400])[0])
+assert cpu_scan.exact_distance(np.ones(3), np.zeros(3), np.zeros(3)) == 3
+"""
+
+
+@pytest.mark.parametrize("kind", ["no folder for the cache", "no compiler"])
+def test_without_compiled_code_on_disk_or_at_all(kind: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = _COMPILED.format(rows=60, locators="[]")
+    if kind == "no compiler":
+        environment["NUMBA_DISABLE_JIT"] = "1"
+        code = _COMPILED.format(rows=700, locators="caching.CacheImpl._locator_classes")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("set NUMBA_CACHE_DIR" in done.stderr) == (kind == "no folder for the cache")
