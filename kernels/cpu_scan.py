@@ -200,6 +200,11 @@ def _first_guess(
         if pair:
             values[lane] = np.inf
             j = tiles.order[tile * LANES + _smallest(values)]
+            if j < 0 and minima.shape[1] > 1:  # the tile holds one centroid
+                minima[i, tile], kept = np.inf, minima[i, tile]
+                other = _smallest(minima[i])
+                j = tiles.order[other * LANES + (lanes[i, other] & np.int32(LANES - 1))]
+                minima[i, tile] = kept
             if j >= 0:
                 _consider(j, exact_distance(points[i], centroids[j], work), i, found)
 

@@ -396,6 +396,16 @@ def test_tensors_with_gradients() -> None:
     assert not found.distances.requires_grad
 
 
+def test_a_tile_of_one_centroid_has_its_runner_up_elsewhere(search: str) -> None:
+    points, centroids = _normal(0, 300, 24), _normal(1, 193, 24)
+    points[:100] = centroids[192] + 0.01 * _normal(2, 100, 24)
+    _assert_exact(points, centroids)
+    if search == "scan":
+        prepared = prepare_centroids(centroids)
+        scan = prepared.scan(points)
+        assert (scan.search(points, scan.code(points), pair=True)[0][:, 0] >= 0).all()
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_threads_do_not_show(count: int) -> None:
     points, centroids = _normal(0, 4000, 40), _normal(1, 130, 40)
