@@ -20,7 +20,7 @@ FRAMES_FILE = "frames.f16"
 INDEX_FILE = "clips.json"
 
 GAIN = 0.3  # a random level change of up to ±12 dB, in normalised log energy
-PACKED_SHARE = 0.8  # of the windows are filled with clip after clip; the others hold one clip and padding
+PACKED_SHARE = 0.6  # of the windows are filled with clip after clip; the others hold one clip and padding
 VALIDATION_SHARE = 0.02
 
 
