@@ -1,5 +1,6 @@
 """Rows of work for several threads: Numba functions let go of the interpreter while they run."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -15,6 +16,10 @@ _TASK_ROWS = 1536
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="sctok-rows")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of the threads
 
 
 def in_parallel(rows: int, work: Callable[[int, int], Any], multiple: int = 1) -> None:
