@@ -9,7 +9,9 @@ from sctok import __version__
 
 from .common import JsonOption, emit
 
-LIBRARIES = ("torch", "triton", "faiss-cpu", "faiss-gpu", "h5py", "soundfile", "soxr", "webdataset", "huggingface-hub")
+LIBRARIES = (
+    "torch", "numba", "triton", "faiss-cpu", "faiss-gpu", "h5py", "soundfile", "soxr", "webdataset", "huggingface-hub",
+)  # fmt: skip
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -40,6 +42,7 @@ def _compute() -> dict[str, Any]:
     import torch
 
     from sctok.features.checkpoints import load_weights
+    from sctok.kernels.cpu_vnni import vnni_bits
     from sctok.kernels.devices import cpu_supports, resolve_device, resolve_precision
 
     device = resolve_device("auto")
@@ -50,6 +53,9 @@ def _compute() -> dict[str, Any]:
         "cpu threads": torch.get_num_threads(),
         "cpu bf16": "works" if cpu_supports("bf16") else "does not work here (a child process died or was wrong)",
         "cpu fp16": "works" if cpu_supports("fp16") else "does not work here (a child process died or was wrong)",
+        "cpu nearest centroids": f"8-bit products of {vnni_bits()} bits"
+        if vnni_bits()
+        else "float32 products (no VNNI)",
         "bundled encoder": f"mini, width {weights.config.width}, {weights.config.depth} blocks, hash {weights.hash}",
         "auto device": str(device),
         "auto precision": resolve_precision("auto", device),

@@ -86,6 +86,7 @@ def test_doctor_says_what_auto_picks(capsys):
         "cuda",
         "ffmpeg",
         "cpu bf16",
+        "cpu nearest centroids",
         "auto device",
         "auto precision",
     } <= found.keys()
