@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_codebook
 from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
 from .files import FormatError, foreign, read_json
+from .sct import SCT_FORMAT, SCT_MAGIC, read_sct
 from .stacking import TOKEN_RATES
 from .tensors import begins_as_safetensors, encoder_hash, read_arrays, read_header
 from .token_shards import TOKENS_FORMAT, read_token_shard
@@ -32,8 +33,8 @@ _SECONDS_PER_HOUR = 3600
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what is worth knowing of a file or folder that sctok writes, in the order in which to print it.
 
-    First comes `kind`: "feature shard", "codebook", "token shard", "encoder weights", "checkpoint of …", "run",
-    "run folder", "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are JSON
+    First comes `kind`: "feature shard", "codebook", "token shard", "token file", "encoder weights", "checkpoint of …",
+    "run", "run folder", "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are JSON
     values. The file is checked as its reader checks it; the contents of `run.json` and `summary.json` are under `run`
     and `summary`.
 
@@ -87,6 +88,10 @@ def _is_tar(path: Path, head: bytes) -> bool:
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
     return path.suffix == ".safetensors" or begins_as_safetensors(head)
+
+
+def _is_sct(_: Path, head: bytes) -> bool:
+    return head.startswith(SCT_MAGIC)
 
 
 def _describe_features(path: Path) -> dict[str, Any]:
@@ -182,6 +187,25 @@ def _describe_tokens(path: Path) -> dict[str, Any]:
     }
 
 
+def _describe_sct(path: Path) -> dict[str, Any]:
+    content = read_sct(path)
+    seconds = content.samples / SAMPLE_RATE
+    return {
+        "kind": "token file",
+        "format": SCT_FORMAT,
+        "seconds": seconds,
+        "samples": content.samples,
+        "sample_rate": content.sample_rate or None,
+        "tokens_per_stream": len(content.tokens),
+        "token_rate": content.token_rate,
+        "codebook_sizes": list(content.codebook_sizes),
+        "codebook_hash": content.codebook_hash,
+        "codec_hash": content.codec_hash,
+        "bits_per_second": content.bitrate,
+        "usage": [_usage_summary(Counter(stream.tolist())) for stream in content.tokens.T],
+    }
+
+
 def _usage_summary(counter: Counter[int]) -> dict[str, Any]:
     counts = np.array(list(counter.values()), np.int64)
     return {"distinct": len(counts), "perplexity": count_summary(counts)["perplexity"] if len(counts) else 0.0}
@@ -226,6 +250,7 @@ def _lines(path: Path) -> int:
 
 _KINDS: tuple[tuple[Callable[[Path, bytes], bool], Callable[[Path], dict[str, Any]]], ...] = (
     (_is_hdf5, _describe_features),
+    (_is_sct, _describe_sct),
     (_is_json, _describe_run),
     (_is_tar, _describe_tokens),
     (_is_safetensors, _describe_safetensors),

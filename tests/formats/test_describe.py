@@ -11,6 +11,7 @@ from sctok.formats.codebooks import Codebook, CodebookInfo, Segment, codebook_ha
 from sctok.formats.describe import count_summary, describe_file
 from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError, write_json
+from sctok.formats.sct import CodecTokens, write_sct
 from sctok.formats.tensors import save_tensors
 from sctok.formats.token_shards import TokenShardWriter
 
@@ -73,6 +74,15 @@ def test_token_shard(tmp_path: Path) -> None:
     assert (facts["streams"], facts["tokens_per_stream"]) == (2, 4)
     assert facts["usage"] == [{"distinct": 2, "perplexity": 2.0}, {"distinct": 1, "perplexity": 1.0}]
     assert facts["same_in_all_files"] == {"sample_rate": 16_000, "codebook": "abc"}
+
+
+def test_token_file(tmp_path: Path) -> None:
+    write_sct(tmp_path / "t.sct", CodecTokens(np.array([[0, 5], [1, 5]]), 8000, 50, (4096, 8192), "0" * 16, "1" * 16))
+    facts = described(tmp_path / "t.sct")
+    assert (facts["kind"], facts["seconds"], facts["sample_rate"]) == ("token file", 0.5, None)
+    assert (facts["size_bytes"], facts["bits_per_second"]) == (67, 625)
+    assert (facts["codebook_hash"], facts["codec_hash"]) == ("0" * 16, "1" * 16)
+    assert facts["usage"] == [{"distinct": 2, "perplexity": 2.0}, {"distinct": 1, "perplexity": 1.0}]
 
 
 def test_empty_shards(tmp_path: Path) -> None:
