@@ -34,9 +34,9 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what is worth knowing of a file or folder that sctok writes, in the order in which to print it.
 
     First comes `kind`: "feature shard", "codebook", "token shard", "token file", "encoder weights", "checkpoint of …",
-    "run", "run folder", "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are JSON
-    values. The file is checked as its reader checks it; the contents of `run.json` and `summary.json` are under `run`
-    and `summary`.
+    "run", "run folder", "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are
+    JSON values. The file is checked as its reader checks it; the contents of `run.json` and `summary.json` are under
+    `run` and `summary`.
 
     Raises FileNotFoundError; FormatError naming `path` for anything else, and for files of ours that are damaged.
     """
