@@ -245,8 +245,8 @@ def _resampled_blocks(
     resampler = _Resampler(reader.rate)
     frames = max(1, min(block_samples // reader.channels, block_samples * reader.rate // SAMPLE_RATE))
     while (block := _read_block(reader, frames, name, resampler.taken)) is not None:
-        mono = _mono(block, channel)
-        _check_values(mono, resampler.taken, reader.rate, name)
+        mono = mix_down(block, channel)
+        check_values(mono, resampler.taken, reader.rate, name)
         out = resampler.push(mono)
         if len(out):
             yield out
@@ -273,7 +273,8 @@ def _read_block(reader: _Reader, frames: int, name: str, taken: int) -> NDArray[
     return None
 
 
-def _mono(block: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
+def mix_down(block: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
+    """Return one channel, or the mean of all where `channel` is None, of samples float32 (n, channels)."""
     if channel is not None or block.shape[1] == 1:
         return np.ascontiguousarray(block[:, channel or 0])
     # Channel by channel, so that a sample's sum does not depend on how many samples are summed beside it.
@@ -285,7 +286,8 @@ def _mono(block: NDArray[np.float32], channel: int | None) -> NDArray[np.float32
     return total
 
 
-def _check_values(mono: NDArray[np.float32], first: int, rate: int, name: str) -> None:
+def check_values(mono: NDArray[np.float32], first: int, rate: int, name: str) -> None:
+    """Raise AudioError naming the first of a file's samples, `first` and on, that is not finite or beyond 2^31."""
     if np.abs(mono).max() <= MAX_MAGNITUDE:
         return
     position = int(np.argmin(np.abs(mono) <= MAX_MAGNITUDE))

@@ -45,7 +45,7 @@ class MelCache:
 
     def split(self) -> tuple[list[Clip], list[Clip]]:
         """Return (training, validation) clips; a hash of the key decides, so that both stay the same on every run."""
-        held_out = [_digest(clip.key) < VALIDATION_SHARE for clip in self.clips]
+        held_out = [key_share(clip.key) < VALIDATION_SHARE for clip in self.clips]
         train = [clip for clip, out in zip(self.clips, held_out, strict=True) if not out]
         return train, [clip for clip, out in zip(self.clips, held_out, strict=True) if out]
 
@@ -170,7 +170,7 @@ class WindowSampler:
 
 def validation_windows(cache: MelCache, clips: Iterable[Clip], limit: int) -> NDArray[np.float32]:
     """Return float32 (n, 1024, 128): the first window of up to `limit` clips, spread over the collection."""
-    chosen = sorted(clips, key=lambda clip: _digest("order" + clip.key))[:limit]
+    chosen = sorted(clips, key=lambda clip: key_share("order" + clip.key))[:limit]
     windows = np.full((len(chosen), WINDOW_FRAMES, MEL_BINS), SILENCE, np.float32)
     for window, clip in zip(windows, chosen, strict=True):
         piece = cache.cut(clip, 0, WINDOW_FRAMES)
@@ -178,5 +178,6 @@ def validation_windows(cache: MelCache, clips: Iterable[Clip], limit: int) -> ND
     return windows
 
 
-def _digest(text: str) -> float:
+def key_share(text: str) -> float:
+    """Return a number in [0, 1) that a key decides: what lies below `VALIDATION_SHARE` is held out everywhere."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,56 @@
+"""Reading a piece out of the middle of a file without decoding what lies before it."""
+
+import math
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from .containers import SOUNDFILE_SUFFIXES
+from .decode import check_values, mix_down, stream_audio
+from .errors import AudioError, os_reason
+from .sources import AudioItem
+from .windows import SAMPLE_RATE
+
+_SEEKABLE = SOUNDFILE_SUFFIXES - {".mp3"}  # libsndfile finds its way in MP3 files by decoding them
+
+
+def read_crop(item: AudioItem, start: float, samples: int, channel: int | None = None) -> NDArray[np.float32]:
+    """Return up to `samples` samples at 16 kHz, float32 (n,), from `start` seconds on; fewer where the file ends.
+
+    Formats in which one can seek are read from there on; others are decoded up to there.
+    Raises AudioError naming the file where it cannot be read.
+    """
+    if item.suffix in _SEEKABLE:
+        try:
+            return _seek(item, start, samples, channel)
+        except (soundfile.LibsndfileError, OSError) as error:
+            reason = os_reason(error) if isinstance(error, OSError) else error.error_string
+            raise AudioError(item.name, f"cannot be read from {start:.2f} s on: {reason}") from error
+    skip, parts, got = round(start * SAMPLE_RATE), [], 0
+    for block in stream_audio(item.open(), name=item.name, channel=channel):
+        part = block[min(skip, len(block)) :]
+        skip -= len(block) - len(part)
+        parts.append(part)
+        got += len(part)
+        if got >= samples:
+            break
+    return np.concatenate(parts)[:samples] if parts else np.empty(0, np.float32)
+
+
+def _seek(item: AudioItem, start: float, samples: int, channel: int | None) -> NDArray[np.float32]:
+    with soundfile.SoundFile(item.open()) as sound:
+        first = round(start * sound.samplerate)
+        sound.seek(min(first, sound.frames))
+        block = sound.read(math.ceil(samples * sound.samplerate / SAMPLE_RATE), dtype="float32", always_2d=True)
+        rate, channels = sound.samplerate, sound.channels
+    if channel is not None and channel >= channels:
+        raise AudioError(item.name, f"has no channel {channel}: it has {channels}, counted from 0")
+    if not len(block):
+        return np.empty(0, np.float32)
+    mono = mix_down(block, channel)
+    check_values(mono, first, rate, item.name)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    return mono[:samples]

@@ -1,0 +1,203 @@
+"""Random crops of an audio collection for training, drawn by number so that any batch can be drawn again."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sctok.audio.crops import read_crop
+from sctok.audio.errors import AudioError
+from sctok.audio.sources import AudioItem, audio_seconds, list_audio
+from sctok.audio.windows import SAMPLE_RATE
+from sctok.features.mel_cache import VALIDATION_SHARE, key_share
+from sctok.formats.files import read_json, write_json
+
+INDEX_FILE = "clips.json"
+TRIES = 10
+AUDIBLE = 1e-4  # a crop that nowhere exceeds this is drawn again, as in the published training code
+PEAK = 0.5
+QUIETEST_DB, LOUDEST_DB = -18.0, 6.0
+UNKNOWN_SECONDS = 60.0  # what a file of unstated length counts as
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One file of a collection, of `group` (its domain, or the input that it came from)."""
+
+    key: str
+    group: str
+    item: AudioItem
+    seconds: float
+
+
+def index_clips(
+    inputs: Sequence[str], folder: Path, skipped: Callable[[str, str], None] = lambda path, reason: None
+) -> list[Clip]:
+    """List the clips of `inputs` with their durations, or read the list that an earlier call left in `folder`.
+
+    A clip's group is the `domain` that its manifest or tar states, else its input. Files that cannot be listed are
+    reported to `skipped` (path, reason).
+
+    Raises:
+        ValueError: nothing was found, or `folder` holds the list of other inputs.
+        AudioError: an input does not exist.
+    """
+    names = [str(Path(each).absolute()) for each in inputs]
+    if not (folder / INDEX_FILE).exists():
+        clips = [clip for number, each in enumerate(inputs) for clip in _list_clips(each, number, skipped)]
+        if not clips:
+            raise ValueError(f"no readable audio in {', '.join(map(str, inputs))}")
+        rows = [[clip.key, clip.group, clip.item.to_json(), clip.seconds] for clip in clips]
+        write_json(folder / INDEX_FILE, {"inputs": names, "clips": rows})
+    index = read_json(folder / INDEX_FILE)
+    if index["inputs"] != names:
+        raise ValueError(f"{folder} belongs to a training on {', '.join(index['inputs'])}: choose another --name")
+    return [Clip(key, group, AudioItem.from_json(item), seconds) for key, group, item, seconds in index["clips"]]
+
+
+def _list_clips(each: str, number: int, skipped: Callable[[str, str], None]) -> Iterator[Clip]:
+    for item in list_audio([each]):
+        if not isinstance(item, AudioItem):
+            skipped(item.path, item.reason)
+            continue
+        seconds = audio_seconds(item)
+        if seconds == 0:
+            skipped(item.name, "holds no samples")
+            continue
+        group = str(item.metadata.get("domain") or number)
+        yield Clip(f"{number}/{item.key}", group, item, UNKNOWN_SECONDS if seconds is None else round(seconds, 3))
+
+
+def split_clips(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
+    """Return (training, validation) clips: a hash of the key decides, as for the encoder's training."""
+    train = [clip for clip in clips if key_share(clip.key) >= VALIDATION_SHARE]
+    held_out = [clip for clip in clips if key_share(clip.key) < VALIDATION_SHARE]
+    return (train, held_out) if train and held_out else (list(clips), list(clips))
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How crops are drawn.
+
+    samples: of one crop, at 16 kHz; 163,840 (10.24 s) in the paper.
+    balance: a group is drawn by its hours to this power: 0 evenly, 1 by hours.
+    packed: share of crops that are filled with clip after clip; the others hold one clip and silence.
+    level: "peak" normalises every crop to a peak of 0.5, as the published training code; "random" does so and then
+        changes it by -18 to +6 dB, so that a model learns levels.
+    """
+
+    samples: int = 163_840
+    balance: float = 0.5
+    packed: float = 0.0
+    level: str = "peak"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1_600:
+            raise ValueError(f"crops of {self.samples} samples are shorter than 0.1 s")
+        if not 0 <= self.packed <= 1 or not 0 <= self.balance <= 1:
+            raise ValueError(f"packed {self.packed} and balance {self.balance} must lie between 0 and 1")
+        if self.level not in ("peak", "random"):
+            raise ValueError(f"level {self.level!r} is neither peak nor random")
+
+
+class CropSampler:
+    """Draws crop `index` of step `step` from the seed alone: independent of batch sizes, ranks and what came before.
+
+    Files that cannot be read are reported once to `skipped` and drawn around.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        config: CropConfig,
+        skipped: Callable[[str, str], None] = lambda path, reason: None,
+    ) -> None:
+        self.config = config
+        self._skipped, self._bad = skipped, set[str]()
+        names = sorted({clip.group for clip in clips})
+        self._members = [[clip for clip in clips if clip.group == name] for name in names]
+        seconds = [np.array([clip.seconds for clip in members]) for members in self._members]
+        hours = np.array([each.sum() for each in seconds]) ** config.balance
+        self._group_edges = np.cumsum(hours / hours.sum())
+        # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
+        self._clip_edges = [np.cumsum(np.sqrt(each) / np.sqrt(each).sum()) for each in seconds]
+        self._ahead: tuple[tuple[int, int, int], Future[NDArray[np.float32]]] | None = None
+        self._pool = ThreadPoolExecutor(1, "crops")
+
+    def draw(self, step: int, first: int, count: int) -> NDArray[np.float32]:
+        """Return crops `first` to `first + count` of a step, float32 (count, samples); reads the next step ahead."""
+        wanted = (step, first, count)
+        ready, self._ahead = self._ahead, None
+        batch = ready[1].result() if ready and ready[0] == wanted else self._draw(*wanted)
+        self._ahead = ((step + 1, first, count), self._pool.submit(self._draw, step + 1, first, count))
+        return batch
+
+    def _draw(self, step: int, first: int, count: int) -> NDArray[np.float32]:
+        return np.stack([self._crop(np.random.default_rng((self.config.seed, step, first + i))) for i in range(count)])
+
+    def _crop(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        crop = np.zeros(self.config.samples, np.float32)
+        for _ in range(TRIES):
+            group = _pick(self._group_edges, rng)
+            packed, filled = rng.random() < self.config.packed, 0
+            while filled < len(crop):
+                piece = self._piece(group, len(crop) - filled, rng)
+                crop[filled : filled + len(piece)] = self._levelled(piece, rng)
+                filled += len(piece)
+                if not packed or not len(piece):
+                    break
+            if np.abs(crop).max() > AUDIBLE:
+                break
+        return crop
+
+    def _piece(self, group: int, samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        for _ in range(TRIES):
+            clip = self._members[group][_pick(self._clip_edges[group], rng)]
+            start = rng.random() * max(0.0, clip.seconds - samples / SAMPLE_RATE)
+            try:
+                piece = read_crop(clip.item, start, samples)
+            except AudioError as error:
+                self._report(clip, str(error))
+                continue
+            if len(piece):
+                return piece
+            self._report(clip, f"{clip.item.name} has no samples at {start:.2f} s")
+        return np.empty(0, np.float32)
+
+    def _report(self, clip: Clip, reason: str) -> None:
+        if clip.key not in self._bad:
+            self._bad.add(clip.key)
+            self._skipped(clip.item.name, reason)
+
+    def _levelled(self, piece: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        piece = piece - piece.mean() if len(piece) else piece
+        peak = float(np.abs(piece).max(initial=0.0))
+        decibels = rng.uniform(QUIETEST_DB, LOUDEST_DB) if self.config.level == "random" else 0.0
+        return piece * np.float32(PEAK / peak * 10 ** (decibels / 20)) if peak > AUDIBLE else piece
+
+
+def validation_crops(clips: Sequence[Clip], config: CropConfig, limit: int) -> NDArray[np.float32]:
+    """Return float32 (n, samples): the beginnings of up to `limit` clips, spread over the collection, peak 0.5."""
+    chosen = sorted(clips, key=lambda clip: key_share("order" + clip.key))
+    crops: list[NDArray[np.float32]] = []
+    for clip in chosen:
+        if len(crops) == limit:
+            break
+        try:
+            piece = read_crop(clip.item, 0.0, config.samples)
+        except AudioError:
+            continue
+        peak = float(np.abs(piece).max(initial=0.0))
+        if peak > AUDIBLE:
+            crops.append(np.pad(piece * (PEAK / peak), (0, config.samples - len(piece))).astype(np.float32))
+    if not crops:
+        raise ValueError("no clip that was held out for validation can be read")
+    return np.stack(crops)
+
+
+def _pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:
+    return min(int(np.searchsorted(edges, rng.random(), side="right")), len(edges) - 1)

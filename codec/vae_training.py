@@ -1,0 +1,82 @@
+"""Training a small VAE on log-mel spectrograms."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sctok.audio.mel import log_mel
+
+from .crops import CropSampler
+from .training_run import descend, warm_up_and_decay
+from .vae import AutoencoderKL, VAEConfig, sample_posterior
+
+
+MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
+
+
+@dataclass(frozen=True)
+class VAETrainingConfig:
+    """Everything that decides what a VAE learns: mean |mel error| + kl_weight · KL per latent value."""
+
+    model: VAEConfig = MINI
+    batch_size: int = 4
+    steps: int = 4000
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    decay_share: float = 0.3
+    kl_weight: float = 0.01
+    gradient_clip: float = 1.0
+    seed: int = 0
+
+
+class VAETraining:
+    """The task of training a VAE (see `training_run.Task`)."""
+
+    def __init__(
+        self, config: VAETrainingConfig, crops: CropSampler, held_out: NDArray[np.float32], device: torch.device
+    ) -> None:
+        self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
+        torch.manual_seed(config.seed)
+        self.model = AutoencoderKL(config.model).to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See Task."""
+        return {"vae": self.model}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """See Task."""
+        return {"vae": self.optimizer}
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """See Task."""
+        config = self.config
+        waves = torch.from_numpy(self.crops.draw(step, 0, config.batch_size))
+        noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        reconstruction, divergence = self._losses(waves, noise)
+        rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
+        loss = reconstruction + config.kl_weight * divergence
+        descend(self.optimizer, loss, rate, config.gradient_clip)
+        return {"mel_error": reconstruction.item(), "kl": divergence.item()}
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """See Task."""
+        noise = torch.Generator().manual_seed(self.config.seed)
+        size = self.config.batch_size
+        batches = [torch.from_numpy(self.held_out[i : i + size]) for i in range(0, len(self.held_out), size)]
+        losses = [[loss.item() for loss in self._losses(batch, noise)] for batch in batches]
+        weights = np.array([len(batch) for batch in batches]) / len(self.held_out)
+        error, divergence = weights @ np.array(losses)
+        return {"mel_error": float(error), "kl": float(divergence)}
+
+    def _losses(self, waves: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        mel = log_mel(waves.to(self.device))[:, None]
+        mean, log_variance = self.model.encode(mel)
+        noise = torch.randn(mean.shape, generator=generator).to(self.device)
+        decoded = self.model.decode(sample_posterior(mean, log_variance, noise))
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return (decoded - mel).abs().mean(), divergence

@@ -1,0 +1,136 @@
+"""Training a small vocoder: spectral distances first, then against discriminators of complex spectrograms."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sctok.audio.mel import hann_window, log_mel
+
+from .crops import CropSampler
+from .losses import mel_distance, stft_distance
+from .training_run import descend, warm_up_and_decay
+from .vocoder import IstftVocoder, VocoderConfig
+
+DISCRIMINATOR_WINDOWS = (256, 512, 1024)
+COMPRESSION = 0.3  # power of the magnitudes that discriminators see
+
+
+@dataclass(frozen=True)
+class VocoderTrainingConfig:
+    """Everything that decides what a vocoder learns.
+
+    From step `adversarial_after` on, hinge and feature-matching losses of three discriminators join the distances.
+    """
+
+    model: VocoderConfig = field(default_factory=VocoderConfig)
+    batch_size: int = 8
+    steps: int = 10_000
+    learning_rate: float = 5e-4
+    warm_up: int = 200
+    decay_share: float = 0.3
+    adversarial_after: int = 3000
+    adversarial_weight: float = 0.2
+    matching_weight: float = 0.5
+    gradient_clip: float = 10.0
+    seed: int = 0
+
+
+class VocoderTraining:
+    """The task of training a vocoder (see `training_run.Task`)."""
+
+    def __init__(
+        self, config: VocoderTrainingConfig, crops: CropSampler, held_out: NDArray[np.float32], device: torch.device
+    ) -> None:
+        self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
+        torch.manual_seed(config.seed)
+        self.model = IstftVocoder(config.model).to(device)
+        self.judges = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See Task."""
+        return {"vocoder": self.model, "discriminators": self.judges}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """See Task."""
+        return {"vocoder": self.optimizer, "discriminators": self.judge_optimizer}
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """See Task."""
+        config = self.config
+        real = torch.from_numpy(self.crops.draw(step, 0, config.batch_size)).to(self.device)
+        rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
+        fake = self.model(log_mel(real))
+        mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
+        loss, judged = mel + 0.3 * stft, 0.0
+        if step >= config.adversarial_after:
+            judged = self._train_judges(real, fake.detach(), rate)
+            adversarial, matching = self._judge(real, fake)
+            loss = loss + config.adversarial_weight * adversarial + config.matching_weight * matching
+        descend(self.optimizer, loss, rate, config.gradient_clip)
+        return {"mel_distance": mel.item(), "stft_distance": stft.item(), "discriminators": judged}
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """See Task."""
+        totals = np.zeros(2)
+        for start in range(0, len(self.held_out), self.config.batch_size):
+            real = torch.from_numpy(self.held_out[start : start + self.config.batch_size]).to(self.device)
+            fake = self.model(log_mel(real))
+            totals += [mel_distance(fake, real).sum().item(), stft_distance(fake, real).sum().item()]
+        mel, stft = totals / len(self.held_out)
+        return {"mel_distance": float(mel), "stft_distance": float(stft)}
+
+    def _train_judges(self, real: Tensor, fake: Tensor, rate: float) -> float:
+        losses = []
+        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
+            scores = [judge(wave)[-1] for wave in (real, fake)]
+            losses.append(F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
+        loss = torch.stack(losses).mean()
+        descend(self.judge_optimizer, loss, rate, self.config.gradient_clip)
+        return loss.item()
+
+    def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hinge loss of the vocoder and the distance of the discriminators' inner features."""
+        adversarial, matching = [], []
+        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
+            with torch.no_grad():
+                theirs = judge(real)
+            ours = judge(fake)
+            adversarial.append(-ours[-1].mean())
+            pairs = zip(ours[:-1], theirs[:-1], strict=True)
+            matching.append(torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in pairs]).mean())
+        return torch.stack(adversarial).mean(), torch.stack(matching).mean()
+
+
+class SpectrogramDiscriminator(nn.Module):
+    """Judges waveforms by their complex spectrogram, magnitudes compressed (after DAC, Kumar et al. 2023)."""
+
+    def __init__(self, window: int, width: int = 16) -> None:
+        super().__init__()
+        self.window = window
+        widths = (2, width, 2 * width, 2 * width, 2 * width)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, (3, 9), stride=(1, 2), padding=(1, 4)) for a, b in pairwise(widths))
+        self.score = nn.Conv2d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, waves: Tensor) -> list[Tensor]:
+        """Return the inner features and, last, the scores, each (B, channels, time, frequency), of waves (B, n)."""
+        hop = self.window // 4
+        spectrum = torch.stft(
+            waves, self.window, hop, self.window, hann_window(self.window, waves.device), return_complex=True
+        )
+        parts = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+        power = parts.square().sum(dim=1, keepdim=True)
+        x = parts * (power + 1e-9) ** ((COMPRESSION - 1) / 2)
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return [*features, self.score(x)]
