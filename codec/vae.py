@@ -149,11 +149,10 @@ class _Level(nn.Module):
         self.block = nn.ModuleList(_ResBlock(a, b, groups) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        if hasattr(self, "downsample"):
-            return self.downsample(x)
-        return self.upsample(x) if hasattr(self, "upsample") else x
+        for layer in self.children():
+            for block in layer if isinstance(layer, nn.ModuleList) else (layer,):
+                x = block(x)
+        return x
 
 
 class _Encoder(nn.Module):

@@ -13,7 +13,6 @@ from .crops import CropSampler
 from .training_run import descend, warm_up_and_decay
 from .vae import AutoencoderKL, VAEConfig, sample_posterior
 
-
 MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
 
 
@@ -40,7 +39,7 @@ class VAETraining:
     ) -> None:
         self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
         torch.manual_seed(config.seed)
-        self.model = AutoencoderKL(config.model).to(device, memory_format=torch.channels_last)
+        self.model = AutoencoderKL(config.model).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
 
     def modules(self) -> dict[str, nn.Module]:

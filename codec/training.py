@@ -1,0 +1,310 @@
+"""Training a codec: acoustic encoder, quantizer and T-UNet together, everything else frozen."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sctok.audio.filterbank import filterbank
+from sctok.audio.mel import log_mel
+from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
+from sctok.features.encoder import AudioMAE
+from sctok.formats.codebooks import Codebook
+from sctok.formats.stacking import stack_factor, stack_patches
+from sctok.kernels.assign import nearest_centroid, prepare_centroids
+from sctok.kernels.devices import DTYPES
+from sctok.kmeans_tools.distributed import ALONE, Group
+
+from .acoustic import AcousticConfig, AcousticEncoder
+from .condition import Order, build_condition, mark_out, unconditional
+from .crops import CropSampler
+from .grid import GridCondition, GridConfig
+from .schedule import Schedule
+from .training_run import warm_up_and_decay
+from .tunet import TUNet, TUNetConfig
+from .vae import AutoencoderKL, sample_posterior
+
+# What a random draw is for, so that draws of one step do not repeat each other.
+_LATENT, _NOISE, _TIME, _CODEBOOK, _DROPOUT = range(5)
+
+
+@dataclass(frozen=True)
+class CodecTrainingConfig:
+    """Everything that decides what a codec learns; defaults are the paper's (section IV) where it states them.
+
+    condition_dropout: chance that a whole batch is trained without its condition, for guidance. accumulate: batches
+    whose gradients make one step. scale_batches: batches that the latent's scale is measured on. estimate_weight: of
+    the squared error of the grid's estimate of the latent; 0 where there is no grid.
+    """
+
+    token_rate: int
+    acoustic: AcousticConfig
+    unet: TUNetConfig
+    grid: GridConfig | None = None
+    order: Order = "published"
+    batch_size: int = 24
+    accumulate: int = 1
+    steps: int = 500_000
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warm_up: int = 5000
+    decay_share: float = 0.0
+    gradient_clip: float = 1.0
+    condition_dropout: float = 0.1
+    ema_decay: float = 0.9999
+    estimate_weight: float = 0.0
+    scale_batches: int = 1
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        stack_factor(self.token_rate)
+        for name in ("batch_size", "accumulate", "steps", "scale_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not positive")
+        for name in ("condition_dropout", "ema_decay", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision {self.precision!r} is none of {', '.join(DTYPES)}")
+        if (self.grid.channels if self.grid else 0) != self.unet.extra_channels:
+            raise ValueError(f"the T-UNet takes {self.unet.extra_channels} extra channels, which the grid must give")
+        if self.estimate_weight and not self.grid:
+            raise ValueError("estimate_weight needs a grid")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The parts that a codec's training uses and does not change."""
+
+    encoder: AudioMAE
+    codebooks: Sequence[Codebook]
+    vae: AutoencoderKL
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the trained parts see of a batch: latent (B, z, H, W), features and centroids (B, L, F), padded (B, L)."""
+
+    latent: Tensor
+    features: Tensor
+    semantic: Tensor
+    padded: Tensor
+
+
+class Trained(nn.Module):
+    """The parts that a codec's training changes, and the latent's scale."""
+
+    scale_factor: Tensor
+
+    def __init__(self, config: CodecTrainingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.acoustic = AcousticEncoder(config.acoustic)
+        self.unet = TUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.grid = GridCondition(config.grid) if config.grid else None
+        self.register_buffer("scale_factor", torch.tensor(0.0))
+
+    def condition(self, batch: Batch, dropped: bool) -> tuple[Tensor, Tensor]:
+        """Return the context (B, L, C) and the commitment loss; without the encoder where the condition is dropped."""
+        if dropped:
+            width = self.config.unet.context_width
+            context = unconditional(batch.features.shape[1], width).to(batch.features.device)
+            return context.expand(len(batch.features), -1, -1), torch.zeros((), device=context.device)
+        found = self.acoustic(batch.features, batch.semantic, batch.padded)
+        return build_condition(found.vectors, batch.semantic, batch.padded, order=self.config.order), found.commit_loss
+
+    def losses(
+        self, batch: Batch, noise: Tensor, timestep: Tensor, schedule: Schedule, dropped: bool
+    ) -> dict[str, Tensor]:
+        """Return reconstruction (paper Eq. 8, on v), commitment (Eq. 4) and estimate losses, each ()."""
+        context, commitment = self.condition(batch, dropped)
+        extra = self.grid(context) if self.grid is not None else None
+        noisy = schedule.add_noise(batch.latent, noise, timestep)
+        predicted = self.unet(noisy, timestep, context, extra)
+        target = schedule.velocity(batch.latent, noise, timestep)
+        losses = {"reconstruction": (predicted.float() - target).square().mean(), "commitment": commitment}
+        if self.grid is not None and extra is not None:
+            losses["estimate"] = (self.grid.estimate(extra).float() - batch.latent).square().mean()
+        return losses
+
+
+class _Counter(nn.Module):
+    """How often the averages have been moved."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0))
+
+
+class CodecTraining:
+    """The task of training a codec (see `training_run.Task`).
+
+    The crops, noise and choices of a step depend on the seed and the step alone, whatever the ranks and accumulation:
+    two processes train what one does on the doubled batch.
+    """
+
+    def __init__(
+        self,
+        config: CodecTrainingConfig,
+        frozen: Frozen,
+        crops: CropSampler,
+        held_out: NDArray[np.float32],
+        device: torch.device,
+        group: Group = ALONE,
+    ) -> None:
+        self.config, self.crops, self.device, self.group = config, crops, device, group
+        self.schedule = Schedule.cosine()
+        self.stack = stack_factor(config.token_rate)
+        self.encoder = frozen.encoder.to(device).eval().requires_grad_(False)
+        self.vae = frozen.vae.to(device).eval().requires_grad_(False)
+        self.centroids = [torch.from_numpy(book.centroids).to(device) for book in frozen.codebooks]
+        self._prepared = [prepare_centroids(each) for each in self.centroids]
+        torch.manual_seed(config.seed)
+        self.model = Trained(config).to(device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.updates = _Counter()
+        self.held_out = held_out
+        self._validation: list[Batch] | None = None
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See Task."""
+        return {"model": self.model, "average": self.average, "updates": self.updates}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """See Task."""
+        return {"model": self.optimizer}
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """See Task."""
+        if float(self.model.scale_factor) == 0:
+            self._measure_scale()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [self._backward(step, part) for part in range(self.config.accumulate)]
+        self._descend(step)
+        self._follow()
+        return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+    def _backward(self, step: int, part: int) -> dict[str, float]:
+        config, size = self.config, self.config.batch_size
+        # Part p of all ranks lies before part p + 1 of any, as in one process with the batches of all ranks.
+        first = (part * self.group.world + self.group.rank) * size
+        batch = self.prepare(self.crops.draw(step, first, size), (step, first), self._draw(step, _CODEBOOK))
+        noise = self._noise((step, first), batch.latent.shape)
+        timestep = torch.stack([_generator_int(self.config.seed, step, first + i) for i in range(size)])
+        dropped = self._draw(step, _DROPOUT) < config.condition_dropout
+        with torch.autocast(self.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
+            losses = self.model.losses(batch, noise, timestep.to(self.device), self.schedule, dropped)
+        total = losses["reconstruction"] + losses["commitment"]
+        if "estimate" in losses:
+            total = total + config.estimate_weight * losses["estimate"]
+        self.scaler.scale(total / config.accumulate).backward()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def _descend(self, step: int) -> None:
+        config = self.config
+        rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
+        for options in self.optimizer.param_groups:
+            options["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None and self.group.world > 1:
+                self.group.sum_(parameter.grad)
+                parameter.grad /= self.group.world
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        if config.precision == "fp16" or bool(torch.isfinite(norm)):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the averages of all trained parts; buffers (codes, scale) are taken as they are."""
+        self.updates.count += 1
+        count = int(self.updates.count)
+        keep = min(self.config.ema_decay, (1 + count) / (10 + count))
+        for ours, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - keep)
+        for buffer, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            buffer.copy_(current)
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """See Task."""
+        if self._validation is None:
+            size = self.config.batch_size
+            waves = [self.held_out[i : i + size] for i in range(0, len(self.held_out), size)]
+            self._validation = [self.prepare(wave, (-1 - i, 0), 0.0) for i, wave in enumerate(waves)]
+        self.average.eval()
+        totals: dict[str, float] = {}
+        for index, batch in enumerate(self._validation):
+            noise = self._noise((-1 - index, 1), batch.latent.shape)
+            timestep = torch.linspace(0, len(self.schedule) - 1, len(batch.latent)).long().to(self.device)
+            for name, loss in self.average.losses(batch, noise, timestep, self.schedule, dropped=False).items():
+                totals[name] = totals.get(name, 0.0) + loss.item() * len(batch.latent) / len(self.held_out)
+        return totals | {"codes_used": self._codes_used()}
+
+    def _codes_used(self) -> float:
+        assert self._validation is not None
+        found = [self.average.acoustic(b.features, b.semantic, b.padded).indices[~b.padded] for b in self._validation]
+        return float(len(torch.cat(found).unique()))
+
+    @torch.no_grad()
+    def prepare(self, waves: NDArray[np.float32], draw: tuple[int, int], codebook: float) -> Batch:
+        """Return what the frozen parts make of crops (B, 163,840); `codebook` in [0, 1) picks one of the codebooks."""
+        audio = torch.from_numpy(waves).to(self.device)
+        moments = self.vae.encode(log_mel(audio)[:, None])
+        latent = sample_posterior(*moments, self._noise(draw, moments[0].shape, _LATENT))
+        scale = float(self.model.scale_factor) or 1.0
+        spans = nn.functional.pad(audio, (0, WINDOW_SPAN - WINDOW_SAMPLES))
+        mel = filterbank(spans, torch.ones(len(audio), dtype=torch.bool, device=self.device))
+        features = stack_patches(self.encoder(mel), self.stack)
+        chosen = int(codebook * len(self.centroids))
+        labels = nearest_centroid(features.reshape(-1, features.shape[-1]), self._prepared[chosen]).labels
+        semantic = self.centroids[chosen][labels].view_as(features)
+        return Batch(latent * scale, features, semantic, mark_out(mel, features.shape[1]))
+
+    def _measure_scale(self) -> None:
+        """Set the scale to 1 / deviation of the latents of the first batches, the same on all ranks."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        size = self.config.batch_size
+        for part in range(self.config.scale_batches):
+            first = (part * self.group.world + self.group.rank) * size
+            latent = self.prepare(self.crops.draw(0, first, size), (0, first), 0.0).latent.double()
+            sums += torch.stack([latent.new_tensor(latent.numel()), latent.sum(), latent.square().sum()])
+        self.group.sum_(sums)
+        count, total, squares = sums.tolist()
+        self.model.scale_factor.fill_((squares / count - (total / count) ** 2) ** -0.5)
+
+    def _draw(self, step: int, purpose: int) -> float:
+        return float(np.random.default_rng((self.config.seed, purpose, step)).random())
+
+    def _noise(self, draw: tuple[int, int], shape: Sequence[int], purpose: int = _NOISE) -> Tensor:
+        """Return standard normal noise of a shape whose row i depends on the seed and (step, first + i) alone."""
+        step, first = draw
+        rows = [_generator(self.config.seed, purpose, step, first + i) for i in range(shape[0])]
+        return torch.stack([torch.randn(*shape[1:], generator=each) for each in rows]).to(self.device)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    seed = np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def _generator_int(seed: int, step: int, index: int) -> Tensor:
+    return torch.randint(0, 1000, (), generator=_generator(seed, _TIME, step, index))
