@@ -123,7 +123,7 @@ class _SoundFileReader:
         self._sound.close()
 
 
-class _Resampler:
+class Resampler:
     """soxr at its HQ setting, from `rate` to 16 kHz; what comes out does not depend on the sizes of the blocks."""
 
     def __init__(self, rate: int) -> None:
@@ -133,6 +133,7 @@ class _Resampler:
         self._given = 0
 
     def push(self, mono: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the next samples (n,) and return those that are ready."""
         self.taken += len(mono)
         out = mono if self._stream is None else self._stream.resample_chunk(mono)
         self._given += len(out)
@@ -242,7 +243,7 @@ def _resampled_blocks(
         raise AudioError(name, f"has a sample rate of {reader.rate} Hz; {MIN_RATE} to {MAX_RATE} Hz can be read")
     if channel is not None and channel >= reader.channels:
         raise AudioError(name, f"has no channel {channel}: it has {reader.channels}, counted from 0")
-    resampler = _Resampler(reader.rate)
+    resampler = Resampler(reader.rate)
     frames = max(1, min(block_samples // reader.channels, block_samples * reader.rate // SAMPLE_RATE))
     while (block := _read_block(reader, frames, name, resampler.taken)) is not None:
         mono = mix_down(block, channel)

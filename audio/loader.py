@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AudioError
-from .pieces import Piece, read_pieces
+from .pieces import Piece, empty_span, read_pieces, window_rows
 from .sources import AudioItem
-from .windows import WINDOW_SAMPLES, WINDOW_SPAN
 from .workers import run_worker
 
 _STOP_SECONDS = 2.0
@@ -77,23 +76,15 @@ def _load_here(items: Iterable[AudioItem], channel: int | None, chunk_windows: i
     for item in items:
         first = 0
         for piece in read_pieces(item, channel, chunk_windows):
-            buffer = _zeros(piece.windows)
+            buffer = empty_span(piece.windows)
             buffer[: len(piece.audio)] = piece.audio
             yield _chunk(item, first, buffer, piece)
             first += piece.windows
 
 
-def _zeros(windows: int) -> NDArray[np.float32]:
-    return np.zeros((windows - 1) * WINDOW_SAMPLES + WINDOW_SPAN if windows else 0, np.float32)
-
-
 def _chunk(item: AudioItem, first: int, buffer: NDArray[np.float32], piece: Piece) -> Chunk:
-    if piece.windows:
-        waves = np.lib.stride_tricks.sliding_window_view(buffer, WINDOW_SPAN)[::WINDOW_SAMPLES].copy()
-    else:
-        waves = np.empty((0, WINDOW_SPAN), np.float32)
     last = piece.samples is not None or piece.error is not None
-    return Chunk(item, first, waves, last, piece.samples, piece.error)
+    return Chunk(item, first, window_rows(buffer), last, piece.samples, piece.error)
 
 
 class _Worker:
@@ -137,7 +128,7 @@ class _Worker:
             if self._results not in ready:
                 raise EOFError
             windows, samples, error = self._results.recv()
-            buffer = _zeros(windows)
+            buffer = empty_span(windows)
             self._results.recv_bytes_into(buffer.view(np.uint8)) if windows else self._results.recv_bytes()
         except (EOFError, OSError) as failure:
             raise self.death() from failure

@@ -26,6 +26,18 @@ class Piece(NamedTuple):
     error: str | None
 
 
+def empty_span(windows: int) -> NDArray[np.float32]:
+    """Return silence (n,) float32 as long as successive windows."""
+    return np.zeros((windows - 1) * WINDOW_SAMPLES + WINDOW_SPAN if windows else 0, np.float32)
+
+
+def window_rows(span: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the windows (w, WINDOW_SPAN) that fill a span (n,), copied."""
+    if not len(span):
+        return np.empty((0, WINDOW_SPAN), np.float32)
+    return np.lib.stride_tricks.sliding_window_view(span, WINDOW_SPAN)[::WINDOW_SAMPLES].copy()
+
+
 def cut_pieces(blocks: Iterable[NDArray[np.float32]], piece_windows: int) -> Iterator[Piece]:
     """Yield the windows of a file, of which `blocks` (n,) float32 are the audio, `piece_windows` at a time."""
     step = piece_windows * WINDOW_SAMPLES

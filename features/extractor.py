@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sctok.audio.filterbank import filterbank
-from sctok.audio.windows import WINDOW_PATCHES, WINDOW_SPAN
+from sctok.audio.windows import MEL_BINS, WINDOW_FRAMES, WINDOW_PATCHES, WINDOW_SPAN
 from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 
 from .checkpoints import EncoderWeights, load_weights
@@ -27,7 +27,6 @@ class FeatureExtractor:
         self.batch_size = 1 if device.type == "cpu" else GPU_BATCH
         self._model = weights.build().to(device)
 
-    @torch.inference_mode()
     def embed(self, waves: NDArray[np.float32], last: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the contextual embeddings of windows.
 
@@ -41,20 +40,29 @@ class FeatureExtractor:
         Raises:
             ValueError: a shape is wrong.
         """
+        return self.embed_with_mel(waves, last)[0]
+
+    @torch.inference_mode()
+    def embed_with_mel(
+        self, waves: NDArray[np.float32], last: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what `embed` does, and the filterbanks float32 (n, 1024, 128) that were embedded."""
         if waves.ndim != 2 or waves.shape[1] != WINDOW_SPAN or last.shape != waves.shape[:1]:
             raise ValueError(f"expected waves (n, {WINDOW_SPAN}) and last (n,), got {waves.shape} and {last.shape}")
         embedded = np.empty((len(waves), WINDOW_PATCHES, self.width), np.float32)
+        mels = np.empty((len(waves), WINDOW_FRAMES, MEL_BINS), np.float32)
         for start in range(0, len(waves), self.batch_size):
             count = min(self.batch_size, len(waves) - start)
             batch = torch.zeros(self.batch_size, WINDOW_SPAN)
             batch[:count] = torch.from_numpy(waves[start : start + count])
             ends = torch.ones(self.batch_size, dtype=torch.bool)
             ends[:count] = torch.from_numpy(last[start : start + count])
-            embedded[start : start + count] = self._embed_batch(batch, ends)[:count].cpu().numpy()
-        return embedded
+            mel = filterbank(batch.to(self.device), ends.to(self.device))
+            mels[start : start + count] = mel[:count].cpu().numpy()
+            embedded[start : start + count] = self._embed_batch(mel)[:count].cpu().numpy()
+        return embedded, mels
 
-    def _embed_batch(self, waves: Tensor, last: Tensor) -> Tensor:
-        mel = filterbank(waves.to(self.device), last.to(self.device))
+    def _embed_batch(self, mel: Tensor) -> Tensor:
         dtype = DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self._model(mel).float()
