@@ -12,6 +12,7 @@ from .runs import (
     DevicesOption,
     EncoderOption,
     OutOption,
+    RetryOption,
     RunReporter,
     ShardOption,
     WorkersOption,
@@ -41,6 +42,7 @@ def extract(
     channel: ChannelOption = None,
     seed: SeedOption = 0,
     files_per_shard: ShardOption = 256,
+    retry_failed: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the AudioMAE features of audio to ROOT/features/DOMAIN, for `sctok cluster`.
@@ -55,7 +57,7 @@ def extract(
     from sctok.corpus.extraction import ExtractionConfig, extract_features
 
     config = ExtractionConfig(domain, channel, tokens_per_clip, max_hours, seed, files_per_shard)
-    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers)
+    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, retry_failed)
     with RunReporter(f"extract {domain}") as reporter:
         folder = out or root / "features" / domain
         result = extract_features(audio, folder, make_extractor, config, execution, reporter)

@@ -18,6 +18,8 @@ ALL_DEVICES = "all"
 WINDOWS_ON_CPU, WINDOWS_ON_GPU = 8, 64
 WORKERS_ON_CPU, WORKERS_ON_GPU = 4, 16
 
+RETRY = "mend them and run the same command with --retry-failed to try them again"
+
 AudioArgument = Annotated[
     list[str],
     typer.Argument(metavar="AUDIO...", help="Folders, audio files, manifests (CSV, JSONL, Parquet) and tar shards."),
@@ -42,6 +44,10 @@ ChannelOption = Annotated[
     int | None, typer.Option("--channel", help="Read this channel, from 0.  [default: mix all down]", min=0)
 ]
 ShardOption = Annotated[int, typer.Option("--files-per-shard", help="Audio files in one shard.", min=1)]
+RetryOption = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Read what failed.jsonl names again; what is done stays as it is."),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write to, instead of one below the root.")]
 
 
@@ -56,7 +62,7 @@ def checked_name(name: str, option: str) -> str:
 
 
 def prepare(
-    encoder: str, device: str, precision: str, batch_size: int | None, workers: int | None
+    encoder: str, device: str, precision: str, batch_size: int | None, workers: int | None, retry_failed: bool = False
 ) -> tuple["MakeExtractor", "Execution"]:
     """Return how to load the encoder, and the devices, batch size and workers that the options mean."""
     from functools import partial
@@ -72,7 +78,7 @@ def prepare(
         cores = len(os.sched_getaffinity(0))
         workers = min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
     make = partial(load_encoder, encoder, precision=resolve_precision(precision, devices[0]))
-    return make, Execution(tuple(map(str, devices)), batch, workers)
+    return make, Execution(tuple(map(str, devices)), batch, workers, retry_failed)
 
 
 def _devices(text: str) -> list[Any]:
@@ -154,18 +160,10 @@ def show_result(result: "RunResult[Any]", reporter: RunReporter, as_json: bool) 
         say(f"{_count(result.shards_left, 'shard')} left to other processes that are at work on them")
     if summary.failed and not summary.files and not result.shards_left:
         raise ValueError(
-            f"{failed}: none of {_count(summary.failed, 'input')} could be read; it lists the reasons; {_retry(result)}"
+            f"{failed}: none of {_count(summary.failed, 'input')} could be read; it lists the reasons; {RETRY}"
         )
     if summary.failed:
-        say(f"warning: {_count(summary.failed, 'input')} failed; the reasons are in {failed}; {_retry(result)}")
-
-
-def _retry(result: "RunResult[Any]") -> str:
-    """Say how to try again what failed; what could not be listed is tried by every run."""
-    from sctok.corpus.runs import shard_names
-
-    delete = f"delete {shard_names(result.failed_shards)} there and " if result.failed_shards else ""
-    return f"to try them again after mending them, {delete}run the same command"
+        say(f"warning: {_count(summary.failed, 'input')} failed; the reasons are in {failed}; {RETRY}")
 
 
 def _text(facts: dict[str, Any], speed: float | None) -> str:

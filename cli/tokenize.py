@@ -13,6 +13,7 @@ from .runs import (
     DevicesOption,
     EncoderOption,
     OutOption,
+    RetryOption,
     RunReporter,
     ShardOption,
     WorkersOption,
@@ -50,6 +51,7 @@ def tokenize(
     precision: PrecisionOption = "auto",
     channel: ChannelOption = None,
     files_per_shard: ShardOption = 256,
+    retry_failed: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the semantic tokens of audio to ROOT/tokens/NAME, one entry per file under its path in the input.
@@ -63,7 +65,7 @@ def tokenize(
 
     book = _load_codebook(root / "codebooks", codebook, token_rate, encoder)
     config = TokenizationConfig(channel, files_per_shard)
-    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers)
+    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, retry_failed)
     with RunReporter(f"tokenize {name}") as reporter:
         folder = out or root / "tokens" / name
         result = tokenize_corpus(audio, folder, make_extractor, book, config, execution, reporter)

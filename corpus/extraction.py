@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +13,17 @@ from sctok.audio.decode import stream_audio
 from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, audio_seconds, list_audio
 from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE
-from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard, FeatureShardWriter
+from sctok.formats.feature_shards import FEATURES_VERSION, ClipRows, FeatureShard, FeatureShardWriter
 
+from .planning import plan_run
 from .processes import RunResult, Summary, execute_run, samples_to_hours
-from .runs import Progress, RunError, RunFolder, ShardContents, check_name, plan_run
+from .runs import Progress, RunError, RunFolder, ShardContents, check_name
 from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
 from .subsets import GroupSampler, choose_hours, window_columns
 
 PROVENANCE = ("encoder", "encoder_hash", "filterbank", "precision", "channel", "sctok_version")
 SUFFIX = ".h5"
+_COPIED_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def extract_features(
         choose=choose,
     )
     make_job = partial(_make_job, run, config, make_extractor)
-    return execute_run(run, FeatureJob(run, config, extractor), make_job, summarise, execution, progress)
+    return execute_run([run], FeatureJob(run, config, extractor), make_job, summarise, execution, progress)[0]
 
 
 def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> ExtractionSummary:
@@ -158,7 +159,7 @@ class FeatureJob:
             "config_hash": run.config_hash,
         }
 
-    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """Return the patch embeddings (w, 512, E) float32 of windows."""
         return self._extractor.embed(waves, last)
 
@@ -167,10 +168,16 @@ class FeatureJob:
         return FeatureClip(item, self._config)
 
     @contextmanager
-    def open_shard(self, path: Path) -> Iterator["FeatureSink"]:
+    def open_shard(self, path: Path, run: int) -> Iterator["FeatureSink"]:
         """Begin a feature shard."""
         with FeatureShardWriter(path, width=self._extractor.width, provenance=self._provenance) as writer:
             yield FeatureSink(writer)
+
+    @contextmanager
+    def read_shard(self, path: Path) -> Iterator[Iterator[tuple[str, tuple[FeatureShard, ClipRows]]]]:
+        """Open a finished shard."""
+        with FeatureShard(path) as shard:
+            yield ((clip.key, (shard, clip)) for clip in shard.clips)
 
 
 class FeatureClip:
@@ -221,6 +228,15 @@ class FeatureSink:
         """Take back the rows of a file that failed."""
         if clip.begun:
             self._writer.discard_clip()
+
+    def copy(self, entry: tuple[FeatureShard, ClipRows]) -> None:
+        """Store a file as an earlier shard has it."""
+        shard, clip = entry
+        self._writer.begin_clip(clip.key)
+        end = clip.first_row + clip.rows
+        for start in range(clip.first_row, end, _COPIED_ROWS):
+            self._writer.append_rows(shard.read(start, min(start + _COPIED_ROWS, end)))
+        self._writer.finish_clip(clip.samples, clip.metadata)
 
     def _begin(self, clip: FeatureClip) -> None:
         if not clip.begun:

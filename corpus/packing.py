@@ -12,12 +12,14 @@ from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem
 from sctok.audio.windows import WINDOW_SPAN
 
-# (windows (w, 164,080) float32, which of them end a file (w,) bool) -> one result per window (w, …)
-Encode = Callable[[npt.NDArray[np.float32], npt.NDArray[np.bool_]], npt.NDArray[Any]]
+# (windows (w, 164,080) float32, which of them end a file (w,) bool) -> one result per window
+Encode = Callable[[npt.NDArray[np.float32], npt.NDArray[np.bool_]], Iterable[Any]]
 
 
 class Clip(Protocol):
     """What a command keeps about one file while its windows pass."""
+
+    item: AudioItem
 
     def wants(self, window: int, samples: int | None) -> bool:
         """Return whether the window has to be encoded; `samples` is the file's length where it is the last one."""
@@ -33,7 +35,7 @@ class WindowResult(Generic[ClipT]):
 
     clip: ClipT
     window: int
-    values: npt.NDArray[Any]
+    values: Any
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ class FileEnd(Generic[ClipT]):
     reason: str | None
 
 
+Event = WindowResult[ClipT] | FileEnd[ClipT]
+
+
 def encode_files(
     chunks: Iterable[Chunk], encode: Encode, batch_size: int, open_clip: Callable[[AudioItem], ClipT]
-) -> Generator[WindowResult[ClipT] | FileEnd[ClipT], None, None]:
+) -> Generator[Event[ClipT], None, None]:
     """Encode the windows of files in batches of `batch_size`, whatever files they are of.
 
     Yields:
@@ -105,7 +110,7 @@ class _Batch(Generic[ClipT]):
         else:
             yield end
 
-    def run(self) -> Iterator[WindowResult[ClipT] | FileEnd[ClipT]]:
+    def run(self) -> Iterator[Event[ClipT]]:
         """Encode what waits and yield it in order."""
         waiting, filled = self._waiting, self._filled
         self._waiting, self._filled = [], 0

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from sctok.audio.windows import SAMPLE_RATE
 
 from .packing import ClipT
-from .runs import Progress, RunFolder
+from .runs import Progress, RunFolder, Work
 from .sharding import Execution, Job, process_shards
 
 _PATIENCE = 30.0  # seconds that a process gets to clean up after it was asked to stop
@@ -39,14 +39,12 @@ class RunResult(Generic[SummaryT]):
     """What a call did and what is there now.
 
     folder: of the run. summary: what it holds. shards_left: to other processes. seconds_done: of audio, by this call.
-    failed_shards: finished ones in which inputs failed; where their files are deleted, the same call tries these again.
     """
 
     folder: Path
     summary: SummaryT
     shards_left: int
     seconds_done: float
-    failed_shards: tuple[int, ...] = ()
 
 
 def samples_to_hours(samples: int) -> float:
@@ -55,22 +53,27 @@ def samples_to_hours(samples: int) -> float:
 
 
 def execute_run(
-    run: RunFolder,
+    runs: Sequence[RunFolder],
     job: Job[ClipT],
     make_job: Callable[[str], Job[ClipT]],
     summarise: Callable[[RunFolder, Sequence[int], int], SummaryT],
     execution: Execution,
     progress: Progress,
-) -> RunResult[SummaryT]:
-    """Work on a planned run until nothing is left to claim, then write `failed.jsonl` and, if all is done, the summary.
+) -> list[RunResult[SummaryT]]:
+    """Work on runs with one plan until nothing is left to claim, then write `failed.jsonl` and `summary.json` of each.
+
+    The summary is written where all is done.
 
     Args:
-        run: the planned run.
+        runs: planned, with equal manifests.
         job: the job on the first device, done by this process.
         make_job: makes the job on a device; picklable where there are several.
         summarise: reads finished shards, given their numbers and the number of failures.
         execution: the devices and how to use them.
         progress: gets `{"event": "plan", "files", "shards"}` (what is left to do) and the events of `share_shards`.
+
+    Returns:
+        a result for each run.
     """
     seconds = 0.0
 
@@ -79,30 +82,48 @@ def execute_run(
         seconds += event.get("seconds", 0.0)
         progress(event)
 
-    left = [size for index, size in run.planned().items() if not run.finished(index)]
-    report({"event": "plan", "files": sum(left), "shards": len(left)})
+    if execution.retry_failed:
+        for run in runs:
+            run.mark_retries()
+    left = _files_left(runs)
+    report({"event": "plan", "files": sum(left.values()), "shards": len(left)})
     if left:
-        share_shards(run, job, make_job, execution, report)
+        share_shards(runs, job, make_job, execution, report)
+    return [_close_run(run, summarise, seconds) for run in runs]
+
+
+def _files_left(runs: Sequence[RunFolder]) -> dict[int, int]:
+    """Return how many files are to be read for each shard that a run lacks."""
+    left = {}
+    for shard in runs[0].shards():
+        wanted = {place: run.retry_keys(shard) for place, run in enumerate(runs) if not run.finished(shard.index)}
+        if wanted:
+            left[shard.index] = len(Work(shard, wanted, ()).items)
+    return left
+
+
+def _close_run(
+    run: RunFolder, summarise: Callable[[RunFolder, Sequence[int], int], SummaryT], seconds: float
+) -> RunResult[SummaryT]:
     planned = run.planned()
     finished = [index for index in planned if run.finished(index)]
     summary = summarise(run, finished, run.write_failures())
     if len(finished) == len(planned):
         run.write_summary(asdict(summary))
-    failed = tuple(index for index in finished if run.failures_path(index).exists())
-    return RunResult(run.path, summary, len(planned) - len(finished), seconds, failed)
+    return RunResult(run.path, summary, len(planned) - len(finished), seconds)
 
 
 def share_shards(
-    run: RunFolder,
+    runs: Sequence[RunFolder],
     job: Job[ClipT],
     make_job: Callable[[str], Job[ClipT]],
     execution: Execution,
     progress: Progress,
 ) -> None:
-    """Work on the shards of a run with one process per device, until none is left that nobody works on.
+    """Work on the shards of runs with one process per device, until none is left that nobody works on.
 
     Args:
-        run: the planned run.
+        runs: planned, with equal manifests.
         job: the job on the first device, done by this process.
         make_job: makes the job on a device; picklable where there are several.
         execution: the devices and how to use them.
@@ -113,17 +134,17 @@ def share_shards(
         what `process_shards` raises; the other processes are stopped.
     """
     if len(execution.devices) == 1:
-        process_shards(run, job, execution, progress)
+        process_shards(runs, job, execution, progress)
         return
     with _Team(progress) as team:
         for device in execution.devices[1:]:
-            team.start(device, (run, make_job, device, execution))
-        process_shards(run, job, execution, team.report)
+            team.start(device, (runs, make_job, device, execution))
+        process_shards(runs, job, execution, team.report)
         lost = team.wait()
     for device, reason in lost.items():
         progress({"event": "lost", "device": device, "reason": reason})
     if lost:
-        process_shards(run, job, execution, progress)
+        process_shards(runs, job, execution, progress)
 
 
 class _Team:
@@ -192,7 +213,7 @@ class _Team:
 
 
 def _help(
-    run: RunFolder,
+    runs: Sequence[RunFolder],
     make_job: Callable[[str], Job[ClipT]],
     device: str,
     execution: Execution,
@@ -210,7 +231,7 @@ def _help(
         events.send(event)
 
     try:
-        process_shards(run, make_job(device), execution, report)
+        process_shards(runs, make_job(device), execution, report)
     except (ValueError, OSError) as error:
         events.send({"event": "error", "reason": str(error)})
         raise SystemExit(1) from None

@@ -1,9 +1,8 @@
 """The loop that every corpus command runs: claim shards, encode their files, finish each shard atomically."""
 
-import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,10 +17,9 @@ from sctok.audio.sources import AudioItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError, disk_errors
 
-from .claims import Claim
 from .manifest import Failure
-from .packing import ClipT, FileEnd, WindowResult, encode_files
-from .runs import Progress, RunError, RunFolder, Shard
+from .packing import ClipT, Event, FileEnd, WindowResult, encode_files
+from .runs import Progress, RunError, RunFolder, Work, claim_work
 
 
 class Extractor(Protocol):
@@ -105,20 +103,28 @@ class ShardSink(Protocol[_ClipT_contra]):
         """Leave no trace of a file that failed."""
         ...
 
+    def copy(self, entry: Any) -> None:
+        """Store a file as an earlier shard has it."""
+        ...
+
 
 class Job(Protocol[ClipT]):
-    """What a command does with windows, on one device."""
+    """What a command does with windows, on one device; its results go to one or several runs, counted from 0."""
 
-    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-        """Return one result per window (w, …)."""
+    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[Any]:
+        """Return one result per window."""
         ...
 
     def open_clip(self, item: AudioItem) -> ClipT:
         """Begin a file."""
         ...
 
-    def open_shard(self, path: Path) -> AbstractContextManager[ShardSink[ClipT]]:
-        """Begin a shard, which appears at `path` when the context ends well."""
+    def open_shard(self, path: Path, run: int) -> AbstractContextManager[ShardSink[ClipT]]:
+        """Begin a shard of a run, which appears at `path` when the context ends well."""
+        ...
+
+    def read_shard(self, path: Path) -> AbstractContextManager[Iterator[tuple[str, Any]]]:
+        """Open a finished shard: its files in order, as (key, what `ShardSink.copy` takes)."""
         ...
 
 
@@ -127,12 +133,14 @@ class Execution:
     """How a run is executed; nothing here changes its results.
 
     devices: one process each, the first being this one. batch_size: windows encoded at once. workers: decoding
-    processes in all; 0 decodes between batches. Raises RunError for values out of range.
+    processes in all; 0 decodes between batches. retry_failed: read again, too, the inputs that failed in finished
+    shards, and those alone. Raises RunError for values out of range.
     """
 
     devices: tuple[str, ...] = ("cpu",)
     batch_size: int = 16
     workers: int = 1
+    retry_failed: bool = False
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -148,8 +156,8 @@ class Execution:
         return -(-self.workers // len(self.devices))
 
 
-def process_shards(run: RunFolder, job: Job[ClipT], execution: Execution, progress: Progress) -> None:
-    """Work on the shards of a run that nobody else has finished or claimed, until none is left.
+def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execution, progress: Progress) -> None:
+    """Work on the shards of runs with one plan that nobody else has finished or claimed, until none is left.
 
     Windows are packed over the borders of files and shards. Reports `{"event": "windows", "count"}` for each batch,
     `{"event": "file", "key", "seconds", "reason"}` for each file and `{"event": "shard", "index"}` for each shard.
@@ -158,86 +166,148 @@ def process_shards(run: RunFolder, job: Job[ClipT], execution: Execution, progre
         DiskFullError: finished shards stay valid, the others are taken up by the next run.
         ValueError: a decoding process died.
     """
-    held: deque[tuple[Shard, Claim]] = deque()
+    held: deque[Work] = deque()
 
     def claimed_items() -> Iterator[AudioItem]:
-        for shard, claim in run.claim_shards():
-            held.append((shard, claim))
-            yield from shard.items
+        for work in claim_work(runs):
+            held.append(work)
+            yield from work.items
 
-    def encode(waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    def encode(waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[Any]:
         encoded = job.encode(waves, last)
         progress({"event": "windows", "count": len(waves)})
         return encoded
 
-    chunks = load_windows(claimed_items(), workers=execution.workers_per_device, channel=run.config["channel"])
+    chunks = load_windows(claimed_items(), workers=execution.workers_per_device, channel=runs[0].config["channel"])
     assert isinstance(chunks, Generator)  # so that its workers can be ended
     try:
         with (
             closing(chunks),
             closing(encode_files(chunks, encode, execution.batch_size, job.open_clip)) as events,
         ):
-            for event in events:
-                shard, claim = held[0]
-                _write_shard(run, job, shard, itertools.chain([event], events), progress)
-                held.popleft()
-                claim.release()
-                progress({"event": "shard", "index": shard.index})
+            while (event := next(events, None)) is not None:
+                _write_shard(runs, job, held[0], event, events, progress)
+                index = held[0].shard.index
+                held.popleft().release()
+                progress({"event": "shard", "index": index})
     finally:
-        for _, claim in held:
-            claim.release()
+        for work in held:
+            work.release()
 
 
 def _write_shard(
-    run: RunFolder,
+    runs: Sequence[RunFolder],
     job: Job[ClipT],
-    shard: Shard,
-    events: Iterable[WindowResult[ClipT] | FileEnd[ClipT]],
+    work: Work,
+    event: Event[ClipT],
+    events: Iterator[Event[ClipT]],
     progress: Progress,
 ) -> None:
-    path = run.shard_path(shard.index)
-    with disk_errors(path), job.open_shard(path) as sink:
-        files = _Files(sink, f"{path}: ")
-        expected = len(shard.items)
-        for event in events:
+    """Write a shard of each run that lacks it, from its first event and those that follow."""
+    with ExitStack() as stack:
+        parts = [stack.enter_context(_open_part(runs[place], job, place, work)) for place in work.wanted]
+        expected = len(work.items)
+        while True:
             if isinstance(event, WindowResult):
-                files.take(event)
-                continue
-            reason = files.end(event)
-            progress({"event": "file", "key": event.item.key, "seconds": event.samples / SAMPLE_RATE, "reason": reason})
-            expected -= 1
-            if not expected:
-                break
-        if expected:
-            raise RuntimeError(f"{expected} files of {path} were never decoded")
-        # Before the shard appears, so that a finished shard always has its record.
-        run.record_failures(shard.index, files.failures)
+                for part in parts:
+                    part.take(event)
+            else:
+                reasons = [part.end(event) for part in parts]
+                reason = next(filter(None, reasons), None)
+                seconds = event.samples / SAMPLE_RATE
+                progress({"event": "file", "key": event.item.key, "seconds": seconds, "reason": reason})
+                expected -= 1
+                if not expected:
+                    return
+            following = next(events, None)
+            if following is None:
+                raise RuntimeError(f"{expected} files of shard {work.shard.index} were never decoded")
+            event = following
 
 
-class _Files(Generic[ClipT]):
-    """Passes results on to a shard, and turns what cannot be stored into failures of that file alone."""
+@contextmanager
+def _open_part(run: RunFolder, job: Job[ClipT], place: int, work: Work) -> Iterator["_Part[ClipT]"]:
+    path, staged = run.shard_path(work.shard.index), run.staged_path(work.shard.index)
+    try:
+        with disk_errors(path):
+            with ExitStack() as stack:
+                wanted = work.wanted[place]
+                old = iter(()) if wanted is None else stack.enter_context(job.read_shard(path))
+                sink = stack.enter_context(job.open_shard(staged, place))
+                part = _Part(sink, f"{staged}: ", work, wanted, old)
+                yield part
+                part.copy_rest()
+            run.finish_shard(work.shard, part.keys, part.failures)
+    finally:
+        staged.unlink(missing_ok=True)
 
-    def __init__(self, sink: ShardSink[ClipT], prefix: str) -> None:
+
+class _Part(Generic[ClipT]):
+    """One run's shard in the making: turns what cannot be stored into failures of that file alone."""
+
+    def __init__(
+        self,
+        sink: ShardSink[ClipT],
+        prefix: str,
+        work: Work,
+        wanted: frozenset[str] | None,
+        old: Iterator[tuple[str, Any]],
+    ) -> None:
+        self.keys: list[str] = []
         self.failures: list[Failure] = []
         self._sink = sink
         self._prefix = prefix  # errors name the shard, which is no news in its own record and may have moved
+        self._wanted = wanted
+        self._planned = iter(work.shard.items)
+        self._old = old
+        self._current: str | None = None
         self._reason: str | None = None
 
     def take(self, result: WindowResult[ClipT]) -> None:
-        if self._reason is None:
+        """Store the result of a window."""
+        if self._begin(result.clip.item.key) and self._reason is None:
             self._try(lambda: self._sink.take(result.clip, result.window, result.values))
 
     def end(self, end: FileEnd[ClipT]) -> str | None:
         """Finish a file; return why it failed, or None."""
+        if not self._begin(end.item.key):
+            return None
+        self._current = None
         if self._reason is None and end.reason is not None:
             self._reason = end.reason.removeprefix(f"{end.item.name}: ")
         if self._reason is None:
             self._try(lambda: self._sink.finish(end.clip, end.samples))
         reason, self._reason = self._reason, None
-        if reason is not None:
+        if reason is None:
+            self.keys.append(end.item.key)
+        else:
             self._sink.discard(end.clip)
             self.failures.append(Failure(end.item.key, end.item.path, reason))
         return reason
+
+    def copy_rest(self) -> None:
+        """Copy from the shard as it was what follows the last file that was tried again."""
+        for item in self._planned:
+            self._copy(item.key)
+
+    def _begin(self, key: str) -> bool:
+        """Return whether this run lacks the file, having copied those that precede it."""
+        if self._wanted is not None and key not in self._wanted:
+            return False
+        if key != self._current:
+            self._current = key
+            for item in self._planned:
+                if item.key == key:
+                    break
+                self._copy(item.key)
+        return True
+
+    def _copy(self, key: str) -> None:
+        entry = next((entry for found, entry in self._old if found == key), None)
+        if entry is None:
+            raise FormatError(f"{self._prefix}{key!r} is missing in the shard as it was; delete it and run again")
+        self._sink.copy(entry)
+        self.keys.append(key)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

@@ -20,11 +20,13 @@ from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import TOKENS_VERSION, TokenShardWriter, read_token_shard
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 
+from .planning import plan_run
 from .processes import RunResult, Summary, execute_run, samples_to_hours
-from .runs import Progress, RunError, RunFolder, ShardContents, plan_run
+from .runs import Progress, RunError, RunFolder, ShardContents
 from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
 
 SUFFIX = ".tar"
+StoredTokens = tuple[str, npt.NDArray[Any], dict[str, Any]]  # key, tokens (n, streams), info
 UNDECIDED = -1  # the label of a vector that is not finite
 
 
@@ -132,7 +134,7 @@ def tokenize_corpus(
     )
     make_job = partial(_make_job, run, codebook, make_extractor)
     job = TokenJob(run, codebook, extractor, execution.devices[0])
-    return execute_run(run, job, make_job, summarise, execution, progress)
+    return execute_run([run], job, make_job, summarise, execution, progress)[0]
 
 
 def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> TokenizationSummary:
@@ -214,10 +216,15 @@ class TokenJob:
         return TokenClip(item, self._stack)
 
     @contextmanager
-    def open_shard(self, path: Path) -> Iterator["TokenSink"]:
+    def open_shard(self, path: Path, run: int) -> Iterator["TokenSink"]:
         """Begin a token shard."""
         with TokenShardWriter(path, codebook_sizes=[self._codebook_size]) as writer:
             yield TokenSink(writer, self._info, self._stack)
+
+    @contextmanager
+    def read_shard(self, path: Path) -> Iterator[Iterator[tuple[str, StoredTokens]]]:
+        """Open a finished shard."""
+        yield ((entry[0], entry) for entry in read_token_shard(path))
 
 
 class TokenClip:
@@ -255,6 +262,10 @@ class TokenSink:
 
     def discard(self, clip: TokenClip) -> None:
         """Do nothing: a file is stored whole or not at all."""
+
+    def copy(self, entry: StoredTokens) -> None:
+        """Store a file as an earlier shard has it."""
+        self._writer.add(*entry)
 
 
 INFO = ("streams", "token_rate", "codebook_hash", "codec_hash", "encoder_hash")

@@ -46,7 +46,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
             _sync(temporary)
             temporary.replace(final)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -82,7 +82,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a crash, where its file system can promise that."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,6 +22,7 @@ from sctok.corpus.sharding import Execution
 from sctok.formats.codebooks import Codebook, CodebookInfo
 
 WIDTH = 8
+EXECUTION = ("devices", "batch_size", "workers", "retry_failed")
 
 
 class FakeExtractor:
@@ -91,7 +92,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def run_command(command: str, inputs: list[str | Path], folder: Path, **settings: Any) -> RunResult[Any]:
     """Extract or tokenize with the fake encoder; settings are those of Execution and of the configurations."""
-    execution = {name: settings.pop(name) for name in ("devices", "batch_size", "workers") if name in settings}
+    execution = {name: settings.pop(name) for name in EXECUTION if name in settings}
     execution = {"workers": 0, "batch_size": 3, **execution}
     settings = {"files_per_shard": 3, **settings}
     make, progress = settings.pop("make", make_fake), settings.pop("progress", lambda event: None)

@@ -48,7 +48,7 @@ def test_extract_writes_below_the_root_and_prints_a_table(sctok: Sctok, collecti
     assert "sctok-data/features/speech" in out
     assert "warning: 3 inputs failed" in err
     assert "failed.jsonl" in err
-    assert "delete shard-00000.* there and run the same command" in err
+    assert "--retry-failed" in err
 
 
 def test_json_is_one_object_on_stdout(sctok: Sctok, collection: Path) -> None:

@@ -111,7 +111,7 @@ def test_new_inputs_go_to_new_shards(tmp_path: Path) -> None:
     after = tree(tmp_path / "run")
     shards = {name: digest for name, digest in before.items() if name.startswith("shard-")}
     assert shards.items() <= after.items()
-    assert set(after) - set(before) == {"shard-00003.h5", ".claims/shard-00003.lock"}
+    assert set(after) - set(before) == {"shard-00003.h5", "shard-00003.sha256.json", ".claims/shard-00003.lock"}
     assert result.summary.files == 5
 
 

@@ -177,19 +177,44 @@ def test_other_settings_are_refused_without_the_configuration_too(
         run_command(command, [collection], tmp_path / "run", channel=0)
 
 
-def test_failures_are_tried_again_where_their_shards_are_deleted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_failures_are_tried_again_and_nothing_else(tmp_path: Path, command: str) -> None:
     audio = write_collection(tmp_path / "audio", 6)
-    result = run_command("extract", [audio], tmp_path / "run")
-    mended = audio / "part 1" / "empty.wav"
-    write_audio(mended, 3000)
-    assert run_command("extract", [audio], tmp_path / "run").summary.failed == 3
-    assert result.failed_shards == (0, 1, 2)
-    for index in result.failed_shards:
-        for path in (tmp_path / "run").glob(f"shard-{index:05d}.*"):
-            path.unlink()
-    result = run_command("extract", [audio], tmp_path / "run")
+    run_command(command, [audio], tmp_path / "run")
+    write_audio(audio / "part 1" / "empty.wav", 3000)
+    assert run_command(command, [audio], tmp_path / "run").summary.failed == 3
+    events: list[dict[str, Any]] = []
+    result = run_command(command, [audio], tmp_path / "run", retry_failed=True, progress=events.append)
+    assert sorted(event["key"] for event in events if event["event"] == "file") == [
+        "part 0/text",
+        "part 1/empty",
+        "part 1/truncated",
+    ]
     assert (result.summary.files, result.summary.failed) == (7, 2)
-    run_command("extract", [audio], tmp_path / "clean")
+    run_command(command, [audio], tmp_path / "clean")
+    assert tree(tmp_path / "run") == tree(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("call", range(6))
+def test_an_interrupted_retry_is_taken_up_by_a_plain_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, call: int
+) -> None:
+    audio = write_collection(tmp_path / "audio", 6)
+    run_command(command, [audio], tmp_path / "run")
+    write_audio(audio / "part 1" / "empty.wav", 3000)
+    calls = iter(range(call + 1))
+
+    def die(*_: object) -> None:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sctok.formats.files._sync", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_command(command, [audio], tmp_path / "run", retry_failed=True)
+    run_command(command, [audio], tmp_path / "run")
+    run_command(command, [audio], tmp_path / "clean")
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
@@ -197,7 +222,7 @@ def test_what_could_not_be_listed_is_tried_by_the_next_run(tmp_path: Path) -> No
     write_audio(tmp_path / "a.wav", 3000)
     (tmp_path / "list.csv").write_text("path\na.wav\nb.wav\n")
     result = run_command("extract", [tmp_path / "list.csv"], tmp_path / "run")
-    assert (result.summary.failed, result.failed_shards) == (1, ())
+    assert result.summary.failed == 1
     write_audio(tmp_path / "b.wav", 3000)
     result = run_command("extract", [tmp_path / "list.csv"], tmp_path / "run")
     assert (result.summary.files, result.summary.failed) == (2, 0)

@@ -7,7 +7,16 @@ import pytest
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.corpus.claims import take_lock, try_lock
 from sctok.corpus.manifest import Failure
-from sctok.corpus.runs import RunError, RunFolder, ShardContents, check_name, plan_run, safe_name, shard_names
+from sctok.corpus.planning import plan_run
+from sctok.corpus.runs import (
+    RunError,
+    RunFolder,
+    ShardContents,
+    check_name,
+    claim_work,
+    safe_name,
+    shard_names,
+)
 from sctok.formats.files import FormatError
 
 CONFIG = {"kind": "test", "channel": None, "nested": {"a": 1.5}}
@@ -35,9 +44,11 @@ def keys(run: RunFolder) -> list[list[str]]:
 
 def finish(run: RunFolder) -> list[int]:
     done = []
-    for shard, claim in run.claim_shards():
-        run.shard_path(shard.index).write_text(" ".join([run.config_hash, *(item.key for item in shard.items)]))
-        claim.release()
+    for work in claim_work([run]):
+        shard = work.shard
+        run.staged_path(shard.index).write_text(" ".join([run.config_hash, *(item.key for item in shard.items)]))
+        run.finish_shard(shard, [item.key for item in shard.items], [])
+        work.release()
         done.append(shard.index)
     return done
 
@@ -125,8 +136,8 @@ def test_foreign_shards_without_a_configuration_are_refused(tmp_path: Path, cont
 def test_a_lost_plan_is_made_again_around_its_shards(tmp_path: Path, lost: list[str]) -> None:
     run = plan(tmp_path, [BadItem("x", "/x", "is missing"), *items("a", "b", "c")])
     finish(run)
-    run.shard_path(0).write_text("-")
-    run.record_failures(0, [Failure(key, f"/audio/{key}.wav", "is broken") for key in "ab"])
+    run.staged_path(0).write_text("-")
+    run.finish_shard(next(run.shards()), [], [Failure(key, f"/audio/{key}.wav", "is broken") for key in "ab"])
     before = {name: (tmp_path / name).read_bytes() for name in ("run.json", "manifest.jsonl")}
     for name in lost:
         (tmp_path / name).unlink()
@@ -263,10 +274,9 @@ def test_nothing_listed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_claimed_shard_is_passed_over_until_it_is_released(tmp_path: Path) -> None:
     run = plan(tmp_path / "run", items("a", "b", "c"))
-    claims = run.claim_shards()
-    _, claim = next(claims)
-    assert [shard.index for shard, other in run.claim_shards() if not other.release()] == [1]
-    claim.release()
+    work = next(claim_work([run]))
+    assert [other.shard.index for other in claim_work([run]) if not other.release()] == [1]
+    work.release()
     assert finish(run) == [0, 1]
     assert finish(run) == []
 
@@ -289,6 +299,7 @@ def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
         "dropped-shard-00001.h5.tmp-999999",
         "shard-00001.failed.jsonl.tmp-1",
         "shard-00001.failed.jsonl",
+        ".shard-00001.h5",
         "manifest.jsonl.tmp-999999",
         "run.json.tmp-999999",
     ):
@@ -296,15 +307,16 @@ def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     finish(run)
     run.write_failures()
     left = {path.name for path in run.path.iterdir()}
-    assert left == {"run.json", "manifest.jsonl", "failed.jsonl", ".claims", "shard-00000.h5", "shard-00001.h5"}
+    shards = {"shard-00000.h5", "shard-00001.h5", "shard-00001.sha256.json"}
+    assert left == {"run.json", "manifest.jsonl", "failed.jsonl", ".claims"} | shards
 
 
 def test_failures_are_merged_in_the_order_of_the_shards(tmp_path: Path) -> None:
     run = plan(tmp_path / "run", [BadItem("x", "/x", "is missing"), *items("a", "b", "c")])
-    run.record_failures(1, [Failure("c", "/audio/c.wav", "is broken")])
-    run.record_failures(0, [Failure("b", "/audio/b.wav", "is broken")])
-    finished = [run.shard_path(index).touch() for index in (0, 1)]
-    assert run.write_failures() == len(finished) + 1
+    for shard, key in zip(run.shards(), "bc", strict=True):
+        run.staged_path(shard.index).touch()
+        run.finish_shard(shard, [], [Failure(key, f"/audio/{key}.wav", "is broken")])
+    assert run.write_failures() == 3
     rows = [json.loads(line) for line in (run.path / "failed.jsonl").read_text().splitlines()]
     assert [row["key"] for row in rows] == ["x", "b", "c"]
 

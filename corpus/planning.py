@@ -1,0 +1,190 @@
+"""Planning a run: its configuration, its manifest, and whether what lies in the folder fits them."""
+
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sctok.audio.sources import AudioItem, BadItem
+from sctok.formats.files import atomic_path, json_text, read_json, write_json
+
+from .checksums import hash_keys, read_record, write_record
+from .manifest import KnownInputs, Planned, failure_of, json_line
+from .runs import (
+    CONFIG,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    NAME_OF_ENCODER,
+    ReadShard,
+    RunError,
+    RunFolder,
+    Shard,
+    shard_names,
+)
+
+# Reduces the inputs that a run does not know yet, given the seconds that it holds: (input, seconds) or (problem, None).
+Choice = Callable[[Iterable[AudioItem | BadItem], float], Iterable[tuple[AudioItem | BadItem, float | None]]]
+
+_SPOOL_BYTES = 1 << 24  # new manifest lines kept in memory before they go to an unnamed file
+_SHOWN = 3  # differences in one message
+_MISSING = object()
+
+
+def plan_run(
+    path: Path,
+    config: Mapping[str, Any],
+    suffix: str,
+    listed: Iterable[AudioItem | BadItem],
+    *,
+    files_per_shard: int,
+    read_shard: ReadShard,
+    choose: Choice | None = None,
+) -> RunFolder:
+    """Create a run folder, or open one and append the inputs that it does not know yet.
+
+    New inputs go to new shards: a shard never changes once it is planned. Several processes may plan one folder.
+
+    Args:
+        path: the run folder; made if absent.
+        config: everything that decides about the bytes of the results, as JSON values.
+        suffix: ending of shard files.
+        listed: inputs and problems in a deterministic order, as `list_audio` gives them.
+        files_per_shard: inputs in one shard, at least 1.
+        read_shard: returns what a finished shard says of itself; raises FormatError.
+        choose: takes some of the new inputs, for instance so many hours; all of them where None.
+
+    Raises:
+        RunError: nothing was listed, the folder belongs to another configuration, is not a run folder, or has
+            finished shards with other inputs than planned.
+        FormatError: a file of the run is damaged.
+    """
+    if files_per_shard < 1:
+        raise RunError(f"files per shard must be at least 1, not {files_per_shard}")
+    stored = {"format": FORMAT, "format_version": FORMAT_VERSION, "files_per_shard": files_per_shard, **config}
+    wanted = RunFolder(path, stored, suffix)
+    _find_run(wanted)
+    inputs = iter(listed)
+    first = next(inputs, None)
+    if first is None and not (path / CONFIG).exists():
+        raise RunError(f"no audio was found for {path}; name files, folders, manifests or tar shards that hold some")
+    with wanted.locked():
+        found = _find_run(wanted)
+        if found is None and not _holds_own_shards(wanted, read_shard):
+            (path / MANIFEST).unlink(missing_ok=True)  # of a plan that died before it was complete
+        run = found or wanted
+        _append(run, itertools.chain([] if first is None else [first], inputs), files_per_shard, choose)
+        if found is None:
+            write_json(path / CONFIG, stored)
+        # Under the lock: nobody marks shards for another try meanwhile.
+        _check_shards(run, read_shard)
+    return run
+
+
+def _append(run: RunFolder, listed: Iterable[AudioItem | BadItem], files_per_shard: int, choose: Choice | None) -> None:
+    manifest = run.path / MANIFEST
+    known, next_shard, seconds = KnownInputs(), 0, 0.0
+    for row in run.manifest() if manifest.exists() else ():
+        known.remember(row)
+        if isinstance(row, Planned):
+            next_shard = row.shard + 1
+            seconds += row.seconds or 0.0
+    news = known.news(listed)
+    chosen = choose(news, seconds) if choose else ((entry, None) for entry in news)
+    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(run.path)) as spool:
+        spool.writelines(_lines(chosen, next_shard, files_per_shard))
+        if spool.tell() == 0 and manifest.exists():
+            return
+        spool.seek(0)
+        with atomic_path(manifest) as temporary, temporary.open("wb") as out:
+            if manifest.exists():
+                with manifest.open("rb") as old:
+                    shutil.copyfileobj(old, out)
+            shutil.copyfileobj(spool, out)
+
+
+def _lines(
+    chosen: Iterable[tuple[AudioItem | BadItem, float | None]], next_shard: int, files_per_shard: int
+) -> Iterator[bytes]:
+    added = 0
+    for entry, seconds in chosen:
+        if isinstance(entry, BadItem):
+            yield json_line({"bad": failure_of(entry).to_json()})
+        else:
+            yield json_line(Planned(next_shard + added // files_per_shard, entry, seconds).to_json())
+            added += 1
+
+
+def _find_run(wanted: RunFolder) -> RunFolder | None:
+    """Return the run that the folder holds, with the name that it has for the encoder; it is the one asked for."""
+    path = wanted.path / CONFIG
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise RunError(
+            f"{path} is not the configuration of a run of sctok; use another folder, or delete it if damaged"
+        )
+    asked = json.loads(json_text(dict(wanted.config)))
+    differences = [
+        f"{name} {_shown(found, name)} there, {_shown(asked, name)} here"
+        for name in sorted((found.keys() | asked.keys()) - {NAME_OF_ENCODER})
+        if found.get(name, _MISSING) != asked.get(name, _MISSING)
+    ]
+    if differences:
+        more = len(differences) - _SHOWN
+        shown = "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        raise RunError(
+            f"{wanted.path} was made with other settings ({shown}); "
+            "repeat those, or use another name or an empty folder"
+        )
+    return RunFolder(wanted.path, {**asked, **found}, wanted.suffix)
+
+
+def _shown(config: Mapping[str, Any], name: str) -> str:
+    return json_text(config[name]) if name in config else "absent"
+
+
+def _holds_own_shards(run: RunFolder, read_shard: ReadShard) -> bool:
+    """Return whether a folder without a configuration holds shards; they were made with the one asked for."""
+    finished = [run.shard_path(index) for index in run.existing_shards()]
+    hashes = ((path, read_shard(path).config_hash) for path in finished)
+    path, found = next((known for known in hashes if known[1] is not None), (None, None))
+    if finished and found != run.config_hash:
+        name = (path or finished[0]).name
+        raise RunError(
+            f"{run.path} holds {name} but no {CONFIG}, and that was not made with these settings; repeat those it was "
+            "made with, use another folder, or empty this one"
+        )
+    return bool(finished)
+
+
+def _check_shards(run: RunFolder, read_shard: ReadShard) -> None:
+    """Raise RunError unless each finished shard holds what the manifest plans for it: it may have lost lines.
+
+    A shard without a record of its own is read, and gets one.
+    """
+    wrong = set(run.existing_shards())
+    for shard in run.shards() if wrong else ():
+        if shard.index in wrong and (not run.finished(shard.index) or _fits(run, shard, read_shard)):
+            wrong.remove(shard.index)
+    if wrong:
+        raise RunError(
+            f"{run.path / MANIFEST} plans other inputs than these finished shards hold: delete {shard_names(wrong)} "
+            "there and run the same command again"
+        )
+
+
+def _fits(run: RunFolder, shard: Shard, read_shard: ReadShard) -> bool:
+    failed = {failure.key for failure in run.shard_failures(shard.index)}
+    keys = [item.key for item in shard.items if item.key not in failed]
+    path, record = run.shard_path(shard.index), run.record_path(shard.index)
+    if not record.exists():
+        if list(read_shard(path).keys) != keys:
+            return False
+        write_record(record, path, keys)
+    found = read_record(record)
+    return (found.bytes, found.keys) == (path.stat().st_size, hash_keys(keys))
