@@ -195,7 +195,6 @@ def _describe_sct(path: Path) -> dict[str, Any]:
         "format": SCT_FORMAT,
         "seconds": seconds,
         "samples": content.samples,
-        "sample_rate": content.sample_rate or None,
         "tokens_per_stream": len(content.tokens),
         "token_rate": content.token_rate,
         "codebook_sizes": list(content.codebook_sizes),

@@ -1,16 +1,15 @@
 """`.sct`: the semantic and acoustic tokens of one audio file, bit-packed.
 
-A file is 52 bytes of header, the payload and 8 bytes of checksum, integers little-endian:
+A file is 48 bytes of header, the payload and 8 bytes of checksum, integers little-endian:
 
-    8  magic                       4  rows of the semantic codebook    4  sample rate of the source, 0 if unknown
-    2  format version              4  rows of the acoustic codebook    8  codebook hash
-    2  tokens per second           8  samples at 16 kHz                8  codec hash
-                                   4  n, tokens of one stream
+    8  magic                  4  rows of the semantic codebook    4  n, tokens of one stream
+    2  format version         4  rows of the acoustic codebook    8  codebook hash
+    2  tokens per second      8  samples at 16 kHz                8  codec hash
 
 The payload is n pairs, each ceil(log2 rows) bits (at least 1) of the semantic and then of the acoustic token, highest
 bit first and without gaps; zeros fill the last byte. With 8,192 acoustic rows a pair takes ceil(log2 N_s) + 13 bits, as
 advertised: at 4,096 semantic rows 156.25, 78.125 or 39.0625 bytes per second of audio at 100, 50 or 25 tokens per
-second, besides 60 bytes per file. The checksum is the beginning of the SHA-256 of all before it; every version of the
+second, besides 56 bytes per file. The checksum is the beginning of the SHA-256 of all before it; every version of the
 format keeps magic, version and checksum where they are.
 """
 
@@ -31,7 +30,7 @@ SCT_VERSION = 1
 SCT_SUFFIX = ".sct"
 SCT_MAGIC = b"\x89SCT\r\n\x1a\n"  # what a transfer as text would change is in it, as in PNG
 
-_HEADER = struct.Struct("<8sHHIIQII8s8s")
+_HEADER = struct.Struct("<8sHHIIQI8s8s")
 _VERSION = slice(8, 10)
 _CHECKSUM_BYTES = HASH_CHARACTERS // 2
 _OVERHEAD_BYTES = _HEADER.size + _CHECKSUM_BYTES
@@ -47,8 +46,7 @@ class CodecTokens:
 
     tokens: int64 (n, 2), semantic and acoustic. samples: of the audio at 16 kHz. token_rate: 100, 50 or 25 per second,
     both streams together. codebook_sizes: rows of the semantic and the acoustic codebook. codebook_hash: of the
-    semantic codebook. codec_hash: of all else that decides the tokens. sample_rate: that of the source in Hz, 0 if
-    unknown.
+    semantic codebook. codec_hash: of all else that decides the tokens.
 
     Raises ValueError, naming the value and the limit, for anything that does not fit together.
     """
@@ -59,13 +57,11 @@ class CodecTokens:
     codebook_sizes: tuple[int, int]
     codebook_hash: str
     codec_hash: str
-    sample_rate: int = 0
 
     def __post_init__(self) -> None:
         stack_factor(self.token_rate)
-        for name, value, limit in (("samples", self.samples, 1 << 64), ("sample rate", self.sample_rate, 1 << 32)):
-            if not 0 <= value < limit:
-                raise ValueError(f"{name} must be between 0 and {limit - 1}, not {value}")
+        if not 0 <= self.samples < 1 << 64:
+            raise ValueError(f"samples must be between 0 and {(1 << 64) - 1}, not {self.samples}")
         if len(self.codebook_sizes) != 2 or not all(1 <= size <= _MAX_ROWS for size in self.codebook_sizes):
             raise ValueError(f"codebook sizes must be two numbers between 1 and {_MAX_ROWS}, not {self.codebook_sizes}")
         for name, text in (("codebook hash", self.codebook_hash), ("codec hash", self.codec_hash)):
@@ -124,7 +120,6 @@ def write_sct(path: str | os.PathLike[str], content: CodecTokens) -> int:
         *content.codebook_sizes,
         content.samples,
         len(content.tokens),
-        content.sample_rate,
         bytes.fromhex(content.codebook_hash),
         bytes.fromhex(content.codec_hash),
     )
@@ -150,11 +145,11 @@ def read_sct(path: str | os.PathLike[str]) -> CodecTokens:
         raise damaged(path, "its checksum does not fit its content")
     version = int.from_bytes(body[_VERSION], "little")
     check_format(path, {"format": SCT_FORMAT, "format_version": version}, SCT_FORMAT, SCT_VERSION)
-    _, _, rate, semantic, acoustic, samples, pairs, sample_rate, *hashes = _HEADER.unpack_from(body)
+    _, _, rate, semantic, acoustic, samples, pairs, *hashes = _HEADER.unpack_from(body)
     sizes = (semantic, acoustic)
     try:
         tokens = _unpack(body[_HEADER.size :], pairs, sizes)
-        return CodecTokens(tokens, samples, rate, sizes, hashes[0].hex(), hashes[1].hex(), sample_rate)
+        return CodecTokens(tokens, samples, rate, sizes, hashes[0].hex(), hashes[1].hex())
     except ValueError as error:
         raise damaged(path, error) from None
 

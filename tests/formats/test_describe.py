@@ -79,8 +79,8 @@ def test_token_shard(tmp_path: Path) -> None:
 def test_token_file(tmp_path: Path) -> None:
     write_sct(tmp_path / "t.sct", CodecTokens(np.array([[0, 5], [1, 5]]), 8000, 50, (4096, 8192), "0" * 16, "1" * 16))
     facts = described(tmp_path / "t.sct")
-    assert (facts["kind"], facts["seconds"], facts["sample_rate"]) == ("token file", 0.5, None)
-    assert (facts["size_bytes"], facts["bits_per_second"]) == (67, 625)
+    assert (facts["kind"], facts["seconds"], facts["token_rate"]) == ("token file", 0.5, 50)
+    assert (facts["size_bytes"], facts["bits_per_second"]) == (63, 625)
     assert (facts["codebook_hash"], facts["codec_hash"]) == ("0" * 16, "1" * 16)
     assert facts["usage"] == [{"distinct": 2, "perplexity": 2.0}, {"distinct": 1, "perplexity": 1.0}]
 
