@@ -18,6 +18,7 @@ from .inspect import inspect
 from .merge import merge
 from .pretrain import pretrain
 from .tokenize import tokenize
+from .verify import verify
 
 INTERRUPTED = 128 + signal.SIGINT
 # ClickException: of the click package, or of the copy that newer versions of typer carry instead.
@@ -47,7 +48,7 @@ def options(
     """Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization."""
 
 
-for command in (demo, doctor, inspect, extract, cluster, merge, tokenize):
+for command in (demo, doctor, inspect, extract, cluster, merge, tokenize, verify):
     app.command()(command)
 app.add_typer(pretrain, name="pretrain")
 

@@ -1,6 +1,6 @@
 """Semantic tokens of a collection, in WebDataset token shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -165,6 +165,11 @@ def read_contents(path: Path) -> ShardContents:
     """Read what a token shard says of itself. Raises FormatError."""
     entries = [(key, info.get("config_hash")) for key, _, info in read_token_shard(path)]
     return ShardContents(entries[0][1] if entries else None, tuple(key for key, _ in entries))
+
+
+def codebook_sizes(config: Mapping[str, Any]) -> list[int]:
+    """Return how many different tokens each stream of a run has."""
+    return [config["codebook_size"]]
 
 
 def _codebook_name(book: CodebookFile) -> str:

@@ -1,0 +1,35 @@
+"""`sctok verify`: read a folder of features, tokens or codebooks again and prove it whole."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import JsonOption, Progress, emit, say
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run of extract or tokenize, codebooks, or a folder that has such.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Read all shards and codebooks in a folder again and compare them with their plan, checksums and summaries.
+
+    Exit code 1 if anything is missing, changed or unfinished; each fault is one line. Writes nothing.
+    """
+    from sctok.corpus.verification import verify_folder
+
+    with Progress(f"verify {folder}", unit="files read") as bar:
+        result = verify_folder(folder, lambda name: bar.update(1, Path(name).name))
+    for fault in result.faults:
+        say(f"fault: {fault}")
+    facts = {name: value for name, value in asdict(result).items() if name != "faults"}
+    counts = (f"{value:,} {name}" for name, value in facts.items() if value)
+    verdict = "whole" if not result.faults else f"{len(result.faults)} faults"
+    emit(
+        {"folder": str(folder), "whole": not result.faults, **asdict(result)},
+        as_json,
+        f"{', '.join(counts)}: {verdict}",
+    )
+    if result.faults:
+        raise typer.Exit(1)

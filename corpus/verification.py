@@ -1,0 +1,219 @@
+"""Proving a folder whole: every run and every codebook in it is read again, to the last byte."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE, audio_columns, token_count
+from sctok.formats.codebooks import find_codebooks, load_named_codebook
+from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard
+from sctok.formats.files import FormatError, read_json
+from sctok.formats.stacking import stack_factor
+from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
+
+from . import extraction, tokenization
+from .checksums import RECORD_SUFFIX, measure_shard, read_record
+from .manifest import Failure, read_failures
+from .runs import CONFIG, FAILED, FORMAT, FORMAT_VERSION, SUMMARY, RunError, RunFolder, Shard
+
+_KINDS = {
+    "features": (extraction.SUFFIX, "features_version", FEATURES_VERSION, extraction.summarise),
+    "tokens": (tokenization.SUFFIX, "tokens_version", TOKENS_VERSION, tokenization.summarise),
+}
+Report = Callable[[str], None]
+
+
+@dataclass
+class Verification:
+    """What was read, and every fault, each in one line that names its file."""
+
+    runs: int = 0
+    codebooks: int = 0
+    shards: int = 0
+    files: int = 0
+    failed: int = 0
+    bytes: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def verify_folder(folder: Path, progress: Report = lambda name: None) -> Verification:
+    """Read all runs and codebooks in a folder and below it, and compare them with what they say of themselves.
+
+    Of a run: its configuration, its manifest and its lists of failures; that each planned shard is there, with the
+    bytes of its checksum; that it holds each planned input that did not fail, and no other; that all of its members
+    are whole and their tokens inside their codebook, or their rows as they were written, as many as the samples give;
+    and that its summary says so. Nothing is written, so that the folder may be read-only or a copy.
+
+    Args:
+        folder: of a run, of codebooks, or one that holds such.
+        progress: gets the path of each file before it is read.
+
+    Raises:
+        RunError: there is nothing to verify.
+    """
+    result = Verification()
+    for place, _, names in os.walk(folder):
+        path = Path(place)
+        if CONFIG in names:
+            result.runs += 1
+            _Checker(path, result, progress).check()
+        else:
+            for book in find_codebooks(path):
+                progress(str(book.path))
+                result.codebooks += 1
+                result.bytes += book.path.stat().st_size
+                result.faults += _faults(partial(load_named_codebook, book.path))
+            if any(name.endswith(RECORD_SUFFIX) for name in names):
+                result.faults.append(f"{path}: holds shards and no {CONFIG}; run the same command again")
+    if not result.runs and not result.codebooks and not result.faults:
+        raise RunError(f"{folder} holds neither a run nor codebooks; name a folder of features, tokens or codebooks")
+    return result
+
+
+def _faults(action: Callable[[], Any]) -> list[str]:
+    """Return the fault that an action meets, if any."""
+    try:
+        action()
+    except (FormatError, RunError) as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
+    return []
+
+
+class _Checker:
+    """Verifies one run folder."""
+
+    def __init__(self, path: Path, result: Verification, progress: Report) -> None:
+        self._path = path
+        self._result = result
+        self._progress = progress
+
+    def check(self) -> None:
+        """Add what the folder holds, and what is wrong with it, to the result."""
+        self._try(self._check_run)
+
+    def _try(self, action: Callable[[], Any]) -> bool:
+        found = _faults(action)
+        self._result.faults += found
+        return not found
+
+    def _fault(self, path: Path, text: str) -> None:
+        self._result.faults.append(f"{path}: {text}")
+
+    def _check_run(self) -> None:
+        config = read_json(self._path / CONFIG)
+        kind = config.get("kind") if isinstance(config, dict) and config.get("format") == FORMAT else None
+        if kind not in _KINDS or config.get("format_version") != FORMAT_VERSION:
+            raise FormatError(f"{self._path / CONFIG}: is not the configuration of a run that this sctok knows")
+        suffix, name, version, summarise = _KINDS[kind]
+        if config.get(name) != version:
+            raise FormatError(f"{self._path / CONFIG}: is of version {config.get(name)} of {kind}, not {version}")
+        run = RunFolder(self._path, config, suffix)
+        planned: dict[int, None] = {}
+        whole = True
+        for shard in run.shards():
+            if shard.index in planned:
+                self._fault(self._path / "manifest.jsonl", f"plans shard {shard.index} in two places")
+            planned[shard.index] = None
+            whole &= self._check_shard(run, shard)
+        for index in run.existing_shards():
+            if index not in planned:
+                whole = False
+                self._fault(run.shard_path(index), "is not in the manifest")
+        failures = list(run.failures())
+        self._result.failed += len(failures)
+        if whole:
+            self._check_lists(run, failures, lambda: asdict(summarise(run, list(planned), len(failures))))
+
+    def _check_lists(self, run: RunFolder, failures: list[Failure], summary: Callable[[], Any]) -> None:
+        if not (run.path / FAILED).exists() or list(read_failures(run.path / FAILED)) != failures:
+            self._fault(run.path / FAILED, "does not list what failed; run the same command again")
+        if not (run.path / SUMMARY).exists() or read_json(run.path / SUMMARY) != summary():
+            self._fault(run.path / SUMMARY, "does not say what the shards hold; run the same command again")
+
+    def _check_shard(self, run: RunFolder, shard: Shard) -> bool:
+        path = run.shard_path(shard.index)
+        if not run.finished(shard.index):
+            again = " to be tried again" if path.exists() else ""
+            self._fault(path, f"is not finished: {len(shard.items)} files are planned for it{again}; run again")
+            return False
+        self._progress(str(path))
+        self._result.shards += 1
+        failed: set[str] = set()
+        keys: list[str] = []
+
+        def read() -> None:
+            failed.update(failure.key for failure in run.shard_failures(shard.index))
+            keys.extend(_read_features(run, path) if run.suffix == extraction.SUFFIX else _read_tokens(run, path))
+            wanted = [item.key for item in shard.items if item.key not in failed]
+            if keys != wanted:
+                raise FormatError(f"{path}: {_difference(keys, wanted)}; delete {path.stem}.* and run again")
+
+        whole = self._try(read)
+        whole &= self._try(lambda: self._check_record(run, shard, path, keys))
+        self._result.files += len(keys)
+        return whole
+
+    def _check_record(self, run: RunFolder, shard: Shard, path: Path, keys: list[str]) -> None:
+        found = measure_shard(path, keys)
+        self._result.bytes += found.bytes
+        recorded = read_record(run.record_path(shard.index))
+        if (found.bytes, found.sha256) != (recorded.bytes, recorded.sha256):
+            raise FormatError(
+                f"{path}: its bytes were changed: SHA-256 {found.sha256[:16]}… of {found.bytes} bytes, not "
+                f"{recorded.sha256[:16]}… of {recorded.bytes}; delete {path.stem}.* and run again"
+            )
+
+
+def _difference(found: list[str], wanted: list[str]) -> str:
+    missing, extra = set(wanted) - set(found), set(found) - set(wanted)
+    if missing:
+        return f"lacks {len(missing)} of the files planned for it, such as {min(missing)!r}"
+    if extra:
+        return f"holds {len(extra)} files that are not planned for it, such as {min(extra)!r}"
+    return "holds its files in another order, or one twice"
+
+
+def _expect(path: Path, key: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise FormatError(f"{path}: {key}: {name} is {found.get(name)!r}, not {value!r}")
+
+
+def _read_tokens(run: RunFolder, path: Path) -> Iterator[str]:
+    """Yield the keys of a token shard, having checked each file's tokens."""
+    config = run.config
+    stack = stack_factor(config["token_rate"])
+    wanted = {name: config[name] for name in tokenization.INFO}
+    wanted |= {"sample_rate": SAMPLE_RATE, "config_hash": run.config_hash}
+    sizes = np.array(tokenization.codebook_sizes(config), np.int64)
+    for key, tokens, info in read_token_shard(path):
+        _expect(path, key, info, wanted)
+        samples = info.get("samples")
+        if not isinstance(samples, int) or tokens.shape != (token_count(samples, stack), len(sizes)):
+            raise FormatError(f"{path}: {key}: its tokens {tokens.shape} do not fit its {samples} samples")
+        if (tokens.astype(np.int64) >= sizes).any():
+            raise FormatError(f"{path}: {key}: a token lies outside its codebook of {sizes.tolist()}")
+        yield key
+
+
+def _read_features(run: RunFolder, path: Path) -> Iterator[str]:
+    """Yield the keys of a feature shard, having checked its rows."""
+    config = run.config
+    with FeatureShard(path) as shard:
+        wanted = {name: config[name] for name in extraction.PROVENANCE} | {"config_hash": run.config_hash}
+        _expect(path, "its attributes", shard.provenance, wanted)
+        if shard.width != config["width"]:
+            raise FormatError(f"{path}: its rows have {shard.width} values, not {config['width']}")
+        shard.verify()
+        for clip in shard.clips:
+            rows = audio_columns(clip.samples) * PATCH_ROWS
+            if clip.rows > rows or (config["tokens_per_clip"] is None and clip.rows != rows):
+                raise FormatError(f"{path}: {clip.key}: its {clip.rows} rows do not fit its {clip.samples} samples")
+            yield clip.key
