@@ -1,6 +1,7 @@
 """Reading a piece out of the middle of a file without decoding what lies before it."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import soundfile
@@ -8,7 +9,7 @@ import soxr
 from numpy.typing import NDArray
 
 from .containers import SOUNDFILE_SUFFIXES
-from .decode import check_values, mix_down, stream_audio
+from .decode import UNKNOWN_LENGTH, check_values, mix_down, stream_audio
 from .errors import AudioError, os_reason
 from .sources import AudioItem
 from .windows import SAMPLE_RATE
@@ -24,11 +25,13 @@ def read_crop(item: AudioItem, start: float, samples: int, channel: int | None =
     """
     if item.suffix in _SEEKABLE:
         try:
-            return _seek(item, start, samples, channel)
+            piece = _seek(item, start, samples, channel)
         except (soundfile.LibsndfileError, OSError) as error:
             reason = os_reason(error) if isinstance(error, OSError) else error.error_string
             raise AudioError(item.name, f"cannot be read from {start:.2f} s on: {reason}") from error
-    skip, parts, got = round(start * SAMPLE_RATE), [], 0
+        if piece is not None:
+            return piece
+    skip, parts, got = round(start * SAMPLE_RATE), list[NDArray[np.float32]](), 0
     for block in stream_audio(item.open(), name=item.name, channel=channel):
         part = block[min(skip, len(block)) :]
         skip -= len(block) - len(part)
@@ -39,8 +42,12 @@ def read_crop(item: AudioItem, start: float, samples: int, channel: int | None =
     return np.concatenate(parts)[:samples] if parts else np.empty(0, np.float32)
 
 
-def _seek(item: AudioItem, start: float, samples: int, channel: int | None) -> NDArray[np.float32]:
-    with soundfile.SoundFile(item.open()) as sound:
+def _seek(item: AudioItem, start: float, samples: int, channel: int | None) -> NDArray[np.float32] | None:
+    """Return the piece, or None where the length of the file, and with it the way to a place in it, is unknown."""
+    source = item.open()
+    with nullcontext() if isinstance(source, str) else source, soundfile.SoundFile(source) as sound:
+        if sound.frames >= UNKNOWN_LENGTH:
+            return None
         first = round(start * sound.samplerate)
         sound.seek(min(first, sound.frames))
         block = sound.read(math.ceil(samples * sound.samplerate / SAMPLE_RATE), dtype="float32", always_2d=True)

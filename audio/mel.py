@@ -43,12 +43,14 @@ def stft_magnitude(waves: Tensor, size: int, hop: int, center: bool = True) -> T
 
 
 @cache
+@torch.inference_mode(False)  # what is kept here may be trained with later
 def hann_window(size: int, device: torch.device) -> Tensor:
     """Return the periodic Hann window, float32 (size,)."""
     return torch.hann_window(size, device=device)
 
 
 @cache
+@torch.inference_mode(False)
 def mel_filters(bins: int, fft_size: int, device: torch.device) -> Tensor:
     """Return Slaney's triangular filters of equal area from 0 to 8000 Hz, float32 (fft_size // 2 + 1, bins)."""
     top = _to_mel(torch.tensor(SAMPLE_RATE / 2, dtype=torch.float64))

@@ -1,5 +1,6 @@
 """Random crops of an audio collection for training, drawn by number so that any batch can be drawn again."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sctok.audio.crops import read_crop
+from sctok.audio.decode import stream_audio
 from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
@@ -20,7 +22,9 @@ TRIES = 10
 AUDIBLE = 1e-4  # a crop that nowhere exceeds this is drawn again, as in the published training code
 PEAK = 0.5
 QUIETEST_DB, LOUDEST_DB = -18.0, 6.0
-UNKNOWN_SECONDS = 60.0  # what a file of unstated length counts as
+READERS = 2
+
+Skipped = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,16 @@ class Clip:
 
 
 def index_clips(
-    inputs: Sequence[str], folder: Path, skipped: Callable[[str, str], None] = lambda path, reason: None
+    inputs: Sequence[str],
+    folder: Path,
+    skipped: Skipped = lambda path, reason: None,
+    progress: Callable[[float], None] = lambda seconds: None,
 ) -> list[Clip]:
     """List the clips of `inputs` with their durations, or read the list that an earlier call left in `folder`.
 
-    A clip's group is the `domain` that its manifest or tar states, else its input. Files that cannot be listed are
-    reported to `skipped` (path, reason).
+    A clip's group is the `domain` that its manifest or tar states, else its input. Files that cannot be read are
+    reported to `skipped` (path, reason); `progress` gets the seconds of each clip. Files whose header does not state
+    their length are decoded to find it.
 
     Raises:
         ValueError: nothing was found, or `folder` holds the list of other inputs.
@@ -47,7 +55,11 @@ def index_clips(
     """
     names = [str(Path(each).absolute()) for each in inputs]
     if not (folder / INDEX_FILE).exists():
-        clips = [clip for number, each in enumerate(inputs) for clip in _list_clips(each, number, skipped)]
+        clips = []
+        for number, each in enumerate(inputs):
+            for clip in _list_clips(each, number, skipped):
+                clips.append(clip)
+                progress(clip.seconds)
         if not clips:
             raise ValueError(f"no readable audio in {', '.join(map(str, inputs))}")
         rows = [[clip.key, clip.group, clip.item.to_json(), clip.seconds] for clip in clips]
@@ -58,17 +70,23 @@ def index_clips(
     return [Clip(key, group, AudioItem.from_json(item), seconds) for key, group, item, seconds in index["clips"]]
 
 
-def _list_clips(each: str, number: int, skipped: Callable[[str, str], None]) -> Iterator[Clip]:
+def _list_clips(each: str, number: int, skipped: Skipped) -> Iterator[Clip]:
     for item in list_audio([each]):
         if not isinstance(item, AudioItem):
             skipped(item.path, item.reason)
             continue
-        seconds = audio_seconds(item)
+        try:
+            seconds = audio_seconds(item)
+            if seconds is None:
+                seconds = sum(map(len, stream_audio(item.open(), name=item.name))) / SAMPLE_RATE
+        except AudioError as error:
+            skipped(item.name, error.args[1])
+            continue
         if seconds == 0:
             skipped(item.name, "holds no samples")
             continue
         group = str(item.metadata.get("domain") or number)
-        yield Clip(f"{number}/{item.key}", group, item, UNKNOWN_SECONDS if seconds is None else round(seconds, 3))
+        yield Clip(f"{number}/{item.key}", group, item, round(seconds, 3))
 
 
 def split_clips(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
@@ -107,17 +125,18 @@ class CropConfig:
 class CropSampler:
     """Draws crop `index` of step `step` from the seed alone: independent of batch sizes, ranks and what came before.
 
-    Files that cannot be read are reported once to `skipped` and drawn around.
+    Files that cannot be read are reported once to `skipped` and drawn around. `readers` threads read ahead.
     """
 
     def __init__(
         self,
         clips: Sequence[Clip],
         config: CropConfig,
-        skipped: Callable[[str, str], None] = lambda path, reason: None,
+        skipped: Skipped = lambda path, reason: None,
+        readers: int = READERS,
     ) -> None:
         self.config = config
-        self._skipped, self._bad = skipped, set[str]()
+        self._skipped, self._bad, self._lock = skipped, set[str](), threading.Lock()
         names = sorted({clip.group for clip in clips})
         self._members = [[clip for clip in clips if clip.group == name] for name in names]
         seconds = [np.array([clip.seconds for clip in members]) for members in self._members]
@@ -125,19 +144,21 @@ class CropSampler:
         self._group_edges = np.cumsum(hours / hours.sum())
         # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
         self._clip_edges = [np.cumsum(np.sqrt(each) / np.sqrt(each).sum()) for each in seconds]
-        self._ahead: tuple[tuple[int, int, int], Future[NDArray[np.float32]]] | None = None
-        self._pool = ThreadPoolExecutor(1, "crops")
+        self._ahead: dict[tuple[int, int, int], list[Future[NDArray[np.float32]]]] = {}
+        self._pool = ThreadPoolExecutor(readers, "crops")
 
     def draw(self, step: int, first: int, count: int) -> NDArray[np.float32]:
         """Return crops `first` to `first + count` of a step, float32 (count, samples); reads the next step ahead."""
-        wanted = (step, first, count)
-        ready, self._ahead = self._ahead, None
-        batch = ready[1].result() if ready and ready[0] == wanted else self._draw(*wanted)
-        self._ahead = ((step + 1, first, count), self._pool.submit(self._draw, step + 1, first, count))
-        return batch
+        for key in [key for key in self._ahead if key[0] < step]:
+            for future in self._ahead.pop(key):
+                future.cancel()
+        crops = self._ahead.pop((step, first, count), None) or self._begin(step, first, count)
+        self._ahead[step + 1, first, count] = self._begin(step + 1, first, count)
+        return np.stack([crop.result() for crop in crops])
 
-    def _draw(self, step: int, first: int, count: int) -> NDArray[np.float32]:
-        return np.stack([self._crop(np.random.default_rng((self.config.seed, step, first + i))) for i in range(count)])
+    def _begin(self, step: int, first: int, count: int) -> list[Future[NDArray[np.float32]]]:
+        seeds = [(self.config.seed, step, first + index) for index in range(count)]
+        return [self._pool.submit(self._crop, np.random.default_rng(seed)) for seed in seeds]
 
     def _crop(self, rng: np.random.Generator) -> NDArray[np.float32]:
         crop = np.zeros(self.config.samples, np.float32)
@@ -161,17 +182,18 @@ class CropSampler:
             try:
                 piece = read_crop(clip.item, start, samples)
             except AudioError as error:
-                self._report(clip, str(error))
+                self._report(clip, error.args[1])
                 continue
             if len(piece):
                 return piece
-            self._report(clip, f"{clip.item.name} has no samples at {start:.2f} s")
+            self._report(clip, f"has no samples at {start:.2f} s")
         return np.empty(0, np.float32)
 
     def _report(self, clip: Clip, reason: str) -> None:
-        if clip.key not in self._bad:
-            self._bad.add(clip.key)
-            self._skipped(clip.item.name, reason)
+        with self._lock:
+            if clip.key not in self._bad:
+                self._bad.add(clip.key)
+                self._skipped(clip.item.name, reason)
 
     def _levelled(self, piece: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         piece = piece - piece.mean() if len(piece) else piece
@@ -180,23 +202,33 @@ class CropSampler:
         return piece * np.float32(PEAK / peak * 10 ** (decibels / 20)) if peak > AUDIBLE else piece
 
 
-def validation_crops(clips: Sequence[Clip], config: CropConfig, limit: int) -> NDArray[np.float32]:
-    """Return float32 (n, samples): the beginnings of up to `limit` clips, spread over the collection, peak 0.5."""
-    chosen = sorted(clips, key=lambda clip: key_share("order" + clip.key))
+def validation_crops(
+    clips: Sequence[Clip], config: CropConfig, limit: int, otherwise: Sequence[Clip] = ()
+) -> NDArray[np.float32]:
+    """Return float32 (n, samples): the beginnings of up to `limit` clips, spread over the collection, peak 0.5.
+
+    Where none of `clips` can be heard, those of `otherwise` are taken. Raises ValueError where none can be, either.
+    """
     crops: list[NDArray[np.float32]] = []
-    for clip in chosen:
+    problem = "there are none"
+    for clip in sorted(clips, key=lambda clip: key_share("order" + clip.key)):
         if len(crops) == limit:
             break
         try:
             piece = read_crop(clip.item, 0.0, config.samples)
-        except AudioError:
+        except AudioError as error:
+            problem = str(error)
             continue
         peak = float(np.abs(piece).max(initial=0.0))
-        if peak > AUDIBLE:
-            crops.append(np.pad(piece * (PEAK / peak), (0, config.samples - len(piece))).astype(np.float32))
-    if not crops:
-        raise ValueError("no clip that was held out for validation can be read")
-    return np.stack(crops)
+        if peak <= AUDIBLE:
+            problem = f"{clip.item.name} begins with silence"
+            continue
+        crops.append(np.pad(piece * (PEAK / peak), (0, config.samples - len(piece))).astype(np.float32))
+    if crops:
+        return np.stack(crops)
+    if otherwise:
+        return validation_crops(otherwise, config, limit)
+    raise ValueError(f"none of {len(clips)} clips can be validated on: {problem}")
 
 
 def _pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:

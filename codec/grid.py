@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from sctok.formats.stacking import PATCHES_PER_COLUMN, TOKEN_RATES
 
+NORM_GROUPS = 8
+
 
 @dataclass(frozen=True)
 class GridConfig:
@@ -31,6 +33,8 @@ class GridConfig:
             raise ValueError(f"stack factor {self.stack_factor} is none of {', '.join(map(str, TOKEN_RATES))}")
         if min(self.context_width, self.hidden, self.features, self.blocks, *self.latent_shape) < 1:
             raise ValueError(f"sizes of a grid condition must be positive: {self}")
+        if self.hidden % (2 * NORM_GROUPS):
+            raise ValueError(f"hidden {self.hidden} of the grid condition is not a multiple of {2 * NORM_GROUPS}")
         if self.latent_shape[1] % self.columns or self.latent_shape[2] % self.rows:
             raise ValueError(
                 f"a latent of {self.latent_shape} is not a multiple of {self.columns} x {self.rows} tokens"
@@ -94,7 +98,7 @@ class _Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = nn.GroupNorm(NORM_GROUPS, width)
         self.conv1 = nn.Conv2d(width, width, (5, 3), padding=(2, 1))
         self.conv2 = nn.Conv2d(width, width, (5, 3), padding=(2, 1))
 

@@ -1,7 +1,7 @@
 """Training a codec: acoustic encoder, quantizer and T-UNet together, everything else frozen."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ from sctok.kernels.devices import DTYPES
 from sctok.kmeans_tools.distributed import ALONE, Group
 
 from .acoustic import AcousticConfig, AcousticEncoder
-from .condition import Order, build_condition, mark_out, unconditional
+from .condition import PE_WIDTH, Order, build_condition, mark_out, unconditional
 from .crops import CropSampler
+from .gradients import average_gradients
 from .grid import GridCondition, GridConfig
 from .schedule import Schedule
-from .training_run import warm_up_and_decay
+from .training_run import Task, warm_up_and_decay
 from .tunet import TUNet, TUNetConfig
 from .vae import AutoencoderKL, sample_posterior
 
@@ -120,7 +121,7 @@ class Trained(nn.Module):
     def condition(self, batch: Batch, dropped: bool) -> tuple[Tensor, Tensor]:
         """Return the context (B, L, C) and the commitment loss; without the encoder where the condition is dropped."""
         if dropped:
-            width = self.config.unet.context_width
+            width = self.config.unet.context_width - PE_WIDTH
             context = unconditional(batch.features.shape[1], width).to(batch.features.device)
             return context.expand(len(batch.features), -1, -1), torch.zeros((), device=context.device)
         found = self.acoustic(batch.features, batch.semantic, batch.padded)
@@ -151,11 +152,11 @@ class _Counter(nn.Module):
         self.register_buffer("count", torch.tensor(0))
 
 
-class CodecTraining:
+class CodecTraining(Task):
     """The task of training a codec (see `training_run.Task`).
 
     The crops, noise and choices of a step depend on the seed and the step alone, whatever the ranks and accumulation:
-    two processes train what one does on the doubled batch.
+    two processes train what one does on the doubled batch. `listen` gives a step's metrics beside the losses.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class CodecTraining:
         self.held_out = held_out
         self._validation: list[Batch] | None = None
         self._kept: dict[tuple[int, int], Batch] = {}
+        self.listen: Callable[[int], dict[str, float]] = lambda step: {}
 
     def modules(self) -> dict[str, nn.Module]:
         """See Task."""
@@ -193,6 +195,15 @@ class CodecTraining:
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """See Task."""
         return {"model": self.optimizer}
+
+    def extra_state(self) -> dict[str, Any]:
+        """See Task."""
+        return {"scaler": self.scaler.state_dict()}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """See Task."""
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
 
     def train_step(self, step: int) -> dict[str, float]:
         """See Task."""
@@ -235,11 +246,9 @@ class CodecTraining:
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
         for options in self.optimizer.param_groups:
             options["lr"] = rate
+        # Summed first: where one rank's gradient overflows, all ranks leave the step out.
+        average_gradients(self.model.parameters(), self.group)
         self.scaler.unscale_(self.optimizer)
-        for parameter in self.model.parameters():
-            if parameter.grad is not None and self.group.world > 1:
-                self.group.sum_(parameter.grad)
-                parameter.grad /= self.group.world
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         if config.precision == "fp16" or bool(torch.isfinite(norm)):
             self.scaler.step(self.optimizer)
@@ -270,7 +279,7 @@ class CodecTraining:
             timestep = torch.linspace(0, len(self.schedule) - 1, len(batch.latent)).long().to(self.device)
             for name, loss in self.average.losses(batch, noise, timestep, self.schedule, dropped=False).items():
                 totals[name] = totals.get(name, 0.0) + loss.item() * len(batch.latent) / len(self.held_out)
-        return totals | {"codes_used": self._codes_used()}
+        return totals | {"codes_used": self._codes_used()} | self.listen(step)
 
     def _codes_used(self) -> float:
         assert self._validation is not None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sctok.audio.mel import log_mel
 
 from .crops import CropSampler
-from .training_run import descend, warm_up_and_decay
+from .training_run import Task, descend, warm_up_and_decay
 from .vae import AutoencoderKL, VAEConfig, sample_posterior
 
 MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
@@ -31,7 +31,7 @@ class VAETrainingConfig:
     seed: int = 0
 
 
-class VAETraining:
+class VAETraining(Task):
     """The task of training a VAE (see `training_run.Task`)."""
 
     def __init__(

@@ -14,7 +14,7 @@ from sctok.audio.mel import hann_window, log_mel
 
 from .crops import CropSampler
 from .losses import mel_distance, stft_distance
-from .training_run import descend, warm_up_and_decay
+from .training_run import Task, descend, warm_up_and_decay
 from .vocoder import IstftVocoder, VocoderConfig
 
 DISCRIMINATOR_WINDOWS = (256, 512, 1024)
@@ -41,7 +41,7 @@ class VocoderTrainingConfig:
     seed: int = 0
 
 
-class VocoderTraining:
+class VocoderTraining(Task):
     """The task of training a vocoder (see `training_run.Task`)."""
 
     def __init__(

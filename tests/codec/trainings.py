@@ -1,0 +1,106 @@
+"""Small trainings for tests: seconds of audio, tiny models, and one name for each kind of training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from sctok.codec.acoustic import AcousticConfig
+from sctok.codec.crops import CropConfig, CropSampler, index_clips, split_clips, validation_crops
+from sctok.codec.grid import GridConfig
+from sctok.codec.training import CodecTraining, CodecTrainingConfig, Frozen
+from sctok.codec.training_run import Task
+from sctok.codec.tunet import TUNetConfig
+from sctok.codec.vae import AutoencoderKL, VAEConfig
+from sctok.codec.vae_training import VAETraining, VAETrainingConfig
+from sctok.codec.vocoder import VocoderConfig
+from sctok.codec.vocoder_training import VocoderTraining, VocoderTrainingConfig
+from sctok.features.encoder import AudioMAE, EncoderConfig
+from sctok.features.masked import MaskedAutoencoder
+from sctok.formats.codebooks import Codebook, CodebookInfo
+from sctok.kmeans_tools.distributed import ALONE, Group
+
+CPU = torch.device("cpu")
+ENCODER = EncoderConfig(16, 3, 2)
+STACK = 4
+VAE = VAEConfig(channels=8, multipliers=(1, 1), res_blocks=1, latent_channels=2, patch=8)
+ACOUSTIC = AcousticConfig(16 * STACK, hidden=8, layers=1, acoustic_width=8, codebook_size=16)
+CONTEXT = 16 * STACK + 8 + 192
+GRID = GridConfig(CONTEXT, STACK, VAE.latent_shape(1024), hidden=16, features=2, blocks=1)
+UNET = TUNetConfig(2, 0, 8, (1, 2), 1, (1,), 8, CONTEXT)
+UNET_AND_GRID = TUNetConfig(2, GRID.channels, 8, (1, 2), 1, (1,), 8, CONTEXT)
+
+
+def write_audio(folder: Path, clips: int = 4, seconds: float = 2.0) -> list[str]:
+    """Write two inputs of noisy tones and return their paths."""
+    rng = np.random.default_rng(0)
+    for name, hertz in (("a", 300), ("b", 1500)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(clips):
+            time = np.arange(int(seconds * 16_000)) / 16_000
+            wave = 0.3 * np.sin(2 * np.pi * hertz * (index + 1) * time) + 0.02 * rng.standard_normal(len(time))
+            soundfile.write(folder / name / f"{index}.wav", wave, 16_000)
+    return [str(folder / "a"), str(folder / "b")]
+
+
+def encoder() -> AudioMAE:
+    """Return an untrained encoder."""
+    torch.manual_seed(0)
+    return MaskedAutoencoder(AudioMAE(ENCODER), 16, 1, 1).encoder.eval()
+
+
+def codebook(k: int = 8, seed: int = 0) -> Codebook:
+    """Return a codebook of random centroids for the encoder."""
+    centroids = np.random.default_rng(seed).standard_normal((k, 16 * STACK)).astype(np.float32)
+    return Codebook(centroids, np.ones(k, np.int64), CodebookInfo("merged", (), STACK, "tiny", "t" * 16))
+
+
+def codec_config(**changes: Any) -> CodecTrainingConfig:
+    """Return a tiny configuration as the paper's: no grid, constant learning rate."""
+    settings: dict[str, Any] = {"batch_size": 2, "steps": 6, "learning_rate": 1e-3, "warm_up": 2, "ema_decay": 0.9}
+    return CodecTrainingConfig(25, **{"acoustic": ACOUSTIC, "unet": UNET, **settings, **changes})
+
+
+def codec_task(
+    inputs: list[str], folder: Path, group: Group = ALONE, crops: dict[str, Any] | None = None, **changes: Any
+) -> CodecTraining:
+    """Return the task of a tiny codec training."""
+    torch.manual_seed(1)
+    frozen = Frozen(encoder(), [codebook(seed=seed) for seed in range(4)], AutoencoderKL(VAE))
+    train, held_out = split_clips(index_clips(inputs, folder))
+    drawn = CropConfig(**(crops or {"packed": 0.5}))
+    held = validation_crops(held_out, drawn, 3)
+    return CodecTraining(codec_config(**changes), frozen, CropSampler(train, drawn), held, CPU, group)
+
+
+def _vae_task(inputs: list[str], folder: Path) -> VAETraining:
+    clips, crops = index_clips(inputs, folder), CropConfig(samples=20_480)
+    config = VAETrainingConfig(model=VAE, batch_size=2, steps=6)
+    return VAETraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), CPU)
+
+
+def _vocoder_task(inputs: list[str], folder: Path) -> VocoderTraining:
+    clips, crops = index_clips(inputs, folder), CropConfig(samples=4800)
+    config = VocoderTrainingConfig(model=VocoderConfig(8, 1, 2), batch_size=2, steps=6, adversarial_after=2)
+    return VocoderTraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), CPU)
+
+
+def _grid_task(inputs: list[str], folder: Path) -> CodecTraining:
+    acoustic = AcousticConfig(
+        16 * STACK, 8, 1, 8, 16, decay=0.9, restart_threshold=0.05, init="rows", padding_counts=False
+    )
+    changes = {"acoustic": acoustic, "grid": GRID, "unet": UNET_AND_GRID, "estimate_weight": 1.0, "cycle_steps": 3}
+    return codec_task(inputs, folder, accumulate=2, decay_share=0.5, **changes)
+
+
+def make_task(kind: str, inputs: list[str], folder: Path) -> Task:
+    """Return a small task of a kind: vae, vocoder, codec as in the paper, or grid, a codec as the bundled one."""
+    makers = {"vae": _vae_task, "vocoder": _vocoder_task, "codec": codec_task, "grid": _grid_task}
+    return makers[kind](inputs, folder)
+
+
+def state_of(task: Task) -> dict[str, torch.Tensor]:
+    """Return copies of all tensors of a task's modules."""
+    return {f"{n}/{key}": value.clone() for n, m in task.modules().items() for key, value in m.state_dict().items()}
