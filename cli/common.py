@@ -64,7 +64,7 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def emit(result: dict[str, Any], as_json: bool, text: str | Callable[[], str]) -> None:
+def emit(result: dict[str, Any] | list[dict[str, Any]], as_json: bool, text: str | Callable[[], str]) -> None:
     """Print a command's result on stdout: `result` as JSON, or `text` for people.
 
     Raises:

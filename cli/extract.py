@@ -18,7 +18,7 @@ from .runs import (
     WorkersOption,
     checked_name,
     prepare,
-    show_result,
+    show_results,
 )
 
 
@@ -61,4 +61,4 @@ def extract(
     with RunReporter(f"extract {domain}") as reporter:
         folder = out or root / "features" / domain
         result = extract_features(audio, folder, make_extractor, config, execution, reporter)
-    show_result(result, reporter, as_json)
+    show_results([result], reporter, as_json)

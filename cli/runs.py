@@ -144,21 +144,30 @@ class RunReporter:
         return f"{_count(self._windows, 'window')}, {self._seconds / max(self.elapsed, 1e-9):.1f}× real time"
 
 
-def show_result(result: "RunResult[Any]", reporter: RunReporter, as_json: bool) -> None:
-    """Print what a run holds now and how fast this call was.
+def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json: bool) -> None:
+    """Print what runs hold now and how fast this call was; as JSON, an object for one run and a list for several.
 
     Raises:
         ValueError: no input gave a result.
     """
-    summary, failed = result.summary, result.folder / "failed.jsonl"
-    speed = result.seconds_done / reporter.elapsed if result.seconds_done else None
-    facts = {"folder": str(result.folder), **asdict(summary), "shards_left": result.shards_left}
-    timing = {"audio_seconds_done": result.seconds_done, "seconds": reporter.elapsed, "times_real_time": speed}
+    speed = results[0].seconds_done / reporter.elapsed if results[0].seconds_done else None
+    facts = [
+        {"folder": str(result.folder), **asdict(result.summary), "shards_left": result.shards_left}
+        for result in results
+    ]
+    timing = {
+        "audio_seconds_done": results[0].seconds_done,
+        "seconds": reporter.elapsed,
+        "times_real_time": speed,
+    }
+    summary, left = results[0].summary, results[0].shards_left
     if summary.files or not summary.failed:
-        emit({**facts, **timing}, as_json, lambda: _text(facts, speed))
-    if result.shards_left:
-        say(f"{_count(result.shards_left, 'shard')} left to other processes that are at work on them")
-    if summary.failed and not summary.files and not result.shards_left:
+        whole: list[dict[str, Any]] = [{**one, **timing} for one in facts]
+        emit(whole if len(whole) > 1 else whole[0], as_json, lambda: _text(facts, speed))
+    if left:
+        say(f"{_count(left, 'shard')} left to other processes that are at work on them")
+    failed = f"{results[0].folder / 'failed.jsonl'}"
+    if summary.failed and not summary.files and not left:
         raise ValueError(
             f"{failed}: none of {_count(summary.failed, 'input')} could be read; it lists the reasons; {RETRY}"
         )
@@ -166,12 +175,14 @@ def show_result(result: "RunResult[Any]", reporter: RunReporter, as_json: bool) 
         say(f"warning: {_count(summary.failed, 'input')} failed; the reasons are in {failed}; {RETRY}")
 
 
-def _text(facts: dict[str, Any], speed: float | None) -> str:
-    shown = {name.replace("_", " "): value for name, value in facts.items() if name not in ("folder", "shards_left")}
+def _text(runs: list[dict[str, Any]], speed: float | None) -> str:
+    hidden = ("folder", "shards_left")
+    rows = [[value for name, value in run.items() if name not in hidden] for run in runs]
+    header = tuple(name.replace("_", " ") for name in runs[0] if name not in hidden)
     if speed is not None:
-        shown["× real time"] = round(speed, 1)
-    cells = tuple(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" for value in shown.values())
-    return f"{table(tuple(shown), [cells])}\n\n{facts['folder']}"
+        header, rows = (*header, "× real time"), [[*row, round(speed, 1)] for row in rows]
+    cells = [tuple(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" for value in row) for row in rows]
+    return "\n".join([table(header, cells), "", *(run["folder"] for run in runs)])
 
 
 def _count(number: int, noun: str) -> str:

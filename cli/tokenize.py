@@ -19,7 +19,7 @@ from .runs import (
     WorkersOption,
     checked_name,
     prepare,
-    show_result,
+    show_results,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def tokenize(
     codebook: Annotated[
         str | None,
         typer.Option(
-            "--codebook", help="Size of a merged codebook, or a file.  [default: the largest in ROOT/codebooks]"
+            "--codebook",
+            help="Sizes of merged codebooks, or files, with commas between.  [default: the largest in ROOT/codebooks]",
         ),
     ] = None,
     token_rate: Annotated[
@@ -56,6 +57,8 @@ def tokenize(
 ) -> None:
     """Write the semantic tokens of audio to ROOT/tokens/NAME, one entry per file under its path in the input.
 
+    With several codebooks, audio is decoded and encoded once, and the tokens go to ROOT/tokens/NAME-SIZE for each.
+
     Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
     commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl.
     """
@@ -63,13 +66,24 @@ def tokenize(
 
     from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 
-    book = _load_codebook(root / "codebooks", codebook, token_rate, encoder)
+    wanted = [None] if codebook is None else codebook.split(",")
+    books = [_load_codebook(root / "codebooks", one, token_rate, encoder) for one in wanted]
+    targets = _targets(root / "tokens", name, out, books)
     config = TokenizationConfig(channel, files_per_shard)
     make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, retry_failed)
     with RunReporter(f"tokenize {name}") as reporter:
-        folder = out or root / "tokens" / name
-        result = tokenize_corpus(audio, folder, make_extractor, book, config, execution, reporter)
-    show_result(result, reporter, as_json)
+        results = tokenize_corpus(audio, targets, make_extractor, config, execution, reporter)
+    show_results(results, reporter, as_json)
+
+
+def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"]) -> dict[Path, "Codebook"]:
+    """Return the run folder of each codebook: of one, that which is asked for; of several, NAME-SIZE there."""
+    if len(books) == 1:
+        return {out or folder / name: books[0]}
+    targets = {(out or folder) / f"{name}-{book.k}": book for book in books}
+    if len(targets) < len(books):
+        raise typer.BadParameter("two codebooks have the same size; run a command for each", param_hint="--codebook")
+    return targets
 
 
 def _default_name(audio: list[str]) -> str:

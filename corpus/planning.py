@@ -30,6 +30,7 @@ from .runs import (
 Choice = Callable[[Iterable[AudioItem | BadItem], float], Iterable[tuple[AudioItem | BadItem, float | None]]]
 
 _SPOOL_BYTES = 1 << 24  # new manifest lines kept in memory before they go to an unnamed file
+_COPY_BYTES = 1 << 20
 _SHOWN = 3  # differences in one message
 _MISSING = object()
 
@@ -43,6 +44,7 @@ def plan_run(
     files_per_shard: int,
     read_shard: ReadShard,
     choose: Choice | None = None,
+    model: RunFolder | None = None,
 ) -> RunFolder:
     """Create a run folder, or open one and append the inputs that it does not know yet.
 
@@ -56,10 +58,11 @@ def plan_run(
         files_per_shard: inputs in one shard, at least 1.
         read_shard: returns what a finished shard says of itself; raises FormatError.
         choose: takes some of the new inputs, for instance so many hours; all of them where None.
+        model: a planned run; its manifest is taken over, and `listed` ignored.
 
     Raises:
         RunError: nothing was listed, the folder belongs to another configuration, is not a run folder, or has
-            finished shards with other inputs than planned.
+            finished shards with other inputs than planned, or another plan than its model.
         FormatError: a file of the run is damaged.
     """
     if files_per_shard < 1:
@@ -69,19 +72,70 @@ def plan_run(
     _find_run(wanted)
     inputs = iter(listed)
     first = next(inputs, None)
-    if first is None and not (path / CONFIG).exists():
+    if first is None and model is None and not (path / CONFIG).exists():
         raise RunError(f"no audio was found for {path}; name files, folders, manifests or tar shards that hold some")
     with wanted.locked():
         found = _find_run(wanted)
         if found is None and not _holds_own_shards(wanted, read_shard):
             (path / MANIFEST).unlink(missing_ok=True)  # of a plan that died before it was complete
         run = found or wanted
-        _append(run, itertools.chain([] if first is None else [first], inputs), files_per_shard, choose)
+        if model is not None:
+            _take_over(run, model)
+        else:
+            _append(run, itertools.chain([] if first is None else [first], inputs), files_per_shard, choose)
         if found is None:
             write_json(path / CONFIG, stored)
         # Under the lock: nobody marks shards for another try meanwhile.
         _check_shards(run, read_shard)
     return run
+
+
+def plan_runs(
+    configs: Mapping[Path, Mapping[str, Any]],
+    suffix: str,
+    list_inputs: Callable[[], Iterable[AudioItem | BadItem]],
+    *,
+    files_per_shard: int,
+    read_shard: ReadShard,
+) -> list[RunFolder]:
+    """Plan one or several runs over the same inputs, such that all have the same manifest.
+
+    One that is there already decides about the order of its inputs; the new ones take over its manifest, and those
+    whose manifest is the beginning of its one, what they lack.
+
+    Args:
+        configs: the run folders and what decides about their bytes.
+        suffix, files_per_shard, read_shard: as `plan_run` takes them.
+        list_inputs: lists the inputs and problems.
+
+    Raises:
+        RunError: as `plan_run`, and where the manifests differ.
+    """
+    known = {path: (path / MANIFEST).stat().st_size for path in configs if (path / MANIFEST).exists()}
+    model = max(known, key=lambda path: known[path]) if known else next(iter(configs))
+    settings: Any = {"files_per_shard": files_per_shard, "read_shard": read_shard}
+    runs = {model: plan_run(model, configs[model], suffix, list_inputs(), **settings)}
+    for path, config in configs.items():
+        if path != model:
+            runs[path] = plan_run(path, config, suffix, (), model=runs[model], **settings)
+    return [runs[path] for path in configs]
+
+
+def _take_over(run: RunFolder, model: RunFolder) -> None:
+    """Replace the manifest of a run by that of another, of which it is the beginning."""
+    own, other = run.path / MANIFEST, model.path / MANIFEST
+    if own.exists():
+        with own.open("rb") as there, other.open("rb") as wanted:
+            while part := there.read(_COPY_BYTES):
+                if wanted.read(len(part)) != part:
+                    raise RunError(
+                        f"{own} lists other inputs, or in another order, than {other}, because inputs were added at "
+                        "other times: tokenize with their codebooks one after the other, or into new folders"
+                    )
+            if not wanted.read(1):
+                return
+    with atomic_path(own) as temporary:
+        shutil.copyfile(other, temporary)
 
 
 def _append(run: RunFolder, listed: Iterable[AudioItem | BadItem], files_per_shard: int, choose: Choice | None) -> None:

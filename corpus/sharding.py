@@ -91,7 +91,7 @@ _ClipT_contra = TypeVar("_ClipT_contra", contravariant=True)
 class ShardSink(Protocol[_ClipT_contra]):
     """An open shard. `take` and `finish` raise FormatError where a file's results cannot be stored."""
 
-    def take(self, clip: _ClipT_contra, window: int, values: npt.NDArray[Any]) -> None:
+    def take(self, clip: _ClipT_contra, window: int, values: Any) -> None:
         """Take the result of one window of a file."""
         ...
 

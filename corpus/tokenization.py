@@ -1,33 +1,26 @@
 """Semantic tokens of a collection, in WebDataset token shards."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from sctok.audio.sources import AudioItem, list_audio
-from sctok.audio.windows import SAMPLE_RATE, WINDOW_PATCHES, token_count
+from sctok.audio.sources import list_audio
+from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.codebooks import MERGED_DOMAIN, Codebook, CodebookFile, codebook_hash, find_codebooks
 from sctok.formats.describe import count_summary
-from sctok.formats.files import FormatError
-from sctok.formats.stacking import stack_patches
-from sctok.formats.token_shards import TOKENS_VERSION, TokenShardWriter, read_token_shard
-from sctok.kernels.assign import nearest_centroid, prepare_centroids
+from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
-from .planning import plan_run
+from .planning import plan_runs
 from .processes import RunResult, Summary, execute_run, samples_to_hours
 from .runs import Progress, RunError, RunFolder, ShardContents
-from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
+from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor
+from .token_job import TokenJob
 
 SUFFIX = ".tar"
-StoredTokens = tuple[str, npt.NDArray[Any], dict[str, Any]]  # key, tokens (n, streams), info
-UNDECIDED = -1  # the label of a vector that is not finite
 
 
 @dataclass(frozen=True)
@@ -83,37 +76,51 @@ def choose_codebook(folder: Path, size: int | None, token_rate: int) -> Path:
 
 def tokenize_corpus(
     inputs: Sequence[str | Path],
-    folder: Path,
+    targets: Mapping[Path, Codebook],
     make_extractor: MakeExtractor,
-    codebook: Codebook,
     config: TokenizationConfig | None = None,
     execution: Execution | None = None,
     progress: Progress = lambda event: None,
-) -> RunResult[TokenizationSummary]:
-    """Write the semantic tokens of all audio in `inputs` to token shards in `folder`, or go on with that.
+) -> list[RunResult[TokenizationSummary]]:
+    """Write the semantic tokens of all audio in `inputs` to token shards, or go on with that.
 
-    The tokens of a file depend on the file, the encoder and the codebook alone; the bytes in `folder` on the inputs
-    and `config` besides.
+    Each codebook has a run folder of its own, and all of them the same plan: audio is decoded and encoded once. What
+    a folder holds is what it would hold if its codebook were the only one. The tokens of a file depend on the file,
+    the encoder and the codebook alone; the bytes in a folder on the inputs and `config` besides.
 
     Args:
         inputs: folders, files, manifests and tar shards, as `list_audio` takes them.
-        folder: the run folder; made if absent.
+        targets: the run folders, made if absent, and their codebooks, made from features of the same encoder.
         make_extractor: loads the encoder onto a device; picklable if there are several devices.
-        codebook: made from features of the same encoder.
         config: how to read the audio.
         execution: devices, batch size and decoding processes.
         progress: gets the events of `execute_run`.
 
+    Returns:
+        a result for each target.
+
     Raises:
-        RunError: the codebook is of another encoder, the folder belongs to another configuration, or its shards do
-            not fit its plan.
+        RunError: a codebook is of another encoder, a folder belongs to another configuration or has another plan, or
+            its shards do not fit its plan.
         AudioError: an input cannot be listed.
         DiskFullError: finished shards stay valid; the same call goes on from there.
     """
     config, execution = config or TokenizationConfig(), execution or Execution()
     extractor = make_extractor(execution.devices[0])
-    _check_codebook(codebook, extractor)
-    stored = {
+    codebooks = tuple(targets.values())
+    for codebook in codebooks:
+        _check_codebook(codebook, extractor)
+    wanted = {path: _stored(config, extractor, codebook) for path, codebook in targets.items()}
+    runs = plan_runs(
+        wanted, SUFFIX, lambda: list_audio(inputs), files_per_shard=config.files_per_shard, read_shard=read_contents
+    )
+    make_job = partial(_make_job, runs, codebooks, make_extractor)
+    job = TokenJob(runs, codebooks, extractor, execution.devices[0])
+    return execute_run(runs, job, make_job, summarise, execution, progress)
+
+
+def _stored(config: TokenizationConfig, extractor: Extractor, codebook: Codebook) -> dict[str, Any]:
+    return {
         "kind": "tokens",
         "tokens_version": TOKENS_VERSION,
         **asdict(config),
@@ -124,17 +131,6 @@ def tokenize_corpus(
         "codec_hash": None,
         "token_rate": codebook.metadata.token_rate,
     }
-    run = plan_run(
-        folder,
-        stored,
-        SUFFIX,
-        list_audio(inputs),
-        files_per_shard=config.files_per_shard,
-        read_shard=read_contents,
-    )
-    make_job = partial(_make_job, run, codebook, make_extractor)
-    job = TokenJob(run, codebook, extractor, execution.devices[0])
-    return execute_run([run], job, make_job, summarise, execution, progress)[0]
 
 
 def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> TokenizationSummary:
@@ -167,11 +163,6 @@ def read_contents(path: Path) -> ShardContents:
     return ShardContents(entries[0][1] if entries else None, tuple(key for key, _ in entries))
 
 
-def codebook_sizes(config: Mapping[str, Any]) -> list[int]:
-    """Return how many different tokens each stream of a run has."""
-    return [config["codebook_size"]]
-
-
 def _codebook_name(book: CodebookFile) -> str:
     return f"{book.domain}-{book.k} at {book.token_rate}"
 
@@ -187,90 +178,7 @@ def _check_codebook(codebook: Codebook, extractor: Extractor) -> None:
         raise RunError(f"the codebook is for features of width {codebook.width}, not {extractor.width}; give another")
 
 
-def _make_job(run: RunFolder, codebook: Codebook, make_extractor: MakeExtractor, device: str) -> "TokenJob":
-    return TokenJob(run, codebook, check_extractor(make_extractor(device), run, device), device)
-
-
-class TokenJob:
-    """Turns windows into the numbers of their nearest centroids."""
-
-    def __init__(self, run: RunFolder, codebook: Codebook, extractor: Extractor, device: str) -> None:
-        self._codebook_size = run.config["codebook_size"]
-        self._info = {
-            **{name: run.config[name] for name in INFO},
-            "sample_rate": SAMPLE_RATE,
-            "config_hash": run.config_hash,
-        }
-        self._extractor = extractor
-        self._stack = codebook.metadata.stack_factor
-        self._device = torch.device(device)
-        self._centroids = prepare_centroids(torch.from_numpy(codebook.centroids).to(self._device))
-
-    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-        """Return tokens (w, 512 / stack factor, streams) int64 of windows; -1 where a feature is not finite."""
-        stacked = stack_patches(self._extractor.embed(waves, last), self._stack)
-        count, length, width = stacked.shape
-        points = torch.from_numpy(stacked).to(self._device).reshape(count * length, width)
-        finite = torch.isfinite(points).all(dim=1)
-        labels = nearest_centroid(torch.where(finite[:, None], points, 0.0), self._centroids).labels
-        semantic = torch.where(finite, labels, UNDECIDED).cpu().numpy().reshape(count, length)
-        return np.stack([semantic], axis=-1)
-
-    def open_clip(self, item: AudioItem) -> "TokenClip":
-        """Begin a file."""
-        return TokenClip(item, self._stack)
-
-    @contextmanager
-    def open_shard(self, path: Path, run: int) -> Iterator["TokenSink"]:
-        """Begin a token shard."""
-        with TokenShardWriter(path, codebook_sizes=[self._codebook_size]) as writer:
-            yield TokenSink(writer, self._info, self._stack)
-
-    @contextmanager
-    def read_shard(self, path: Path) -> Iterator[Iterator[tuple[str, StoredTokens]]]:
-        """Open a finished shard."""
-        yield ((entry[0], entry) for entry in read_token_shard(path))
-
-
-class TokenClip:
-    """One file on its way: the tokens of its windows so far."""
-
-    def __init__(self, item: AudioItem, stack: int) -> None:
-        self.item = item
-        self.tokens: list[npt.NDArray[np.uint32]] = []
-        self._stack = stack
-
-    def wants(self, window: int, samples: int | None) -> bool:
-        """Return whether the file has tokens in the window: it may end where its last window begins."""
-        return samples is None or token_count(samples, self._stack) > window * (WINDOW_PATCHES // self._stack)
-
-
-class TokenSink:
-    """An open token shard."""
-
-    def __init__(self, writer: TokenShardWriter, shared: dict[str, Any], stack: int) -> None:
-        self._writer = writer
-        self._shared = shared
-        self._stack = stack
-
-    def take(self, clip: TokenClip, window: int, values: npt.NDArray[np.int64]) -> None:
-        """Keep the tokens (512 / stack factor, streams) of a window."""
-        if (values == UNDECIDED).any():
-            raise FormatError(f"the encoder gives features that are not finite in window {window}; check the audio")
-        clip.tokens.append(values.astype(np.uint32))
-
-    def finish(self, clip: TokenClip, samples: int) -> None:
-        """Store the tokens of a file, without those of padding."""
-        tokens = np.concatenate(clip.tokens)[: token_count(samples, self._stack)]
-        info = {**self._shared, "samples": samples, "source": describe_source(clip.item)}
-        self._writer.add(clip.item.key, tokens, info)
-
-    def discard(self, clip: TokenClip) -> None:
-        """Do nothing: a file is stored whole or not at all."""
-
-    def copy(self, entry: StoredTokens) -> None:
-        """Store a file as an earlier shard has it."""
-        self._writer.add(*entry)
-
-
-INFO = ("streams", "token_rate", "codebook_hash", "codec_hash", "encoder_hash")
+def _make_job(
+    runs: Sequence[RunFolder], codebooks: Sequence[Codebook], make_extractor: MakeExtractor, device: str
+) -> TokenJob:
+    return TokenJob(runs, codebooks, check_extractor(make_extractor(device), runs[0], device), device)

@@ -16,7 +16,7 @@ from sctok.formats.files import FormatError, read_json
 from sctok.formats.stacking import stack_factor
 from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
-from . import extraction, tokenization
+from . import extraction, token_job, tokenization
 from .checksums import RECORD_SUFFIX, measure_shard, read_record
 from .manifest import Failure, read_failures
 from .runs import CONFIG, FAILED, FORMAT, FORMAT_VERSION, SUMMARY, RunError, RunFolder, Shard
@@ -190,9 +190,9 @@ def _read_tokens(run: RunFolder, path: Path) -> Iterator[str]:
     """Yield the keys of a token shard, having checked each file's tokens."""
     config = run.config
     stack = stack_factor(config["token_rate"])
-    wanted = {name: config[name] for name in tokenization.INFO}
+    wanted = {name: config[name] for name in token_job.INFO}
     wanted |= {"sample_rate": SAMPLE_RATE, "config_hash": run.config_hash}
-    sizes = np.array(tokenization.codebook_sizes(config), np.int64)
+    sizes = np.array(token_job.codebook_sizes(run), np.int64)
     for key, tokens, info in read_token_shard(path):
         _expect(path, key, info, wanted)
         samples = info.get("samples")

@@ -101,9 +101,9 @@ def run_command(command: str, inputs: list[str | Path], folder: Path, **settings
         return extract_features(inputs, folder, make, config, Execution(**execution), progress)
     from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 
-    return tokenize_corpus(
-        inputs, folder, make, fake_codebook(), TokenizationConfig(**settings), Execution(**execution), progress
-    )
+    targets = {folder: fake_codebook()}
+    config = TokenizationConfig(**settings)
+    return tokenize_corpus(inputs, targets, make, config, Execution(**execution), progress)[0]
 
 
 def print_event(event: dict[str, Any]) -> None:

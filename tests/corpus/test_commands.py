@@ -91,6 +91,14 @@ def test_codebooks_by_size_rate_and_path(
     assert json.loads(out)["codebook_size"] == size
 
 
+def test_several_codebooks_have_a_folder_each(sctok: Sctok, collection: Path, codebooks: Path) -> None:
+    code, out, err = sctok("tokenize", collection, "--codebook", "16,32", "--json")
+    assert code == 0, err
+    assert [found["folder"] for found in json.loads(out)] == [f"sctok-data/tokens/collection-{k}" for k in (16, 32)]
+    assert sctok("tokenize", collection, "--codebook", "32", "--name", "collection-32")[2].count("nothing left") == 1
+    assert sctok("tokenize", collection, "--codebook", "32,32")[0] == 2
+
+
 def test_a_codebook_of_another_rate_than_its_name_says_is_refused(
     sctok: Sctok, collection: Path, codebooks: Path
 ) -> None:

@@ -1,21 +1,35 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from fakes import FakeExtractor, fake_codebook, run_command, tree, write_audio
+from fakes import FakeExtractor, fake_codebook, run_command, tree, write_audio, write_collection
 
 from sctok.audio.windows import WINDOW_SAMPLES, token_count
+from sctok.corpus.processes import RunResult
 from sctok.corpus.runs import RunError, RunFolder
+from sctok.corpus.sharding import Execution
 from sctok.corpus.tokenization import TokenizationConfig, choose_codebook, tokenize_corpus
-from sctok.formats.codebooks import codebook_hash, codebook_path, save_codebook
+from sctok.formats.codebooks import Codebook, codebook_hash, codebook_path, save_codebook
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import read_token_shard
 
 
 def tokens_by_key(folder: Path) -> dict[str, np.ndarray]:
     return {key: tokens for path in sorted(folder.glob("*.tar")) for key, tokens, _ in read_token_shard(path)}
+
+
+def tokenize_with(inputs: list[Path], targets: dict[Path, Codebook], **settings: Any) -> list[RunResult[Any]]:
+    config, execution = TokenizationConfig(files_per_shard=3), Execution(batch_size=3, workers=0, **settings)
+    extractors: list[FakeExtractor] = []
+
+    def make(device: str) -> FakeExtractor:
+        extractors.append(FakeExtractor())
+        return extractors[-1]
+
+    return tokenize_corpus(inputs, targets, make, config, execution)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +44,7 @@ def tokenized(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_tokens_are_the_nearest_centroids_of_stacked_features(tmp_path: Path, stack: int, samples: int) -> None:
     write_audio(tmp_path / "in" / "a.wav", samples)
     codebook = fake_codebook(stack=stack)
-    tokenize_corpus([tmp_path / "in"], tmp_path / "out", lambda device: FakeExtractor(), codebook)
+    tokenize_corpus([tmp_path / "in"], {tmp_path / "out": codebook}, lambda device: FakeExtractor())
     windows = samples // WINDOW_SAMPLES + 1
     audio = np.zeros(windows * WINDOW_SAMPLES, np.float32)
     audio[:samples] = soundfile.read(tmp_path / "in" / "a.wav", dtype="float32")[0]
@@ -114,20 +128,15 @@ def test_features_that_are_not_finite_fail_their_file_alone(tmp_path: Path) -> N
 
 
 def test_a_codebook_of_another_encoder_is_refused(collection: Path, tmp_path: Path) -> None:
+    targets = {tmp_path / "run": fake_codebook(encoder_hash="ffff")}
     with pytest.raises(RunError, match=r"ffff.*0123456789abcdef"):
-        tokenize_corpus([collection], tmp_path / "run", lambda _: FakeExtractor(), fake_codebook(encoder_hash="ffff"))
+        tokenize_corpus([collection], targets, lambda device: FakeExtractor())
     assert not (tmp_path / "run").exists()
 
 
 def test_another_codebook_in_the_same_folder_is_refused(collection: Path, tokenized: Path) -> None:
     with pytest.raises(RunError, match=r"codebook_hash.*other settings|other settings.*codebook_hash"):
-        tokenize_corpus(
-            [collection],
-            tokenized,
-            lambda device: FakeExtractor(),
-            fake_codebook(k=31),
-            TokenizationConfig(files_per_shard=3),
-        )
+        tokenize_with([collection], {tokenized: fake_codebook(k=31)})
 
 
 def test_features_and_tokens_do_not_share_a_folder(collection: Path, tokenized: Path) -> None:
@@ -147,3 +156,70 @@ def test_the_largest_merged_codebook_is_chosen(tmp_path: Path) -> None:
         choose_codebook(tmp_path, 8, 50)
     with pytest.raises(RunError, match="sctok cluster"):
         choose_codebook(tmp_path / "nothing", None, 50)
+
+
+BOOKS = {"8": fake_codebook(8, 1), "32": fake_codebook(32, 2), "5": fake_codebook(5, 4)}
+
+
+def test_several_codebooks_in_one_pass_give_the_bytes_of_single_runs(collection: Path, tmp_path: Path) -> None:
+    results = tokenize_with([collection], {tmp_path / "many" / name: book for name, book in BOOKS.items()})
+    assert [result.summary.codebook_size for result in results] == [8, 32, 5]
+    for name, book in BOOKS.items():
+        tokenize_with([collection], {tmp_path / "single" / name: book})
+    assert tree(tmp_path / "many") == tree(tmp_path / "single")
+
+
+def test_several_codebooks_encode_audio_once(collection: Path, tmp_path: Path) -> None:
+    extractor = FakeExtractor()
+    for count in (1, 3):
+        extractor.batches.clear()
+        targets = {tmp_path / str(count) / name: book for name, book in list(BOOKS.items())[:count]}
+        tokenize_corpus([collection], targets, lambda device: extractor, execution=Execution(workers=0))
+        assert sum(extractor.batches) == 14
+
+
+def test_a_run_that_lacks_shards_gets_them_and_the_others_stay(collection: Path, tmp_path: Path) -> None:
+    targets = {tmp_path / "many" / name: book for name, book in BOOKS.items()}
+    tokenize_with([collection], targets)
+    clean = tree(tmp_path / "many")
+    before = {path: path.stat().st_ino for path in (tmp_path / "many" / "32").glob("shard-*")}
+    (tmp_path / "many" / "8" / "shard-00001.tar").unlink()
+    (tmp_path / "many" / "5" / "shard-00002.tar").unlink()
+    tokenize_with([collection], targets)
+    assert tree(tmp_path / "many") == clean
+    assert {path: path.stat().st_ino for path in (tmp_path / "many" / "32").glob("shard-*")} == before
+
+
+def test_a_further_codebook_takes_over_the_plan_of_a_run_that_has_grown(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for name in "ba":
+        write_audio(tmp_path / "in" / f"{name}.wav", 3000)
+        tokenize_with([tmp_path / "in"], {old: BOOKS["8"]})
+    tokenize_with([tmp_path / "in"], {new: BOOKS["32"], old: BOOKS["8"]})
+    assert (new / "manifest.jsonl").read_bytes() == (old / "manifest.jsonl").read_bytes()
+    write_audio(tmp_path / "in" / "0.wav", 3000)
+    tokenize_with([tmp_path / "in"], {new: BOOKS["32"], old: BOOKS["8"]})
+    assert tokens_by_key(new).keys() == tokens_by_key(old).keys() == {"0", "a", "b"}
+
+
+def test_runs_with_other_histories_are_not_mixed(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    write_audio(tmp_path / "in" / "b.wav", 3000)
+    tokenize_with([tmp_path / "in"], {old: BOOKS["8"]})
+    write_audio(tmp_path / "in" / "a.wav", 3000)
+    for target in ({new: BOOKS["32"]}, {old: BOOKS["8"]}):
+        tokenize_with([tmp_path / "in"], target)
+    with pytest.raises(RunError, match="in another order") as caught:
+        tokenize_with([tmp_path / "in"], {new: BOOKS["32"], old: BOOKS["8"]})
+    assert "\n" not in str(caught.value)
+
+
+def test_failures_are_tried_again_in_all_runs(tmp_path: Path) -> None:
+    audio = write_collection(tmp_path / "audio", 4)
+    targets = {tmp_path / "many" / name: book for name, book in BOOKS.items()}
+    tokenize_with([audio], targets)
+    write_audio(audio / "part 1" / "empty.wav", 3000)
+    results = tokenize_with([audio], targets, retry_failed=True)
+    assert [result.summary.failed for result in results] == [2, 2, 2]
+    tokenize_with([audio], {tmp_path / "clean" / name: book for name, book in BOOKS.items()})
+    assert tree(tmp_path / "many") == tree(tmp_path / "clean")
