@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from .encoder import AudioMAE, EncoderConfig
 
 FORMAT = "sctok-encoder"
 FORMAT_VERSION = 1
+FORMAT_KEYS = ("format", "format_version", "config", "sctok_version")
 HEAD_WIDTH = 64  # of every published AudioMAE; sctok's own files say it themselves
 PROBE_KEY = "cls_token"  # tells where in a checkpoint the encoder's tensors start
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -84,10 +86,13 @@ def load_weights(name_or_path: str | Path) -> EncoderWeights:
     raise ValueError(f"encoder {name!r} is neither a file, a hub repository owner/name, nor one of: {known}")
 
 
-def save_weights(path: Path, model: AudioMAE, metadata: Mapping[str, Any]) -> None:
-    """Write an encoder as float16 safetensors with its sizes and provenance, atomically."""
-    tensors = {name: tensor.detach().half().cpu().numpy() for name, tensor in model.state_dict().items()}
-    header = {"config": model.config.to_json(), "sctok_version": __version__, **metadata}
+def save_weights(
+    path: Path, model: AudioMAE, metadata: Mapping[str, Any], dtype: type[np.floating[Any]] = np.float16
+) -> None:
+    """Write an encoder as safetensors of a floating type with its sizes and provenance, atomically."""
+    tensors = {name: tensor.detach().cpu().numpy().astype(dtype) for name, tensor in model.state_dict().items()}
+    ours = {"config": model.config.to_json(), "sctok_version": __version__}
+    header = {**ours, **{name: value for name, value in metadata.items() if name not in FORMAT_KEYS}}
     save_tensors(path, tensors, format_name=FORMAT, version=FORMAT_VERSION, metadata=header)
 
 

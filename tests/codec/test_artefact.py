@@ -1,0 +1,104 @@
+"""Codecs on disk: what is read back, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sctok.codec.artefact import INFO_FILE, load_codec, load_vocoder, save_codec
+from sctok.formats.files import FormatError
+from sctok.formats.tensors import read_tensors, save_tensors
+
+from .tiny import tiny_parts
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_parts(2)
+
+
+@pytest.fixture
+def folder(parts, tmp_path):
+    save_codec(tmp_path / "codec", parts)
+    return tmp_path / "codec"
+
+
+def rewrite(path, change):
+    """Store a part again with its arrays changed."""
+    arrays, metadata = read_tensors(path, format_name="sctok-codec-part", version=1)
+    change(arrays)
+    save_tensors(path, arrays, format_name="sctok-codec-part", version=1, metadata=metadata)
+
+
+@pytest.mark.parametrize("name", ["acoustic", "unet", "grid", "vae", "vocoder"])
+def test_modules_come_back_bit_for_bit(parts, folder, name):
+    ours, theirs = getattr(parts, name).state_dict(), getattr(load_codec(folder), name).state_dict()
+    kept = [key for key in ours if not key.endswith(("initted", "cluster_size", "embed_avg"))]
+    assert all(torch.equal(ours[key], theirs[key]) for key in kept)
+
+
+def test_schedule_and_scale_come_back(parts, folder):
+    read = load_codec(folder)
+    assert torch.equal(read.schedule.alphas_cumprod, parts.schedule.alphas_cumprod)
+    assert read.scale_factor == parts.scale_factor
+
+
+def test_half_precision_is_another_codec(parts, folder, tmp_path):
+    save_codec(tmp_path / "half", parts, np.float16)
+    half = load_codec(tmp_path / "half")
+    assert half.info.token_hash != load_codec(folder).info.token_hash
+    assert half.unet.state_dict()["out.2.weight"].dtype == torch.float32
+
+
+def test_equal_codecs_have_equal_bytes(parts, folder, tmp_path):
+    save_codec(tmp_path / "again", parts)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_every_tensor_that_does_not_fit_is_named(folder):
+    def change(arrays):
+        del arrays["head.bias"]
+        arrays["surplus"] = np.zeros(1, np.float32)
+        arrays["norm.weight"] = np.zeros(3, np.float32)
+
+    rewrite(folder / "vocoder.safetensors", change)
+    with pytest.raises(FormatError, match=r"head.bias is missing; surplus is unknown; norm.weight has shape \(3,\)"):
+        load_vocoder(folder / "vocoder.safetensors")
+
+
+def test_parts_of_another_codec_are_refused(folder):
+    rewrite(folder / "acoustic.safetensors", lambda arrays: arrays["encoder_output_linear.weight"].__iadd__(1))
+    with pytest.raises(FormatError, match="parts of another codec"):
+        load_codec(folder)
+
+
+def test_a_missing_part_is_named(folder):
+    (folder / "decoder.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"decoder.safetensors is missing"):
+        load_codec(folder)
+
+
+def test_a_folder_is_no_codec_before_it_is_whole(folder, parts, monkeypatch):
+    monkeypatch.setattr("sctok.codec.artefact.save_codebook", lambda path, book: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_codec(folder, parts)
+    assert not (folder / INFO_FILE).exists()
+
+
+def test_other_versions_are_refused(folder):
+    stored = json.loads((folder / INFO_FILE).read_text())
+    (folder / INFO_FILE).write_text(json.dumps({**stored, "format_version": 2}))
+    with pytest.raises(FormatError, match="update sctok"):
+        load_codec(folder)
+
+
+def test_an_unknown_name_says_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match="neither a bundled codec .mini. nor a folder"):
+        load_codec(tmp_path / "nothing")
+
+
+def test_one_part_in_place_of_another_is_refused(folder):
+    with pytest.raises(FormatError, match="of the kind 'vae'"):
+        load_vocoder(folder / "vae.safetensors")

@@ -1,0 +1,61 @@
+"""A codec with everything in it and nothing learned, small enough for tests."""
+
+import numpy as np
+import torch
+
+from sctok.codec.acoustic import AcousticConfig, AcousticEncoder
+from sctok.codec.artefact import CodecInfo, CodecParts
+from sctok.codec.condition import PE_WIDTH
+from sctok.codec.grid import GridCondition, GridConfig
+from sctok.codec.schedule import Schedule
+from sctok.codec.tunet import TUNet, TUNetConfig
+from sctok.codec.vae import AutoencoderKL, VAEConfig
+from sctok.codec.vocoder import IstftVocoder, VocoderConfig
+from sctok.features.checkpoints import EncoderWeights
+from sctok.features.encoder import AudioMAE, EncoderConfig
+from sctok.formats.codebooks import Codebook, CodebookInfo
+
+WIDTH = 32
+CODEBOOK_SIZES = (24, 64)
+ACOUSTIC_SIZE = 48
+
+
+def tiny_parts(stack: int = 4, *, grid: bool = True, seed: int = 0) -> CodecParts:
+    """Return untrained parts of a codec whose output depends on every token."""
+    torch.manual_seed(seed)
+    encoder = AudioMAE(EncoderConfig(WIDTH, 3, 2))
+    weights = EncoderWeights("tiny", encoder.config, {k: v.detach() for k, v in encoder.state_dict().items()}, {})
+    width = WIDTH * stack
+    vae = AutoencoderKL(VAEConfig(8, (1, 2), res_blocks=1, latent_channels=4, patch=4))
+    acoustic = AcousticEncoder(AcousticConfig(width, 16, 1, 8, ACOUSTIC_SIZE))
+    context = 8 + width + PE_WIDTH
+    laid_out = GridCondition(GridConfig(context, stack, vae.config.latent_shape(1024), 16, 4, 1)) if grid else None
+    channels = laid_out.config.channels if laid_out else 0
+    unet = TUNet(TUNetConfig(4, channels, 8, (1, 2), 1, (1,), 8, context))
+    with torch.no_grad():
+        for layer in (
+            unet.out[-1].weight,
+            *(block.proj_out.weight for block in unet.modules() if hasattr(block, "proj_out")),
+        ):
+            layer.normal_(0, 0.1)  # untrained, these layers are zero
+    vocoder = IstftVocoder(VocoderConfig(16, 1, 2))
+    for module in (acoustic, unet, laid_out, vae, vocoder):
+        if module is not None:
+            module.eval()
+    return CodecParts(
+        encoder=weights,
+        codebooks=tuple(_codebook(size, stack, weights.hash) for size in CODEBOOK_SIZES),
+        acoustic=acoustic,
+        unet=unet,
+        grid=laid_out,
+        schedule=Schedule.cosine(),
+        scale_factor=0.5,
+        vae=vae,
+        vocoder=vocoder,
+        info=CodecInfo("tiny", 100 // stack, stack, f"{seed:016x}"),
+    )
+
+
+def _codebook(size: int, stack: int, encoder_hash: str) -> Codebook:
+    centroids = np.random.default_rng(size).standard_normal((size, WIDTH * stack)).astype(np.float32)
+    return Codebook(centroids, np.ones(size, np.int64), CodebookInfo("merged", (), stack, "tiny", encoder_hash))
