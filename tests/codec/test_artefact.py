@@ -95,7 +95,7 @@ def test_other_versions_are_refused(folder):
 
 
 def test_an_unknown_name_says_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match="neither a bundled codec .mini. nor a folder"):
+    with pytest.raises(ValueError, match=r"neither a bundled codec \(mini\) nor a folder"):
         load_codec(tmp_path / "nothing")
 
 
