@@ -13,6 +13,7 @@ from .cluster import cluster
 from .common import say, show_library_messages
 from .demo import demo
 from .doctor import doctor
+from .export import export
 from .extract import extract
 from .inspect import inspect
 from .merge import merge
@@ -48,7 +49,7 @@ def options(
     """Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization."""
 
 
-for command in (demo, doctor, inspect, extract, cluster, merge, tokenize, verify):
+for command in (demo, doctor, inspect, extract, cluster, merge, tokenize, export, verify):
     app.command()(command)
 app.add_typer(pretrain, name="pretrain")
 
