@@ -35,7 +35,7 @@ _VERSION = slice(8, 10)
 _CHECKSUM_BYTES = HASH_CHARACTERS // 2
 _OVERHEAD_BYTES = _HEADER.size + _CHECKSUM_BYTES
 _BLOCK_PAIRS = 1 << 16  # a multiple of 8, so that blocks end with whole bytes
-_MAX_ROWS = (1 << 32) - 1
+MAX_ROWS = (1 << 32) - 1
 
 TokenPairs = npt.NDArray[np.int64]
 
@@ -62,8 +62,8 @@ class CodecTokens:
         stack_factor(self.token_rate)
         if not 0 <= self.samples < 1 << 64:
             raise ValueError(f"samples must be between 0 and {(1 << 64) - 1}, not {self.samples}")
-        if len(self.codebook_sizes) != 2 or not all(1 <= size <= _MAX_ROWS for size in self.codebook_sizes):
-            raise ValueError(f"codebook sizes must be two numbers between 1 and {_MAX_ROWS}, not {self.codebook_sizes}")
+        if len(self.codebook_sizes) != 2 or not all(1 <= size <= MAX_ROWS for size in self.codebook_sizes):
+            raise ValueError(f"codebook sizes must be two numbers between 1 and {MAX_ROWS}, not {self.codebook_sizes}")
         for name, text in (("codebook hash", self.codebook_hash), ("codec hash", self.codec_hash)):
             if not re.fullmatch(rf"[0-9a-f]{{{HASH_CHARACTERS}}}", text):
                 raise ValueError(f"{name} must be {HASH_CHARACTERS} hexadecimal digits, not {text!r}")
@@ -84,8 +84,8 @@ def _checked_pairs(tokens: npt.ArrayLike, sizes: tuple[int, int]) -> TokenPairs:
     pairs = np.asarray(tokens)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
         raise ValueError(f"tokens must be integers (n, 2), semantic and acoustic, not {pairs.dtype} {pairs.shape}")
-    if len(pairs) > _MAX_ROWS:
-        raise ValueError(f"{len(pairs)} tokens are more than the {_MAX_ROWS} of a file")
+    if len(pairs) > MAX_ROWS:
+        raise ValueError(f"{len(pairs)} tokens are more than the {MAX_ROWS} of a file")
     for stream, (name, size) in enumerate(zip(("semantic", "acoustic"), sizes, strict=True)):
         outside = (pairs[:, stream] < 0) | (pairs[:, stream] >= size)
         if outside.any():

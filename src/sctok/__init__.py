@@ -4,12 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .codec.codec import Codec
     from .kmeans_tools.estimators import KMeans, MiniBatchKMeans
 
-__all__ = ["KMeans", "MiniBatchKMeans", "__version__"]
+__all__ = ["Codec", "KMeans", "MiniBatchKMeans", "__version__"]
 __version__ = "0.1.0"
 
-_HOMES = {"KMeans": "kmeans_tools.estimators", "MiniBatchKMeans": "kmeans_tools.estimators"}
+_HOMES = {
+    "Codec": "codec.codec",
+    "KMeans": "kmeans_tools.estimators",
+    "MiniBatchKMeans": "kmeans_tools.estimators",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sctok.codec.acoustic import AcousticConfig, AcousticEncoder
-from sctok.codec.artefact import CodecInfo, CodecParts
+from sctok.codec.artefact import CodecParts, describe_codec
 from sctok.codec.condition import PE_WIDTH
 from sctok.codec.grid import GridCondition, GridConfig
 from sctok.codec.schedule import Schedule
@@ -42,9 +42,10 @@ def tiny_parts(stack: int = 4, *, grid: bool = True, seed: int = 0) -> CodecPart
     for module in (acoustic, unet, laid_out, vae, vocoder):
         if module is not None:
             module.eval()
+    books = tuple(_codebook(size, stack, weights.hash) for size in CODEBOOK_SIZES)
     return CodecParts(
         encoder=weights,
-        codebooks=tuple(_codebook(size, stack, weights.hash) for size in CODEBOOK_SIZES),
+        codebooks=books,
         acoustic=acoustic,
         unet=unet,
         grid=laid_out,
@@ -52,7 +53,7 @@ def tiny_parts(stack: int = 4, *, grid: bool = True, seed: int = 0) -> CodecPart
         scale_factor=0.5,
         vae=vae,
         vocoder=vocoder,
-        info=CodecInfo("tiny", 100 // stack, stack, f"{seed:016x}"),
+        info=describe_codec("tiny", weights, books, acoustic),
     )
 
 

@@ -1,0 +1,66 @@
+"""Windows of audio to pairs of tokens on one device, the same for a window in whatever batch it comes."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sctok.features.extractor import FeatureExtractor
+from sctok.formats.stacking import stack_patches
+
+from .acoustic import AcousticEncoder
+from .condition import mark_out
+from .semantic import UNDECIDED, SemanticQuantizer
+
+# Matrix libraries round otherwise for other batch shapes. So that a token depends on its window alone, the acoustic
+# encoder always runs on this many windows, filled up with empty ones.
+BATCH = {"cpu": 8, "cuda": 16}
+
+
+class WindowEncoder:
+    """A frozen feature encoder and an acoustic encoder on one device."""
+
+    def __init__(
+        self, extractor: FeatureExtractor, acoustic: AcousticEncoder, stack_factor: int, device: torch.device
+    ) -> None:
+        self._extractor, self._stack, self._device = extractor, stack_factor, device
+        self._acoustic = acoustic.to(device).eval().requires_grad_(False)
+        self.batch_size = BATCH[device.type]
+
+    @torch.inference_mode()
+    def encode(
+        self, waves: NDArray[np.float32], last: NDArray[np.bool_], quantizer: SemanticQuantizer
+    ) -> NDArray[np.int64]:
+        """Return the tokens of windows.
+
+        Args:
+            waves: float32 (w, 164,080) samples at 16 kHz, w > 0.
+            last: bool (w,), true where the window is its file's last one.
+            quantizer: the semantic codebook, on the device.
+
+        Returns:
+            int64 (w, 512 / stack factor, 2), semantic and acoustic; -1 throughout a window of which the encoder gives
+            a feature that is not finite.
+        """
+        embedded, mel = self._extractor.embed_with_mel(waves, last)
+        features = torch.from_numpy(stack_patches(embedded, self._stack)).to(self._device)
+        semantic = quantizer.labels(features)
+        lost = (semantic == UNDECIDED).any(dim=1)[:, None]
+        semantic, features = semantic.masked_fill(lost, 0), features.masked_fill(lost[..., None], 0.0)
+        padded = mark_out(torch.from_numpy(mel), features.shape[1]).to(self._device)
+        acoustic = self._acoustic_tokens(features, quantizer.vectors(semantic), padded)
+        return torch.stack([semantic, acoustic], dim=-1).masked_fill(lost[..., None], UNDECIDED).cpu().numpy()
+
+    def _acoustic_tokens(self, features: Tensor, quantized: Tensor, padded: Tensor) -> Tensor:
+        """Return int64 (w, L) of features and their centroids (w, L, F) and padded bool (w, L)."""
+        found = []
+        for start in range(0, len(features), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            batch = [_filled(each[part], self.batch_size) for each in (features, quantized, padded)]
+            found.append(self._acoustic(*batch).indices[: len(features[part])])
+        return torch.cat(found)
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    """Return rows (w, …) with zeros behind them, (size, …)."""
+    return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])]) if len(rows) < size else rows

@@ -1,0 +1,238 @@
+"""Files of audio to files of tokens and back: what can be done is done, what fails is reported."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from sctok.audio.loader import load_windows
+from sctok.audio.sources import AudioItem, BadItem
+from sctok.audio.windows import SAMPLE_RATE
+from sctok.formats.files import DiskFullError, FormatError, atomic_path
+from sctok.formats.sct import CodecTokens, read_sct, write_sct
+
+from .codec import Codec, DecodingError, Progress
+from .listing import AudioJob, TokenJob
+from .samplers import SamplerConfig
+
+AUDIO_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input.
+
+    source: what messages call it. target: where the result is. reason: why there is none, one line. samples: of audio
+    at 16 kHz. bytes_written: 0 where the result was there already.
+    """
+
+    source: str
+    target: Path
+    samples: int = 0
+    bytes_written: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How audio is read and encoded: rows or hash of the codebook, the channel (None for all), decoding processes."""
+
+    codebook: int | str | None = None
+    channel: int | None = None
+    workers: int = 0
+
+
+def encode_files(
+    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, *, keep: bool = False, progress: Progress | None = None
+) -> Iterator[Outcome]:
+    """Write the tokens of audio to `.sct` files and yield what became of each, unreadable ones first.
+
+    keep: leave a result that is there already, whole and of this codec and codebook, as it is. progress: see
+    `Codec.encode_many`.
+
+    Raises:
+        DiskFullError: what has been written is whole.
+        LoaderError: a decoding process died.
+    """
+    codebook = codec.codebook_hash(reading.codebook)
+    left, done = [], []
+    for job in jobs:
+        there = _tokens_there(job.target) if keep else None
+        if there is not None and (there.codec_hash, there.codebook_hash) == (codec.hash, codebook):
+            done.append(Outcome(_name(job), job.target, there.samples))
+        else:
+            left.append(job)
+    yield from done
+    for found in _encoded(codec, left, reading, progress):
+        if isinstance(found.tokens, str):
+            yield Outcome(found.source, found.target, reason=found.tokens)
+            continue
+        try:
+            yield Outcome(found.source, found.target, found.tokens.samples, write_sct(found.target, found.tokens))
+        except OSError as error:
+            yield _not_written(found, error)
+
+
+def reconstruct_files(
+    codec: Codec,
+    jobs: Sequence[AudioJob],
+    reading: Reading,
+    sampler: SamplerConfig,
+    *,
+    keep: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Encode audio, decode its tokens and write the result, WAV or FLAC after the suffix of its target.
+
+    Arguments, results and errors are those of `decode_files`.
+    """
+    left = []
+    for job in jobs:
+        if keep and isinstance(job.item, AudioItem) and _is_audio(job.target):
+            yield Outcome(job.item.name, job.target, soundfile.info(job.target).frames)
+        else:
+            left.append(job)
+    yield from decode_files(codec, _encoded(codec, left, reading, None), sampler, progress=progress)
+
+
+def decode_files(
+    codec: Codec,
+    jobs: Iterable[TokenJob],
+    sampler: SamplerConfig,
+    *,
+    keep: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Write the audio of tokens, WAV or FLAC (16 bits) after the suffix of its target, and yield what became of each.
+
+    keep: leave audio that is there already, and of the right length, as it is. progress: see `Codec.decode_blocks`.
+
+    Raises:
+        DiskFullError: what has been written is whole.
+    """
+    aside: list[Outcome] = []
+    stopped: list[Exception] = []
+
+    def fitting() -> Iterator[tuple[TokenJob, CodecTokens]]:
+        try:
+            for job in jobs:
+                outcome = _settled(codec, job, keep)
+                if outcome is not None:
+                    aside.append(outcome)
+                else:
+                    assert isinstance(job.tokens, CodecTokens)
+                    yield job, job.tokens
+        except (ValueError, OSError) as error:  # of listing or encoding: what came before is finished first
+            stopped.append(error)
+
+    for job, blocks in codec.decode_many(fitting(), sampler, progress):
+        yield from aside
+        aside.clear()
+        assert isinstance(job.tokens, CodecTokens)
+        try:
+            yield Outcome(job.source, job.target, job.tokens.samples, write_audio(job.target, blocks))
+        except (OSError, DecodingError) as error:
+            yield _not_written(job, error)
+    yield from aside
+    if stopped:
+        raise stopped[0]
+
+
+def _settled(codec: Codec, job: TokenJob, keep: bool) -> Outcome | None:
+    """Return what became of a job that has nothing to decode."""
+    if isinstance(job.tokens, str):
+        return Outcome(job.source, job.target, reason=job.tokens)
+    try:
+        codec.check(job.tokens)
+    except ValueError as error:
+        return Outcome(job.source, job.target, reason=str(error))
+    if keep and _is_audio(job.target, job.tokens.samples):
+        return Outcome(job.source, job.target, job.tokens.samples)
+    return None
+
+
+def write_audio(path: Path, blocks: Iterable[NDArray[np.float32]]) -> int:
+    """Write mono blocks float32 (n,) at 16 kHz to a WAV or FLAC file of 16 bits, atomically, and return its size.
+
+    What exceeds full scale is clipped. Raises ValueError for another suffix; DiskFullError; OSError.
+    """
+    if path.suffix.lower() not in AUDIO_FORMATS:
+        raise ValueError(f"{path}: audio is written as {' or '.join(AUDIO_FORMATS)}")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        sink = _Sink(file)
+        kind = AUDIO_FORMATS[path.suffix.lower()]
+        try:
+            with soundfile.SoundFile(sink, "w", SAMPLE_RATE, 1, "PCM_16", format=kind) as sound:
+                for block in blocks:
+                    sound.write(block)
+        except soundfile.LibsndfileError as error:
+            raise sink.failure or OSError(f"{path} cannot be written: {error.error_string}") from error
+    return path.stat().st_size
+
+
+class _Sink:
+    """A binary file as libsndfile's callbacks need it: an error is kept, as none may leave a callback."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            return 0
+
+    def read(self, size: int) -> bytes:
+        raise NotImplementedError  # soundfile asks for the method, not for a byte
+
+
+def _encoded(codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: Progress | None) -> Iterator[TokenJob]:
+    """Yield the tokens of audio, or why there are none."""
+    good = []
+    for job in jobs:
+        if isinstance(job.item, BadItem):
+            yield TokenJob(_name(job), job.item.reason, job.target)
+        else:
+            good.append((job, job.item))
+    chunks = load_windows([item for _, item in good], workers=reading.workers, channel=reading.channel)
+    assert isinstance(chunks, Generator)  # so that its workers can be ended
+    with closing(chunks):
+        found = codec.encode_many(chunks, reading.codebook, progress)
+        for (job, item), (_, tokens) in zip(good, found, strict=True):
+            reason = tokens.removeprefix(f"{item.name}: ") if isinstance(tokens, str) else tokens
+            yield TokenJob(item.name, reason, job.target)
+
+
+def _name(job: AudioJob) -> str:
+    return job.item.name if isinstance(job.item, AudioItem) else job.item.path
+
+
+def _not_written(job: TokenJob, error: OSError | DecodingError) -> Outcome:
+    if isinstance(error, DiskFullError):
+        raise error
+    reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    return Outcome(job.source, job.target, reason=reason)
+
+
+def _tokens_there(path: Path) -> CodecTokens | None:
+    try:
+        return read_sct(path)
+    except (FormatError, OSError):
+        return None
+
+
+def _is_audio(path: Path, samples: int | None = None) -> bool:
+    """Return whether there is audio at 16 kHz, of so many samples."""
+    try:
+        found = soundfile.info(path)
+    except soundfile.LibsndfileError:
+        return False
+    return found.samplerate == SAMPLE_RATE and samples in (None, found.frames)

@@ -1,0 +1,144 @@
+"""What there is to encode or decode, and where the results go."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sctok.audio.sources import AudioItem, BadItem, list_audio
+from sctok.formats.files import FormatError
+from sctok.formats.sct import MAX_ROWS, SCT_SUFFIX, CodecTokens, read_sct
+from sctok.formats.token_shards import read_token_shard
+
+STREAMS = ["semantic", "acoustic"]
+SHARD_SUFFIX = ".tar"
+
+
+@dataclass(frozen=True)
+class AudioJob:
+    """Audio to read, or why it cannot be, and where the result goes."""
+
+    item: AudioItem | BadItem
+    target: Path
+
+
+@dataclass(frozen=True)
+class TokenJob:
+    """Tokens to decode, or why there are none, and where the audio goes; `source` is what messages call them."""
+
+    source: str
+    tokens: CodecTokens | str
+    target: Path
+
+
+def list_audio_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> list[AudioJob]:
+    """Return the audio in `inputs`, as `list_audio` lists it, and where each result goes.
+
+    out: a file that ends in `suffix`, for a single input; a folder, below which results get the keys of their inputs;
+    or None, for beside their inputs. An input whose result would replace itself or another's becomes a BadItem.
+
+    Raises:
+        AudioError: an input does not exist or holds no audio.
+        ValueError: `out` is a file and there are several inputs, or it is None and an input lies in a tar shard.
+    """
+    groups: list[Sequence[str | Path]] = [[each] for each in inputs] if out is None else [inputs]
+    listed = [item for group in groups for item in list_audio(group)]
+    if _is_file(out, suffix) and len(listed) > 1:
+        raise ValueError(f"{out}: {len(listed)} inputs cannot go to one file; name a folder")
+    taken: set[Path] = set()
+    return [_audio_job(item, out, suffix, taken) for item in listed]
+
+
+def _audio_job(item: AudioItem | BadItem, out: Path | None, suffix: str, taken: set[Path]) -> AudioJob:
+    if out is None:
+        if isinstance(item, AudioItem) and item.offset is not None:
+            raise ValueError(f"{item.path} is a tar shard: name a folder for the results with --out")
+        target = Path(item.path).with_suffix(suffix)
+    else:
+        target = out if _is_file(out, suffix) else out / f"{item.key}{suffix}"
+    if isinstance(item, BadItem):
+        return AudioJob(item, target)
+    place = target.resolve()
+    if place == Path(item.path).resolve():
+        return AudioJob(BadItem(item.key, item.path, "its result would replace it; name another place"), target)
+    if place in taken:
+        reason = f"{target} is the place of another input's result; name a folder with --out"
+        return AudioJob(BadItem(item.key, item.path, reason), target)
+    taken.add(place)
+    return AudioJob(item, target)
+
+
+def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[TokenJob]:
+    """Yield the tokens in `inputs`: `.sct` files, token shards and folders that hold them, in the order of their paths.
+
+    out: a file that ends in `suffix`, for a single `.sct`; a folder; or None, for beside their inputs. The tokens of
+    one file are in memory at a time. A file that cannot be read has the reason in place of its tokens.
+
+    Raises:
+        ValueError: a folder holds no tokens, `out` is a file and there are several inputs, or it is None and there is a
+            token shard.
+        FileNotFoundError: an input does not exist.
+    """
+    places = [place for each in inputs for place in _token_places(Path(each))]
+    shards = [path for path, _ in places if path.suffix == SHARD_SUFFIX]
+    if _is_file(out, suffix) and (len(places) > 1 or shards):
+        raise ValueError(f"{out}: several inputs, or a token shard, cannot go to one file; name a folder")
+    if out is None and shards:
+        raise ValueError(f"{shards[0]} is a token shard: name a folder for the audio with --out")
+    for path, relative in places:
+        if path.suffix == SHARD_SUFFIX:
+            assert out is not None
+            yield from _shard_jobs(path, out, suffix)
+        elif out is None:
+            yield _sct_job(path, path.with_suffix(suffix))
+        else:
+            yield _sct_job(path, out if _is_file(out, suffix) else (out / relative).with_suffix(suffix))
+
+
+def _is_file(out: Path | None, suffix: str) -> bool:
+    return out is not None and out.suffix.lower() == suffix and not out.is_dir()
+
+
+def _token_places(path: Path) -> list[tuple[Path, Path]]:
+    """Return the token files that an input means, each with its path below the input."""
+    if not path.is_dir():
+        os.stat(path)  # noqa: PTH116  # raises where there is nothing
+        return [(path, Path(path.name))]
+    found = sorted(each for each in path.rglob("*") if each.suffix in (SCT_SUFFIX, SHARD_SUFFIX) and each.is_file())
+    if not found:
+        raise FormatError(f"{path}: no {SCT_SUFFIX} files or token shards in this folder or below it")
+    return [(each, each.relative_to(path)) for each in found]
+
+
+def _sct_job(path: Path, target: Path) -> TokenJob:
+    try:
+        return TokenJob(str(path), read_sct(path), target)
+    except OSError as error:
+        return TokenJob(str(path), error.strerror or str(error), target)
+    except FormatError as error:
+        return TokenJob(str(path), str(error).removeprefix(f"{path} "), target)
+
+
+def _shard_jobs(path: Path, out: Path, suffix: str) -> Iterator[TokenJob]:
+    try:
+        for key, tokens, info in read_token_shard(path):
+            yield TokenJob(f"{path}:{key}", _shard_tokens(tokens, info), out / f"{key}{suffix}")
+    except FormatError as error:
+        yield TokenJob(str(path), str(error).removeprefix(f"{path} "), out)
+
+
+def _shard_tokens(tokens: NDArray[Any], info: dict[str, Any]) -> CodecTokens | str:
+    if info.get("streams") != STREAMS:
+        return f"has the streams {info.get('streams')}, not {STREAMS}: encode the audio with a codec"
+    sizes = (MAX_ROWS, MAX_ROWS)  # not recorded there; the codec knows them by the hashes
+    try:
+        return CodecTokens(
+            tokens, info["samples"], info["token_rate"], sizes, info["codebook_hash"], info["codec_hash"]
+        )
+    except KeyError as error:
+        return f"its description lacks {error}"
+    except (ValueError, TypeError) as error:
+        return f"its description is damaged: {error}"
