@@ -13,7 +13,7 @@ from sctok.formats.token_shards import read_token_shard
 from .runs import CONFIG, FORMAT, FORMAT_VERSION, RunError, RunFolder, shard_names
 
 SUFFIX = ".tar"
-ORIGIN = ("streams", "token_rate", "codebook_hash", "codec_hash", "encoder_hash", "sample_rate", "config_hash")
+ORIGIN = ("streams", "token_rate", "codebook_hash", "codec_hash", "encoder_hash", "sample_rate")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TokenSource:
     """Token shards in their order.
 
     streams and sizes: the name and codebook size of each. origin: the fields `ORIGIN` of every file in the shards.
-    run: the configuration of the run, if it is known.
+    run: the configuration of the run, if all are of one and it is known.
     """
 
     shards: tuple[Path, ...]
@@ -70,7 +70,7 @@ def open_tokens(paths: Sequence[Path], sizes: Sequence[int] | None = None) -> To
     shards = _planned_shards(run) if folders and run else _distinct(paths)
     first = _first_file(shards)
     origin = {name: first.info.get(name) for name in ORIGIN}
-    if run and origin["config_hash"] != run.config_hash:
+    if run and first.info.get("config_hash") != run.config_hash:
         if folders:
             raise RunError(f"{run.path}: {shards[0].name} was not made with its {CONFIG}; sctok verify tells more")
         run = None  # the shard was put beside another run
@@ -81,7 +81,8 @@ def open_tokens(paths: Sequence[Path], sizes: Sequence[int] | None = None) -> To
         raise RunError(f"nothing says how large the codebooks of {shards[0]} are; give the size of each stream")
     if len(given) != len(streams) or found not in (None, given):
         raise RunError(f"codebook sizes {given} are not those of streams {', '.join(streams)} ({found or 'not known'})")
-    return TokenSource(tuple(shards), streams, given, origin, dict(run.config) if run else None)
+    several = len({path.parent for path in shards}) > 1
+    return TokenSource(tuple(shards), streams, given, origin, dict(run.config) if run and not several else None)
 
 
 def _open_run(folder: Path, required: bool) -> RunFolder | None:

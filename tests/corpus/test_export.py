@@ -167,6 +167,13 @@ def test_single_shards_beside_their_run(run: Path, tmp_path: Path) -> None:
     assert [row["key"] for row in rows(tmp_path / "out")][3:] == list(KEYS[:3])
 
 
+def test_shards_of_several_runs_of_the_same_making(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", ("more",), files_per_shard=9)
+    source = open_tokens([run / "shard-00000.tar", other / "shard-00000.tar"])
+    assert source.run is None
+    assert export_tokens(source, tmp_path / "out", ExportConfig("jsonl")).documents == 4
+
+
 def test_single_shards_on_their_own_need_sizes(run: Path, tmp_path: Path) -> None:
     shard = tmp_path / "alone.tar"
     shard.write_bytes((run / "shard-00000.tar").read_bytes())
