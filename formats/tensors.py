@@ -1,6 +1,7 @@
 """safetensors files with one JSON header of ours, the same bytes for the same content."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,21 @@ from .files import FormatError, atomic_path, check_format, damaged, foreign, has
 # safetensors writes several metadata entries in random order, so ours are one entry: a JSON object.
 _METADATA_KEY = "sctok"
 _HEADER_LIMIT = 100_000_000  # bytes, of the safetensors library
+# NumPy's names of types and those of safetensors, the order in which its library puts them last to first.
+_TYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "float64": "F64",
+    "int64": "I64",
+    "uint64": "U64",
+}
 
 
 def save_tensors(
@@ -28,18 +44,40 @@ def save_tensors(
 ) -> None:
     """Write arrays and JSON metadata to a safetensors file, atomically; equal content gives equal bytes.
 
-    The metadata is stored with `format` and `format_version` added. Memory: one copy of the arrays.
-    Raises FormatError naming `path` where the metadata is not JSON; DiskFullError.
+    The metadata is stored with `format` and `format_version` added. Arrays are asked for twice and written one by one,
+    so that a mapping may make them when it is asked: only one of them then needs memory.
+    Raises FormatError naming `path` where the metadata is not JSON or a type has no name there; DiskFullError.
     """
     try:
         text = json_text({**metadata, "format": format_name, "format_version": version})
+        layout = _layout(tensors)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    # Not save_file: it writes through a temporary file of its own that only this user may read.
-    data = safetensors.numpy.save(arrays, {_METADATA_KEY: text})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    header = json.dumps({"__metadata__": {_METADATA_KEY: text}, **layout}, separators=(",", ":"), ensure_ascii=False)
+    head = header.encode()
+    head += b" " * (-len(head) % 8)
+    # Not the library's save_file: it writes through a temporary file of its own that only this user may read.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in layout:
+            array = np.ascontiguousarray(tensors[name])
+            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
+
+
+def _layout(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[str, Any]]:
+    """Return the header entries of arrays in the order of the safetensors library, which aligns all of them."""
+    found = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+    for name, (dtype, _) in found.items():
+        if dtype.name not in _TYPES:
+            raise FormatError(f"{name} is {dtype}, which safetensors files cannot hold")
+    order = list(_TYPES)
+    layout: dict[str, dict[str, Any]] = {}
+    start = 0
+    for name, (dtype, shape) in sorted(found.items(), key=lambda each: (-order.index(each[1][0].name), each[0])):
+        stop = start + dtype.itemsize * math.prod(shape)
+        layout[name] = {"dtype": _TYPES[dtype.name], "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    return layout
 
 
 def read_tensors(
