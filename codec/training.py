@@ -168,6 +168,8 @@ class CodecTraining(Task):
         device: torch.device,
         group: Group = ALONE,
     ) -> None:
+        if config.precision == "fp16" and device.type == "cpu":
+            raise ValueError("training in fp16 needs a GPU: use bf16 or fp32")  # PyTorch has no such LSTM for CPUs
         self.config, self.crops, self.device, self.group = config, crops, device, group
         self.schedule = Schedule.cosine()
         self.stack = stack_factor(config.token_rate)

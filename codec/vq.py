@@ -138,7 +138,12 @@ class EMAVectorQuantizer(nn.Module):
         if counted is None:
             return F.mse_loss(x, vectors.detach())
         losses = (x - vectors.detach()).square().mean(dim=-1).reshape(-1)
-        return (losses * counted).sum() / counted.sum().clamp_min(1)
+        total = counted.sum()
+        if self.training:  # so that the mean of the ranks' losses is the loss of all their rows
+            group = _group()
+            group.sum_(total)
+            total = total / group.world
+        return (losses * counted).sum() / total.clamp_min(1)
 
     def _nearest(self, rows: Tensor) -> Tensor:
         codes = self.codes

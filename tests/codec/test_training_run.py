@@ -149,16 +149,12 @@ def test_a_signal_saves_first_and_leaves_the_handlers_as_they_were(tmp_path: Pat
 
 
 def test_the_second_interrupt_acts_at_once(tmp_path: Path) -> None:
-    def interrupt(row: dict[str, Any]) -> None:
+    def interrupt_twice(row: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-
-        def twice(row: dict[str, Any]) -> None:
-            interrupt(row)
-            interrupt(row)
-
-        toy_run(tmp_path).run(Schedule(100, 50), twice)
+        toy_run(tmp_path).run(Schedule(100, 50), interrupt_twice)
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,12 +87,22 @@ def _vocoder_task(inputs: list[str], folder: Path) -> VocoderTraining:
     return VocoderTraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), CPU)
 
 
-def _grid_task(inputs: list[str], folder: Path) -> CodecTraining:
-    acoustic = AcousticConfig(
+GRID_CHANGES: dict[str, Any] = {
+    "acoustic": AcousticConfig(
         16 * STACK, 8, 1, 8, 16, decay=0.9, restart_threshold=0.05, init="rows", padding_counts=False
-    )
-    changes = {"acoustic": acoustic, "grid": GRID, "unet": UNET_AND_GRID, "estimate_weight": 1.0, "cycle_steps": 3}
-    return codec_task(inputs, folder, accumulate=2, decay_share=0.5, **changes)
+    ),
+    "grid": GRID,
+    "unet": UNET_AND_GRID,
+    "estimate_weight": 1.0,
+    "accumulate": 2,
+    "decay_share": 0.5,
+}
+# What is trained on two ranks and on one.
+RANKED = {"paper": {"learning_rate": 1e-4}, "grid": {"learning_rate": 1e-4, "scale_batches": 2, **GRID_CHANGES}}
+
+
+def _grid_task(inputs: list[str], folder: Path) -> CodecTraining:
+    return codec_task(inputs, folder, cycle_steps=3, **GRID_CHANGES)
 
 
 def make_task(kind: str, inputs: list[str], folder: Path) -> Task:

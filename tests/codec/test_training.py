@@ -1,0 +1,299 @@
+"""Training a codec: what a step does, against the paper's recipe, and the same step on two ranks."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sctok.codec.gradients import average_gradients
+from sctok.codec.training import CodecTraining
+from sctok.kernels.devices import cpu_supports
+from sctok.kmeans_tools.distributed import Group
+
+from ..kmeans_tools.ranks import run_ranks
+from .trainings import GRID, UNET_AND_GRID, codec_config, codec_task, make_task, state_of, write_audio
+
+_RANKS = """
+import json
+sys.path.insert(0, sys.argv[4])
+import torch
+from sctok.formats.tensors import save_tensors
+from tests.codec.trainings import RANKED, codec_task, state_of
+inputs, folder = sys.argv[1].split(","), Path(sys.argv[2])
+for name, changes in RANKED.items():
+    task = codec_task(inputs, folder, group, crops={"packed": 0.3}, **changes, batch_size=2)
+    losses = [task.train_step(step) for step in range(3)]
+    arrays = {key: value.numpy() for key, value in state_of(task).items()}
+    save_tensors(Path(sys.argv[3]) / f"{name}-{group.rank}", arrays, format_name="x", version=1, metadata={})
+"""
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_audio(tmp_path_factory.mktemp("audio"))
+
+
+@pytest.fixture
+def task(inputs: list[str], tmp_path: Path) -> CodecTraining:
+    return codec_task(inputs, tmp_path)
+
+
+def watched(task: CodecTraining) -> list[dict[str, Any]]:
+    """Return what the task's model is asked for: one entry for each batch, filled as it trains."""
+    seen: list[dict[str, Any]] = []
+    losses = task.model.losses
+
+    def watch(batch: Any, noise: Any, timestep: Any, schedule: Any, dropped: bool) -> Any:
+        seen.append({"batch": batch, "noise": noise, "timestep": timestep, "dropped": dropped})
+        return losses(batch, noise, timestep, schedule, dropped)
+
+    task.model.losses = watch  # type: ignore[method-assign]
+    return seen
+
+
+def test_the_loss_is_reconstruction_and_commitment(task: CodecTraining) -> None:
+    seen = watched(task)
+    losses = task.train_step(0)
+    [batch] = seen
+    assert losses.keys() == {"reconstruction", "commitment"}
+    assert batch["batch"].latent.shape == (2, 2, 64, 4)
+    assert batch["noise"].shape == batch["batch"].latent.shape
+
+
+def test_one_of_the_codebooks_is_drawn_for_each_batch(task: CodecTraining) -> None:
+    seen = watched(task)
+    for step in range(12):
+        task.train_step(step)
+    drawn = []
+    for each in seen:
+        rows = each["batch"].semantic.reshape(-1, 64)
+        found = [bool((rows[:, None] == book).all(dim=2).any(dim=1).all()) for book in task.centroids]
+        assert sum(found) == 1
+        drawn.append(found.index(True))
+    assert set(drawn) == {0, 1, 2, 3}
+
+
+def test_the_condition_is_dropped_for_whole_batches(inputs: list[str], tmp_path: Path) -> None:
+    task = codec_task(inputs, tmp_path, condition_dropout=0.5)
+    seen = watched(task)
+    for step in range(8):
+        before = {name: p.clone() for name, p in task.model.acoustic.named_parameters()}
+        task.train_step(step)
+        dropped = seen[-1]["dropped"]
+        unchanged = [torch.equal(p, before[name]) for name, p in task.model.acoustic.named_parameters()]
+        assert all(unchanged) == dropped
+    assert {each["dropped"] for each in seen} == {True, False}
+
+
+def test_the_rate_warms_up_and_stays(inputs: list[str], tmp_path: Path) -> None:
+    task = codec_task(inputs, tmp_path, steps=100, warm_up=4, learning_rate=1e-4)
+    rates = []
+    for step in range(6):
+        task.train_step(step)
+        rates.append(task.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.25e-4, 0.5e-4, 0.75e-4, 1e-4, 1e-4, 1e-4])
+
+
+def test_averages_follow_all_trained_parts(inputs: list[str], tmp_path: Path) -> None:
+    task = codec_task(inputs, tmp_path, ema_decay=0.25)
+    expected = {name: p.detach().clone() for name, p in task.average.named_parameters()}
+    for step in range(4):
+        task.train_step(step)
+        keep = min(0.25, (2 + step) / (11 + step))  # the ramp of the published training code
+        for name, parameter in task.model.named_parameters():
+            expected[name] = keep * expected[name] + (1 - keep) * parameter.detach()
+    for name, parameter in task.average.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-6)
+        assert any(name.startswith(part) for part in ("acoustic.", "unet."))
+    for name, buffer in task.average.named_buffers():
+        assert torch.equal(buffer, dict(task.model.named_buffers())[name])
+
+
+def test_latents_are_scaled_to_a_deviation_of_one(inputs: list[str], tmp_path: Path) -> None:
+    task = codec_task(inputs, tmp_path, scale_batches=2)
+    seen = watched(task)
+    task.train_step(0)
+    scale = float(task.model.scale_factor)
+    latents = [task.prepare(task.crops.draw(0, first, 2), (0, first), 0.0).latent for first in (0, 2)]
+    assert torch.cat(latents).std(correction=0).item() == pytest.approx(1, rel=1e-4)
+    task.train_step(1)
+    assert float(task.model.scale_factor) == scale
+    assert torch.equal(seen[0]["batch"].latent, latents[0])
+
+
+def test_gradients_are_clipped(inputs: list[str], tmp_path: Path) -> None:
+    task = codec_task(inputs, tmp_path, gradient_clip=1e-3)
+    task.train_step(0)
+    gradients = [p.grad.norm() for p in task.model.parameters() if p.grad is not None]
+    assert torch.stack(gradients).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_accumulation_equals_the_larger_batch(inputs: list[str], tmp_path: Path) -> None:
+    # The quantizer moves with every batch, so that its codes are kept still here.
+    whole, parts = (
+        codec_task(inputs, tmp_path, batch_size=4 // n, accumulate=n, scale_batches=n, condition_dropout=0.0)
+        for n in (1, 2)
+    )
+    for task in (whole, parts):
+        task.model.acoustic.quantizer.eval()
+        task.model.train = lambda mode=True: task.model  # type: ignore[assignment, method-assign]
+        task.train_step(0)
+    for name, parameter in whole.model.named_parameters():
+        other = dict(parts.model.named_parameters())[name]
+        if parameter.grad is not None and other.grad is not None:
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_frozen_parts_do_not_change(task: CodecTraining) -> None:
+    before = {name: value.clone() for part in (task.encoder, task.vae) for name, value in part.state_dict().items()}
+    for step in range(2):
+        task.train_step(step)
+    after = {name: value for part in (task.encoder, task.vae) for name, value in part.state_dict().items()}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_step_does_not_depend_on_the_steps_before(inputs: list[str], tmp_path: Path) -> None:
+    first, second = codec_task(inputs, tmp_path), codec_task(inputs, tmp_path)
+    first.train_step(0)
+    second.train_step(0)
+    torch.manual_seed(99)
+    second.validate(1)
+    seen = watched(first), watched(second)
+    first.train_step(5)
+    second.train_step(5)
+    for key in ("noise", "timestep"):
+        assert torch.equal(seen[0][-1][key], seen[1][-1][key])
+    assert torch.equal(seen[0][-1]["batch"].latent, seen[1][-1]["batch"].latent)
+
+
+def test_steps_that_overflow_are_left_out(task: CodecTraining) -> None:
+    task.train_step(0)
+    before = state_of(task)
+    losses = task.model.losses
+    task.model.losses = lambda *arguments: {  # type: ignore[method-assign]
+        name: loss * float("inf") for name, loss in losses(*arguments).items()
+    }
+    task.train_step(1)
+    assert all(
+        torch.equal(value, before[f"model/{name}"])
+        for name, value in task.model.state_dict().items()
+        if "quantizer" not in name
+    )
+
+
+@pytest.mark.skipif(not cpu_supports("bf16"), reason="this CPU has no bf16")
+def test_bf16_learns_what_fp32_does(inputs: list[str], tmp_path: Path) -> None:
+    half, full = (codec_task(inputs, tmp_path, precision=each, condition_dropout=0.0) for each in ("bf16", "fp32"))
+    found = [[task.train_step(step)["reconstruction"] for step in range(3)] for task in (half, full)]
+    np.testing.assert_allclose(found[0], found[1], rtol=0.05)
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+
+
+def test_fp16_on_a_cpu_is_refused(inputs: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        codec_task(inputs, tmp_path, precision="fp16")
+
+
+def test_the_scale_of_the_loss_changes_no_step_and_is_kept(inputs: list[str], tmp_path: Path) -> None:
+    plain, scaled, resumed = (codec_task(inputs, tmp_path) for _ in range(3))
+    for task in (scaled, resumed):
+        task.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    plain.train_step(0)
+    scaled.train_step(0)
+    for name, parameter in plain.model.named_parameters():
+        torch.testing.assert_close(dict(scaled.model.named_parameters())[name], parameter, rtol=1e-4, atol=1e-6)
+    scaled.scaler.update(16.0)
+    resumed.load_extra_state(json.loads(json.dumps(scaled.extra_state())))
+    assert resumed.extra_state() == scaled.extra_state()
+
+
+def test_validation_repeats_itself_and_uses_the_averages(task: CodecTraining) -> None:
+    task.train_step(0)
+    found = task.validate(1)
+    assert found == task.validate(1)
+    assert found.keys() == {"reconstruction", "commitment", "codes_used"}
+    with torch.no_grad():
+        task.model.unet.out[-1].bias += 5.0
+    assert task.validate(1) == found
+    with torch.no_grad():
+        task.average.unet.out[-1].bias += 5.0
+    assert task.validate(1)["reconstruction"] > 10 * found["reconstruction"]
+
+
+def test_a_grid_learns_to_estimate_the_latent(inputs: list[str], tmp_path: Path) -> None:
+    task = make_task("grid", inputs, tmp_path)
+    before = [task.train_step(step)["estimate"] for step in range(2)]
+    for step in range(2, 16):
+        task.train_step(step % 6)
+    after = [task.train_step(step)["estimate"] for step in range(2)]
+    assert np.mean(after) < 0.95 * np.mean(before)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_process_does_on_the_doubled_batch(inputs: list[str], tmp_path: Path) -> None:
+    from sctok.formats.tensors import read_arrays
+
+    from .trainings import RANKED
+
+    codec_task(inputs, tmp_path)  # lists the clips
+    ended = run_ranks(2, _RANKS, tmp_path, ",".join(inputs), tmp_path, tmp_path, ROOT)
+    assert [rank.code for rank in ended] == [0, 0], ended
+    for name, changes in RANKED.items():
+        alone = codec_task(inputs, tmp_path, crops={"packed": 0.3}, **changes, batch_size=4)
+        for step in range(3):
+            alone.train_step(step)
+        ranks = [read_arrays(tmp_path / f"{name}-{rank}") for rank in range(2)]
+        for key, value in state_of(alone).items():
+            assert np.array_equal(ranks[0][key], ranks[1][key]), (name, key)
+            np.testing.assert_allclose(ranks[0][key].reshape(value.shape), value, rtol=0, atol=1e-4, err_msg=key)
+
+
+class Doubling(Group):
+    """Stands for two ranks of which the other has the same gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+        object.__setattr__(self, "sizes", [])
+
+    def sum_(self, *tensors: torch.Tensor) -> None:
+        self.sizes.extend(tensor.numel() for tensor in tensors)  # type: ignore[attr-defined]
+        for tensor in tensors:
+            tensor *= 3
+
+
+def test_gradients_are_summed_in_pieces() -> None:
+    torch.manual_seed(0)
+    shapes = [(3,), (2, 4), (5, 5), (1,), ()]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for parameter in parameters[:-1]:
+        parameter.grad = torch.randn(parameter.shape)
+    parameters[1].grad = torch.randn(4, 2).T  # of another memory format
+    before = copy.deepcopy([parameter.grad for parameter in parameters])
+    group = Doubling()
+    average_gradients(parameters, group, bucket_bytes=48)
+    assert group.sizes == [11, 25, 1]  # type: ignore[attr-defined]
+    for parameter, gradient in zip(parameters, before, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad, 1.5 * gradient)
+    assert parameters[-1].grad is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"condition_dropout": 1.5}, "condition_dropout 1.5"),
+        ({"precision": "fp8"}, "fp8"),
+        ({"unet": UNET_AND_GRID}, "extra channels"),
+        ({"grid": GRID}, "extra channels"),
+        ({"estimate_weight": 1.0}, "needs a grid"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        codec_config(**changes)
