@@ -11,13 +11,16 @@ from sctok import __version__
 
 from .cluster import cluster
 from .common import say, show_library_messages
+from .decode import decode
 from .demo import demo
 from .doctor import doctor
+from .encode import encode
 from .export import export
 from .extract import extract
 from .inspect import inspect
 from .merge import merge
 from .pretrain import pretrain
+from .reconstruct import reconstruct
 from .tokenize import tokenize
 from .verify import verify
 
@@ -49,7 +52,7 @@ def options(
     """Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization."""
 
 
-for command in (demo, doctor, inspect, extract, cluster, merge, tokenize, export, verify):
+for command in (demo, doctor, inspect, extract, cluster, merge, tokenize, encode, decode, reconstruct, export, verify):
     app.command()(command)
 app.add_typer(pretrain, name="pretrain")
 

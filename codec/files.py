@@ -28,12 +28,13 @@ class Outcome:
     """What became of one input.
 
     source: what messages call it. target: where the result is. reason: why there is none, one line. samples: of audio
-    at 16 kHz. bytes_written: 0 where the result was there already.
+    at 16 kHz. token_bits: of its tokens. bytes_written: 0 where the result was there already.
     """
 
     source: str
     target: Path
     samples: int = 0
+    token_bits: int = 0
     bytes_written: int = 0
     reason: str | None = None
 
@@ -73,7 +74,7 @@ def encode_files(
             yield Outcome(found.source, found.target, reason=found.tokens)
             continue
         try:
-            yield Outcome(found.source, found.target, found.tokens.samples, write_sct(found.target, found.tokens))
+            yield _done(found, found.tokens, write_sct(found.target, found.tokens))
         except OSError as error:
             yield _not_written(found, error)
 
@@ -135,7 +136,7 @@ def decode_files(
         aside.clear()
         assert isinstance(job.tokens, CodecTokens)
         try:
-            yield Outcome(job.source, job.target, job.tokens.samples, write_audio(job.target, blocks))
+            yield _done(job, job.tokens, write_audio(job.target, blocks))
         except (OSError, DecodingError) as error:
             yield _not_written(job, error)
     yield from aside
@@ -213,6 +214,10 @@ def _encoded(codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress:
 
 def _name(job: AudioJob) -> str:
     return job.item.name if isinstance(job.item, AudioItem) else job.item.path
+
+
+def _done(job: TokenJob, tokens: CodecTokens, size: int) -> Outcome:
+    return Outcome(job.source, job.target, tokens.samples, len(tokens.tokens) * tokens.bits_per_pair, size)
 
 
 def _not_written(job: TokenJob, error: OSError | DecodingError) -> Outcome:

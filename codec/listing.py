@@ -1,5 +1,6 @@
 """What there is to encode or decode, and where the results go."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sctok.audio.sources import AudioItem, BadItem, list_audio
+from sctok.audio.sources import AudioItem, BadItem, audio_seconds, list_audio
+from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError
 from sctok.formats.sct import MAX_ROWS, SCT_SUFFIX, CodecTokens, read_sct
 from sctok.formats.token_shards import read_token_shard
@@ -69,6 +71,12 @@ def _audio_job(item: AudioItem | BadItem, out: Path | None, suffix: str, taken: 
         return AudioJob(BadItem(item.key, item.path, reason), target)
     taken.add(place)
     return AudioJob(item, target)
+
+
+def audio_lengths(jobs: Sequence[AudioJob]) -> list[int] | None:
+    """Return the samples at 16 kHz that the headers of audio promise; None where one of them promises nothing."""
+    seconds = [audio_seconds(job.item) for job in jobs if isinstance(job.item, AudioItem)]
+    return None if None in seconds else [math.ceil(each * SAMPLE_RATE) for each in seconds if each is not None]
 
 
 def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[TokenJob]:

@@ -1,0 +1,54 @@
+"""`sctok encode`: audio to `.sct` files of semantic and acoustic tokens."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .codecs import (
+    CodebookOption,
+    CodecOption,
+    FileReporter,
+    KeepOption,
+    chosen_codebook,
+    decoding_workers,
+    load_codec,
+)
+from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption
+from .runs import AudioArgument, ChannelOption, WorkersOption
+
+
+def encode(
+    audio: AudioArgument,
+    codec: CodecOption = "mini",
+    codebook: CodebookOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A .sct file for a single input, or a folder.  [default: beside the audio]"),
+    ] = None,
+    root: RootOption = DEFAULT_ROOT,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    workers: WorkersOption = None,
+    channel: ChannelOption = None,
+    skip_existing: KeepOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the tokens of audio to .sct files, one for each file under its path in the input.
+
+    Files that are there already are replaced unless --skip-existing is given, which keeps those that are whole and of
+    the same codec and codebook: so an interrupted command goes on. Files that cannot be read are named with the
+    reason, the rest goes on, and the exit code is 1. Whole corpora go to token shards with sctok tokenize.
+    """
+    from sctok.audio.windows import window_count
+    from sctok.codec.files import Reading, encode_files
+    from sctok.codec.listing import audio_lengths, list_audio_jobs
+    from sctok.formats.sct import SCT_SUFFIX
+
+    jobs = list_audio_jobs(audio, out, SCT_SUFFIX)
+    loaded = load_codec(codec, root, device, precision)
+    processes = decoding_workers(workers, len(jobs), loaded.device.type == "cuda")
+    reading = Reading(chosen_codebook(loaded, codebook), channel, processes)
+    reporter = FileReporter("encode", audio_lengths(jobs), window_count)
+    reporter.take(encode_files(loaded, jobs, reading, keep=skip_existing, progress=reporter.windows))
+    reporter.show(loaded, as_json)
