@@ -1,8 +1,9 @@
 """A codec on disk: one folder of safetensors files, each of which says what it is, and `codec.json` over them."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -10,63 +11,89 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sctok import __version__
 from sctok.features.checkpoints import BUNDLED, EncoderWeights, load_weights, save_weights
 from sctok.formats.codebooks import Codebook, codebook_hash, load_codebook, save_codebook
-from sctok.formats.files import FormatError, check_format, damaged, hash_arrays, hash_json, read_json, write_json
+from sctok.formats.files import (
+    FormatError,
+    check_format,
+    damaged,
+    disk_errors,
+    hash_arrays,
+    hash_json,
+    read_json,
+    write_json,
+)
 from sctok.formats.stacking import token_rate
-from sctok.formats.tensors import read_tensors, save_tensors
+from sctok.formats.tensors import map_tensors, save_tensors
 
 from .acoustic import AcousticConfig, AcousticEncoder
-from .condition import Order
-from .grid import GridCondition, GridConfig
+from .condition import PE_WIDTH, Order
+from .grid import GridCondition
+from .part_files import (
+    KINDS,
+    PART_FORMAT,
+    PART_VERSION,
+    TRAINING_ONLY,
+    VOCODERS,
+    Array,
+    Cast,
+    arrays_of,
+    build,
+    load_vae,
+    load_vocoder,
+    read_part,
+    save_part,
+)
 from .schedule import Schedule
-from .training_state import mismatches
-from .tunet import TUNet, TUNetConfig
-from .vae import AutoencoderKL, VAEConfig
-from .vocoder import IstftVocoder, VocoderConfig
+from .tunet import TUNet
+from .vae import AutoencoderKL
+
+__all__ = [
+    "BUNDLED_CODECS",
+    "INFO_FILE",
+    "KINDS",
+    "VOCODERS",
+    "CodecInfo",
+    "CodecParts",
+    "describe_codec",
+    "load_codec",
+    "load_vae",
+    "load_vocoder",
+    "read_part",
+    "save_codec",
+    "save_part",
+]
 
 CODEC_FORMAT, CODEC_VERSION = "sctok-codec", 1
-PART_FORMAT, PART_VERSION = "sctok-codec-part", 1
 INFO_FILE = "codec.json"
 ENCODER_FILE = "encoder.safetensors"
 BUNDLED_CODECS = ("mini",)
-# Averages that only training needs; they are made up from the codes when a codec is loaded.
-_CODES = "quantizer._codebook."
-_TRAINING_ONLY = (f"{_CODES}initted", f"{_CODES}cluster_size", f"{_CODES}embed_avg")
-
-
-# What the metadata of a part calls its kind, and the class of its sizes and of its module.
-KINDS: dict[str, tuple[type[Any], type[nn.Module]]] = {
-    "acoustic": (AcousticConfig, AcousticEncoder),
-    "unet": (TUNetConfig, TUNet),
-    "grid": (GridConfig, GridCondition),
-    "vae": (VAEConfig, AutoencoderKL),
-    "istft": (VocoderConfig, IstftVocoder),
-}
-VOCODERS = ("istft",)
 
 
 @dataclass(frozen=True)
 class CodecInfo:
     """What a codec is: its rate, the hash of all but the codebook that decides its tokens, the order of its condition.
 
-    provenance: JSON values about where it came from.
+    provenance: JSON values about where it came from. Without a hash it is of a codec that was never saved.
     """
 
     name: str
     token_rate: int
     stack_factor: int
-    token_hash: str
+    token_hash: str = ""
     order: Order = "published"
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class CodecParts:
-    """Everything that a codec consists of; modules lie on the CPU in evaluation mode."""
+    """Everything that a codec consists of; modules lie on the CPU in evaluation mode.
+
+    Raises ValueError, saying everything, where parts do not fit each other.
+    """
 
     encoder: EncoderWeights
     codebooks: Sequence[Codebook]
@@ -78,6 +105,28 @@ class CodecParts:
     vae: AutoencoderKL
     vocoder: nn.Module
     info: CodecInfo
+
+    def __post_init__(self) -> None:
+        problems = list(_misfits(self))
+        if problems:
+            raise ValueError(f"the parts of the codec {self.info.name} do not fit each other: {'; '.join(problems)}")
+
+
+def _misfits(parts: CodecParts) -> Iterator[str]:
+    features, width = parts.acoustic.config.feature_width, parts.encoder.config.width * parts.info.stack_factor
+    context = features + parts.acoustic.config.quantizer.dim + PE_WIDTH
+    unet, grid = parts.unet.config, parts.grid.config if parts.grid else None
+    for what, found, needed in (
+        ("acoustic encoder's features", features, width),
+        ("T-UNet's context", unet.context_width, context),
+        ("grid's context", grid.context_width if grid else context, context),
+        ("T-UNet's latent", unet.latent_channels, parts.vae.config.latent_channels),
+        ("T-UNet's extra channels", unet.extra_channels, grid.channels if grid else 0),
+    ):
+        if found != needed:
+            yield f"the {what} has width {found}, not {needed}"
+    if not 0 < parts.scale_factor < float("inf"):
+        yield f"the scale factor is {parts.scale_factor}"
 
 
 def describe_codec(
@@ -93,53 +142,100 @@ def describe_codec(
     Raises ValueError where the codebooks are of another encoder, of different rates, or do not fit the acoustic
     encoder.
     """
+    return _describe(name, encoder, codebooks, acoustic.config, _decisive(acoustic), order, provenance or {})
+
+
+def _describe(
+    name: str,
+    encoder: EncoderWeights,
+    codebooks: Sequence[Codebook],
+    config: AcousticConfig,
+    arrays: Mapping[str, Array],
+    order: Order,
+    provenance: Mapping[str, Any],
+) -> CodecInfo:
+    """Do what `describe_codec` does, with the float32 arrays of an acoustic encoder that decide about tokens."""
+    known = encoder.hash
     stacks = {book.metadata.stack_factor for book in codebooks}
     if len(stacks) != 1:
         raise ValueError(f"a codec needs codebooks of one token rate, not of stack factors {sorted(stacks)}")
     for book in codebooks:
-        if book.metadata.encoder_hash != encoder.hash:
+        if book.metadata.encoder_hash != known:
             raise ValueError(
                 f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
-                f"({book.metadata.encoder_hash}), not with {encoder.name} ({encoder.hash})"
+                f"({book.metadata.encoder_hash}), not with {encoder.name} ({known})"
             )
-        if book.centroids.shape[1] != acoustic.config.feature_width:
+        if book.centroids.shape[1] != config.feature_width:
             raise ValueError(
                 f"centroids of width {book.centroids.shape[1]} do not fit an acoustic encoder of features of "
-                f"width {acoustic.config.feature_width}"
+                f"width {config.feature_width}"
             )
     stack = stacks.pop()
-    decisive = {key: value for key, value in _arrays(acoustic).items() if key not in _TRAINING_ONLY}
-    token_hash = hash_json({"encoder": encoder.hash, "acoustic": hash_arrays(decisive), "stack_factor": stack})
-    return CodecInfo(name, token_rate(stack), stack, token_hash, order, provenance or {})
+    token_hash = hash_json({"encoder": known, "acoustic": hash_arrays(arrays), "stack_factor": stack})
+    return CodecInfo(name, token_rate(stack), stack, token_hash, order, provenance)
 
 
-def save_codec(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]] = np.float32) -> None:
-    """Write a codec to a folder, `codec.json` last: a folder without it is no codec.
+def save_codec(
+    folder: Path, parts: CodecParts, dtype: type[np.floating[Any]] = np.float32, *, overwrite: bool = False
+) -> CodecInfo:
+    """Write a codec to a folder, which is there when all of it is written and not before; return its description.
 
-    dtype: of the weights; float16 halves the size. The codec that is read back is the rounded one, whose hash is
-    stored. Raises DiskFullError.
+    Args:
+        folder: its name need not be that of the codec.
+        parts: what to write; tensors are taken one by one.
+        dtype: of the weights; float16 halves the size. The codec that is read back is the rounded one, whose hash is
+            stored. Encoders keep their values.
+        overwrite: replace a folder that is there.
+
+    Raises:
+        ValueError: the folder is there, or parts do not fit each other. DiskFullError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / INFO_FILE).unlink(missing_ok=True)
-    acoustic = {key: value for key, value in _arrays(parts.acoustic).items() if key not in _TRAINING_ONLY}
+    if folder.exists() and not overwrite:
+        raise ValueError(f"{folder} is there already: choose another name, or remove it")
+    with _whole_folder(folder) as temporary:
+        return _write(temporary, parts, dtype)
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place when the block ends well, and is removed otherwise."""
+    temporary, replaced = (folder.with_name(f"{folder.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with disk_errors(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+    finally:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        for leftover in (temporary, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> CodecInfo:
+    acoustic = _decisive(parts.acoustic)
     save_part(folder / "acoustic.safetensors", "acoustic", acoustic, parts.acoustic.config, dtype)
     save_decoder(folder / "decoder.safetensors", parts, dtype)
-    save_part(folder / "vae.safetensors", "vae", _arrays(parts.vae), parts.vae.config, dtype)
+    save_part(folder / "vae.safetensors", "vae", arrays_of(parts.vae), parts.vae.config, dtype)
     kind = next(kind for kind in VOCODERS if isinstance(parts.vocoder, KINDS[kind][1]))
     vocoder: Any = parts.vocoder
-    save_part(folder / "vocoder.safetensors", kind, _arrays(vocoder), vocoder.config, dtype)
+    save_part(folder / "vocoder.safetensors", kind, arrays_of(vocoder), vocoder.config, dtype)
     encoder: str = parts.encoder.name
     if encoder not in BUNDLED:
         save_weights(folder / ENCODER_FILE, parts.encoder.build(), parts.encoder.metadata, np.float32)
         encoder = ENCODER_FILE
     for book in parts.codebooks:
         save_codebook(folder / _book_file(book), book)
-    rounded, _ = read_part(folder / "acoustic.safetensors", ("acoustic",))
-    assert isinstance(rounded, AcousticEncoder)
-    info = describe_codec(
-        parts.info.name, parts.encoder, parts.codebooks, rounded, parts.info.order, parts.info.provenance
+    rounded = Cast(Cast(acoustic, dtype), np.float32)
+    old = parts.info
+    info = _describe(
+        old.name, parts.encoder, parts.codebooks, parts.acoustic.config, rounded, old.order, old.provenance
     )
     write_json(folder / INFO_FILE, _to_json(info, encoder, parts))
+    return info
 
 
 def load_codec(name_or_path: str | Path = "mini") -> CodecParts:
@@ -207,44 +303,6 @@ def _book_file(book: Codebook) -> str:
     return f"codebook-{book.k}.safetensors"
 
 
-def save_part(
-    path: str | os.PathLike[str],
-    kind: str,
-    arrays: Mapping[str, np.ndarray[Any, Any]],
-    config: Any,
-    dtype: type[np.floating[Any]] = np.float32,
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the tensors of one part, a kind of `KINDS`, with its sizes, atomically. Raises DiskFullError."""
-    tensors = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
-    about = {**(metadata or {}), "kind": kind, "config": asdict(config), "sctok_version": __version__}
-    save_tensors(path, tensors, format_name=PART_FORMAT, version=PART_VERSION, metadata=about)
-
-
-def read_part(path: Path, kinds: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the module of a part of one of `kinds`, float32 in evaluation mode, and the file's metadata.
-
-    Raises FileNotFoundError; FormatError naming `path` for another kind or version, and every tensor that is missing,
-    unknown or misshapen.
-    """
-    arrays, metadata = read_tensors(path, format_name=PART_FORMAT, version=PART_VERSION)
-    if metadata.get("kind") not in kinds:
-        raise FormatError(f"{path} is a part of the kind {metadata.get('kind')!r}, not {' or '.join(kinds)}")
-    return _build(path, metadata["kind"], metadata["config"], arrays), metadata
-
-
-def load_vae(path: Path) -> AutoencoderKL:
-    """Return the VAE of a file that sctok wrote. Raises as `read_part`."""
-    vae, _ = read_part(path, ("vae",))
-    assert isinstance(vae, AutoencoderKL)
-    return vae
-
-
-def load_vocoder(path: Path) -> nn.Module:
-    """Return the vocoder of a file that sctok wrote, iSTFT or HiFi-GAN. Raises as `read_part`."""
-    return read_part(path, VOCODERS)[0]
-
-
 def save_decoder(path: Path, parts: CodecParts, dtype: type[np.floating[Any]] = np.float32) -> None:
     """Write T-UNet, grid, schedule and scale of a codec to one file, atomically. The schedule stays float32."""
     modules = {"unet": parts.unet, "grid": parts.grid}
@@ -252,7 +310,7 @@ def save_decoder(path: Path, parts: CodecParts, dtype: type[np.floating[Any]] = 
     tensors = {
         f"{name}.{key}": value.astype(dtype)
         for name, module in present.items()
-        for key, value in _arrays(module).items()
+        for key, value in arrays_of(module).items()
     }
     tensors |= {f"schedule.{key}": value.numpy() for key, value in parts.schedule.buffers().items()}
     tensors["scale_factor"] = np.array([parts.scale_factor], np.float32)
@@ -263,11 +321,11 @@ def save_decoder(path: Path, parts: CodecParts, dtype: type[np.floating[Any]] = 
 
 def read_decoder(path: Path) -> tuple[TUNet, GridCondition | None, Schedule, float]:
     """Return what `save_decoder` wrote. Raises as `read_part`."""
-    arrays, metadata = read_tensors(path, format_name=PART_FORMAT, version=PART_VERSION)
+    arrays, metadata = map_tensors(path, format_name=PART_FORMAT, version=PART_VERSION)
     if metadata.get("kind") != "decoder":
         raise FormatError(f"{path} is a part of the kind {metadata.get('kind')!r}, not a decoder")
     modules = {
-        kind: _build(path, kind, config, _below(arrays, f"{kind}.")) for kind, config in metadata["configs"].items()
+        kind: build(path, kind, config, _below(arrays, f"{kind}.")) for kind, config in metadata["configs"].items()
     }
     unet, grid = modules["unet"], modules.get("grid")
     assert isinstance(unet, TUNet)
@@ -279,32 +337,9 @@ def read_decoder(path: Path) -> tuple[TUNet, GridCondition | None, Schedule, flo
         raise damaged(path, f"{error} is missing") from None
 
 
-def _build(path: Path, kind: str, sizes: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> nn.Module:
-    config_class, module_class = KINDS[kind]
-    with torch.device("meta"):
-        module = module_class(config_class(**sizes))
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    tensors = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
-    if kind == "acoustic" and f"{_CODES}embed" in tensors:
-        tensors |= _training_state(tensors[f"{_CODES}embed"])
-    if problems := mismatches(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
-        raise FormatError(f"{path} does not fit its own sizes: {'; '.join(problems)}")
-    module.load_state_dict(tensors, assign=True)
-    return module.eval().requires_grad_(False)
+def _decisive(acoustic: AcousticEncoder) -> dict[str, Array]:
+    return {key: value for key, value in arrays_of(acoustic).items() if key not in TRAINING_ONLY}
 
 
-def _training_state(codes: Tensor) -> dict[str, Tensor]:
-    """Return averages as if every code (1, k, D) had been used once a step."""
-    return {
-        f"{_CODES}initted": torch.tensor(True),
-        f"{_CODES}cluster_size": torch.ones(codes.shape[:2]),
-        f"{_CODES}embed_avg": codes.clone(),
-    }
-
-
-def _arrays(module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
-
-
-def _below(arrays: Mapping[str, np.ndarray[Any, Any]], prefix: str) -> dict[str, np.ndarray[Any, Any]]:
+def _below(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

@@ -93,6 +93,29 @@ def read_tensors(
     return read_arrays(path), ours
 
 
+def map_tensors(
+    path: str | os.PathLike[str], *, format_name: str, version: int
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Return what `read_tensors` does; the arrays lie in the file and are read when they are used.
+
+    They may be written to, which does not change the file. Raises as `read_tensors`.
+    """
+    metadata, shapes = read_header(path)
+    check_format(path, metadata, format_name, version)
+    with Path(path).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    content = np.memmap(path, np.uint8, "c") if any(map(math.prod, shapes.values())) else np.empty(0, np.uint8)
+    kinds = {short: np.dtype(name).newbyteorder("<") for name, short in _TYPES.items()}
+    arrays = {}
+    for name, shape in shapes.items():
+        start, stop = (8 + size + offset for offset in header[name]["data_offsets"])
+        if header[name]["dtype"] not in kinds:
+            raise damaged(path, f"{name} is of the type {header[name]['dtype']}, which sctok does not write")
+        arrays[name] = content[start:stop].view(kinds[header[name]["dtype"]]).reshape(shape)
+    return arrays, {name: value for name, value in metadata.items() if name not in ("format", "format_version")}
+
+
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of any safetensors file. Raises FormatError naming `path` if it is damaged."""
     try:

@@ -1,5 +1,6 @@
 """Codecs on disk: what is read back, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from sctok.codec.artefact import INFO_FILE, load_codec, load_vocoder, save_codec
+from sctok.codec.hifigan import HifiGan, HifiGanConfig
 from sctok.formats.files import FormatError
 from sctok.formats.tensors import read_tensors, save_tensors
 
@@ -29,6 +31,13 @@ def rewrite(path, change):
     arrays, metadata = read_tensors(path, format_name="sctok-codec-part", version=1)
     change(arrays)
     save_tensors(path, arrays, format_name="sctok-codec-part", version=1, metadata=metadata)
+
+
+def test_hifigan_comes_back(parts, tmp_path):
+    vocoder = HifiGan(HifiGanConfig(8, (2, 2), (4, 4), (3,), (1,))).eval()
+    save_codec(tmp_path / "codec", dataclasses.replace(parts, vocoder=vocoder))
+    mel = torch.randn(1, 5, 64)
+    assert torch.equal(load_codec(tmp_path / "codec").vocoder(mel), vocoder(mel))
 
 
 @pytest.mark.parametrize("name", ["acoustic", "unet", "grid", "vae", "vocoder"])
@@ -80,11 +89,28 @@ def test_a_missing_part_is_named(folder):
         load_codec(folder)
 
 
-def test_a_folder_is_no_codec_before_it_is_whole(folder, parts, monkeypatch):
+def test_a_codec_that_cannot_be_written_whole_leaves_the_one_that_is_there(folder, parts, monkeypatch):
     monkeypatch.setattr("sctok.codec.artefact.save_codebook", lambda path, book: 1 / 0)
     with pytest.raises(ZeroDivisionError):
+        save_codec(folder, parts, overwrite=True)
+    with pytest.raises(ZeroDivisionError):
+        save_codec(folder.with_name("new"), parts)
+    assert load_codec(folder).info.name == "tiny"
+    assert [path.name for path in folder.parent.iterdir()] == ["codec"]
+
+
+def test_a_codec_is_replaced_only_when_asked_to(folder, parts):
+    (folder / "more").touch()
+    with pytest.raises(ValueError, match="is there already"):
         save_codec(folder, parts)
-    assert not (folder / INFO_FILE).exists()
+    save_codec(folder, parts, overwrite=True)
+    assert not (folder / "more").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["codec"]
+
+
+def test_parts_that_do_not_fit_each_other_are_all_named(parts):
+    with pytest.raises(ValueError, match=r"T-UNet's extra channels has width 8, not 0; the scale factor is 0"):
+        dataclasses.replace(parts, grid=None, scale_factor=0.0)
 
 
 def test_other_versions_are_refused(folder):

@@ -1,0 +1,85 @@
+"""The HiFi-GAN vocoder of AudioLDM 2 (Kong et al., 2020), in the published layout."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sctok.audio.mel import DECODER_BINS
+
+SLOPE = 0.1
+LAST_SLOPE = 0.01  # before the last convolution the published code uses PyTorch's default
+
+
+@dataclass(frozen=True)
+class HifiGanConfig:
+    """Sizes of the vocoder; the defaults are those of the published checkpoint.
+
+    initial: channels before the first upsampling, halved by each. rates and kernels: of the upsampling convolutions.
+    res_kernels: of the residual blocks, whose outputs are averaged; dilations: of the steps of each.
+    """
+
+    initial: int = 1024
+    rates: tuple[int, ...] = (5, 4, 2, 2, 2)
+    kernels: tuple[int, ...] = (16, 16, 8, 4, 4)
+    res_kernels: tuple[int, ...] = (3, 7, 11)
+    dilations: tuple[int, ...] = (1, 3, 5)
+
+    def __post_init__(self) -> None:
+        for name in ("rates", "kernels", "res_kernels", "dilations"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, when read from JSON
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} of the vocoder must be positive")
+        if len(self.rates) != len(self.kernels) or any(k < r for k, r in zip(self.kernels, self.rates, strict=True)):
+            raise ValueError(
+                f"kernels {self.kernels} of the vocoder must be as many as rates {self.rates}, none smaller"
+            )
+        if self.initial < 1 or self.initial % 2 ** len(self.rates):
+            raise ValueError(f"initial {self.initial} of the vocoder cannot be halved {len(self.rates)} times")
+        if any(size % 2 == 0 for size in self.res_kernels):
+            raise ValueError(f"res_kernels {self.res_kernels} of the vocoder must be odd")
+
+
+class HifiGan(nn.Module):
+    """Upsampling convolutions, each followed by residual blocks of several receptive fields."""
+
+    def __init__(self, config: HifiGanConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conv_pre = nn.Conv1d(DECODER_BINS, config.initial, 7, padding=3)
+        self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
+        width = config.initial
+        for rate, kernel in zip(config.rates, config.kernels, strict=True):
+            self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, rate, padding=(kernel - rate) // 2))
+            width //= 2
+            self.resblocks.extend(_ResBlock(width, size, config.dilations) for size in config.res_kernels)
+        self.conv_post = nn.Conv1d(width, 1, 7, padding=3)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Return waveforms (B, n) at 16 kHz of log-mels (B, T, 64).
+
+        n is 160 T + 32 with the published sizes: the first rate is odd and its kernel even.
+        """
+        x = self.conv_pre(mel.mT)
+        blocks = len(self.config.res_kernels)
+        for index, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, SLOPE))
+            x = torch.stack([block(x) for block in self.resblocks[index * blocks : (index + 1) * blocks]]).mean(dim=0)
+        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, width: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+
+        def conv(dilation: int) -> nn.Conv1d:
+            return nn.Conv1d(width, width, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
+
+        self.convs1 = nn.ModuleList(conv(dilation) for dilation in dilations)
+        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in zip(self.convs1, self.convs2, strict=True):
+            x = x + second(F.leaky_relu(first(F.leaky_relu(x, SLOPE)), SLOPE))
+        return x
