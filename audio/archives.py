@@ -8,10 +8,12 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from .containers import AUDIO_SUFFIXES
+from .errors import AudioError
 from .manifests import plain
+from .remote import RemoteFile, is_url
 
 MAX_METADATA_BYTES = 65_536
 
@@ -62,16 +64,29 @@ def scan_tar(path: str | Path) -> Iterator[Member | BadMember]:
     What follows a cut or a damaged place is reported once, after all that is whole.
     """
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:  # noqa: PTH123
+        with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             yield from _scan(file, tar)
     except tarfile.TarError as error:
         yield BadMember("", f"is damaged, or not an uncompressed tar archive ({error})")
+    except AudioError as error:
+        yield BadMember("", error.args[1])
     except OSError as error:
         yield BadMember("", error.strerror or str(error))
 
 
-def _scan(file: io.BufferedReader, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
-    end = os.fstat(file.fileno()).st_size
+def _open(path: str | Path) -> BinaryIO:
+    if is_url(path):
+        return io.BufferedReader(RemoteFile(str(path)))
+    return open(path, "rb")  # noqa: PTH123
+
+
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)  # tarfile looks where it is before it reads
+    return file.read(size)
+
+
+def _scan(file: BinaryIO, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
+    end = file.seek(0, os.SEEK_END)
     sample, found = _Sample(""), 0
     problem: str | None = None
     while True:
@@ -102,7 +117,7 @@ def _scan(file: io.BufferedReader, tar: tarfile.TarFile) -> Iterator[Member | Ba
             else:
                 yield BadMember(name, "is a link or a sparse file inside a tar, which cannot be read in place")
         elif suffix in _METADATA_SUFFIXES and info.isreg() and info.size <= MAX_METADATA_BYTES:
-            _add_metadata(sample.metadata, match[2], os.pread(file.fileno(), info.size, info.offset_data))
+            _add_metadata(sample.metadata, match[2], _read_at(file, info.offset_data, info.size))
     yield from sample.members()
     if problem:
         yield BadMember("", problem)
@@ -110,9 +125,9 @@ def _scan(file: io.BufferedReader, tar: tarfile.TarFile) -> Iterator[Member | Ba
         yield BadMember("", "holds no audio files")
 
 
-def _end_problem(file: io.BufferedReader, offset: int) -> str | None:
+def _end_problem(file: BinaryIO, offset: int) -> str | None:
     """tarfile ends quietly at anything that is not a header; only a block of zeros is the end of an archive."""
-    block = os.pread(file.fileno(), _BLOCK, offset)
+    block = _read_at(file, offset, _BLOCK)
     if block == bytes(_BLOCK):
         return None
     if len(block) < _BLOCK:
@@ -140,7 +155,9 @@ class MemberFile(io.RawIOBase):
 
     def __init__(self, path: str | Path, offset: int, size: int) -> None:
         super().__init__()
-        self._file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+        self._file: io.RawIOBase = (
+            RemoteFile(str(path)) if is_url(path) else open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+        )
         self._offset = offset
         self._size = size
         self._position = 0
@@ -164,10 +181,10 @@ class MemberFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._size - self._position))
-        data = os.pread(self._file.fileno(), count, self._offset + self._position)
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        self._file.seek(self._offset + self._position)
+        done = self._file.readinto(view[:count]) or 0
+        self._position += done
+        return done
 
     def close(self) -> None:
         if not self.closed:

@@ -6,7 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -115,7 +115,7 @@ class _Worker:
     def give(self, number: int, item: AudioItem) -> None:
         self._given.append((number, item))
         # Metadata stays here: a worker has no use for it.
-        bare = AudioItem(item.key, item.path, item.offset, item.size, item.suffix)
+        bare = replace(item, metadata={})
         try:
             self._tasks.send((number, bare))
         except OSError as error:

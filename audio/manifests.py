@@ -1,25 +1,38 @@
 """Reading the rows of a manifest (CSV, TSV, JSONL or Parquet) one by one."""
 
 import csv
+import gzip
+import io
 import json
 import math
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from .errors import AudioError, os_reason
 
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 
+PATH_COLUMNS = ("file_name", "audio_filepath")  # of Hugging Face audio folders and of NeMo
+
+_GZIPPED = (".jsonl.gz", ".ndjson.gz")  # as lhotse writes
 _BATCH_ROWS = 1024
 _MAX_NESTING = 100  # far below the depth at which copying or writing a value would fail
+
+
+def is_manifest(path: PurePath) -> bool:
+    """Return whether a file is a manifest, by its name."""
+    name = path.name.lower()
+    return path.suffix.lower() in MANIFEST_SUFFIXES or name.endswith(_GZIPPED)
 
 
 def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield (row number from 1, row) of a manifest; a row that cannot be understood comes as its fault, a str.
 
-    Values are what JSON holds: others become text, and floats that are not finite None. Raises AudioError if the
-    manifest cannot be read or has no column `path_column`.
+    Values are what JSON holds: others become text, and floats that are not finite None. Where another of the usual
+    columns holds the path, it is renamed to `path_column`. Raises AudioError if the manifest cannot be read or has no
+    column for paths and is not of lhotse's cuts.
     """
     suffix = path.suffix.lower()
     try:
@@ -30,6 +43,8 @@ def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any
         else:
             rows = _json_rows(path, path_column)
         yield from enumerate(rows, start=1)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise AudioError(path, f"is not readable as gzip ({error}); fetch it again") from error
     except UnicodeDecodeError as error:
         raise AudioError(path, f"is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
@@ -38,23 +53,33 @@ def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any
         raise AudioError(path, os_reason(error)) from error
 
 
-def _check_columns(path: Path, columns: list[str], path_column: str) -> None:
-    if path_column not in columns:
-        raise AudioError(path, f"has no column '{path_column}'; its columns are {', '.join(columns) or 'none'}")
+def _find_column(path: Path, columns: list[str], path_column: str) -> str:
+    """Return which column holds the paths."""
+    for name in (path_column, *PATH_COLUMNS):
+        if name in columns:
+            return name
+    raise AudioError(path, f"has no column '{path_column}'; its columns are {', '.join(columns) or 'none'}")
+
+
+def _renamed(row: dict[str, Any], column: str, path_column: str) -> dict[str, Any]:
+    return row if column == path_column else {path_column if name == column else name: row[name] for name in row}
 
 
 def _csv_rows(path: Path, path_column: str, delimiter: str) -> Iterator[dict[str, Any] | str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter=delimiter)
         columns = list(reader.fieldnames or [])
-        _check_columns(path, columns, path_column)
+        column = _find_column(path, columns, path_column)
         for row in reader:
-            yield f"has more values than the {len(columns)} columns of the header" if None in row else row
+            if None in row:
+                yield f"has more values than the {len(columns)} columns of the header"
+            else:
+                yield _renamed(row, column, path_column)
 
 
 def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
-    checked = False
-    with path.open(encoding="utf-8-sig") as file:
+    column = None
+    with _open_text(path) as file:
         for line in file:
             if not line.strip():
                 continue
@@ -66,10 +91,20 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
             if not isinstance(row, dict):
                 yield "is not a JSON object"
                 continue
-            if not checked:
-                _check_columns(path, list(row), path_column)
-                checked = True
-            yield row
+            if column is None:
+                column = path_column if is_cut(row) else _find_column(path, list(row), path_column)
+            yield _renamed(row, column, path_column)
+
+
+def is_cut(row: dict[str, Any]) -> bool:
+    """Return whether a row of a JSONL manifest is a cut of lhotse with its recording."""
+    return isinstance(row.get("id"), str) and isinstance(row.get("recording"), dict) and "start" in row
+
+
+def _open_text(path: Path) -> io.TextIOBase:
+    if path.suffix.lower() == ".gz":
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
 
 
 def _parquet_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
@@ -78,10 +113,10 @@ def _parquet_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str
 
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            _check_columns(path, table.schema_arrow.names, path_column)
+            column = _find_column(path, table.schema_arrow.names, path_column)
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
-                    yield plain(row)
+                    yield _renamed(plain(row), column, path_column)
     except pyarrow.ArrowInvalid as error:
         raise AudioError(path, f"is not a readable Parquet file ({error})") from error
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .decode import stream_audio
 from .errors import AudioError
 from .sources import AudioItem
-from .windows import WINDOW_SAMPLES, WINDOW_SPAN, window_count
+from .windows import FRAME_SHIFT, SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN, window_count
 
 _OVERLAP = WINDOW_SPAN - WINDOW_SAMPLES
 
@@ -69,11 +69,32 @@ def cut_pieces(blocks: Iterable[NDArray[np.float32]], piece_windows: int) -> Ite
 def read_pieces(item: AudioItem, channel: int | None, piece_windows: int) -> Iterator[Piece]:
     """Yield the pieces of one file; whatever is wrong with it becomes the `error` of the last."""
     try:
-        yield from cut_pieces(stream_audio(item.open(), name=item.name, channel=channel), piece_windows)
+        blocks = stream_audio(item.open(), name=item.name, channel=channel)
+        if item.start is not None and item.seconds is not None:
+            blocks = _stretch(blocks, item.name, item.start, item.seconds)
+        yield from cut_pieces(blocks, piece_windows)
     except AudioError as error:
         yield _failure(str(error))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         yield _failure(str(AudioError(item.name, f"cannot be decoded: {type(error).__name__}: {error}")))
+
+
+def _stretch(
+    blocks: Iterator[NDArray[np.float32]], name: str, start: float, seconds: float
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the samples of a stretch of a file, counted at 16 kHz; all that precedes it is decoded too."""
+    first, end = round(start * SAMPLE_RATE), round((start + seconds) * SAMPLE_RATE)
+    position = 0
+    for block in blocks:
+        part = block[max(0, first - position) : max(0, end - position)]
+        position += len(block)
+        if len(part):
+            yield part
+        if position >= end:
+            return
+    # Durations in manifests are rounded; more than a frame's shift is a fault.
+    if end - position > FRAME_SHIFT:
+        raise AudioError(name, f"ends after {position / SAMPLE_RATE:.3f} s, before the cut at {start + seconds:.3f} s")
 
 
 def _failure(reason: str) -> Piece:

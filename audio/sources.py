@@ -1,11 +1,10 @@
 """Listing audio: folders, single files, manifests and WebDataset tar shards as one stream of items."""
 
-import hashlib
 import io
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -15,14 +14,18 @@ import soundfile
 
 from .archives import BadMember, MemberFile, scan_tar
 from .containers import AUDIO_SUFFIXES, FFMPEG_SUFFIXES
+from .cuts import read_cut
 from .decode import UNKNOWN_LENGTH, open_regular
 from .errors import AudioError, os_reason
-from .manifests import MANIFEST_SUFFIXES, read_rows
+from .known import KeyTable
+from .manifests import MANIFEST_SUFFIXES, is_cut, is_manifest, read_rows
+from .remote import RemoteFile, is_url, url_path
 
 _TAR_SUFFIX = ".tar"
 _LISTED_SUFFIXES = AUDIO_SUFFIXES | {_TAR_SUFFIX}
 _PACKED_SUFFIXES = frozenset((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"))
 _MEMBER_BUFFER_BYTES = 65_536
+_STRETCH = ("start", "seconds")
 # What marks a folder that sctok has written its results to, as corpus/runs.py does.
 _RUN_FILE, _RUN_FORMAT = "run.json", "sctok-run"
 _MAX_RUN_FILE_BYTES = 1 << 20
@@ -33,8 +36,8 @@ class AudioItem:
     """One audio file to read.
 
     `key` names it in everything that is written. `path` is the file, or the tar in which it fills the `size` bytes
-    from `offset`. `suffix` is its last suffix in lower case, and `metadata` what its manifest or its tar says of it,
-    as JSON values.
+    from `offset`; either may be a URL. `suffix` is its last suffix in lower case, and `metadata` what its manifest or
+    its tar says of it, as JSON values. Where `start` and `seconds` are given, it is that stretch of the file alone.
     """
 
     key: str
@@ -43,6 +46,8 @@ class AudioItem:
     size: int | None = None
     suffix: str = ""
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+    start: float | None = None
+    seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -50,9 +55,9 @@ class AudioItem:
         return self.path if self.offset is None else f"{self.path}:{self.key}{self.suffix}"
 
     def open(self) -> str | BinaryIO:
-        """Return what stream_audio reads: the path, or a seekable file over the member's part of the tar."""
+        """Return what stream_audio reads: the path, or a seekable file over the member's part of the tar or a URL."""
         if self.offset is None:
-            return self.path
+            return io.BufferedReader(RemoteFile(self.path), _MEMBER_BUFFER_BYTES) if is_url(self.path) else self.path
         assert self.size is not None
         try:
             return io.BufferedReader(MemberFile(self.path, self.offset, self.size), _MEMBER_BUFFER_BYTES)
@@ -61,7 +66,8 @@ class AudioItem:
 
     def to_json(self) -> dict[str, Any]:
         """Return the item as a dict that json.dumps takes."""
-        return asdict(self)
+        fields = asdict(self)
+        return fields if self.start is not None else {name: fields[name] for name in fields if name not in _STRETCH}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "AudioItem":
@@ -85,22 +91,29 @@ Listed = AudioItem | BadItem
 
 
 def list_audio(
-    inputs: Sequence[str | Path], *, path_column: str = "path", key_column: str = "key"
+    inputs: Sequence[str | Path],
+    *,
+    path_column: str = "path",
+    key_column: str = "key",
+    wants: Callable[[AudioItem], bool] = lambda item: True,
 ) -> Iterator[AudioItem | BadItem]:
     """Return an iterator over the audio in `inputs`, in an order that depends on them alone.
 
     An input is a folder (searched through all its subfolders, in bytewise order of the relative paths, tar shards
     included; names that begin with a dot are left out, and so are the run folders of sctok, those that hold a
     `run.json` with `"format": "sctok-run"`, so that results kept among the audio are not listed), a single file, a
-    manifest (CSV, TSV, JSONL or Parquet), or a tar shard; braces expand as in `shard-{000..127}.tar`. An input that
-    is given again counts once. Keys are the path below the folder without its suffix, the
-    stem of a single file, in manifests `key_column` or else the path as written without its suffix, and in tars the
-    WebDataset name, whatever the shard. Paths in a manifest are relative to its folder; its other columns become
-    metadata. A key that is taken, a missing file of a manifest, or the damaged rest of a tar is a BadItem.
+    manifest (CSV, TSV, JSONL or Parquet; cuts of lhotse as JSONL, gzipped or not), or a tar shard; braces expand as in
+    `shard-{000..127}.tar`. Files and tar shards may be URLs that fsspec opens. An input that is given again counts
+    once. Keys are the path below the folder without its suffix, the stem of a single file, in manifests `key_column`
+    or else the path as written without its suffix, for cuts their id, and in tars the WebDataset name, whatever the
+    shard. Paths in a manifest are relative to its folder, in `path_column` or, where there is none, in the columns
+    `file_name` (an audio folder of Hugging Face datasets) or `audio_filepath`; its other columns become metadata. A
+    key that is taken, a missing file of a manifest, or the damaged rest of a tar is a BadItem. What `wants` refuses is
+    as if it were not there.
 
-    Memory grows by some hundred bytes for each item, for the keys that are taken. Raises AudioError at once if an
-    input does not exist, a folder holds no audio, or a manifest has no `path_column` or no rows; and while iterating
-    if a manifest turns out not to be readable.
+    Memory does not grow with the number of items: the keys that are taken go to a temporary file. Raises AudioError at
+    once if an input does not exist, a folder holds no audio, or a manifest has no `path_column` or no rows; and while
+    iterating if a manifest turns out not to be readable.
     """
     if isinstance(inputs, str | Path):
         inputs = [inputs]
@@ -110,7 +123,8 @@ def list_audio(
     for path in paths:
         if next(_list_input(path, path_column, key_column), None) is None:
             raise AudioError(path, _nothing_found(path))
-    return _unique(paths, path_column, key_column)
+    listed = (found for path in paths for found in _list_input(path, path_column, key_column))
+    return _unique((origin, item) for origin, item in listed if isinstance(item, BadItem) or wants(item))
 
 
 def audio_seconds(item: AudioItem) -> float | None:
@@ -118,6 +132,8 @@ def audio_seconds(item: AudioItem) -> float | None:
 
     It is an estimate for MP3 files that do not state their length, and None for what ffmpeg has to decode.
     """
+    if item.seconds is not None:
+        return item.seconds
     if item.suffix in FFMPEG_SUFFIXES:
         return None
     try:
@@ -131,8 +147,11 @@ def audio_seconds(item: AudioItem) -> float | None:
         return None
 
 
-def _expand_braces(given: str | Path) -> Iterator[Path]:
-    """Yield the paths an input stands for; raise AudioError for the first that does not exist."""
+def _expand_braces(given: str | Path) -> Iterator[Path | str]:
+    """Yield the paths and URLs an input stands for; raise AudioError for the first path that does not exist."""
+    if is_url(given):
+        yield from braceexpand.braceexpand(str(given))
+        return
     if Path(given).exists():
         yield Path(given)
         return
@@ -142,42 +161,42 @@ def _expand_braces(given: str | Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _without_repeats(paths: Iterable[Path]) -> list[Path]:
+def _without_repeats(paths: Iterable[Path | str]) -> list[Path | str]:
     """Return the paths but for those that lead to an input that an earlier one names."""
-    first: dict[Path, Path] = {}
+    first: dict[Path | str, Path | str] = {}
     for path in paths:
         # A link to a file may lie elsewhere and have another name, which decide about keys and relative paths.
-        first.setdefault(path.resolve() if path.is_dir() else path.parent.resolve() / path.name, path)
+        first.setdefault(path if isinstance(path, str) else _place(path), path)
     return list(first.values())
 
 
-def _nothing_found(path: Path) -> str:
-    if path.is_dir():
+def _place(path: Path) -> Path:
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+def _nothing_found(path: Path | str) -> str:
+    if isinstance(path, Path) and path.is_dir():
         suffixes = " ".join(sorted(_LISTED_SUFFIXES))
         return f"no audio in this folder or below it; looked for {suffixes}"
     return "lists no files"
 
 
-def _unique(paths: list[Path], path_column: str, key_column: str) -> Iterator[Listed]:
-    # Digests instead of keys, each with the input or the tar that it came from, a string that many share.
-    taken: dict[bytes, str] = {}
-    for path in paths:
-        for origin, listed in _list_input(path, path_column, key_column):
-            if isinstance(listed, BadItem):
-                yield listed
-                continue
-            problem = _key_problem(listed.key)
-            if problem:
-                yield BadItem(_printable(listed.key), _printable(listed.name), problem)
-                continue
-            digest = hashlib.blake2b(listed.key.encode(), digest_size=16).digest()
-            first = taken.get(digest)
-            if first is None:
-                taken[digest] = origin
-                yield listed
-                continue
-            reason = f"its key '{listed.key}' is already taken by {_holder(first, listed.key)}; rename one of them"
-            yield BadItem(listed.key, listed.name, f"{reason} or give keys in a manifest")
+def _unique(found: Iterable[tuple[str, Listed]]) -> Iterator[Listed]:
+    taken = KeyTable()  # of keys: the input or the tar that each came from
+    for origin, listed in found:
+        if isinstance(listed, BadItem):
+            yield listed
+            continue
+        problem = _key_problem(listed.key)
+        if problem:
+            yield BadItem(_printable(listed.key), _printable(listed.name), problem)
+            continue
+        first = taken.add(listed.key, origin)
+        if first is None:
+            yield listed
+            continue
+        reason = f"its key '{listed.key}' is already taken by {_holder(first, listed.key)}; rename one of them"
+        yield BadItem(listed.key, listed.name, f"{reason} or give keys in a manifest")
 
 
 def _holder(origin: str, key: str) -> str:
@@ -208,12 +227,15 @@ def _strip_suffix(name: str) -> str:
     return stem if suffix.lower() in AUDIO_SUFFIXES else name
 
 
-def _list_input(path: Path, path_column: str, key_column: str) -> Iterator[tuple[str, Listed]]:
+def _list_input(path: Path | str, path_column: str, key_column: str) -> Iterator[tuple[str, Listed]]:
     """Yield (origin, item or problem) for one input; the origin is what the item's key is unique in."""
+    if isinstance(path, str):
+        yield from _list_url(path)
+        return
     suffix = path.suffix.lower()
     if path.is_dir():
         yield from _list_folder(str(path))
-    elif suffix in MANIFEST_SUFFIXES:
+    elif is_manifest(path):
         for listed in _list_manifest(path, path_column, key_column):
             yield str(path), listed
     elif suffix == _TAR_SUFFIX:
@@ -222,6 +244,16 @@ def _list_input(path: Path, path_column: str, key_column: str) -> Iterator[tuple
         raise AudioError(path, "is a compressed archive, which cannot be read in place; unpack it, or make it a .tar")
     else:
         yield str(path), AudioItem(_strip_suffix(path.name), str(path), suffix=suffix)
+
+
+def _list_url(url: str) -> Iterator[tuple[str, Listed]]:
+    path = url_path(url)
+    if is_manifest(path):
+        raise AudioError(url, "is a manifest at a URL; fetch it, its rows may be URLs")
+    if path.suffix.lower() == _TAR_SUFFIX:
+        yield from _list_tar(url)
+    else:
+        yield url, AudioItem(_strip_suffix(path.name), url, suffix=path.suffix.lower())
 
 
 def _list_tar(path: str) -> Iterator[tuple[str, Listed]]:
@@ -304,18 +336,28 @@ def _list_manifest(manifest: Path, path_column: str, key_column: str) -> Iterato
         if isinstance(row, str):
             yield BadItem("", str(manifest), f"row {number} {row}")
             continue
-        written = row.pop(path_column, None)
-        key = row.pop(key_column, None)
+        start = seconds = None
+        if is_cut(row):
+            key = row["id"]
+            try:
+                written, start, seconds, row = read_cut(row)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                yield BadItem(_printable(key), str(manifest), f"{error} ({where})")
+                continue
+        else:
+            written = row.pop(path_column, None)
+            key = row.pop(key_column, None)
         if not isinstance(written, str) or not written:
             yield BadItem("", str(manifest), f"row {number} has no '{path_column}'")
             continue
-        path = manifest.parent / written
+        path = written if is_url(written) else str(manifest.parent / written)
+        suffix = (url_path(path) if is_url(path) else Path(path)).suffix.lower()
         key = _manifest_key(manifest, written) if key is None or key == "" else str(key)
-        problem = _file_problem(path)
+        problem = None if is_url(path) else _file_problem(Path(path))
         if problem:
-            yield BadItem(_printable(key), _printable(str(path)), f"{problem} ({where})")
+            yield BadItem(_printable(key), _printable(path), f"{problem} ({where})")
             continue
-        yield AudioItem(key, str(path), suffix=path.suffix.lower(), metadata=row)
+        yield AudioItem(key, path, suffix=suffix, metadata=row, start=start, seconds=seconds)
 
 
 def _file_problem(path: Path) -> str | None:
@@ -328,6 +370,8 @@ def _file_problem(path: Path) -> str | None:
 
 
 def _manifest_key(manifest: Path, written: str) -> str:
+    if is_url(written):
+        return _strip_suffix(str(url_path(written)).lstrip("/"))
     path = PurePosixPath(os.path.normpath(written))
     folder = PurePosixPath(os.path.abspath(manifest.parent))  # noqa: PTH100
     if path.is_relative_to(folder):

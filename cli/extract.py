@@ -11,6 +11,10 @@ from .runs import (
     ChannelOption,
     DevicesOption,
     EncoderOption,
+    ExcludeOption,
+    IncludeOption,
+    MaxSecondsOption,
+    MinSecondsOption,
     OutOption,
     RetryOption,
     RunReporter,
@@ -18,6 +22,7 @@ from .runs import (
     WorkersOption,
     checked_name,
     prepare,
+    select,
     show_results,
 )
 
@@ -43,6 +48,10 @@ def extract(
     seed: SeedOption = 0,
     files_per_shard: ShardOption = 256,
     retry_failed: RetryOption = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    min_seconds: MinSecondsOption = None,
+    max_seconds: MaxSecondsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the AudioMAE features of audio to ROOT/features/DOMAIN, for `sctok cluster`.
@@ -57,8 +66,9 @@ def extract(
     from sctok.corpus.extraction import ExtractionConfig, extract_features
 
     config = ExtractionConfig(domain, channel, tokens_per_clip, max_hours, seed, files_per_shard)
+    selection = select(include, exclude, min_seconds, max_seconds)
     make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, retry_failed)
     with RunReporter(f"extract {domain}") as reporter:
         folder = out or root / "features" / domain
-        result = extract_features(audio, folder, make_extractor, config, execution, reporter)
+        result = extract_features(audio, folder, make_extractor, config, execution, reporter, selection)
     show_results([result], reporter, as_json)

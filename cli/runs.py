@@ -12,6 +12,7 @@ from .common import Progress, device_names, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.corpus.processes import RunResult
+    from sctok.corpus.selection import Selection
     from sctok.corpus.sharding import Execution, MakeExtractor
 
 ALL_DEVICES = "all"
@@ -22,7 +23,10 @@ RETRY = "mend them and run the same command with --retry-failed to try them agai
 
 AudioArgument = Annotated[
     list[str],
-    typer.Argument(metavar="AUDIO...", help="Folders, audio files, manifests (CSV, JSONL, Parquet) and tar shards."),
+    typer.Argument(
+        metavar="AUDIO...",
+        help="Folders, audio files, manifests (CSV, JSONL, Parquet, lhotse cuts) and tar shards, also at URLs.",
+    ),
 ]
 EncoderOption = Annotated[str, typer.Option("--encoder", help="mini (bundled), base, or a file of AudioMAE weights.")]
 DevicesOption = Annotated[
@@ -44,6 +48,15 @@ ChannelOption = Annotated[
     int | None, typer.Option("--channel", help="Read this channel, from 0.  [default: mix all down]", min=0)
 ]
 ShardOption = Annotated[int, typer.Option("--files-per-shard", help="Audio files in one shard.", min=1)]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--include", help="Take only files whose path below the input, or name, fits: 'train/*.flac'."),
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option("--exclude", help="Leave out files that fit; may be repeated.")
+]
+MinSecondsOption = Annotated[float | None, typer.Option("--min-seconds", help="Leave out shorter files.", min=0)]
+MaxSecondsOption = Annotated[float | None, typer.Option("--max-seconds", help="Leave out longer files.", min=0)]
 RetryOption = Annotated[
     bool,
     typer.Option("--retry-failed", help="Read what failed.jsonl names again; what is done stays as it is."),
@@ -59,6 +72,19 @@ def checked_name(name: str, option: str) -> str:
         return check_name(name, "the name")
     except RunError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def select(
+    include: list[str] | None, exclude: list[str] | None, min_seconds: float | None, max_seconds: float | None
+) -> "Selection":
+    """Return the selection that the options mean."""
+    from sctok.corpus.runs import RunError
+    from sctok.corpus.selection import Selection
+
+    try:
+        return Selection(tuple(include or ()), tuple(exclude or ()), min_seconds, max_seconds)
+    except RunError as error:
+        raise typer.BadParameter(str(error), param_hint="--min-seconds") from None
 
 
 def prepare(

@@ -12,6 +12,10 @@ from .runs import (
     ChannelOption,
     DevicesOption,
     EncoderOption,
+    ExcludeOption,
+    IncludeOption,
+    MaxSecondsOption,
+    MinSecondsOption,
     OutOption,
     RetryOption,
     RunReporter,
@@ -19,6 +23,7 @@ from .runs import (
     WorkersOption,
     checked_name,
     prepare,
+    select,
     show_results,
 )
 
@@ -53,6 +58,10 @@ def tokenize(
     channel: ChannelOption = None,
     files_per_shard: ShardOption = 256,
     retry_failed: RetryOption = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    min_seconds: MinSecondsOption = None,
+    max_seconds: MaxSecondsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the semantic tokens of audio to ROOT/tokens/NAME, one entry per file under its path in the input.
@@ -70,9 +79,10 @@ def tokenize(
     books = [_load_codebook(root / "codebooks", one, token_rate, encoder) for one in wanted]
     targets = _targets(root / "tokens", name, out, books)
     config = TokenizationConfig(channel, files_per_shard)
+    selection = select(include, exclude, min_seconds, max_seconds)
     make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, retry_failed)
     with RunReporter(f"tokenize {name}") as reporter:
-        results = tokenize_corpus(audio, targets, make_extractor, config, execution, reporter)
+        results = tokenize_corpus(audio, targets, make_extractor, config, execution, reporter, selection)
     show_results(results, reporter, as_json)
 
 

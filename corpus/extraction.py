@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sctok.audio.decode import stream_audio
-from sctok.audio.errors import AudioError
-from sctok.audio.sources import AudioItem, audio_seconds, list_audio
-from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE
+from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.windows import PATCH_ROWS
 from sctok.formats.feature_shards import FEATURES_VERSION, ClipRows, FeatureShard, FeatureShardWriter
 
 from .planning import plan_run
 from .processes import RunResult, Summary, execute_run, samples_to_hours
 from .runs import Progress, RunError, RunFolder, ShardContents, check_name
+from .selection import Selection
 from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
-from .subsets import GroupSampler, choose_hours, window_columns
+from .subsets import GroupSampler, window_columns
 
 PROVENANCE = ("encoder", "encoder_hash", "filterbank", "precision", "channel", "sctok_version")
 SUFFIX = ".h5"
@@ -72,6 +71,7 @@ def extract_features(
     config: ExtractionConfig,
     execution: Execution | None = None,
     progress: Progress = lambda event: None,
+    selection: Selection | None = None,
 ) -> RunResult[ExtractionSummary]:
     """Write the patch embeddings of all audio in `inputs` to feature shards in `folder`, or go on with that.
 
@@ -84,18 +84,15 @@ def extract_features(
         config: what to extract.
         execution: devices, batch size and decoding processes.
         progress: gets the events of `execute_run`.
+        selection: which of the inputs to take; what a run has taken already stays.
 
     Raises:
         RunError: the folder belongs to another configuration, or its shards do not fit its plan.
         AudioError: an input cannot be listed.
         DiskFullError: finished shards stay valid; the same call goes on from there.
     """
-    execution = execution or Execution()
+    execution, selection = execution or Execution(), selection or Selection()
     extractor = make_extractor(execution.devices[0])
-    choose = None
-    if config.max_hours is not None:
-        seconds_of = partial(_seconds, channel=config.channel)
-        choose = partial(choose_hours, hours=config.max_hours, seed=config.seed, seconds_of=seconds_of)
     stored = {
         "kind": "features",
         "features_version": FEATURES_VERSION,
@@ -106,10 +103,10 @@ def extract_features(
         folder,
         stored,
         SUFFIX,
-        list_audio(inputs),
+        list_audio(inputs, wants=selection.wants),
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
-        choose=choose,
+        choose=selection.choice(config.channel, config.max_hours, config.seed),
     )
     make_job = partial(_make_job, run, config, make_extractor)
     return execute_run([run], FeatureJob(run, config, extractor), make_job, summarise, execution, progress)[0]
@@ -134,18 +131,6 @@ def read_contents(path: Path) -> ShardContents:
 
 def _make_job(run: RunFolder, config: ExtractionConfig, make_extractor: MakeExtractor, device: str) -> "FeatureJob":
     return FeatureJob(run, config, check_extractor(make_extractor(device), run, device))
-
-
-def _seconds(item: AudioItem, *, channel: int | None) -> float:
-    """Return the duration of a file from its header, or by decoding it; 0 if it is unreadable."""
-    stated = audio_seconds(item)
-    if stated is not None:
-        return stated
-    try:
-        blocks = stream_audio(item.open(), name=item.name, channel=channel)
-        return sum(len(block) for block in blocks) / SAMPLE_RATE
-    except AudioError:
-        return 0.0
 
 
 class FeatureJob:

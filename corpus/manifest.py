@@ -9,11 +9,23 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
+from sctok.audio.known import KeyTable
+from sctok.audio.remote import is_url
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.formats.files import atomic_path, damaged, json_text
 
 _FAILURE = {"key": str, "path": str, "reason": str}
-_ITEM = {"key": str, "path": str, "offset": int | None, "size": int | None, "suffix": str, "metadata": dict}
+_NUMBER = int | float | None
+_ITEM = {
+    "key": str,
+    "path": str,
+    "offset": int | None,
+    "size": int | None,
+    "suffix": str,
+    "metadata": dict,
+    "start": _NUMBER,
+    "seconds": _NUMBER,
+}
 _PLANNED = {"shard": int, "item": dict, "seconds": int | float | None}
 
 RowT = TypeVar("RowT")
@@ -76,7 +88,7 @@ class KnownInputs:
     """The inputs and problems that a manifest has already."""
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[str, int | None]] = {}
+        self._places = KeyTable()
         self._bad: set[tuple[str, str]] = set()
 
     def remember(self, row: Planned | Failure) -> None:
@@ -84,26 +96,34 @@ class KnownInputs:
         if isinstance(row, Failure):
             self._bad.add(row.identity)
         else:
-            self._places[row.item.key] = (row.item.path, row.item.offset)
+            self._places.add(row.item.key, _place(row.item))
 
     def news(self, listed: Iterable[AudioItem | BadItem]) -> Iterator[AudioItem | BadItem]:
         """Yield what is not known, with absolute paths: a run may be taken up again from another folder."""
         for listed_entry in listed:
-            entry = replace(listed_entry, path=os.path.normpath(Path(listed_entry.path).absolute()))
+            entry = replace(listed_entry, path=_absolute(listed_entry.path))
             if isinstance(entry, AudioItem):
-                if entry.key not in self._places:
-                    self._places[entry.key] = (entry.path, entry.offset)
+                place = self._places.add(entry.key, _place(entry))
+                if place is None:
                     yield entry
                     continue
-                path, offset = self._places[entry.key]
-                if (path, offset) == (entry.path, entry.offset):
+                if place == _place(entry):
                     continue
+                path = place.partition("\0")[0]
                 reason = f"its key {entry.key!r} stands for {path} in this run already; rename one, or use another run"
                 entry = BadItem(entry.key, entry.path, reason)
             identity = failure_of(entry).identity
             if identity not in self._bad:
                 self._bad.add(identity)
                 yield entry
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100
+
+
+def _place(item: AudioItem) -> str:
+    return f"{item.path}\0{item.offset}\0{item.start}"
 
 
 def failure_of(problem: BadItem) -> Failure:
@@ -128,6 +148,8 @@ def _manifest_row(row: Any) -> Planned | Failure:
     item = AudioItem.from_json(_checked(fields["item"], _ITEM))
     if (item.offset is None) != (item.size is None) or min(item.offset or 0, item.size or 0) < 0:
         raise ValueError("'offset' and 'size' do not give a part of a file")
+    if (item.start is None) != (item.seconds is None) or min(item.start or 0, item.seconds or 0) < 0:
+        raise ValueError("'start' and 'seconds' do not give a stretch of a file")
     if fields["shard"] < 0 or not 0 <= (fields.get("seconds") or 0) < math.inf:
         raise ValueError("'shard' or 'seconds' is out of range")
     return Planned(fields["shard"], item, fields.get("seconds"))

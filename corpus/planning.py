@@ -73,7 +73,10 @@ def plan_run(
     inputs = iter(listed)
     first = next(inputs, None)
     if first is None and model is None and not (path / CONFIG).exists():
-        raise RunError(f"no audio was found for {path}; name files, folders, manifests or tar shards that hold some")
+        raise RunError(
+            f"no audio was found for {path}; name files, folders, manifests or tar shards that hold some, and patterns "
+            "that fit some of it"
+        )
     with wanted.locked():
         found = _find_run(wanted)
         if found is None and not _holds_own_shards(wanted, read_shard):
@@ -97,6 +100,7 @@ def plan_runs(
     *,
     files_per_shard: int,
     read_shard: ReadShard,
+    choose: Choice | None = None,
 ) -> list[RunFolder]:
     """Plan one or several runs over the same inputs, such that all have the same manifest.
 
@@ -105,7 +109,7 @@ def plan_runs(
 
     Args:
         configs: the run folders and what decides about their bytes.
-        suffix, files_per_shard, read_shard: as `plan_run` takes them.
+        suffix, files_per_shard, read_shard, choose: as `plan_run` takes them.
         list_inputs: lists the inputs and problems.
 
     Raises:
@@ -114,7 +118,7 @@ def plan_runs(
     known = {path: (path / MANIFEST).stat().st_size for path in configs if (path / MANIFEST).exists()}
     model = max(known, key=lambda path: known[path]) if known else next(iter(configs))
     settings: Any = {"files_per_shard": files_per_shard, "read_shard": read_shard}
-    runs = {model: plan_run(model, configs[model], suffix, list_inputs(), **settings)}
+    runs = {model: plan_run(model, configs[model], suffix, list_inputs(), choose=choose, **settings)}
     for path, config in configs.items():
         if path != model:
             runs[path] = plan_run(path, config, suffix, (), model=runs[model], **settings)

@@ -17,6 +17,7 @@ from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 from .planning import plan_runs
 from .processes import RunResult, Summary, execute_run, samples_to_hours
 from .runs import Progress, RunError, RunFolder, ShardContents
+from .selection import Selection
 from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor
 from .token_job import TokenJob
 
@@ -81,6 +82,7 @@ def tokenize_corpus(
     config: TokenizationConfig | None = None,
     execution: Execution | None = None,
     progress: Progress = lambda event: None,
+    selection: Selection | None = None,
 ) -> list[RunResult[TokenizationSummary]]:
     """Write the semantic tokens of all audio in `inputs` to token shards, or go on with that.
 
@@ -95,6 +97,7 @@ def tokenize_corpus(
         config: how to read the audio.
         execution: devices, batch size and decoding processes.
         progress: gets the events of `execute_run`.
+        selection: which of the inputs to take; what a run has taken already stays.
 
     Returns:
         a result for each target.
@@ -106,13 +109,19 @@ def tokenize_corpus(
         DiskFullError: finished shards stay valid; the same call goes on from there.
     """
     config, execution = config or TokenizationConfig(), execution or Execution()
+    selection = selection or Selection()
     extractor = make_extractor(execution.devices[0])
     codebooks = tuple(targets.values())
     for codebook in codebooks:
         _check_codebook(codebook, extractor)
     wanted = {path: _stored(config, extractor, codebook) for path, codebook in targets.items()}
     runs = plan_runs(
-        wanted, SUFFIX, lambda: list_audio(inputs), files_per_shard=config.files_per_shard, read_shard=read_contents
+        wanted,
+        SUFFIX,
+        lambda: list_audio(inputs, wants=selection.wants),
+        files_per_shard=config.files_per_shard,
+        read_shard=read_contents,
+        choose=selection.choice(config.channel),
     )
     make_job = partial(_make_job, runs, codebooks, make_extractor)
     job = TokenJob(runs, codebooks, extractor, execution.devices[0])
