@@ -22,6 +22,7 @@ from .merge import merge
 from .pretrain import pretrain
 from .reconstruct import reconstruct
 from .tokenize import tokenize
+from .train import train
 from .verify import verify
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -52,7 +53,21 @@ def options(
     """Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization."""
 
 
-for command in (demo, doctor, inspect, extract, cluster, merge, tokenize, encode, decode, reconstruct, export, verify):
+for command in (
+    demo,
+    doctor,
+    inspect,
+    extract,
+    cluster,
+    merge,
+    tokenize,
+    train,
+    encode,
+    decode,
+    reconstruct,
+    export,
+    verify,
+):
     app.command()(command)
 app.add_typer(pretrain, name="pretrain")
 

@@ -3,18 +3,24 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, SeedOption, emit, say
+from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, SeedOption, emit, say
+from .runs import AudioArgument, checked_name
+from .steps import StepProgress, exit_if_stopped, tell_skipped
 
-pretrain = typer.Typer(help="Train an encoder from audio alone.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from sctok.codec.vae_training import VAETrainingConfig
+    from sctok.codec.vocoder_training import VocoderTrainingConfig
+
+pretrain = typer.Typer(help="Train an encoder, a VAE or a vocoder from audio alone.", no_args_is_help=True)
 
 
 @pretrain.callback()
 def _group() -> None:
-    """Train an encoder from audio alone."""
+    """Train an encoder, a VAE or a vocoder from audio alone."""
 
 
 @pretrain.command()
@@ -109,3 +115,93 @@ def _train(trainer: Any, steps: int) -> None:
                 )
 
         trainer.run(show)
+
+
+@pretrain.command()
+def vae(
+    audio: AudioArgument,
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "vae",
+    steps: Annotated[
+        int, typer.Option(help="Optimiser steps; a finished run goes on where more are asked for.", min=1)
+    ] = 1100,
+    batch_size: Annotated[int, typer.Option(help="Crops of 10.24 s in a step.", min=1)] = 4,
+    channels: Annotated[int, typer.Option(help="Channels of the first layer, in fours.", min=4)] = 32,
+    latent_channels: Annotated[int, typer.Option(help="Channels of the latent.", min=1)] = 16,
+    patch: Annotated[int, typer.Option(help="Side of the squares of the spectrogram read at once.", min=1)] = 2,
+    kl_weight: Annotated[float, typer.Option(help="Weight of the latent's divergence.", min=0)] = 0.01,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.", min=0)] = 1e-3,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small VAE of log-mel spectrograms into ROOT/pretrain/NAME/vae.safetensors, for sctok train --vae.
+
+    Run it again to resume or to add steps.
+    """
+    from sctok.codec.vae import VAEConfig
+    from sctok.codec.vae_training import VAETrainingConfig
+
+    model = VAEConfig(channels=channels, res_blocks=1, latent_channels=latent_channels, patch=patch)
+    config = VAETrainingConfig(model, batch_size, steps, learning_rate, kl_weight=kl_weight, seed=seed)
+    _train_part("vae", config, audio, name, device, root, as_json)
+
+
+@pretrain.command()
+def vocoder(
+    audio: AudioArgument,
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "vocoder",
+    steps: Annotated[
+        int, typer.Option(help="Optimiser steps; a finished run goes on where more are asked for.", min=1)
+    ] = 4500,
+    batch_size: Annotated[int, typer.Option(help="Crops of 1 s in a step.", min=1)] = 8,
+    width: Annotated[int, typer.Option(help="Channels of its blocks.", min=1)] = 256,
+    blocks: Annotated[int, typer.Option(help="ConvNeXt blocks.", min=1)] = 6,
+    adversarial_after: Annotated[
+        int, typer.Option(help="Steps of spectral distances alone, before discriminators join in.", min=0)
+    ] = 2500,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.", min=0)] = 5e-4,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small iSTFT vocoder into ROOT/pretrain/NAME/vocoder.safetensors, for sctok train --vocoder.
+
+    Run it again to resume or to add steps.
+    """
+    from sctok.codec.vocoder import VocoderConfig
+    from sctok.codec.vocoder_training import VocoderTrainingConfig
+
+    config = VocoderTrainingConfig(
+        VocoderConfig(width, blocks), batch_size, steps, learning_rate, adversarial_after=adversarial_after, seed=seed
+    )
+    _train_part("vocoder", config, audio, name, device, root, as_json)
+
+
+def _train_part(
+    kind: str,
+    config: "VAETrainingConfig | VocoderTrainingConfig",
+    audio: list[str],
+    name: str,
+    device: str,
+    root: Path,
+    as_json: bool,
+) -> None:
+    from sctok.codec.crops import open_collection
+    from sctok.codec.pretraining import PartRun
+    from sctok.kernels.devices import resolve_device
+
+    folder = root / "pretrain" / checked_name(name, "--name")
+    with Progress("listing", unit="s of audio") as bar:
+        collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update)
+    part = PartRun(config, collection, folder, resolve_device(device), tell_skipped())
+    say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
+    loss = {"vae": "mel_error", "vocoder": "mel_distance"}[kind]
+    with StepProgress(f"pretrain {kind}", part.run.step, config.steps, loss) as show:
+        stopped = part.train(show)
+    exit_if_stopped(stopped, part.run.step)
+    path, curve = folder / f"{kind}.safetensors", folder / "loss.csv"
+    part.save(path)
+    result = {kind: str(path), "steps": part.run.step, "hours": part.run.seconds / 3600, "loss_curve": str(curve)}
+    emit(result, as_json, f"{kind:10} {path}\nloss curve {curve}\nuse it with sctok train --{kind} {path}")

@@ -16,6 +16,7 @@ from sctok.audio.sources import AudioItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.features.mel_cache import VALIDATION_SHARE, key_share
 from sctok.formats.files import read_json, write_json
+from sctok.kmeans_tools.distributed import ALONE, Group
 
 INDEX_FILE = "clips.json"
 TRIES = 10
@@ -53,7 +54,7 @@ def index_clips(
         ValueError: nothing was found, or `folder` holds the list of other inputs.
         AudioError: an input does not exist.
     """
-    names = [str(Path(each).absolute()) for each in inputs]
+    names = [each if "://" in each else str(Path(each).absolute()) for each in inputs]
     if not (folder / INDEX_FILE).exists():
         clips = []
         for number, each in enumerate(inputs):
@@ -229,6 +230,40 @@ def validation_crops(
     if otherwise:
         return validation_crops(otherwise, config, limit)
     raise ValueError(f"none of {len(clips)} clips can be validated on: {problem}")
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Clips to train on and clips held out."""
+
+    train: Sequence[Clip]
+    held_out: Sequence[Clip]
+
+    @property
+    def hours(self) -> float:
+        """Hours of audio to train on."""
+        return sum(clip.seconds for clip in self.train) / 3600
+
+    def validation(self, config: CropConfig, limit: int) -> NDArray[np.float32]:
+        """Return validation crops float32 (n, samples)."""
+        return validation_crops(self.held_out, config, limit, otherwise=self.train)
+
+
+def open_collection(
+    audio: Sequence[str],
+    folder: Path,
+    skipped: Skipped = lambda path, reason: None,
+    progress: Callable[[float], None] = lambda seconds: None,
+    group: Group = ALONE,
+) -> Collection:
+    """Return the clips of `audio`, listed once for all runs in `folder` and by the first rank alone.
+
+    Arguments and errors are those of `index_clips`.
+    """
+    if group.leads:
+        index_clips(audio, folder, skipped, progress)
+    group.broadcast(None)
+    return Collection(*split_clips(index_clips(audio, folder)))
 
 
 def _pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:

@@ -26,7 +26,7 @@ from .crops import CropSampler
 from .gradients import average_gradients
 from .grid import GridCondition, GridConfig
 from .schedule import Schedule
-from .training_run import Task, warm_up_and_decay
+from .training_run import Task, check_training, warm_up_and_decay
 from .tunet import TUNet, TUNetConfig
 from .vae import AutoencoderKL, sample_posterior
 
@@ -68,10 +68,10 @@ class CodecTrainingConfig:
 
     def __post_init__(self) -> None:
         stack_factor(self.token_rate)
-        for name in ("batch_size", "accumulate", "steps", "scale_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not positive")
-        for name in ("condition_dropout", "ema_decay", "decay_share"):
+        counts = ("batch_size", "accumulate", "steps", "scale_batches", "gradient_clip")
+        weights = ("learning_rate", "weight_decay", "warm_up", "estimate_weight", "cycle_steps")
+        check_training(self, positive=counts, not_negative=weights)
+        for name in ("condition_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} must lie between 0 and 1")
         if self.precision not in DTYPES:

@@ -54,6 +54,7 @@ class Task(Protocol):
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `extra_state` returned."""
+        return
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,18 @@ def warm_up_and_decay(step: int, steps: int, warm_up: int, decay_share: float) -
     """Return the factor of a step's learning rate: linear warm-up, constant, linear decay over the last share."""
     warm = min(1.0, (step + 1) / max(1, warm_up))
     return min(warm, (steps - step) / (decay_share * steps)) if decay_share else warm
+
+
+def check_training(config: Any, positive: Sequence[str], not_negative: Sequence[str]) -> None:
+    """Raise ValueError for numbers of a configuration that are out of range; `decay_share` is one of them."""
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} {getattr(config, name)} is not positive")
+    for name in not_negative:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} {getattr(config, name)} must not be negative")
+    if not 0 <= config.decay_share <= 1:
+        raise ValueError(f"decay_share {config.decay_share} must lie between 0 and 1")
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sctok.audio.mel import log_mel
 
 from .crops import CropSampler
-from .training_run import Task, descend, warm_up_and_decay
+from .training_run import Task, check_training, descend, warm_up_and_decay
 from .vae import AutoencoderKL, VAEConfig, sample_posterior
 
 MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
@@ -22,13 +22,16 @@ class VAETrainingConfig:
 
     model: VAEConfig = MINI
     batch_size: int = 4
-    steps: int = 4000
+    steps: int = 1100
     learning_rate: float = 1e-3
     warm_up: int = 100
     decay_share: float = 0.3
     kl_weight: float = 0.01
     gradient_clip: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_training(self, positive=("batch_size", "steps"), not_negative=("learning_rate", "warm_up", "kl_weight"))
 
 
 class VAETraining(Task):

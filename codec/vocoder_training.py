@@ -14,7 +14,7 @@ from sctok.audio.mel import hann_window, log_mel
 
 from .crops import CropSampler
 from .losses import mel_distance, stft_distance
-from .training_run import Task, descend, warm_up_and_decay
+from .training_run import Task, check_training, descend, warm_up_and_decay
 from .vocoder import IstftVocoder, VocoderConfig
 
 DISCRIMINATOR_WINDOWS = (256, 512, 1024)
@@ -30,15 +30,19 @@ class VocoderTrainingConfig:
 
     model: VocoderConfig = field(default_factory=VocoderConfig)
     batch_size: int = 8
-    steps: int = 10_000
+    steps: int = 4500
     learning_rate: float = 5e-4
     warm_up: int = 200
     decay_share: float = 0.3
-    adversarial_after: int = 3000
+    adversarial_after: int = 2500
     adversarial_weight: float = 0.2
     matching_weight: float = 0.5
     gradient_clip: float = 10.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        weights = ("learning_rate", "warm_up", "adversarial_after", "adversarial_weight", "matching_weight")
+        check_training(self, positive=("batch_size", "steps"), not_negative=weights)
 
 
 class VocoderTraining(Task):

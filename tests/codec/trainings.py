@@ -32,6 +32,41 @@ GRID = GridConfig(CONTEXT, STACK, VAE.latent_shape(1024), hidden=16, features=2,
 UNET = TUNetConfig(2, 0, 8, (1, 2), 1, (1,), 8, CONTEXT)
 UNET_AND_GRID = TUNetConfig(2, GRID.channels, 8, (1, 2), 1, (1,), 8, CONTEXT)
 
+# The same as a configuration file.
+CONFIG = """
+token_rate = 25
+steps = 4
+batch_size = 2
+learning_rate = 1e-3
+warm_up = 2
+ema_decay = 0.9
+
+[acoustic]
+hidden = 8
+layers = 1
+acoustic_width = 8
+codebook_size = 16
+
+[unet]
+model_channels = 8
+multipliers = [1, 2]
+res_blocks = 1
+attention_levels = [1]
+head_width = 8
+
+[parts]
+encoder = "encoder.safetensors"
+codebooks = [8, 12]
+
+[run]
+validate_every = 1
+validation_windows = 2
+listen_every = 2
+listen_windows = 1
+listen_steps = 2
+readers = 1
+"""
+
 
 def write_audio(folder: Path, clips: int = 4, seconds: float = 2.0) -> list[str]:
     """Write two inputs of noisy tones and return their paths."""
@@ -51,10 +86,10 @@ def encoder() -> AudioMAE:
     return MaskedAutoencoder(AudioMAE(ENCODER), 16, 1, 1).encoder.eval()
 
 
-def codebook(k: int = 8, seed: int = 0) -> Codebook:
+def codebook(k: int = 8, seed: int = 0, encoder_hash: str = "t" * 16, stack: int = STACK) -> Codebook:
     """Return a codebook of random centroids for the encoder."""
-    centroids = np.random.default_rng(seed).standard_normal((k, 16 * STACK)).astype(np.float32)
-    return Codebook(centroids, np.ones(k, np.int64), CodebookInfo("merged", (), STACK, "tiny", "t" * 16))
+    centroids = np.random.default_rng(seed).standard_normal((k, 16 * stack)).astype(np.float32)
+    return Codebook(centroids, np.ones(k, np.int64), CodebookInfo("merged", (), stack, "tiny", encoder_hash))
 
 
 def codec_config(**changes: Any) -> CodecTrainingConfig:

@@ -1,0 +1,48 @@
+"""What all trainings share: the progress of their steps, what was skipped, and how they stop."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import typer
+
+from .common import Progress, say
+
+INTERRUPTED_BASE = 128  # what a shell adds to the number of a signal
+
+
+def tell_skipped(tell: Callable[[str], None] = say) -> Callable[[str, str], None]:
+    """Return what tells which file was left out, and why."""
+    return lambda path, reason: tell(f"skipped {path}: {reason}")
+
+
+def exit_if_stopped(signal: int, step: int, leads: bool = True) -> None:
+    """End the command as the signal that stopped its training asks for, once the checkpoint of `step` is saved."""
+    if signal:
+        if leads:
+            say(f"stopped: the checkpoint of step {step} is saved, and the same command goes on from there")
+        raise typer.Exit(INTERRUPTED_BASE + signal)
+
+
+class StepProgress:
+    """Shows steps with the time left, and the numbers of each validation on a line of their own."""
+
+    def __init__(self, label: str, done: int, steps: int, loss: str) -> None:
+        self._bar = Progress(label, total=max(0, steps - done), unit="steps")
+        self._steps, self._loss = steps, loss
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Show a row of `TrainingRun.run`."""
+        self._bar.update(1, f"{self._loss.replace('_', ' ')} {row[self._loss]:.4f}" if self._loss in row else "")
+        if "hours" in row:
+            numbers = {name: value for name, value in row.items() if name not in ("step", "hours")}
+            shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+            self._bar.message(f"step {row['step']}/{self._steps}, {row['hours']:.2f} h: {shown}")

@@ -1,0 +1,167 @@
+"""`sctok train`: a codec from a collection of audio."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, emit, say
+from .runs import AudioArgument, checked_name
+from .steps import StepProgress, exit_if_stopped, tell_skipped
+
+if TYPE_CHECKING:
+    from sctok.codec.training_config import TrainingPlan
+    from sctok.codec.training_log import TensorBoard
+    from sctok.codec.training_pipeline import CodecRun, TrainingParts
+    from sctok.features.checkpoints import EncoderWeights
+    from sctok.formats.codebooks import Codebook
+
+
+def train(
+    audio: AudioArgument,
+    config: Annotated[
+        str, typer.Option("--config", help="mini, paper-25, paper-50, paper-100, or a TOML file like those.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run and of the codec.  [default: my-CONFIG]")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="mini, base, or a file of AudioMAE weights.")] = None,
+    codebooks: Annotated[
+        list[str] | None,
+        typer.Option("--codebooks", help="Sizes of merged codebooks in ROOT/codebooks, or files; repeated or a,b."),
+    ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option("--vae", help="A codec, a vae.safetensors, a published decoder.ckpt or a diffusers folder."),
+    ] = None,
+    vocoder: Annotated[
+        str | None,
+        typer.Option(
+            "--vocoder", help="A codec, a vocoder.safetensors, a published decoder.ckpt or a diffusers folder."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimiser steps; a finished run goes on where more are asked for.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Windows in a batch of one process.")] = None,
+    accumulate: Annotated[int | None, typer.Option("--accumulate", help="Batches whose gradients make a step.")] = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", min=0)] = None,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a codec on audio, each input one domain, into ROOT/codecs/NAME; the run is kept in ROOT/train/NAME.
+
+    What is not given here is as in the configuration. Interrupted, it goes on where it stopped when the same command
+    is run again. Under torchrun the processes share every step:
+    torchrun --nproc-per-node 2 -m sctok.cli.app train …
+    """
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "precision": None if precision == "auto" else precision,
+        "seed": seed,
+    }
+    books = [part.strip() for part in ",".join(codebooks).split(",")] if codebooks else None
+    parts = {"encoder": encoder, "codebooks": books, "vae": vae, "vocoder": vocoder}
+    plan = _read_plan(config, settings, parts)
+    name = checked_name(name or f"my-{Path(config).stem}", "--name")
+
+    from sctok.codec.crops import open_collection
+    from sctok.codec.training_pipeline import CodecRun
+    from sctok.kernels.devices import resolve_device, resolve_precision
+    from sctok.kmeans_tools.distributed import join_group
+
+    folder = root / "train" / name
+    with join_group() as group:
+        chosen = group.local_device(resolve_device(device))
+        loaded = _load_parts(plan, root)
+        exact = resolve_precision(plan.settings.get("precision", "auto"), chosen)
+        completed = plan.complete(loaded.encoder.config.width, loaded.vae.config, exact)
+        with Progress("listing", unit="s of audio") as bar:
+            collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update, group)
+        run = CodecRun(plan, completed, loaded, collection, folder, chosen, group, tell_skipped())
+        exit_if_stopped(_train(run, name, folder), run.run.step, group.leads)
+        if group.leads:
+            _save(run, root / "codecs" / name, name, as_json)
+
+
+def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any]) -> "TrainingPlan":
+    from sctok.codec.training_config import read_plan
+
+    given = [{key: value for key, value in each.items() if value is not None} for each in (settings, parts)]
+    try:
+        plan = read_plan(config, *given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--config") from None
+    for option in ("codebooks", "vae", "vocoder"):
+        if not getattr(plan.parts, option):
+            raise typer.BadParameter("is not in the configuration and has to be given", param_hint=f"--{option}")
+    return plan
+
+
+def _load_parts(plan: "TrainingPlan", root: Path) -> "TrainingParts":
+    from sctok.codec.part_sources import open_vae, open_vocoder
+    from sctok.codec.training_pipeline import TrainingParts
+    from sctok.features.checkpoints import load_weights
+
+    weights = load_weights(plan.parts.encoder)
+    books = [_codebook(str(each), plan, weights, root / "codebooks") for each in plan.parts.codebooks]
+    codecs = root / "codecs"
+    return TrainingParts(weights, books, open_vae(plan.parts.vae, codecs), open_vocoder(plan.parts.vocoder, codecs))
+
+
+def _codebook(wanted: str, plan: "TrainingPlan", encoder: "EncoderWeights", folder: Path) -> "Codebook":
+    """Return the codebook that a size, or a file, of --codebooks means."""
+    from sctok.corpus.tokenization import choose_codebook
+    from sctok.formats.codebooks import load_codebook, load_named_codebook, load_npy
+    from sctok.formats.stacking import stack_factor
+
+    if wanted.isdecimal():
+        return load_named_codebook(choose_codebook(folder, int(wanted), plan.token_rate))
+    if wanted.endswith(".npy"):
+        stack = stack_factor(plan.token_rate)
+        return load_npy(wanted, stack_factor=stack, encoder=encoder.name, encoder_hash=encoder.hash)
+    return load_codebook(wanted)
+
+
+def _train(run: "CodecRun", name: str, folder: Path) -> int:
+    if not run.run.group.leads:
+        return run.train(lambda row: None)
+    done, steps = run.run.step, run.config.steps
+    hours, where = run.collection.hours, f"{run.task.device.type}, {run.config.precision}"
+    say(f"training on {len(run.collection.train)} clips, {hours:.2f} h ({where}), from step {done} to {steps}")
+    board = _tensorboard(folder / "tensorboard", done)
+    with StepProgress(f"train {name}", done, steps, "reconstruction") as show:
+
+        def progress(row: dict[str, Any]) -> None:
+            show(row)
+            if board:
+                board.row(row)
+
+        stopped = run.train(progress, board.heard if board else None)
+    if board:
+        board.close()
+    return stopped
+
+
+def _tensorboard(folder: Path, step: int) -> "TensorBoard | None":
+    from sctok.codec.training_log import TensorBoard
+
+    try:
+        return TensorBoard(folder, step)
+    except ImportError as error:
+        say(f"{error}; training goes on without it")
+        return None
+
+
+def _save(run: "CodecRun", folder: Path, name: str, as_json: bool) -> None:
+    from sctok.codec.training_run import read_curve
+
+    run.save(folder, name)
+    curve = run.run.folder / "loss.csv"
+    last = {key: float(value) for key, value in read_curve(curve)[-1].items() if value}
+    facts = {"codec": str(folder), "token_rate": run.config.token_rate, "loss_curve": str(curve), **last}
+    emit(facts, as_json, f"codec      {folder}\nloss curve {curve}\nuse it with --codec {name}")

@@ -1,0 +1,63 @@
+"""Trainings of a small VAE and a small vocoder, from a collection of audio to a file."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .artefact import KINDS, VOCODERS, save_part
+from .crops import Collection, CropConfig, CropSampler, Skipped
+from .training_run import Schedule, TrainingRun
+from .vae_training import VAETraining, VAETrainingConfig
+from .vocoder_training import VocoderTraining, VocoderTrainingConfig
+
+VAE_CROPS = CropConfig(packed=0.8, level="random")
+VOCODER_CROPS = CropConfig(samples=16_000, packed=0.9, level="random")
+VOCODER_VALIDATION = CropConfig(samples=48_000)
+VALIDATION_CROPS = 32
+VALIDATE_EVERY = 250
+
+
+class PartRun:
+    """One training of a VAE or a vocoder in one folder, which goes on where it stopped."""
+
+    def __init__(
+        self,
+        config: VAETrainingConfig | VocoderTrainingConfig,
+        collection: Collection,
+        folder: Path,
+        device: torch.device,
+        skipped: Skipped = lambda path, reason: None,
+    ) -> None:
+        """Set the training up, or continue from its checkpoint. Raises ValueError where that is of another training."""
+        self.config, self.collection = config, collection
+        self.task: VAETraining | VocoderTraining
+        if isinstance(config, VAETrainingConfig):
+            drawn = CropConfig(**{**asdict(VAE_CROPS), "seed": config.seed})
+            crops, held = CropSampler(collection.train, drawn, skipped), collection.validation(drawn, VALIDATION_CROPS)
+            self.task = VAETraining(config, crops, held, device)
+        else:
+            drawn = CropConfig(**{**asdict(VOCODER_CROPS), "seed": config.seed})
+            crops = CropSampler(collection.train, drawn, skipped)
+            held = collection.validation(VOCODER_VALIDATION, VALIDATION_CROPS)
+            self.task = VocoderTraining(config, crops, held, device)
+        self.run = TrainingRun(self.task, folder, {**asdict(config), "crops": asdict(drawn)})
+
+    def train(self, progress: Callable[[dict[str, Any]], None], validate_every: int = VALIDATE_EVERY) -> int:
+        """Train to the last step, as `TrainingRun.run`."""
+        return self.run.run(Schedule(self.config.steps, validate_every), progress)
+
+    def save(self, path: Path) -> None:
+        """Write the trained module with what made it. Raises DiskFullError."""
+        provenance = {
+            "trained": self.run.settings,
+            "steps": self.run.step,
+            "hours_of_audio": round(self.collection.hours, 2),
+            "hours_of_training": round(self.run.seconds / 3600, 3),
+        }
+        model = self.task.model
+        kind = next(kind for kind in ("vae", *VOCODERS) if isinstance(model, KINDS[kind][1]))
+        arrays = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+        save_part(path, kind, arrays, model.config, metadata=provenance)

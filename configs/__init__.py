@@ -1,0 +1,1 @@
+"""Configurations of `sctok train`, found by name."""

@@ -1,0 +1,123 @@
+"""From audio to a codec folder: what a training leaves behind, and how it sounds on the way."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sctok.codec.artefact import load_codec
+from sctok.codec.crops import open_collection
+from sctok.codec.training_config import read_plan
+from sctok.codec.training_log import TensorBoard
+from sctok.codec.training_pipeline import CodecRun, TrainingParts
+from sctok.codec.training_run import Schedule
+from sctok.codec.vae import AutoencoderKL
+from sctok.codec.vocoder import IstftVocoder, VocoderConfig
+from sctok.features.checkpoints import EncoderWeights
+
+from .trainings import CONFIG, CPU, ENCODER, VAE, codebook, encoder, write_audio
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_audio(tmp_path_factory.mktemp("audio"))
+
+
+def tiny_parts(encoder_hash: str | None = None, rate: int | None = None) -> TrainingParts:
+    torch.manual_seed(2)
+    weights = EncoderWeights("tiny", ENCODER, {k: v.detach() for k, v in encoder().state_dict().items()}, {})
+    books = [codebook(k, k, encoder_hash or weights.hash, 100 // (rate or 25)) for k in (8, 12)]
+    return TrainingParts(weights, books, AutoencoderKL(VAE), IstftVocoder(VocoderConfig(8, 1, 2)))
+
+
+def tiny_run(inputs: list[str], folder: Path, parts: TrainingParts | None = None, **settings: Any) -> CodecRun:
+    (folder / "x.toml").write_text(CONFIG)
+    plan, parts = read_plan(folder / "x.toml", settings), parts or tiny_parts()
+    config = plan.complete(ENCODER.width, VAE, "fp32")
+    return CodecRun(plan, config, parts, open_collection(inputs, folder / "run"), folder / "run", CPU)
+
+
+def test_the_codec_has_the_averages(inputs: list[str], tmp_path: Path) -> None:
+    run = tiny_run(inputs, tmp_path)
+    rows: list[dict[str, Any]] = []
+    heard: list[Any] = []
+    assert run.train(rows.append, lambda *arguments: heard.append(arguments)) == 0
+    run.save(tmp_path / "codecs" / "mine", "mine")
+    codec = load_codec(tmp_path / "codecs" / "mine")
+    for name, value in run.task.average.unet.state_dict().items():
+        assert torch.equal(codec.unet.state_dict()[name], value)
+    assert torch.equal(codec.acoustic.quantizer.codes, run.task.average.acoustic.quantizer.codes)
+    assert codec.scale_factor == pytest.approx(float(run.task.model.scale_factor))
+    assert torch.equal(codec.schedule.alphas_cumprod, run.task.schedule.alphas_cumprod)
+    assert (codec.info.name, codec.info.token_rate, len(codec.codebooks)) == ("mine", 25, 2)
+    assert codec.info.provenance["steps"] == 4
+    assert codec.info.provenance["trained"]["parts"] == run.parts.hashes()
+
+
+def test_windows_are_decoded_now_and_then_and_at_the_end(inputs: list[str], tmp_path: Path) -> None:
+    run = tiny_run(inputs, tmp_path, steps=5)
+    rows: list[dict[str, Any]] = []
+    heard: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    run.train(rows.append, lambda *arguments: heard.append(arguments))
+    found = {row["step"]: row.get("validation_mel_distance") for row in rows if "hours" in row}
+    assert [step for step, distance in found.items() if distance is not None] == [2, 4, 5]
+    assert [step for step, _, _ in heard] == [2, 4, 5]
+    for _, decoded, original in heard:
+        assert decoded.shape == original.shape == (1, 163_840)
+        assert np.array_equal(original.numpy(), run.task.held_out[:1])
+        assert bool(decoded.isfinite().all())
+
+
+def test_listening_changes_nothing(inputs: list[str], tmp_path: Path) -> None:
+    for name in ("silent", "heard"):
+        (tmp_path / name).mkdir()
+    silent, heard = tiny_run(inputs, tmp_path / "silent"), tiny_run(inputs, tmp_path / "heard")
+    silent.task.listen = lambda step: {}
+    silent.run.run(Schedule(4, 1))
+    heard.train(lambda row: None)
+    for name, value in silent.task.model.state_dict().items():
+        assert torch.equal(heard.task.model.state_dict()[name], value)
+
+
+def test_other_parts_are_refused(inputs: list[str], tmp_path: Path) -> None:
+    tiny_run(inputs, tmp_path).train(lambda row: None)
+    parts = tiny_parts()
+    with torch.no_grad():
+        parts.vae.post_quant_conv.bias += 1
+    with pytest.raises(ValueError, match=r"other settings \(parts\.vae\)"):
+        tiny_run(inputs, tmp_path, parts)
+
+
+def test_codebooks_of_another_encoder_or_rate_are_refused(inputs: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="made with the encoder tiny"):
+        tiny_run(inputs, tmp_path, tiny_parts(encoder_hash="0" * 16))
+    with pytest.raises(ValueError, match="for 50 tokens per second, the codec for 25"):
+        tiny_run(inputs, tmp_path, tiny_parts(rate=50))
+
+
+def test_tensorboard_files(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def write(step: int, loss: float) -> None:
+        board = TensorBoard(tmp_path, step)
+        for number in range(step + 1, step + 21):
+            board.row({"step": number, "loss": loss})
+        board.row({"step": step + 20, "hours": 0.1, "loss": loss, "validation_loss": loss})
+        board.heard(step + 20, torch.zeros(1, 160), torch.zeros(1, 160))
+        board.close()
+
+    write(0, 1.0)
+    write(10, 2.0)  # goes on from step 10 after an interruption
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert [(each.step, each.value) for each in found.Scalars("training/loss")] == [(10, 1.0), (20, 2.0), (30, 2.0)]
+    assert [each.step for each in found.Scalars("validation/loss")] == [30]
+    assert found.Tags()["audio"] == ["decoded/0", "original/0"]
+
+
+def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"install sctok\[train\]"):
+        TensorBoard(tmp_path, 0)
