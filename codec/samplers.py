@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .schedule import Schedule
-from .tunet import PreparedContext
+from .tunet import PreparedContext, as_many
 
 Sampler = Literal["ddim", "dpm++", "unipc"]
 GuidanceForm = Literal["published", "paper"]
@@ -29,7 +29,7 @@ class Denoiser(Protocol):
         """Return what can be computed once per context."""
 
     def __call__(self, latent: Tensor, timestep: Tensor, context: PreparedContext, extra: Tensor | None) -> Tensor:
-        """Predict v."""
+        """Predict v for as many contexts as there are, with the latents repeated if they are fewer."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _guided(model: Denoiser, scale: float, condition: Condition) -> Denoise:
             extra = torch.cat((condition.unconditional_extra.expand_as(extra), extra))
 
     def denoise(latent: Tensor, step: int) -> Tensor:
-        latents = latent if scale == 1 else torch.cat((latent, latent))
+        latents = latent if extra is None else as_many(latent, extra)
         steps = torch.full((len(latents),), step, dtype=torch.int64, device=latent.device)
         velocity = model(latents, steps, context, extra).float()
         if scale == 1:

@@ -12,6 +12,7 @@ TIME_BASE = 10000.0  # longest period of the sinusoidal time embedding
 NORM_GROUPS = 32
 RES_NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
+NARROW = 2  # width of the maps on which CPUs convolve faster by one matrix product
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -86,6 +87,11 @@ def time_embedding(timestep: Tensor, width: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
+def as_many(value: Tensor, like: Tensor) -> Tensor:
+    """Return `value` (b, …) repeated to the batch of `like`, a multiple of b."""
+    return value if len(value) == len(like) else value.repeat(len(like) // len(value), *[1] * (value.ndim - 1))
+
+
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     """Return a norm over 32 groups, or as many as divide channels that are no multiple of 32."""
     return nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=eps)
@@ -99,27 +105,41 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+class Conv3x3(nn.Conv2d):
+    """A convolution that keeps the size of its map, made for maps stored channels last."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H, W)."""
+        height, width = x.shape[2:]
+        if width > NARROW or x.device.type != "cpu":
+            return super().forward(x)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        taps = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(torch.cat(taps, dim=-1), weight, self.bias).permute(0, 3, 1, 2)
+
+
 class ResBlock(nn.Module):
     """Two norm-SiLU-convolution steps with the time embedding added between them, and a skip connection."""
 
     def __init__(self, inputs: int, outputs: int, time_width: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            group_norm(inputs, RES_NORM_EPS), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)
+            group_norm(inputs, RES_NORM_EPS), nn.SiLU(inplace=True), Conv3x3(inputs, outputs)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_width, outputs))
-        self.out_layers = nn.Sequential(
-            group_norm(outputs, RES_NORM_EPS),
-            nn.SiLU(),
-            nn.Identity(),
-            zeroed(nn.Conv2d(outputs, outputs, 3, padding=1)),
-        )
+        last = zeroed(Conv3x3(outputs, outputs))
+        self.out_layers = nn.Sequential(group_norm(outputs, RES_NORM_EPS), nn.SiLU(inplace=True), nn.Identity(), last)
         self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Map x (B, inputs, H, W) and time (B, time width) to (B, outputs, H, W)."""
-        hidden = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(hidden)
+        hidden = self.in_layers(x)
+        hidden += self.emb_layers(as_many(time, x))[:, :, None, None]
+        return self.out_layers(hidden).add_(self.skip_connection(x))
 
 
 class Attention(nn.Module):
@@ -187,9 +207,11 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, keys_values: KeysValues | None) -> Tensor:
         """Map (B, N, width) to (B, N, width)."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), keys_values)
-        return x + self.ff(self.norm3(x))
+        x = self.attn1(self.norm1(x)).add_(x)
+        if keys_values is not None:
+            x = as_many(x, keys_values[0])  # from here on they differ
+        x = self.attn2(self.norm2(x), keys_values).add_(x)
+        return self.ff(self.norm3(x)).add_(x)
 
 
 class SpatialTransformer(nn.Module):
@@ -216,7 +238,7 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             rows = block(rows, keys_values)
         rows = F.linear(rows, self.proj_out.weight.flatten(1), self.proj_out.bias)
-        return x + rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).add_(as_many(x, rows))
 
 
 class Downsample(nn.Module):
@@ -236,7 +258,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, channels, 2H, 2W)."""
@@ -270,7 +292,7 @@ class TUNet(nn.Module):
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
         inputs = config.latent_channels + config.extra_channels
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(inputs, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stage([Conv3x3(inputs, width)])])
         skips = [width]
         for level in range(len(config.multipliers)):
             for _ in range(config.res_blocks):
@@ -291,8 +313,9 @@ class TUNet(nn.Module):
                 if level and block == config.res_blocks:
                     stage.append(Upsample(channels))
                 self.output_blocks.append(stage)
-        last = zeroed(nn.Conv2d(channels, config.latent_channels, 3, padding=1))
-        self.out = nn.Sequential(group_norm(channels, RES_NORM_EPS), nn.SiLU(), last)
+        last = zeroed(Conv3x3(channels, config.latent_channels))
+        self.out = nn.Sequential(group_norm(channels, RES_NORM_EPS), nn.SiLU(inplace=True), last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _stage(self, level: int, inputs: int) -> Stage:
         outputs = self.config.channels(level)
@@ -317,12 +340,14 @@ class TUNet(nn.Module):
     ) -> Tensor:
         """Predict v.
 
-        Takes the noisy latent (B, latent channels, H, W) float32, timesteps (B,) int64 in 0…999, the context
+        Takes the noisy latent (b, latent channels, H, W) float32, timesteps (b,) int64 in 0…999, the context
         (B, L, context width) or what `prepare` made of it, and, where the configuration has extra channels, those
-        (B, extra channels, H, W). Returns (B, latent channels, H, W).
+        (b, extra channels, H, W). Returns (B, latent channels, H, W). B is b or a multiple of it: then the latents
+        meet the contexts b at a time, and what does not depend on the context is computed once.
         """
-        pairs = iter((context if isinstance(context, PreparedContext) else self.prepare(context)).pairs)
-        self._check(latent, extra)
+        prepared = context if isinstance(context, PreparedContext) else self.prepare(context)
+        self._check(latent, extra, prepared.batch)
+        pairs = iter(prepared.pairs)
         time = self.time_embed(time_embedding(timestep, self.config.model_channels))
         x = latent if extra is None else torch.cat((latent, extra), dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -332,10 +357,10 @@ class TUNet(nn.Module):
             skips.append(x)
         x = self.middle_block(x, time, pairs)
         for stage in self.output_blocks:
-            x = stage(torch.cat((x, skips.pop()), dim=1), time, pairs)
+            x = stage(torch.cat((x, as_many(skips.pop(), x)), dim=1), time, pairs)
         return self.out(x).contiguous()
 
-    def _check(self, latent: Tensor, extra: Tensor | None) -> None:
+    def _check(self, latent: Tensor, extra: Tensor | None, contexts: int) -> None:
         divisor = 2 ** (len(self.config.multipliers) - 1)
         if latent.shape[1] != self.config.latent_channels or latent.shape[2] % divisor or latent.shape[3] % divisor:
             raise ValueError(
@@ -344,3 +369,5 @@ class TUNet(nn.Module):
             )
         if (0 if extra is None else extra.shape[1]) != self.config.extra_channels:
             raise ValueError(f"{self.config.extra_channels} extra channels are needed beside the latent")
+        if contexts % len(latent):
+            raise ValueError(f"{contexts} contexts are no multiple of {len(latent)} latents")

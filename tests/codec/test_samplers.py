@@ -8,7 +8,7 @@ import torch
 from sctok.codec.condition import PE_WIDTH, unconditional
 from sctok.codec.samplers import Condition, SamplerConfig, sample, visited_steps, window_generators
 from sctok.codec.schedule import Schedule
-from sctok.codec.tunet import PreparedContext
+from sctok.codec.tunet import PreparedContext, as_many
 
 from .standins import (
     LATENT,
@@ -38,7 +38,8 @@ class Gaussian:
         return PreparedContext(((context, context),))
 
     def __call__(self, latent, timestep, context, extra):
-        self.batches.append(len(latent))
+        self.batches.append(context.batch)
+        latent, timestep = as_many(latent, context.pairs[0][0]), as_many(timestep, context.pairs[0][0])
         mean = context.pairs[0][0] + (0 if extra is None else extra)
         signal, spread = self.schedule.weights(timestep, latent)
         variance = signal**2 * DEVIATION**2 + spread**2

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from sctok.codec.tunet import TUNet, TUNetConfig, time_embedding
+from sctok.codec.tunet import Conv3x3, TUNet, TUNetConfig, time_embedding
 
 from .standins import PREFIX, golden_condition, initial_noise, published_unet, relative_error
 
@@ -63,6 +64,18 @@ def test_expanded_and_joined_contexts(small):
     one, two = torch.randn(1, 5, 6), torch.randn(1, 5, 6)
     joined = small.prepare(one).expand(2).join(small.prepare(two))
     torch.testing.assert_close(small(latent, steps, joined), small(latent, steps, torch.cat((one, one, two))))
+
+
+def test_latents_meet_several_contexts_each(small):
+    latent, steps, context = torch.randn(2, 2, 8, 4), torch.tensor([3, 900]), torch.randn(4, 5, 6)
+    apart = torch.cat([small(latent, steps, part) for part in context.chunk(2)])
+    torch.testing.assert_close(small(latent, steps, context), apart)
+
+
+def test_narrow_maps_are_convolved_alike():
+    layer = Conv3x3(6, 10)
+    x = torch.randn(3, 6, 5, 2)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
 
 
 def test_windows_of_a_batch_do_not_mix(small):
@@ -130,10 +143,14 @@ def test_configurations_survive_json():
         ((1, 3, 8, 4), (1, 5, 6), None, "a latent is"),
         ((1, 2, 8, 4), (1, 5, 7), None, "a context is"),
         ((1, 2, 8, 4), (1, 5, 6), (1, 1, 8, 4), "extra channels"),
+        ((2, 2, 8, 4), (3, 5, 6), None, "multiple of 2"),
     ],
 )
 def test_bad_shapes_are_refused(latent, context, extra, message, small):
     with pytest.raises(ValueError, match=message):
         small(
-            torch.zeros(latent), torch.tensor([3]), torch.zeros(context), None if extra is None else torch.zeros(extra)
+            torch.zeros(latent),
+            torch.full(latent[:1], 3),
+            torch.zeros(context),
+            None if extra is None else torch.zeros(extra),
         )
