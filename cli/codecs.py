@@ -24,7 +24,8 @@ CodecOption = Annotated[
     str, typer.Option("--codec", help="mini (bundled), the name of a codec in ROOT/codecs, or its folder.")
 ]
 CodebookOption = Annotated[
-    str | None, typer.Option("--codebook", help="Rows or hash of a semantic codebook.  [default: the codec's largest]")
+    str | None,
+    typer.Option("--codebook", help="Rows or hash of a semantic codebook.", show_default="the codec's largest"),
 ]
 KeepOption = Annotated[
     bool,
@@ -35,21 +36,22 @@ FormatOption = Annotated[
 ]
 SamplerOption = Annotated[str, typer.Option("--sampler", help="ddim, dpm++ or unipc.", callback=one_of(*STEPS))]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="Steps of the sampler.  [default: 50 of ddim, 10 of the others]", min=1)
+    int | None,
+    typer.Option("--steps", help="Steps of the sampler.", show_default="50 of ddim, 10 of the others", min=1),
 ]
 GuidanceOption = Annotated[float, typer.Option("--guidance", help="Guidance scale; 1 for none, at half the work.")]
 GuidanceFormOption = Annotated[
     str,
     typer.Option(
         "--guidance-form",
-        help="published: u + s·(c - u); paper: (1 - s)·c + s·u, as its Eq. 10 is printed.",
+        help="published: u + s·(c - u); paper: Eq. 10 as printed, (1 - s)·c + s·u.",
         callback=one_of("published", "paper"),
     ),
 ]
 EtaOption = Annotated[float, typer.Option("--eta", help="Fresh noise in each step of ddim, 0 to 1.", min=0, max=1)]
 BatchWindowsOption = Annotated[
     int | None,
-    typer.Option("--batch-size", help="Windows decoded at once.  [default: 4 on a CPU, 16 on a GPU]", min=1),
+    typer.Option("--batch-size", help="Windows decoded at once.", show_default="4 on a CPU, 16 on a GPU", min=1),
 ]
 
 

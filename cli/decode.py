@@ -30,7 +30,9 @@ def decode(
     codec: CodecOption = "mini",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A .wav or .flac file for a single .sct, or a folder.  [default: beside the .sct]"),
+        typer.Option(
+            "--out", help="A .wav or .flac file for a single .sct, or a folder.", show_default="beside the .sct"
+        ),
     ] = None,
     audio_format: FormatOption = "wav",
     sampler: SamplerOption = "ddim",

@@ -24,7 +24,7 @@ def encode(
     codebook: CodebookOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A .sct file for a single input, or a folder.  [default: beside the audio]"),
+        typer.Option("--out", help="A .sct file for a single input, or a folder.", show_default="beside the audio"),
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     device: DeviceOption = "auto",

@@ -1,0 +1,142 @@
+"""`sctok encode` as a user meets it."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+
+from sctok.cli.app import main
+from sctok.formats.sct import read_sct
+
+from ..codec.tiny import CODEBOOK_SIZES
+from .conftest import write_noise
+
+
+def test_a_file_gets_its_tokens_beside_it(sctok, small_codec, tmp_path):
+    audio = write_noise(tmp_path / "a.wav", 40_000)
+    code, printed, _ = sctok("encode", audio, "--json")
+    assert code == 0
+    found = read_sct(tmp_path / "a.sct")
+    expected = small_codec.encode(soundfile.read(audio)[0], 16_000)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    assert (found.samples, found.codec_hash, found.codebook_hash) == (40_000, small_codec.hash, expected.codebook_hash)
+    facts = json.loads(printed)
+    assert (facts["files"], facts["kept"], facts["failed"], facts["audio_seconds"]) == (1, 0, [], 2.5)
+    assert facts["bytes"] == (tmp_path / "a.sct").stat().st_size
+    assert facts["bits_per_second"] == len(found.tokens) * 12 / 2.5
+
+
+def test_the_table_says_bitrate_and_speed(sctok, tmp_path):
+    code, printed, _ = sctok("encode", write_noise(tmp_path / "a.wav", 16_000))
+    assert code == 0
+    assert all(title in printed for title in ("kbit/s", "× real time", "tokens/s"))
+
+
+def test_a_folder_becomes_a_tree_and_what_fails_is_named(sctok, tmp_path):
+    folder = tmp_path / "in"
+    write_noise(folder / "x" / "stereo.flac", 50_000, rate=44_100, channels=2)
+    write_noise(folder / "short.wav", 800)
+    write_noise(folder / "long.wav", 400_001)
+    (folder / "x" / "text.wav").write_text("this is no audio")
+    soundfile.write(folder / "nan.wav", np.array([0, np.nan]), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "silent.wav", np.zeros(30_000), 16_000)
+    code, printed, said = sctok("encode", folder, "--out", tmp_path / "out", "--json")
+    assert code == 1
+    lengths = {
+        str(path.relative_to(tmp_path / "out")): read_sct(path).samples
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert lengths == {"x/stereo.sct": 18_141, "short.sct": 800, "long.sct": 400_001, "silent.sct": 30_000}
+    failed = {entry["source"].rpartition("/")[2]: entry["reason"] for entry in json.loads(printed)["failed"]}
+    assert failed.keys() == {"text.wav", "nan.wav"}
+    assert "sample 1 (0.000 s) is nan" in failed["nan.wav"]
+    assert f"failed: {folder}/nan.wav: sample 1" in said
+    assert "2 of 6 files failed" in said
+
+
+def test_tokens_do_not_depend_on_the_other_files(sctok, tmp_path):
+    for samples in (3_000, 200_000, 170_000):
+        write_noise(tmp_path / "in" / f"{samples}.wav", samples)
+    assert sctok("encode", tmp_path / "in", "--out", tmp_path / "together")[0] == 0
+    assert sctok("encode", tmp_path / "in" / "170000.wav", "--out", tmp_path / "alone.sct")[0] == 0
+    assert (tmp_path / "alone.sct").read_bytes() == (tmp_path / "together" / "170000.sct").read_bytes()
+
+
+def test_the_codebook_is_chosen_by_size(sctok, tmp_path):
+    audio = write_noise(tmp_path / "a.wav", 16_000)
+    assert sctok("encode", audio, "--codebook", CODEBOOK_SIZES[0])[0] == 0
+    assert read_sct(tmp_path / "a.sct").codebook_sizes[0] == CODEBOOK_SIZES[0]
+    code, _, said = sctok("encode", audio, "--codebook", 4096)
+    assert code == 2
+    assert "has no codebook 4096" in said
+
+
+def test_existing_results_are_replaced_or_kept(sctok, tmp_path):
+    audio = write_noise(tmp_path / "a.wav", 16_000)
+    target = tmp_path / "a.sct"
+    assert sctok("encode", audio, "--codebook", CODEBOOK_SIZES[0])[0] == 0
+    first = target.stat().st_ino
+    code, printed, _ = sctok("encode", audio, "--codebook", CODEBOOK_SIZES[0], "--skip-existing", "--json")
+    assert (code, json.loads(printed)["kept"], target.stat().st_ino) == (0, 1, first)
+    assert sctok("encode", audio, "--skip-existing")[0] == 0
+    assert read_sct(target).codebook_sizes[0] == CODEBOOK_SIZES[1]
+    whole = target.read_bytes()
+    target.write_bytes(whole[:-1])
+    assert sctok("encode", audio, "--skip-existing")[0] == 0
+    assert target.read_bytes() == whole
+    second = target.stat().st_ino
+    assert sctok("encode", audio)[0] == 0
+    assert target.stat().st_ino != second
+
+
+def test_two_inputs_with_one_place_are_told_apart(sctok, tmp_path):
+    inputs = [write_noise(tmp_path / name, 8_000) for name in ("a.wav", "a.flac")]
+    code, printed, _ = sctok("encode", *inputs, "--json")
+    assert code == 1
+    assert "place of another input's result" in json.loads(printed)["failed"][0]["reason"]
+    code, _, said = sctok("encode", *inputs, "--out", tmp_path / "b.sct")
+    assert code == 1
+    assert "2 inputs cannot go to one file" in said
+
+
+def test_tar_shards_need_a_folder(sctok, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(write_noise(tmp_path / "a.wav", 8_000), "a.wav")
+    code, _, said = sctok("encode", tmp_path / "s.tar")
+    assert code == 1
+    assert "--out" in said
+    assert sctok("encode", tmp_path / "s.tar", "--out", tmp_path / "out")[0] == 0
+    assert read_sct(tmp_path / "out" / "a.sct").samples == 8_000
+
+
+def test_decoding_processes_change_nothing(sctok, tmp_path):
+    for samples in (3_000, 20_000):
+        write_noise(tmp_path / "in" / f"{samples}.wav", samples)
+    for workers in (0, 2):
+        assert sctok("encode", tmp_path / "in", "--out", tmp_path / str(workers), "--workers", workers)[0] == 0
+    for samples in (3_000, 20_000):
+        one, other = (tmp_path / str(workers) / f"{samples}.sct" for workers in (0, 2))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_codec_of_the_work_directory_has_a_name(codec_folder, tmp_path, capsys):
+    audio = write_noise(tmp_path / "a.wav", 8_000)
+    (tmp_path / "root" / "codecs").mkdir(parents=True)
+    (tmp_path / "root" / "codecs" / "mine").symlink_to(codec_folder)
+    assert main(["encode", str(audio), "--codec", "mine", "--root", str(tmp_path / "root")]) == 0
+    assert main(["encode", str(audio), "--codec", "other", "--root", str(tmp_path / "root")]) == 1
+    assert "other is neither a bundled codec" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.wav", "--channel", "-1"], ["a.wav", "--device", "tpu"]])
+def test_wrong_usage(arguments, capsys):
+    assert main(["encode", *arguments]) == 2
+
+
+def test_a_missing_input_is_one_line(sctok, tmp_path):
+    code, _, said = sctok("encode", tmp_path / "nowhere.wav")
+    assert code == 1
+    assert said.strip().endswith("nowhere.wav: no such file or folder")

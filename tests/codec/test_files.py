@@ -1,0 +1,94 @@
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from sctok.audio.errors import AudioError
+from sctok.codec.codec import Codec
+from sctok.codec.decoding import TokenWindow
+from sctok.codec.files import decode_files, write_audio
+from sctok.codec.listing import TokenJob
+from sctok.codec.samplers import SamplerConfig
+from sctok.formats.files import DiskFullError
+
+QUICK = SamplerConfig(steps=1)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".wav", "WAV"), (".FLAC", "FLAC")])
+def test_blocks_become_a_file_of_16_bits(tmp_path: Path, suffix: str, kind: str) -> None:
+    blocks = [np.array([0.5, -0.5], np.float32), np.array([3.0, -3.0, 0.25], np.float32)]
+    path = tmp_path / f"a{suffix}"
+    assert write_audio(path, blocks) == path.stat().st_size
+    info = soundfile.info(path)
+    assert (info.format, info.subtype, info.samplerate, info.channels) == (kind, "PCM_16", 16_000, 1)
+    np.testing.assert_allclose(soundfile.read(path)[0], [0.5, -0.5, 1, -1, 0.25], atol=1e-4)
+
+
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.mp3: audio is written as \.wav or \.flac"):
+        write_audio(tmp_path / "a.mp3", [])
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[None]:
+    """A limit on the size of files, which makes writing fail as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files_only")
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"old")
+    noise = np.random.default_rng(0).standard_normal((4, 16_000)).astype(np.float32)
+    with pytest.raises(DiskFullError, match=rf"a\{suffix}: the file size limit is reached; make room"):
+        write_audio(path, noise)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {path.name: b"old"}
+
+
+def jobs(codec: Codec, folder: Path, count: int) -> Iterator[TokenJob]:
+    """Yield the tokens of short sounds."""
+    for number in range(count):
+        wave = np.random.default_rng(number).standard_normal(3_000) * 0.1
+        yield TokenJob(f"sound {number}", codec.encode(wave, 16_000), folder / f"{number}.wav")
+
+
+def test_what_was_read_before_a_failure_is_finished(codec: Codec, tmp_path: Path) -> None:
+    def failing() -> Iterator[TokenJob]:
+        yield from jobs(codec, tmp_path, 2)
+        raise AudioError("sound 2", "the worker process that was decoding it died")
+
+    outcomes = decode_files(codec, failing(), QUICK)
+    assert [next(outcomes).source for _ in range(2)] == ["sound 0", "sound 1"]
+    with pytest.raises(AudioError, match="sound 2"):
+        next(outcomes)
+    assert soundfile.info(tmp_path / "1.wav").frames == 3_000
+
+
+def test_a_place_that_cannot_be_written_fails_its_file_alone(codec: Codec, tmp_path: Path) -> None:
+    (tmp_path / "1.wav").mkdir()
+    outcomes = list(decode_files(codec, jobs(codec, tmp_path, 3), QUICK))
+    assert [outcome.reason is None for outcome in outcomes] == [True, False, True]
+    assert "Is a directory" in str(outcomes[1].reason)
+
+
+def test_what_is_not_finite_fails_its_file_alone(codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = codec._decoder.decode
+
+    def broken(windows: list[TokenWindow], *rest: Any) -> NDArray[np.float32]:
+        waves = decode(windows, *rest)
+        waves[0] = np.nan
+        return waves
+
+    monkeypatch.setattr(codec._decoder, "decode", broken)
+    outcomes = list(decode_files(codec, jobs(codec, tmp_path, 3), QUICK))
+    assert "not finite" in str(outcomes[0].reason)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["1.wav", "2.wav"]
