@@ -1,19 +1,25 @@
 """The VAE and the vocoder of AudioLDM 2 as `AudioLDM2Pipeline.save_pretrained` stores them, in sctok's modules."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sctok.audio.mel import DECODER_BINS
+from sctok.audio.windows import FRAME_SHIFT, SAMPLE_RATE
 from sctok.formats.files import read_json
 
+from .hifigan import SLOPE, HifiGan, HifiGanConfig
 from .vae import AutoencoderKL, VAEConfig
 
+Config = TypeVar("Config")
+
 CONFIG_FILE = "config.json"
+VOCODER_FILES = ("model.safetensors", "pytorch_model.bin")
 VAE_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 # Settings of diffusers' AutoencoderKL: the default, and the only value that our module can express.
@@ -29,6 +35,23 @@ _VAE_SETTINGS: Mapping[str, tuple[Any, Any]] = {
     "use_post_quant_conv": (True, True),
     "mid_block_add_attention": (True, True),
 }
+# The same of transformers' SpeechT5HifiGan.
+_VOCODER_SETTINGS: Mapping[str, tuple[Any, Any]] = {
+    "architectures": (["SpeechT5HifiGan"], ["SpeechT5HifiGan"]),
+    "model_in_dim": (80, DECODER_BINS),
+    "sampling_rate": (16_000, SAMPLE_RATE),
+    "leaky_relu_slope": (0.1, SLOPE),
+}
+# Its sizes and their defaults.
+_VOCODER_SIZES: Mapping[str, Any] = {
+    "upsample_initial_channel": 512,
+    "upsample_rates": [4, 4, 4, 4],
+    "upsample_kernel_sizes": [8, 8, 8, 8],
+    "resblock_kernel_sizes": [3, 7, 11],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+}
+# What PyTorch called magnitude and direction of a normalised weight, and what it calls them now.
+_WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 # Parts of our names and what diffusers calls them.
 _VAE_NAMES = (
     ("mid.block_1.", "mid_block.resnets.0."),
@@ -44,7 +67,7 @@ _VAE_NAMES = (
     (".downsample.", ".downsamplers.0."),
     (".upsample.", ".upsamplers.0."),
 )
-# diffusers before 0.15 and now.
+# In older files, and now.
 _OLD_ATTENTION = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
 
@@ -72,6 +95,64 @@ def load_diffusers_vae(source: str | Path) -> tuple[AutoencoderKL, float]:
     return model, scale
 
 
+def load_diffusers_vocoder(source: str | Path) -> HifiGan:
+    """Load the vocoder of a diffusers pipeline, a SpeechT5HifiGan of transformers for 64 mel bins at 16 kHz.
+
+    Args:
+        source: the pipeline's folder, which has a folder `vocoder`, or that folder itself, or a repository
+            `owner/name` of the Hugging Face hub such as `cvssp/audioldm2`.
+
+    Returns:
+        The vocoder in evaluation mode, float32 on the CPU, weight norms folded into the weights.
+
+    Raises:
+        ValueError: as `load_diffusers_vae`.
+    """
+    folder = _part_folder(source, "vocoder", VOCODER_FILES)
+    path = folder / CONFIG_FILE
+    settings = _read_settings(path)
+    config = _vocoder_config(path, settings)
+    with torch.device("meta"):
+        model = HifiGan(config)
+    tensors = _fold_weight_norms(_read_tensors(folder, VOCODER_FILES))
+    mean, scale = tensors.pop("mean", torch.zeros(1)), tensors.pop("scale", torch.ones(1))
+    if settings.get("normalize_before", True) and (mean.any() or (scale != 1).any()):
+        _refuse(path, ["normalize_before true (only false is possible, or a mean of 0 and a scale of 1)"])
+    _fill(model, {name: name.replace("ups.", "upsampler.") for name in model.state_dict()}, tensors, folder)
+    return model
+
+
+def _vocoder_config(path: Path, settings: Mapping[str, Any]) -> HifiGanConfig:
+    problems = _fixed(settings, _VOCODER_SETTINGS)
+    sizes = {name: settings.get(name, default) for name, default in _VOCODER_SIZES.items()}
+    initial, rates, kernels, res_kernels, dilations = sizes.values()
+    if not _is_size(initial):
+        problems.append(f"upsample_initial_channel {initial!r} (must be a positive integer)")
+    for name in ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes"):
+        if not _are_sizes(sizes[name]):
+            problems.append(f"{name} {sizes[name]!r} (must be a list of positive integers)")
+    if _are_sizes(rates) and math.prod(rates) != FRAME_SHIFT:
+        problems.append(f"upsample_rates {rates!r} (their product must be {FRAME_SHIFT})")
+    if not isinstance(dilations, list) or not dilations or any(row != dilations[0] for row in dilations):
+        problems.append(f"resblock_dilation_sizes {dilations!r} (must be the same for all kernels)")
+    elif not _are_sizes(dilations[0]) or (_are_sizes(res_kernels) and len(dilations) != len(res_kernels)):
+        problems.append(f"resblock_dilation_sizes {dilations!r} (must be positive, one row for each kernel)")
+    _refuse(path, problems)
+    return _built(path, HifiGanConfig, initial, rates, kernels, res_kernels, dilations[0])
+
+
+def _fold_weight_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with weights in place of their magnitudes and directions (Salimans and Kingma, 2016)."""
+    folded = dict(tensors)
+    for magnitude, direction in _WEIGHT_NORMS:
+        for layer in [name.removesuffix(magnitude) for name in tensors if name.endswith(f".{magnitude}")]:
+            if f"{layer}{direction}" in folded:
+                sizes, vectors = folded.pop(f"{layer}{magnitude}"), folded.pop(f"{layer}{direction}")
+                norms = vectors.flatten(1).norm(dim=1).view(-1, *[1] * (vectors.ndim - 1))
+                folded[f"{layer}weight"] = vectors * (sizes / norms)
+    return folded
+
+
 def _vae_config(path: Path) -> tuple[VAEConfig, float]:
     settings = _read_settings(path)
     problems = _fixed(settings, _VAE_SETTINGS)
@@ -93,7 +174,7 @@ def _vae_config(path: Path) -> tuple[VAEConfig, float]:
         problems.append(f"block_out_channels {widths!r} (must be multiples of the first)")
     _refuse(path, problems)
     multipliers = tuple(width // widths[0] for width in widths)
-    config = VAEConfig(widths[0], multipliers, sizes["layers_per_block"], sizes["latent_channels"])
+    config = _built(path, VAEConfig, widths[0], multipliers, sizes["layers_per_block"], sizes["latent_channels"])
     _refuse(path, _fixed(settings, {"norm_num_groups": (32, config.groups)}))
     return config, float(scale)
 
@@ -140,6 +221,14 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 def _refuse(path: Path, problems: Sequence[str]) -> None:
     if problems:
         raise ValueError(f"{path} has settings that sctok's module cannot express: {'; '.join(problems)}")
+
+
+def _built(path: Path, kind: Callable[..., Config], *sizes: Any) -> Config:
+    """Return a configuration of ours; what is wrong with its sizes is wrong with the file."""
+    try:
+        return kind(*sizes)
+    except ValueError as error:
+        raise ValueError(f"{path} has settings that sctok's module cannot express: {error}") from error
 
 
 def _read_tensors(folder: Path, filenames: Sequence[str]) -> dict[str, Tensor]:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sctok.codec.diffusers_parts import load_diffusers_vae
+from sctok.codec.diffusers_parts import load_diffusers_vae, load_diffusers_vocoder
+from sctok.codec.hifigan import HifiGan, HifiGanConfig
 
+VOCODER_FILE = "model.safetensors"
 VAE_FILE = "diffusion_pytorch_model.safetensors"
 SMALL_VAE = {
     "block_out_channels": (16, 32, 32),
@@ -20,6 +22,19 @@ SMALL_VAE = {
     "norm_num_groups": 4,
 }
 AUDIOLDM2_VAE = {**SMALL_VAE, "block_out_channels": (128, 256, 512), "layers_per_block": 2, "latent_channels": 8}
+
+SMALL_VOCODER = {
+    "architectures": ["SpeechT5HifiGan"],
+    "model_in_dim": 64,
+    "sampling_rate": 16000,
+    "upsample_initial_channel": 32,
+    "upsample_rates": [5, 4, 4, 2],
+    "upsample_kernel_sizes": [16, 8, 8, 4],
+    "resblock_kernel_sizes": [3, 5],
+    "resblock_dilation_sizes": [[1, 3], [1, 3]],
+    "leaky_relu_slope": 0.1,
+    "normalize_before": False,
+}
 
 
 def foreign_vae(sizes):
@@ -210,3 +225,102 @@ def test_without_network_the_message_says_what_to_do(hub_cache):
     with pytest.raises(ValueError, match=r"cannot fetch vae/.*give its folder") as caught:
         load_diffusers_vae("cvssp/audioldm2")
     assert "\n" not in str(caught.value)
+
+
+def our_vocoder():
+    torch.manual_seed(0)
+    return HifiGan(HifiGanConfig(32, (5, 4, 4, 2), (16, 8, 8, 4), (3, 5), (1, 3))).eval()
+
+
+def save_vocoder(folder, tensors):
+    folder.mkdir(exist_ok=True)
+    renamed = {name.replace("ups.", "upsampler."): value for name, value in tensors.items()}
+    save_file(renamed | {"mean": torch.zeros(64), "scale": torch.ones(64)}, folder / VOCODER_FILE)
+    (folder / "config.json").write_text(json.dumps(SMALL_VOCODER))
+
+
+@pytest.fixture
+def vocoder_folder(tmp_path):
+    """A small vocoder in the layout of transformers, in the folder of a pipeline."""
+    save_vocoder(tmp_path / "vocoder", our_vocoder().state_dict())
+    return tmp_path / "vocoder"
+
+
+def assert_vocoder(loaded):
+    mel = torch.randn(2, 12, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(mel), our_vocoder()(mel), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("of_pipeline", [True, False])
+def test_vocoder_is_the_one_of_the_same_weights_in_published_names(of_pipeline, vocoder_folder):
+    assert_vocoder(load_diffusers_vocoder(vocoder_folder.parent if of_pipeline else vocoder_folder))
+
+
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weight_norms_are_folded(norm, tmp_path):
+    model = our_vocoder()
+    for module in list(model.modules()):
+        if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+            norm(module)
+    save_vocoder(tmp_path, model.state_dict())
+    assert "conv_pre.weight" not in load_file(tmp_path / VOCODER_FILE)
+    assert_vocoder(load_diffusers_vocoder(tmp_path))
+
+
+def test_mean_and_scale_do_not_matter_where_nothing_is_normalised(vocoder_folder):
+    tensors = load_file(vocoder_folder / VOCODER_FILE)
+    save_file(tensors | {"mean": torch.full((64,), 7.0)}, vocoder_folder / VOCODER_FILE)
+    assert_vocoder(load_diffusers_vocoder(vocoder_folder))
+
+
+def test_normalisation_that_changes_nothing_is_let_through(vocoder_folder):
+    change_settings(vocoder_folder, normalize_before=True)
+    assert_vocoder(load_diffusers_vocoder(vocoder_folder))
+
+
+def test_normalisation_is_refused(vocoder_folder):
+    change_settings(vocoder_folder, normalize_before=True)
+    tensors = load_file(vocoder_folder / VOCODER_FILE)
+    save_file(tensors | {"scale": torch.full((64,), 2.0)}, vocoder_folder / VOCODER_FILE)
+    with pytest.raises(ValueError, match=r"config\.json.*normalize_before"):
+        load_diffusers_vocoder(vocoder_folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("architectures", ["UnivNetModel"], "architectures"),
+        ("model_in_dim", "absent", "model_in_dim 80"),
+        ("sampling_rate", 24000, "sampling_rate"),
+        ("leaky_relu_slope", 0.2, "leaky_relu_slope"),
+        ("upsample_initial_channel", 0, "upsample_initial_channel"),
+        ("upsample_rates", [5, 4, 4, 4], "upsample_rates"),
+        ("upsample_rates", 160, "upsample_rates"),
+        ("upsample_kernel_sizes", [16, 8, 8], "kernels"),
+        ("resblock_dilation_sizes", [[1, 3], [1, 5]], "resblock_dilation_sizes"),
+        ("resblock_dilation_sizes", [[1, 3]], "resblock_dilation_sizes"),
+        ("resblock_dilation_sizes", None, "resblock_dilation_sizes"),
+    ],
+)
+def test_setting_of_a_vocoder_beyond_our_module_is_named(name, value, match, vocoder_folder):
+    change_settings(vocoder_folder, **{name: value})
+    with pytest.raises(ValueError, match=rf"config\.json.*{match}"):
+        load_diffusers_vocoder(vocoder_folder)
+
+
+def test_tensors_of_a_vocoder_that_do_not_fit_are_all_listed(vocoder_folder):
+    tensors = load_file(vocoder_folder / VOCODER_FILE)
+    tensors["upsampler.9.bias"] = tensors.pop("upsampler.0.bias")
+    tensors["conv_post.weight"] = torch.zeros(2)
+    save_file(tensors, vocoder_folder / VOCODER_FILE)
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        load_diffusers_vocoder(vocoder_folder)
+    for part in ("upsampler.0.bias is missing", "conv_post.weight has shape (2,)", "upsampler.9.bias is unknown"):
+        assert part in str(caught.value)
+
+
+def test_vocoder_of_a_hub_name_is_read_from_the_local_cache(vocoder_folder, hub_cache):
+    put_in_cache(hub_cache, "cvssp/audioldm2", vocoder_folder.parent)
+    assert_vocoder(load_diffusers_vocoder("cvssp/audioldm2"))
