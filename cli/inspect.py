@@ -9,7 +9,9 @@ from .common import JsonOption, emit
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A shard, codebook, encoder, or the folder of a run.")],
+    path: Annotated[
+        Path, typer.Argument(help="A shard, .sct file, codebook, encoder, or the folder of a run or a codec.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Describe any file that sctok writes."""

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,12 @@ TENSOR_FORMATS = {
     ENCODER_FORMAT: "encoder weights",
     "sctok-pretraining": "checkpoint of pretraining",
     "sctok-kmeans-checkpoint": "checkpoint of k-means",
+    "sctok-training": "checkpoint of training",
+    "sctok-codec-part": "part of a codec",
 }
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+CODEC_FILE, CODEC_FORMAT = "codec.json", "sctok-codec"
 
 _SECONDS_PER_HOUR = 3600
 
@@ -34,9 +37,9 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what is worth knowing of a file or folder that sctok writes, in the order in which to print it.
 
     First comes `kind`: "feature shard", "codebook", "token shard", "token file", "encoder weights", "checkpoint of …",
-    "run", "run folder", "run summary" or "codebook folder"; then `path` and, for a file, `size_bytes`. All values are
-    JSON values. The file is checked as its reader checks it; the contents of `run.json` and `summary.json` are under
-    `run` and `summary`.
+    "part of a codec", "run", "run folder", "run summary", "codebook folder" or "codec folder"; then `path` and, for a
+    file, `size_bytes`. All values are JSON values. The file is checked as its reader checks it; the contents of
+    `run.json`, `summary.json` and `codec.json` are under `run`, `summary` and `codec`.
 
     Raises FileNotFoundError; FormatError naming `path` for anything else, and for files of ours that are damaged.
     """
@@ -124,7 +127,7 @@ def _describe_safetensors(path: Path) -> dict[str, Any]:
         "kind": TENSOR_FORMATS[format_name],
         "format": format_name,
         "tensors": len(shapes),
-        "parameters": sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()),
+        "parameters": _count_values(shapes),
         "metadata": {name: metadata[name] for name in sorted(metadata) if name != "format"},
     }
     return facts | {"hash": encoder_hash(read_arrays(path))} if format_name == ENCODER_FORMAT else facts
@@ -234,10 +237,28 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
             "summary": read_json(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else None,
             "run": _describe_run(folder / RUN_FILE)["run"],
         }
+    if (folder / CODEC_FILE).is_file():
+        return _describe_codec(folder)
     codebooks = [{**asdict(book), "path": book.path.name} for book in find_codebooks(folder)]
     if not codebooks:
         raise foreign(folder)
     return {"kind": "codebook folder", "path": str(folder), "codebooks": codebooks}
+
+
+def _describe_codec(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / CODEC_FILE)
+    if not isinstance(content, dict) or content.get("format") != CODEC_FORMAT:
+        raise foreign(folder / CODEC_FILE, CODEC_FORMAT)
+    parts = []
+    for path in sorted(folder.glob("*.safetensors")):
+        metadata, shapes = read_header(path)
+        kind = metadata.get("kind") or str(metadata.get("format", "")).removeprefix("sctok-")
+        parts.append({"file": path.name, "kind": kind, "values": _count_values(shapes), "bytes": path.stat().st_size})
+    return {"kind": "codec folder", "path": str(folder), "codec": content, "parts": parts}
+
+
+def _count_values(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
 
 
 def _lines(path: Path) -> int:

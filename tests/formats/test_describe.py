@@ -106,12 +106,30 @@ def test_encoder_weights(tmp_path: Path, packed: bool) -> None:
     assert facts["metadata"]["name"] == "mini"
 
 
-@pytest.mark.parametrize("what", ["pretraining", "kmeans-checkpoint"])
+@pytest.mark.parametrize("what", ["pretraining", "kmeans-checkpoint", "training"])
 def test_checkpoints(tmp_path: Path, what: str) -> None:
     save_tensors(tmp_path / "c", {"w": np.zeros(3)}, format_name=f"sctok-{what}", version=1, metadata={"step": 7})
     facts = described(tmp_path / "c")
     assert facts["kind"].startswith("checkpoint of ")
     assert facts["metadata"]["step"] == 7
+
+
+def test_codec_folder_and_part(tmp_path: Path) -> None:
+    part = {"format_name": "sctok-codec-part", "version": 1, "metadata": {"kind": "vae", "config": {"channels": 8}}}
+    save_tensors(tmp_path / "vae.safetensors", {"w": np.zeros((2, 3))}, **part)
+    save_codebook(tmp_path / "codebook-4.safetensors", codebook())
+    write_json(tmp_path / "codec.json", {"format": "sctok-codec", "name": "mine", "token_rate": 50})
+    facts = described(tmp_path / "vae.safetensors")
+    assert (facts["kind"], facts["parameters"], facts["metadata"]["kind"]) == ("part of a codec", 6, "vae")
+    facts = described(tmp_path)
+    assert (facts["kind"], facts["codec"]["name"]) == ("codec folder", "mine")
+    assert [(row["file"], row["kind"], row["values"]) for row in facts["parts"]] == [
+        ("codebook-4.safetensors", "codebook", 28),
+        ("vae.safetensors", "vae", 6),
+    ]
+    write_json(tmp_path / "codec.json", {"format": "other"})
+    with pytest.raises(FormatError, match=r"codec\.json is not a file that sctok writes"):
+        describe_file(tmp_path)
 
 
 def test_run_and_run_folder(tmp_path: Path) -> None:
