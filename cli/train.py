@@ -41,10 +41,15 @@ def train(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Optimiser steps; a finished run goes on where more are asked for.")
+        int | None,
+        typer.Option("--steps", help="Optimiser steps; a finished run goes on where more are asked for.", min=1),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Windows in a batch of one process.")] = None,
-    accumulate: Annotated[int | None, typer.Option("--accumulate", help="Batches whose gradients make a step.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Windows in a batch of one process.", min=1)
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option("--accumulate", help="Batches whose gradients make a step.", min=1)
+    ] = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", min=0)] = None,
@@ -83,9 +88,12 @@ def train(
         with Progress("listing", unit="s of audio") as bar:
             collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update, group)
         run = CodecRun(plan, completed, loaded, collection, folder, chosen, group, tell_skipped())
+        target = root / "codecs" / name
+        if target.exists() and not run.run.step:
+            raise ValueError(f"{target} is there already, and this training has not made it: choose another --name")
         exit_if_stopped(_train(run, name, folder), run.run.step, group.leads)
         if group.leads:
-            _save(run, root / "codecs" / name, name, as_json)
+            _save(run, target, name, as_json)
 
 
 def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any]) -> "TrainingPlan":

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from .artefact import BUNDLED_CODECS, INFO_FILE, load_codec, load_vae, load_vocoder
+from .artefact import BUNDLED_CODECS, INFO_FILE, load_codec
 from .diffusers_parts import load_diffusers_vae, load_diffusers_vocoder
+from .part_files import load_vae, load_vocoder
 from .vae import AutoencoderKL
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .artefact import KINDS, VOCODERS, save_part
 from .crops import Collection, CropConfig, CropSampler, Skipped
+from .part_files import arrays_of, save_part
 from .training_run import Schedule, TrainingRun
 from .vae_training import VAETraining, VAETrainingConfig
 from .vocoder_training import VocoderTraining, VocoderTrainingConfig
@@ -57,7 +57,5 @@ class PartRun:
             "hours_of_audio": round(self.collection.hours, 2),
             "hours_of_training": round(self.run.seconds / 3600, 3),
         }
-        model = self.task.model
-        kind = next(kind for kind in ("vae", *VOCODERS) if isinstance(model, KINDS[kind][1]))
-        arrays = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
-        save_part(path, kind, arrays, model.config, metadata=provenance)
+        model, kind = self.task.model, "vae" if isinstance(self.task, VAETraining) else "istft"
+        save_part(path, kind, arrays_of(model), model.config, metadata=provenance)

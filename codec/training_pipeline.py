@@ -15,6 +15,7 @@ from sctok.kmeans_tools.distributed import ALONE, Group
 
 from .artefact import CodecParts, describe_codec, save_codec
 from .crops import Collection, CropSampler, Skipped
+from .part_files import arrays_of
 from .samplers import SamplerConfig
 from .training import CodecTraining, CodecTrainingConfig, Frozen
 from .training_config import RunConfig, TrainingPlan
@@ -34,9 +35,8 @@ class TrainingParts:
 
     def hashes(self) -> dict[str, Any]:
         """Return what identifies the parts that decide what is learned."""
-        vae = {name: value.detach().cpu().numpy() for name, value in self.vae.state_dict().items()}
         books = [codebook_hash(book) for book in self.codebooks]
-        return {"encoder": self.encoder.hash, "codebooks": books, "vae": hash_arrays(vae)}
+        return {"encoder": self.encoder.hash, "codebooks": books, "vae": hash_arrays(arrays_of(self.vae))}
 
 
 class CodecRun:
@@ -92,7 +92,7 @@ class CodecRun:
             "hours_of_training": round(self.run.seconds / 3600, 3),
         }
         parts = trained_codec(self.task, self.parts, name, provenance)
-        save_codec(folder, parts)
+        save_codec(folder, parts, overwrite=True)
         return parts
 
 

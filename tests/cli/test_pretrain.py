@@ -1,0 +1,70 @@
+"""`sctok pretrain vae` and `sctok pretrain vocoder`, tiny."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sctok.cli.app import main
+from sctok.codec.part_files import load_vae, load_vocoder
+from sctok.codec.part_sources import open_vae, open_vocoder
+from sctok.formats.tensors import read_header
+
+from ..codec.trainings import write_audio
+
+TINY = {
+    "vae": ["--channels", "4", "--latent-channels", "2", "--patch", "8", "--batch-size", "1"],
+    "vocoder": ["--width", "8", "--blocks", "1", "--batch-size", "1", "--adversarial-after", "1"],
+}
+OPEN = {"vae": open_vae, "vocoder": open_vocoder}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_audio(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(kind: str, *more: object) -> int:
+    return main(["pretrain", kind, "a", "b", *TINY[kind], "--device", "cpu", *map(str, more)])
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_file_and_a_run_that_goes_on(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(kind, "--steps", 2, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found[kind], found["steps"]) == (f"sctok-data/pretrain/{kind}/{kind}.safetensors", 2)
+    first = OPEN[kind](found[kind]).state_dict()
+    assert run(kind, "--steps", 3) == 0
+    printed = capsys.readouterr()
+    assert f"use it with sctok train --{kind} {found[kind]}" in printed.out
+    assert "from step 2" in printed.err
+    second = OPEN[kind](found[kind]).state_dict()
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
+    with Path(found["loss_curve"]).open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
+    assert read_header(found[kind])[0]["trained"]["batch_size"] == 1
+
+
+def test_what_was_trained_is_what_is_saved(folder: Path) -> None:
+    assert run("vae", "--steps", 1) == 0
+    assert run("vocoder", "--steps", 1) == 0
+    vae = load_vae(folder / "sctok-data/pretrain/vae/vae.safetensors")
+    vocoder = load_vocoder(folder / "sctok-data/pretrain/vocoder/vocoder.safetensors")
+    with torch.no_grad():
+        mel = vae.decode(vae.encode(torch.zeros(1, 1, 64, 64))[0])
+        assert vocoder(mel[:, 0]).shape == (1, 64 * 160)
+
+
+def test_other_sizes_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("vae", "--steps", 1) == 0
+    assert run("vae", "--steps", 1, "--channels", 8) == 1
+    assert "other settings (model.channels): choose another name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "more"), [("vae", ["--steps", "0"]), ("vocoder", ["--name", "../x"])])
+def test_wrong_usage(kind: str, more: list[str], folder: Path) -> None:
+    assert run(kind, *more) == 2
