@@ -30,9 +30,7 @@ def open_vae(source: str, codecs: Path | None = None) -> AutoencoderKL:
     if not path.is_file():
         return load_diffusers_vae(source)[0]
     if path.suffix in PICKLES:
-        from .published import load_published_vae
-
-        return load_published_vae(path)
+        raise _unread(path)
     return load_vae(path)
 
 
@@ -45,9 +43,7 @@ def open_vocoder(source: str, codecs: Path | None = None) -> nn.Module:
     if not path.is_file():
         return load_diffusers_vocoder(source)
     if path.suffix in PICKLES:
-        from .published import load_published_vocoder
-
-        return load_published_vocoder(path)
+        raise _unread(path)
     return load_vocoder(path)
 
 
@@ -57,3 +53,7 @@ def _codec(source: str, codecs: Path | None) -> Path | str | None:
         if (folder / INFO_FILE).is_file():
             return folder
     return source if source in BUNDLED_CODECS or (Path(source) / INFO_FILE).is_file() else None
+
+
+def _unread(path: Path) -> ValueError:
+    return ValueError(f"{path} is no safetensors file: run sctok import-checkpoint, and name the codec that it makes")

@@ -1,0 +1,81 @@
+"""Training a vocoder: distances first, discriminators later."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sctok.codec.crops import CropConfig, CropSampler, index_clips
+from sctok.codec.vocoder import VocoderConfig
+from sctok.codec.vocoder_training import SpectrogramDiscriminator, VocoderTraining, VocoderTrainingConfig
+
+from .trainings import CPU, write_audio
+
+
+def tiny_task(folder: Path, **changes: Any) -> VocoderTraining:
+    clips, crops = index_clips(write_audio(folder), folder), CropConfig(samples=3200)
+    settings = {"batch_size": 2, "steps": 30, "warm_up": 2, "adversarial_after": 100, **changes}
+    held_out = CropSampler(clips, crops).draw(10**6, 0, 3)
+    return VocoderTraining(
+        VocoderTrainingConfig(VocoderConfig(16, 1, 2), **settings), CropSampler(clips, crops), held_out, CPU
+    )
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path, learning_rate=5e-3)
+    before = task.validate(0)
+    for step in range(30):
+        task.train_step(step)
+    after = task.validate(30)
+    assert after["mel_distance"] < 0.8 * before["mel_distance"]
+    assert after == task.validate(30)
+
+
+def test_discriminators_join_in_later(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path, adversarial_after=2)
+    before = weights(task.judges)
+    losses = [task.train_step(step)["discriminators"] for step in range(2)]
+    assert losses == [0.0, 0.0]
+    assert all(map(torch.equal, before, weights(task.judges)))
+    assert task.train_step(2)["discriminators"] > 0
+    assert not any(map(torch.equal, before, weights(task.judges)))
+
+
+def test_the_vocoder_step_leaves_the_discriminators_alone(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path, adversarial_after=0)
+    task.judge_optimizer.step = lambda *_: None  # type: ignore[assignment, method-assign]
+    before = weights(task.judges), weights(task.model)
+    task.train_step(0)
+    assert all(map(torch.equal, before[0], weights(task.judges)))
+    assert not all(map(torch.equal, before[1], weights(task.model)))
+
+
+def test_discriminators_learn_to_tell_noise_from_tones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = tiny_task(tmp_path)
+    time = torch.arange(3200) / 16_000
+    real = torch.sin(2 * torch.pi * torch.tensor([[200.0], [900.0]]) * time)
+    fake = 0.3 * torch.randn(2, 3200)
+    losses = [task._train_judges(real, fake, 2e-3) for _ in range(15)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_features_of_silence_have_gradients() -> None:
+    waves = torch.zeros(1, 1024, requires_grad=True)
+    *features, score = SpectrogramDiscriminator(256)(waves)
+    assert len(features) == 4
+    assert score.shape[:2] == (1, 1)
+    score.sum().backward()
+    assert waves.grad is not None
+    assert bool(waves.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"adversarial_after": -1}, {"decay_share": -0.1}])
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        VocoderTrainingConfig(**settings)
