@@ -16,10 +16,13 @@ from .runs import (
     MaxSecondsOption,
     MinSecondsOption,
     OutOption,
+    ProfileOption,
+    RankOption,
     RetryOption,
     RunReporter,
     ShardOption,
     WorkersOption,
+    WorldOption,
     checked_name,
     prepare,
     select,
@@ -48,6 +51,9 @@ def extract(
     seed: SeedOption = 0,
     files_per_shard: ShardOption = 256,
     retry_failed: RetryOption = False,
+    rank: RankOption = 0,
+    world_size: WorldOption = 1,
+    profile: ProfileOption = False,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     min_seconds: MinSecondsOption = None,
@@ -67,7 +73,8 @@ def extract(
 
     config = ExtractionConfig(domain, channel, tokens_per_clip, max_hours, seed, files_per_shard)
     selection = select(include, exclude, min_seconds, max_seconds)
-    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, retry_failed)
+    how = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
+    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, **how)
     with RunReporter(f"extract {domain}") as reporter:
         folder = out or root / "features" / domain
         result = extract_features(audio, folder, make_extractor, config, execution, reporter, selection)

@@ -57,6 +57,11 @@ ExcludeOption = Annotated[
 ]
 MinSecondsOption = Annotated[float | None, typer.Option("--min-seconds", help="Leave out shorter files.", min=0)]
 MaxSecondsOption = Annotated[float | None, typer.Option("--max-seconds", help="Leave out longer files.", min=0)]
+RankOption = Annotated[
+    int, typer.Option("--rank", help="Which of --world-size parts of the shards to do; $SLURM_ARRAY_TASK_ID.", min=0)
+]
+WorldOption = Annotated[int, typer.Option("--world-size", help="How many commands share the shards.", min=1)]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Tell where the time went, stage by stage.")]
 RetryOption = Annotated[
     bool,
     typer.Option("--retry-failed", help="Read what failed.jsonl names again; what is done stays as it is."),
@@ -88,10 +93,16 @@ def select(
 
 
 def prepare(
-    encoder: str, device: str, precision: str, batch_size: int | None, workers: int | None, retry_failed: bool = False
+    encoder: str, device: str, precision: str, batch_size: int | None, workers: int | None, **how: Any
 ) -> tuple["MakeExtractor", "Execution"]:
-    """Return how to load the encoder, and the devices, batch size and workers that the options mean."""
+    """Return how to load the encoder, and the devices, batch size and workers that the options mean.
+
+    how: further fields of Execution.
+    """
     from functools import partial
+
+    if not how["rank"] < how["world_size"]:
+        raise typer.BadParameter(f"{how['rank']} is not below --world-size {how['world_size']}", param_hint="--rank")
 
     from sctok.corpus.sharding import Execution
     from sctok.features.extractor import load_encoder
@@ -104,7 +115,7 @@ def prepare(
         cores = len(os.sched_getaffinity(0))
         workers = min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
     make = partial(load_encoder, encoder, precision=resolve_precision(precision, devices[0]))
-    return make, Execution(tuple(map(str, devices)), batch, workers, retry_failed)
+    return make, Execution(tuple(map(str, devices)), batch, workers, **how)
 
 
 def _devices(text: str) -> list[Any]:
@@ -130,6 +141,7 @@ class RunReporter:
         self._started = time.monotonic()
         self._seconds = 0.0
         self._windows = 0
+        self.stages: dict[str, float] = {}
 
     def __enter__(self) -> "RunReporter":
         return self
@@ -155,6 +167,8 @@ class RunReporter:
         elif kind == "file":
             self._seconds += event["seconds"]
             self._bar.update(1, self._note())
+        elif kind == "stages":
+            self.stages = {name: self.stages.get(name, 0.0) + value for name, value in event["times"].items()}
         elif kind == "lost":
             self._bar.message(f"warning: the process on {event['device']} ended early ({event['reason']}): going on")
 
@@ -185,11 +199,14 @@ def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json
         "audio_seconds_done": results[0].seconds_done,
         "seconds": reporter.elapsed,
         "times_real_time": speed,
+        **({"stages": reporter.stages} if reporter.stages else {}),
     }
     summary, left = results[0].summary, results[0].shards_left
     if summary.files or not summary.failed:
         whole: list[dict[str, Any]] = [{**one, **timing} for one in facts]
         emit(whole if len(whole) > 1 else whole[0], as_json, lambda: _text(facts, speed))
+    if reporter.stages:
+        say(_profile_text(reporter.stages, reporter.elapsed))
     if left:
         say(f"{_count(left, 'shard')} left to other processes that are at work on them")
     failed = f"{results[0].folder / 'failed.jsonl'}"
@@ -199,6 +216,16 @@ def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json
         )
     if summary.failed:
         say(f"warning: {_count(summary.failed, 'input')} failed; the reasons are in {failed}; {RETRY}")
+
+
+def _profile_text(stages: dict[str, float], elapsed: float) -> str:
+    from sctok.corpus.stages import find_bottleneck
+
+    shares = sorted(stages.items(), key=lambda entry: -entry[1])
+    rows: list[tuple[str, ...]] = [(name, f"{value:,.2f}", f"{100 * value / elapsed:.1f}%") for name, value in shares]
+    slowest, remedy = find_bottleneck(stages)
+    text = table(("stage", "seconds", "of the run"), rows)
+    return f"{text}\n\nbottleneck: {slowest}; what speeds it up: {remedy}"
 
 
 def _text(runs: list[dict[str, Any]], speed: float | None) -> str:

@@ -17,10 +17,13 @@ from .runs import (
     MaxSecondsOption,
     MinSecondsOption,
     OutOption,
+    ProfileOption,
+    RankOption,
     RetryOption,
     RunReporter,
     ShardOption,
     WorkersOption,
+    WorldOption,
     checked_name,
     prepare,
     select,
@@ -58,6 +61,9 @@ def tokenize(
     channel: ChannelOption = None,
     files_per_shard: ShardOption = 256,
     retry_failed: RetryOption = False,
+    rank: RankOption = 0,
+    world_size: WorldOption = 1,
+    profile: ProfileOption = False,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     min_seconds: MinSecondsOption = None,
@@ -80,7 +86,8 @@ def tokenize(
     targets = _targets(root / "tokens", name, out, books)
     config = TokenizationConfig(channel, files_per_shard)
     selection = select(include, exclude, min_seconds, max_seconds)
-    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, retry_failed)
+    how = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
+    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, **how)
     with RunReporter(f"tokenize {name}") as reporter:
         results = tokenize_corpus(audio, targets, make_extractor, config, execution, reporter, selection)
     show_results(results, reporter, as_json)

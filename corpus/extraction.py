@@ -1,7 +1,7 @@
 """Patch embeddings of a collection, in HDF5 feature shards."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from .processes import RunResult, Summary, execute_run, samples_to_hours
 from .runs import Progress, RunError, RunFolder, ShardContents, check_name
 from .selection import Selection
 from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
+from .stages import Stage
 from .subsets import GroupSampler, window_columns
 
 PROVENANCE = ("encoder", "encoder_hash", "filterbank", "precision", "channel", "sctok_version")
@@ -137,6 +138,7 @@ class FeatureJob:
     """Embeds windows and stores the rows that hold audio."""
 
     def __init__(self, run: RunFolder, config: ExtractionConfig, extractor: Extractor) -> None:
+        self.stage: Stage = nullcontext
         self._config = config
         self._extractor = extractor
         self._provenance = {
@@ -146,6 +148,7 @@ class FeatureJob:
 
     def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """Return the patch embeddings (w, 512, E) float32 of windows."""
+        self._extractor.stage = self.stage
         return self._extractor.embed(waves, last)
 
     def open_clip(self, item: AudioItem) -> "FeatureClip":

@@ -84,30 +84,35 @@ def execute_run(
 
     if execution.retry_failed:
         for run in runs:
-            run.mark_retries()
-    left = _files_left(runs)
+            run.mark_retries(execution.mine)
+    left = _files_left(runs, execution.mine)
     report({"event": "plan", "files": sum(left.values()), "shards": len(left)})
     if left:
         share_shards(runs, job, make_job, execution, report)
-    return [_close_run(run, summarise, seconds) for run in runs]
+    return [_close_run(run, summarise, execution, seconds) for run in runs]
 
 
-def _files_left(runs: Sequence[RunFolder]) -> dict[int, int]:
+def _files_left(runs: Sequence[RunFolder], mine: Callable[[int], bool]) -> dict[int, int]:
     """Return how many files are to be read for each shard that a run lacks."""
     left = {}
     for shard in runs[0].shards():
         wanted = {place: run.retry_keys(shard) for place, run in enumerate(runs) if not run.finished(shard.index)}
-        if wanted:
+        if wanted and mine(shard.index):
             left[shard.index] = len(Work(shard, wanted, ()).items)
     return left
 
 
 def _close_run(
-    run: RunFolder, summarise: Callable[[RunFolder, Sequence[int], int], SummaryT], seconds: float
+    run: RunFolder,
+    summarise: Callable[[RunFolder, Sequence[int], int], SummaryT],
+    execution: Execution,
+    seconds: float,
 ) -> RunResult[SummaryT]:
     planned = run.planned()
     finished = [index for index in planned if run.finished(index)]
-    summary = summarise(run, finished, run.write_failures())
+    # Each rank of many would read everything that the others have done so far: the last one alone does.
+    shown = finished if len(finished) == len(planned) else [index for index in finished if execution.mine(index)]
+    summary = summarise(run, shown, run.write_failures())
     if len(finished) == len(planned):
         run.write_summary(asdict(summary))
     return RunResult(run.path, summary, len(planned) - len(finished), seconds)

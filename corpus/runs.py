@@ -123,14 +123,14 @@ class RunFolder:
         failed = {failure.key for failure in read_failures(self.retry_path(shard.index))}
         return frozenset(failed & {item.key for item in shard.items}) or None
 
-    def mark_retries(self) -> int:
-        """Have all that failed in finished shards tried again; return how many inputs that are.
+    def mark_retries(self, mine: Callable[[int], bool] = lambda index: True) -> int:
+        """Have all that failed in finished shards of the right numbers tried again; return how many inputs that are.
 
         The other files of those shards stay as they are until a shard is written anew, with what they hold copied.
         """
         marked = 0
         with self.locked():
-            for index in self.existing_shards():
+            for index in filter(mine, self.existing_shards()):
                 if self.failures_path(index).exists() and self.finished(index):
                     marked += sum(1 for _ in self.shard_failures(index))
                     self.failures_path(index).rename(self.retry_path(index))

@@ -1,8 +1,10 @@
 """The loop that every corpus command runs: claim shards, encode their files, finish each shard atomically."""
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,10 +22,16 @@ from sctok.formats.files import FormatError, disk_errors
 from .manifest import Failure
 from .packing import ClipT, Event, FileEnd, WindowResult, encode_files
 from .runs import Progress, RunError, RunFolder, Work, claim_work
+from .stages import DECODE, WRITER_WAIT, WRITING, Stage, StageTimes
+from .writer import ConsumerThread
+
+_EVENTS_AHEAD = 32  # results of windows that wait for the writer
 
 
 class Extractor(Protocol):
     """A frozen encoder on one device, as `sctok.features.checkpoints.load_encoder` returns it."""
+
+    stage: Stage  # as of `Job`
 
     @property
     def name(self) -> str:
@@ -109,7 +117,12 @@ class ShardSink(Protocol[_ClipT_contra]):
 
 
 class Job(Protocol[ClipT]):
-    """What a command does with windows, on one device; its results go to one or several runs, counted from 0."""
+    """What a command does with windows, on one device; its results go to one or several runs, counted from 0.
+
+    stage: called with the name of each stage of `encode`, gives the context in which to do it.
+    """
+
+    stage: Stage
 
     def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[Any]:
         """Return one result per window."""
@@ -134,13 +147,18 @@ class Execution:
 
     devices: one process each, the first being this one. batch_size: windows encoded at once. workers: decoding
     processes in all; 0 decodes between batches. retry_failed: read again, too, the inputs that failed in finished
-    shards, and those alone. Raises RunError for values out of range.
+    shards, and those alone. rank, world_size: work on the shards whose number is `rank` modulo `world_size`, for
+    machines that cannot lock each other's files or arrays of jobs. profile: measure where the time goes. Raises
+    RunError for values out of range.
     """
 
     devices: tuple[str, ...] = ("cpu",)
     batch_size: int = 16
     workers: int = 1
     retry_failed: bool = False
+    rank: int = 0
+    world_size: int = 1
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -149,50 +167,73 @@ class Execution:
             raise RunError(f"batch size must be at least 1, not {self.batch_size}")
         if self.workers < 0:
             raise RunError(f"workers must be at least 0, not {self.workers}")
+        if not 0 <= self.rank < self.world_size:
+            raise RunError(f"rank must be from 0 to {self.world_size - 1}, world size - 1, not {self.rank}")
 
     @property
     def workers_per_device(self) -> int:
         """Decoding processes of each device's process."""
         return -(-self.workers // len(self.devices))
 
+    def mine(self, index: int) -> bool:
+        """Return whether a shard is one of this rank's."""
+        return index % self.world_size == self.rank
+
 
 def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execution, progress: Progress) -> None:
     """Work on the shards of runs with one plan that nobody else has finished or claimed, until none is left.
 
-    Windows are packed over the borders of files and shards. Reports `{"event": "windows", "count"}` for each batch,
-    `{"event": "file", "key", "seconds", "reason"}` for each file and `{"event": "shard", "index"}` for each shard.
+    Windows are packed over the borders of files and shards. Shards are written in a thread of their own. Reports
+    `{"event": "windows", "count"}` for each batch, `{"event": "file", "key", "seconds", "reason"}` for each file,
+    `{"event": "shard", "index"}` for each shard and, with `execution.profile`, at the end `{"event": "stages",
+    "times": {stage: seconds}}`.
 
     Raises:
         DiskFullError: finished shards stay valid, the others are taken up by the next run.
         ValueError: a decoding process died.
     """
     held: deque[Work] = deque()
+    lock = threading.Lock()
+    times = StageTimes(execution.devices[0])
+    job.stage = times if execution.profile else nullcontext
+
+    def report(event: dict[str, Any]) -> None:
+        with lock:
+            progress(event)
 
     def claimed_items() -> Iterator[AudioItem]:
-        for work in claim_work(runs):
+        for work in claim_work(runs, execution.mine):
             held.append(work)
             yield from work.items
 
     def encode(waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[Any]:
         encoded = job.encode(waves, last)
-        progress({"event": "windows", "count": len(waves)})
+        report({"event": "windows", "count": len(waves)})
         return encoded
+
+    def write(events: Iterator[Event[ClipT]]) -> None:
+        while (event := next(events, None)) is not None:
+            _write_shard(runs, job, held[0], event, events, times, report)
+            index = held[0].shard.index
+            held.popleft().release()
+            report({"event": "shard", "index": index})
 
     chunks = load_windows(claimed_items(), workers=execution.workers_per_device, channel=runs[0].config["channel"])
     assert isinstance(chunks, Generator)  # so that its workers can be ended
     try:
         with (
             closing(chunks),
-            closing(encode_files(chunks, encode, execution.batch_size, job.open_clip)) as events,
+            closing(encode_files(times.each(DECODE, chunks), encode, execution.batch_size, job.open_clip)) as events,
+            ConsumerThread(write, _EVENTS_AHEAD) as writer,
         ):
-            while (event := next(events, None)) is not None:
-                _write_shard(runs, job, held[0], event, events, progress)
-                index = held[0].shard.index
-                held.popleft().release()
-                progress({"event": "shard", "index": index})
+            for event in events:
+                with times(WRITER_WAIT):
+                    writer.put(event)
     finally:
         for work in held:
             work.release()
+    if execution.profile:
+        report({"event": "stages", "times": dict(times.seconds)})
 
 
 def _write_shard(
@@ -201,10 +242,11 @@ def _write_shard(
     work: Work,
     event: Event[ClipT],
     events: Iterator[Event[ClipT]],
+    times: StageTimes,
     progress: Progress,
 ) -> None:
     """Write a shard of each run that lacks it, from its first event and those that follow."""
-    with ExitStack() as stack:
+    with times(WRITING), ExitStack() as stack:
         parts = [stack.enter_context(_open_part(runs[place], job, place, work)) for place in work.wanted]
         expected = len(work.items)
         while True:
@@ -219,7 +261,9 @@ def _write_shard(
                 expected -= 1
                 if not expected:
                     return
+            start = time.perf_counter()
             following = next(events, None)
+            times.seconds[WRITING] -= time.perf_counter() - start  # waiting for the encoder is no writing
             if following is None:
                 raise RuntimeError(f"{expected} files of shard {work.shard.index} were never decoded")
             event = following

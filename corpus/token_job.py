@@ -1,7 +1,7 @@
 """From windows to tokens: what a process does for each file of runs of tokenization."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sctok.kernels.assign import nearest_centroid, prepare_centroids
 
 from .runs import RunFolder
 from .sharding import Extractor, describe_source
+from .stages import NEAREST, Stage
 
 INFO = ("streams", "token_rate", "codebook_hash", "codec_hash", "encoder_hash")  # of a run, repeated for each file
 UNDECIDED = -1  # the label of a vector that is not finite
@@ -53,6 +54,7 @@ class TokenJob:
     """Turns windows into tokens: those of each run, which has a codebook of its own."""
 
     def __init__(self, runs: Sequence[RunFolder], codebooks: Sequence[Codebook], extractor: Extractor, device: str):
+        self.stage: Stage = nullcontext
         self._runs = runs
         self._extractor = extractor
         self._quantizers = [SemanticQuantizer(codebook, device) for codebook in codebooks]
@@ -61,8 +63,10 @@ class TokenJob:
         self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]
     ) -> Iterable[tuple[npt.NDArray[np.int64], ...]]:
         """Return for each window the tokens (512 / stack factor, streams) int64 of each run."""
+        self._extractor.stage = self.stage
         patches = self._extractor.embed(waves, last)
-        return zip(*(quantizer.quantize(patches) for quantizer in self._quantizers), strict=True)
+        with self.stage(NEAREST):
+            return zip(*[quantizer.quantize(patches) for quantizer in self._quantizers], strict=True)
 
     def open_clip(self, item: AudioItem) -> "TokenClip":
         """Begin a file."""

@@ -1,6 +1,9 @@
 """From waveforms to contextual embeddings on one device, the same for a window in whatever batch it comes."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sctok.audio.filterbank import filterbank
+from sctok.audio.published_filterbank import published_filterbank
 from sctok.audio.windows import MEL_BINS, WINDOW_FRAMES, WINDOW_PATCHES, WINDOW_SPAN
 from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 
@@ -25,13 +29,18 @@ class FeatureExtractor:
         self.name, self.hash, self.width = weights.name, weights.hash, weights.config.width
         self.device, self.precision = device, precision
         self.batch_size = 1 if device.type == "cpu" else GPU_BATCH
+        self.published_steps = weights.published_steps
+        self._filterbank = published_filterbank if weights.published_steps else filterbank
         self._model = weights.build().to(device)
+        # Called with the name of each stage, gives the context in which it is done: by it a caller can time them.
+        self.stage: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def embed(self, waves: NDArray[np.float32], last: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the contextual embeddings of windows.
 
         Args:
-            waves: float32 (n, 164,080) samples at 16 kHz.
+            waves: float32 (n, 164,080) samples at 16 kHz. With `published_steps` the mean of the file should have been
+                removed (`sctok.audio.published_filterbank.centre`), for else features differ by some 1e-5.
             last: bool (n,), true where the window is its file's last one.
 
         Returns:
@@ -57,7 +66,7 @@ class FeatureExtractor:
             batch[:count] = torch.from_numpy(waves[start : start + count])
             ends = torch.ones(self.batch_size, dtype=torch.bool)
             ends[:count] = torch.from_numpy(last[start : start + count])
-            mel = filterbank(batch.to(self.device), ends.to(self.device))
+            mel = self._filterbank(batch.to(self.device), ends.to(self.device))
             mels[start : start + count] = mel[:count].cpu().numpy()
             embedded[start : start + count] = self._embed_batch(mel)[:count].cpu().numpy()
         return embedded, mels

@@ -22,7 +22,7 @@ from sctok.corpus.sharding import Execution
 from sctok.formats.codebooks import Codebook, CodebookInfo
 
 WIDTH = 8
-EXECUTION = ("devices", "batch_size", "workers", "retry_failed")
+EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "rank", "world_size", "profile")
 
 
 class FakeExtractor:
