@@ -280,6 +280,11 @@ class Stage(nn.ModuleList):
         return x
 
 
+def store_channels_last(module: nn.Module, *_: object) -> None:
+    """Store convolution weights as channels-last maps need them, so that no call rearranges them."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class TUNet(nn.Module):
     """The denoiser: v of a noisy latent, conditioned on tokens by cross-attention (paper, section III-D).
 
@@ -315,7 +320,8 @@ class TUNet(nn.Module):
                 self.output_blocks.append(stage)
         last = zeroed(Conv3x3(channels, config.latent_channels))
         self.out = nn.Sequential(group_norm(channels, RES_NORM_EPS), nn.SiLU(inplace=True), last)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        store_channels_last(self)
+        self.register_load_state_dict_post_hook(store_channels_last)  # type: ignore[no-untyped-call]
 
     def _stage(self, level: int, inputs: int) -> Stage:
         outputs = self.config.channels(level)

@@ -78,6 +78,12 @@ def test_narrow_maps_are_convolved_alike():
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
 
 
+def test_assigned_weights_are_stored_channels_last(small):
+    small.load_state_dict({name: value.contiguous() for name, value in small.state_dict().items()}, assign=True)
+    weights = [layer.weight for layer in small.modules() if isinstance(layer, Conv3x3)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
 def test_windows_of_a_batch_do_not_mix(small):
     latent, context, steps = torch.randn(3, 2, 8, 4), torch.randn(3, 5, 6), torch.tensor([3, 900, 7])
     alone = torch.cat([small(latent[i : i + 1], steps[i : i + 1], context[i : i + 1]) for i in range(3)])
