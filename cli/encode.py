@@ -24,7 +24,11 @@ def encode(
     codebook: CodebookOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A .sct file for a single input, or a folder.", show_default="beside the audio"),
+        typer.Option(
+            "--out",
+            help="A .sct file for a single input, a .tar for one token shard, or a folder.",
+            show_default="beside the audio",
+        ),
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     device: DeviceOption = "auto",
@@ -34,15 +38,15 @@ def encode(
     skip_existing: KeepOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the tokens of audio to .sct files, one for each file under its path in the input.
+    """Write the tokens of audio to .sct files, one for each file under its path in the input, or to one token shard.
 
     Files that are there already are replaced unless --skip-existing is given, which keeps those that are whole and of
     the same codec and codebook: so an interrupted command goes on. Files that cannot be read are named with the
-    reason, the rest goes on, and the exit code is 1. Whole corpora go to token shards with sctok tokenize.
+    reason, the rest goes on, and the exit code is 1.
     """
     from sctok.audio.windows import window_count
-    from sctok.codec.files import Reading, encode_files
-    from sctok.codec.listing import audio_lengths, list_audio_jobs
+    from sctok.codec.files import Reading, encode_files, encode_to_shard
+    from sctok.codec.listing import SHARD_SUFFIX, audio_lengths, list_audio_jobs
     from sctok.formats.sct import SCT_SUFFIX
 
     jobs = list_audio_jobs(audio, out, SCT_SUFFIX)
@@ -50,5 +54,8 @@ def encode(
     processes = decoding_workers(workers, len(jobs), loaded.device.type == "cuda")
     reading = Reading(chosen_codebook(loaded, codebook), channel, processes)
     reporter = FileReporter("encode", audio_lengths(jobs), window_count)
-    reporter.take(encode_files(loaded, jobs, reading, keep=skip_existing, progress=reporter.windows))
+    if out is not None and out.suffix == SHARD_SUFFIX:
+        reporter.take(encode_to_shard(loaded, jobs, reading, out, reporter.windows))
+    else:
+        reporter.take(encode_files(loaded, jobs, reading, keep=skip_existing, progress=reporter.windows))
     reporter.show(loaded, as_json)

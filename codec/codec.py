@@ -42,7 +42,8 @@ class DecodingError(ValueError):
 class Codec:
     """An encoder and a decoder on one device, each set up when it is first used.
 
-    The tokens of a file depend on the file, the codec, the codebook and the precision alone. The sound that they are
+    The tokens of a file depend on the file, the codec, the codebook and the precision (of the feature encoder; the
+    acoustic encoder keeps to float32) alone. The sound that they are
     decoded to depends on them, the sampler and its seed, and by rounding alone (tested to 1e-4 of full scale) on which
     windows were decoded together.
     """
@@ -97,6 +98,11 @@ class Codec:
         """Hash of all that decides about tokens, but for the codebook."""
         return self.info.token_hash
 
+    @cached_property
+    def encoder_hash(self) -> str:
+        """Hash of the weights of the feature encoder."""
+        return self._parts.encoder.hash
+
     @property
     def codebooks(self) -> dict[int, str]:
         """The semantic codebooks: their hashes by their number of rows."""
@@ -105,6 +111,10 @@ class Codec:
     def codebook_hash(self, codebook: int | str | None = None) -> str:
         """Return the hash of a codebook by its number of rows or hash, the largest where None; else ValueError."""
         return self._book(codebook)[0]
+
+    def codebook_sizes(self, codebook: int | str | None = None) -> tuple[int, int]:
+        """Return the rows of a semantic codebook, chosen as in `codebook_hash`, and of the acoustic one."""
+        return self._book(codebook)[1].k, len(self._parts.acoustic.quantizer.codes)
 
     def encode(
         self, wave: ArrayLike, sample_rate: int, *, codebook: int | str | None = None, channel: int | None = None
@@ -307,8 +317,7 @@ class Codec:
         raise ValueError(f"the codec {self.info.name} has no codebook {wanted}; it has {there}")
 
     def _describe(self, pairs: NDArray[Any], samples: int, codebook: int | str | None) -> CodecTokens:
-        name, book = self._book(codebook)
-        sizes = (book.k, len(self._parts.acoustic.quantizer.codes))
+        sizes, name = self.codebook_sizes(codebook), self.codebook_hash(codebook)
         return CodecTokens(pairs, samples, self.token_rate, sizes, name, self.hash)
 
 

@@ -14,7 +14,7 @@ from .semantic import UNDECIDED, SemanticQuantizer
 
 # Matrix libraries round otherwise for other batch shapes. So that a token depends on its window alone, the acoustic
 # encoder always runs on this many windows, filled up with empty ones.
-BATCH = {"cpu": 8, "cuda": 16}
+BATCH = {"cpu": 16, "cuda": 16}
 
 
 class WindowEncoder:

@@ -15,9 +15,10 @@ from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import DiskFullError, FormatError, atomic_path
 from sctok.formats.sct import CodecTokens, read_sct, write_sct
+from sctok.formats.token_shards import TokenShardWriter
 
 from .codec import Codec, DecodingError, Progress
-from .listing import AudioJob, TokenJob
+from .listing import STREAMS, AudioJob, TokenJob
 from .samplers import SamplerConfig
 
 AUDIO_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
@@ -28,7 +29,8 @@ class Outcome:
     """What became of one input.
 
     source: what messages call it. target: where the result is. reason: why there is none, one line. samples: of audio
-    at 16 kHz. token_bits: of its tokens. bytes_written: 0 where the result was there already.
+    at 16 kHz. token_bits: of its tokens. bytes_written: of the result, or of the tokens alone where many share a file; 0
+    where it was there already.
     """
 
     source: str
@@ -69,14 +71,41 @@ def encode_files(
         else:
             left.append(job)
     yield from done
-    for found in _encoded(codec, left, reading, progress):
-        if isinstance(found.tokens, str):
-            yield Outcome(found.source, found.target, reason=found.tokens)
+    for job, found in _encoded(codec, left, reading, progress):
+        if isinstance(found, str):
+            yield Outcome(_name(job), job.target, reason=found)
             continue
         try:
-            yield _done(found, found.tokens, write_sct(found.target, found.tokens))
+            yield _done(_name(job), job.target, found, write_sct(job.target, found))
         except OSError as error:
-            yield _not_written(found, error)
+            yield _not_written(_name(job), job.target, error)
+
+
+def encode_to_shard(
+    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, path: Path, progress: Progress | None = None
+) -> Iterator[Outcome]:
+    """Write the tokens of audio to one token shard, as `encode_files` does to files; it appears when all is done."""
+    sizes = codec.codebook_sizes(reading.codebook)
+    with TokenShardWriter(path, codebook_sizes=sizes) as writer:
+        for job, found in _encoded(codec, jobs, reading, progress):
+            if isinstance(found, str):
+                yield Outcome(_name(job), path, reason=found)
+                continue
+            info = {
+                "samples": found.samples,
+                "sample_rate": SAMPLE_RATE,
+                "token_rate": found.token_rate,
+                "streams": STREAMS,
+                "codebook_hash": found.codebook_hash,
+                "codec_hash": found.codec_hash,
+                "encoder_hash": codec.encoder_hash,
+                "source": {**job.item.metadata, "path": job.item.path} if isinstance(job.item, AudioItem) else {},
+            }
+            try:
+                writer.add(job.item.key, found.tokens, info)
+                yield _done(_name(job), path, found, found.tokens.size * (2 if max(sizes) <= 1 << 16 else 4))
+            except FormatError as error:
+                yield Outcome(_name(job), path, reason=str(error).removeprefix(f"{path}: "))
 
 
 def reconstruct_files(
@@ -98,7 +127,8 @@ def reconstruct_files(
             yield Outcome(job.item.name, job.target, soundfile.info(job.target).frames)
         else:
             left.append(job)
-    yield from decode_files(codec, _encoded(codec, left, reading, None), sampler, progress=progress)
+    encoded = (TokenJob(_name(job), found, job.target) for job, found in _encoded(codec, left, reading, None))
+    yield from decode_files(codec, encoded, sampler, progress=progress)
 
 
 def decode_files(
@@ -136,9 +166,9 @@ def decode_files(
         aside.clear()
         assert isinstance(job.tokens, CodecTokens)
         try:
-            yield _done(job, job.tokens, write_audio(job.target, blocks))
+            yield _done(job.source, job.target, job.tokens, write_audio(job.target, blocks))
         except (OSError, DecodingError) as error:
-            yield _not_written(job, error)
+            yield _not_written(job.source, job.target, error)
     yield from aside
     if stopped:
         raise stopped[0]
@@ -201,36 +231,37 @@ class _Sink:
         raise NotImplementedError  # soundfile asks for the method, not for a byte
 
 
-def _encoded(codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: Progress | None) -> Iterator[TokenJob]:
-    """Yield the tokens of audio, or why there are none."""
+def _encoded(
+    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: Progress | None
+) -> Iterator[tuple[AudioJob, CodecTokens | str]]:
+    """Yield the tokens of audio, or why there are none; first what cannot be read at all."""
     good = []
     for job in jobs:
         if isinstance(job.item, BadItem):
-            yield TokenJob(_name(job), job.item.reason, job.target)
+            yield job, job.item.reason
         else:
             good.append((job, job.item))
     chunks = load_windows([item for _, item in good], workers=reading.workers, channel=reading.channel)
     assert isinstance(chunks, Generator)  # so that its workers can be ended
     with closing(chunks):
-        found = codec.encode_many(chunks, reading.codebook, progress)
-        for (job, item), (_, tokens) in zip(good, found, strict=True):
-            reason = tokens.removeprefix(f"{item.name}: ") if isinstance(tokens, str) else tokens
-            yield TokenJob(item.name, reason, job.target)
+        encoded = codec.encode_many(chunks, reading.codebook, progress)
+        for (job, item), (_, found) in zip(good, encoded, strict=True):
+            yield job, found.removeprefix(f"{item.name}: ") if isinstance(found, str) else found
 
 
 def _name(job: AudioJob) -> str:
     return job.item.name if isinstance(job.item, AudioItem) else job.item.path
 
 
-def _done(job: TokenJob, tokens: CodecTokens, size: int) -> Outcome:
-    return Outcome(job.source, job.target, tokens.samples, len(tokens.tokens) * tokens.bits_per_pair, size)
+def _done(source: str, target: Path, tokens: CodecTokens, size: int) -> Outcome:
+    return Outcome(source, target, tokens.samples, len(tokens.tokens) * tokens.bits_per_pair, size)
 
 
-def _not_written(job: TokenJob, error: OSError | DecodingError) -> Outcome:
+def _not_written(source: str, target: Path, error: OSError | DecodingError) -> Outcome:
     if isinstance(error, DiskFullError):
         raise error
     reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-    return Outcome(job.source, job.target, reason=reason)
+    return Outcome(source, target, reason=reason)
 
 
 def _tokens_there(path: Path) -> CodecTokens | None:

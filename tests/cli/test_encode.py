@@ -9,6 +9,7 @@ import soundfile
 
 from sctok.cli.app import main
 from sctok.formats.sct import read_sct
+from sctok.formats.token_shards import read_token_shard
 
 from ..codec.tiny import CODEBOOK_SIZES
 from .conftest import write_noise
@@ -110,6 +111,29 @@ def test_tar_shards_need_a_folder(sctok, tmp_path):
     assert "--out" in said
     assert sctok("encode", tmp_path / "s.tar", "--out", tmp_path / "out")[0] == 0
     assert read_sct(tmp_path / "out" / "a.sct").samples == 8_000
+
+
+def test_one_token_shard_holds_all(sctok, small_codec, tmp_path):
+    write_noise(tmp_path / "in" / "x" / "a.wav", 8_000)
+    (tmp_path / "in" / "bad.wav").write_bytes(b"RIFF")
+    code, printed, _ = sctok("encode", tmp_path / "in", "--out", tmp_path / "t.tar", "--json")
+    assert (code, json.loads(printed)["files"]) == (1, 1)
+    ((key, tokens, info),) = read_token_shard(tmp_path / "t.tar")
+    expected = small_codec.encode(soundfile.read(tmp_path / "in" / "x" / "a.wav")[0], 16_000)
+    assert (key, tokens.dtype) == ("x/a", np.uint16)
+    np.testing.assert_array_equal(tokens, expected.tokens)
+    assert info == {
+        "samples": 8_000,
+        "sample_rate": 16_000,
+        "token_rate": 25,
+        "streams": ["semantic", "acoustic"],
+        "codebook_hash": expected.codebook_hash,
+        "codec_hash": small_codec.hash,
+        "encoder_hash": small_codec.encoder_hash,
+        "source": {"path": str(tmp_path / "in" / "x" / "a.wav")},
+    }
+    assert sctok("decode", tmp_path / "t.tar", "--out", tmp_path / "out", "--steps", 1)[0] == 0
+    assert soundfile.info(tmp_path / "out" / "x" / "a.wav").frames == 8_000
 
 
 def test_decoding_processes_change_nothing(sctok, tmp_path):
