@@ -1,16 +1,18 @@
 """`sctok extract`: AudioMAE features of audio into HDF5 shards."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption, SeedOption
 from .runs import (
+    AddressOption,
     AudioArgument,
     BatchOption,
     ChannelOption,
     DevicesOption,
     EncoderOption,
+    EngineOption,
     ExcludeOption,
     IncludeOption,
     MaxSecondsOption,
@@ -54,6 +56,8 @@ def extract(
     rank: RankOption = 0,
     world_size: WorldOption = 1,
     profile: ProfileOption = False,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     min_seconds: MinSecondsOption = None,
@@ -73,7 +77,8 @@ def extract(
 
     config = ExtractionConfig(domain, channel, tokens_per_clip, max_hours, seed, files_per_shard)
     selection = select(include, exclude, min_seconds, max_seconds)
-    how = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
+    how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
+    how |= {"engine": engine, "address": address}
     make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, **how)
     with RunReporter(f"extract {domain}") as reporter:
         folder = out or root / "features" / domain

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Progress, device_names, emit, say, table
+from .common import Progress, device_names, emit, one_of, say, table
 
 if TYPE_CHECKING:
     from sctok.corpus.processes import RunResult
@@ -62,6 +62,13 @@ RankOption = Annotated[
 ]
 WorldOption = Annotated[int, typer.Option("--world-size", help="How many commands share the shards.", min=1)]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Tell where the time went, stage by stage.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="local, or ray: a worker of Ray per device.", callback=one_of("local", "ray"))
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Of a running Ray cluster, or auto.  [default: start Ray here for this run]"),
+]
 RetryOption = Annotated[
     bool,
     typer.Option("--retry-failed", help="Read what failed.jsonl names again; what is done stays as it is."),
@@ -97,17 +104,22 @@ def prepare(
 ) -> tuple["MakeExtractor", "Execution"]:
     """Return how to load the encoder, and the devices, batch size and workers that the options mean.
 
-    how: further fields of Execution.
+    how: engine, address, and further fields of Execution.
     """
     from functools import partial
 
     if not how["rank"] < how["world_size"]:
         raise typer.BadParameter(f"{how['rank']} is not below --world-size {how['world_size']}", param_hint="--rank")
 
-    from sctok.corpus.sharding import Execution
+    from sctok.corpus.sharding import LOCAL, Execution
     from sctok.features.extractor import load_encoder
     from sctok.kernels.devices import resolve_precision
 
+    engine, address = how.pop("engine"), how.pop("address")
+    if address is not None and engine != "ray":
+        raise typer.BadParameter("is an address of Ray; add --engine ray", param_hint="--address")
+    if engine == "ray":
+        how["ray_address"] = address or LOCAL
     devices = _devices(device)
     on_gpu = devices[0].type == "cuda"
     batch = batch_size or (WINDOWS_ON_GPU if on_gpu else WINDOWS_ON_CPU)

@@ -1,17 +1,19 @@
 """`sctok tokenize`: semantic tokens of a whole corpus into WebDataset shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
 from .runs import (
+    AddressOption,
     AudioArgument,
     BatchOption,
     ChannelOption,
     DevicesOption,
     EncoderOption,
+    EngineOption,
     ExcludeOption,
     IncludeOption,
     MaxSecondsOption,
@@ -64,6 +66,8 @@ def tokenize(
     rank: RankOption = 0,
     world_size: WorldOption = 1,
     profile: ProfileOption = False,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     min_seconds: MinSecondsOption = None,
@@ -86,7 +90,8 @@ def tokenize(
     targets = _targets(root / "tokens", name, out, books)
     config = TokenizationConfig(channel, files_per_shard)
     selection = select(include, exclude, min_seconds, max_seconds)
-    how = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
+    how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
+    how |= {"engine": engine, "address": address}
     make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, **how)
     with RunReporter(f"tokenize {name}") as reporter:
         results = tokenize_corpus(audio, targets, make_extractor, config, execution, reporter, selection)

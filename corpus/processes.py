@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from sctok.audio.windows import SAMPLE_RATE
 
 from .packing import ClipT
+from .ray_engine import share_by_ray
 from .runs import Progress, RunFolder, Work
 from .sharding import Execution, Job, process_shards
 
@@ -87,7 +88,9 @@ def execute_run(
             run.mark_retries(execution.mine)
     left = _files_left(runs, execution.mine)
     report({"event": "plan", "files": sum(left.values()), "shards": len(left)})
-    if left:
+    if left and execution.ray_address is not None:
+        share_by_ray(runs, make_job, execution, report)
+    elif left:
         share_shards(runs, job, make_job, execution, report)
     return [_close_run(run, summarise, execution, seconds) for run in runs]
 

@@ -25,6 +25,7 @@ from .runs import Progress, RunError, RunFolder, Work, claim_work
 from .stages import DECODE, WRITER_WAIT, WRITING, Stage, StageTimes
 from .writer import ConsumerThread
 
+LOCAL = "local"
 _EVENTS_AHEAD = 32  # results of windows that wait for the writer
 
 
@@ -148,8 +149,9 @@ class Execution:
     devices: one process each, the first being this one. batch_size: windows encoded at once. workers: decoding
     processes in all; 0 decodes between batches. retry_failed: read again, too, the inputs that failed in finished
     shards, and those alone. rank, world_size: work on the shards whose number is `rank` modulo `world_size`, for
-    machines that cannot lock each other's files or arrays of jobs. profile: measure where the time goes. Raises
-    RunError for values out of range.
+    machines that cannot lock each other's files or arrays of jobs. profile: measure where the time goes. ray_address:
+    have workers of Ray do it, of the cluster there or, if LOCAL, of one started for the run. Raises RunError for values
+    out of range.
     """
 
     devices: tuple[str, ...] = ("cpu",)
@@ -159,6 +161,7 @@ class Execution:
     rank: int = 0
     world_size: int = 1
     profile: bool = False
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if not self.devices:

@@ -22,7 +22,7 @@ from sctok.corpus.sharding import Execution
 from sctok.formats.codebooks import Codebook, CodebookInfo
 
 WIDTH = 8
-EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "rank", "world_size", "profile")
+EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "rank", "world_size", "profile", "ray_address")
 
 
 class FakeExtractor:
@@ -155,6 +155,25 @@ def _doomed(audio: str, folder: str) -> None:
     """Extract on two devices, one of which loses its process at once."""
     settings = {"files_per_shard": 1, "devices": ("cpu", "cpu"), "make": make_doomed, "progress": print_event}
     run_command("extract", [audio], Path(folder), **settings)
+
+
+class DyingExtractor(FakeExtractor):
+    """Kills its process at its third batch, the first time that this happens at all."""
+
+    def __init__(self, marker: Path) -> None:
+        super().__init__(delay=0.002)
+        self.marker = marker
+
+    def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+        if len(self.batches) == 2 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().embed(waves, last)
+
+
+def make_dying(marker: Path, device: str) -> DyingExtractor:
+    """Return the fake encoder that dies once."""
+    return DyingExtractor(marker)
 
 
 def _limited(command: str, audio: str, folder: str, limit: str) -> None:
