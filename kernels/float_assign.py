@@ -80,13 +80,14 @@ _SHORTCUTS = _Shortcuts()
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Keep TF32 and bf16 shortcuts out of float32 products: the error bound assumes 24 bits.
+    """Keep TF32, bf16 and autocast out of float32 products: the error bound assumes 24 bits.
 
     Several threads may be inside at once; the last one to leave restores what the first one found.
     """
     _SHORTCUTS.set_aside()
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         _SHORTCUTS.restore()
 

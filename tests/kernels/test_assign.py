@@ -206,6 +206,13 @@ def test_scores_wrong_by_up_to_their_bound_change_nothing(monkeypatch: pytest.Mo
     assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
 
 
+def test_the_mixed_precision_of_a_training_does_not_reach_the_search() -> None:
+    points, centroids = _normal(0, 300, 8), _normal(1, 64, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nearest_centroid(points, centroids).labels
+    assert torch.equal(found, nearest_centroid_reference(points, centroids)[0])
+
+
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"), reason="before PyTorch 2.9")
 @pytest.mark.parametrize("mode", ["medium", "high"])
 def test_the_low_precision_setting_of_torch_is_set_aside_and_restored(mode: str) -> None:
