@@ -31,7 +31,9 @@ def decode(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="A .wav or .flac file for a single .sct, or a folder.", show_default="beside the .sct"
+            "--out",
+            help="A .wav or .flac file for a single .sct, or a folder.",
+            show_default="beside the .sct, as NAME.decoded.wav",
         ),
     ] = None,
     audio_format: FormatOption = "wav",

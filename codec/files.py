@@ -29,8 +29,8 @@ class Outcome:
     """What became of one input.
 
     source: what messages call it. target: where the result is. reason: why there is none, one line. samples: of audio
-    at 16 kHz. token_bits: of its tokens. bytes_written: of the result, or of the tokens alone where many share a file; 0
-    where it was there already.
+    at 16 kHz. token_bits: of its tokens. bytes_written: of the result, or of its tokens where many share a file;
+    0 where it was there already.
     """
 
     source: str

@@ -82,8 +82,9 @@ def audio_lengths(jobs: Sequence[AudioJob]) -> list[int] | None:
 def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[TokenJob]:
     """Yield the tokens in `inputs`: `.sct` files, token shards and folders that hold them, in the order of their paths.
 
-    out: a file that ends in `suffix`, for a single `.sct`; a folder; or None, for beside their inputs. The tokens of
-    one file are in memory at a time. A file that cannot be read has the reason in place of its tokens.
+    out: a file that ends in `suffix`, for a single `.sct`; a folder; or None, for beside their inputs, as
+    `<name>.decoded<suffix>`, so that the audio that was encoded there stays. The tokens of one file are in memory at a
+    time. A file that cannot be read has the reason in place of its tokens.
 
     Raises:
         ValueError: a folder holds no tokens, `out` is a file and there are several inputs, or it is None and there is a
@@ -101,7 +102,7 @@ def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
             assert out is not None
             yield from _shard_jobs(path, out, suffix)
         elif out is None:
-            yield _sct_job(path, path.with_suffix(suffix))
+            yield _sct_job(path, path.with_suffix(f".decoded{suffix}"))
         else:
             yield _sct_job(path, out if _is_file(out, suffix) else (out / relative).with_suffix(suffix))
 

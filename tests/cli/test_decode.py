@@ -12,6 +12,8 @@ from sctok.codec.samplers import SamplerConfig
 from sctok.formats.sct import read_sct, write_sct
 from sctok.formats.token_shards import TokenShardWriter
 
+from .conftest import write_noise
+
 QUICK = ("--steps", "1")
 
 
@@ -30,13 +32,22 @@ def file(tokens, tmp_path):
 def test_a_file_gets_its_audio_beside_it(sctok, small_codec, tokens, file):
     code, printed, _ = sctok("decode", file, "--sampler", "dpm++", "--steps", 2, "--seed", 3, "--json")
     assert code == 0
-    info = soundfile.info(file.with_suffix(".wav"))
+    info = soundfile.info(file.with_suffix(".decoded.wav"))
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (16_000, 1, 40_001, "PCM_16")
     expected = small_codec.decode(tokens, SamplerConfig("dpm++", 2, seed=3))
-    found, _ = soundfile.read(file.with_suffix(".wav"), dtype="float32")
+    found, _ = soundfile.read(file.with_suffix(".decoded.wav"), dtype="float32")
     np.testing.assert_allclose(found, expected, atol=2 / 32768)
     facts = json.loads(printed)
     assert (facts["files"], facts["audio_seconds"], facts["token_rate"]) == (1, 40_001 / 16_000, 25)
+
+
+def test_audio_beside_its_tokens_stays(sctok, tmp_path):
+    audio = write_noise(tmp_path / "clips" / "a.wav", 8_000)
+    before = audio.read_bytes()
+    assert sctok("encode", tmp_path / "clips")[0] == 0
+    assert sctok("decode", tmp_path / "clips", *QUICK)[0] == 0
+    assert audio.read_bytes() == before
+    assert soundfile.info(tmp_path / "clips" / "a.decoded.wav").frames == 8_000
 
 
 def test_the_seed_and_the_steps_matter(sctok, file, tmp_path):
@@ -89,7 +100,9 @@ def test_token_shards_are_decoded_too(sctok, tokens, file, tmp_path):
     shard(tmp_path / "s" / "shard-00000.tar", tokens)
     assert sctok("decode", tmp_path / "s", "--out", tmp_path / "out", *QUICK)[0] == 0
     assert sctok("decode", file, *QUICK)[0] == 0
-    from_shard, alone = (soundfile.read(path)[0] for path in (tmp_path / "out/x/a.b.wav", file.with_suffix(".wav")))
+    from_shard, alone = (
+        soundfile.read(path)[0] for path in (tmp_path / "out/x/a.b.wav", file.with_suffix(".decoded.wav"))
+    )
     np.testing.assert_allclose(from_shard, alone, atol=2 / 32768)
 
 
@@ -113,7 +126,7 @@ def test_tokens_of_a_shard_that_do_not_fit_are_named(sctok, tokens, tmp_path, ch
 
 
 def test_existing_audio_is_replaced_or_kept(sctok, file):
-    target = file.with_suffix(".wav")
+    target = file.with_suffix(".decoded.wav")
     soundfile.write(target, np.zeros(40_001), 16_000)
     before = target.stat().st_ino
     code, printed, _ = sctok("decode", file, *QUICK, "--skip-existing", "--json")
