@@ -170,6 +170,7 @@ def _save(run: "CodecRun", folder: Path, name: str, as_json: bool) -> None:
 
     run.save(folder, name)
     curve = run.run.folder / "loss.csv"
-    last = {key: float(value) for key, value in read_curve(curve)[-1].items() if value}
+    last = {key: float(value) for row in read_curve(curve)[-1:] for key, value in row.items() if value}
     facts = {"codec": str(folder), "token_rate": run.config.token_rate, "loss_curve": str(curve), **last}
+    facts["step"] = run.run.step
     emit(facts, as_json, f"codec      {folder}\nloss curve {curve}\nuse it with --codec {name}")

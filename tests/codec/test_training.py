@@ -11,6 +11,7 @@ import torch
 
 from sctok.codec.gradients import average_gradients
 from sctok.codec.training import CodecTraining
+from sctok.codec.training_run import CHECKPOINT
 from sctok.kernels.devices import cpu_supports
 from sctok.kmeans_tools.distributed import Group
 
@@ -18,9 +19,10 @@ from ..kmeans_tools.ranks import run_ranks
 from .trainings import GRID, UNET_AND_GRID, codec_config, codec_task, make_task, state_of, write_audio
 
 _RANKS = """
-import json
+import os
 sys.path.insert(0, sys.argv[4])
 import torch
+from sctok.codec.training_run import Schedule, TrainingRun
 from sctok.formats.tensors import save_tensors
 from tests.codec.trainings import RANKED, codec_task, state_of
 inputs, folder = sys.argv[1].split(","), Path(sys.argv[2])
@@ -29,6 +31,14 @@ for name, changes in RANKED.items():
     losses = [task.train_step(step) for step in range(3)]
     arrays = {key: value.numpy() for key, value in state_of(task).items()}
     save_tensors(Path(sys.argv[3]) / f"{name}-{group.rank}", arrays, format_name="x", version=1, metadata={})
+task = codec_task(inputs, folder, group, batch_size=1)
+run, train_step = TrainingRun(task, Path(sys.argv[3]) / "stopped", {}, group), task.train_step
+def stop_one_rank(step):
+    if step == 1 and group.rank == 1:
+        os.kill(os.getpid(), 15)
+    return train_step(step)
+task.train_step = stop_one_rank
+print(run.run(Schedule(50, 25)), run.step)
 """
 ROOT = Path(__file__).parents[2]
 
@@ -66,12 +76,9 @@ def test_the_loss_is_reconstruction_and_commitment(task: CodecTraining) -> None:
 
 
 def test_one_of_the_codebooks_is_drawn_for_each_batch(task: CodecTraining) -> None:
-    seen = watched(task)
-    for step in range(12):
-        task.train_step(step)
     drawn = []
-    for each in seen:
-        rows = each["batch"].semantic.reshape(-1, 64)
+    for step in range(12):
+        rows = task._batch(step, 0).semantic.reshape(-1, 64)
         found = [bool((rows[:, None] == book).all(dim=2).any(dim=1).all()) for book in task.centroids]
         assert sum(found) == 1
         drawn.append(found.index(True))
@@ -243,8 +250,10 @@ def test_two_ranks_train_what_one_process_does_on_the_doubled_batch(inputs: list
     from .trainings import RANKED
 
     codec_task(inputs, tmp_path)  # lists the clips
-    ended = run_ranks(2, _RANKS, tmp_path, ",".join(inputs), tmp_path, tmp_path, ROOT)
+    ended = run_ranks(2, _RANKS, tmp_path, ",".join(inputs), tmp_path, tmp_path, ROOT, timeout=600, wait=900)
     assert [rank.code for rank in ended] == [0, 0], ended
+    assert [rank.out for rank in ended] == ["15 2\n"] * 2  # where one is told to stop, both do after the same step
+    assert (tmp_path / "stopped" / CHECKPOINT).exists()
     for name, changes in RANKED.items():
         alone = codec_task(inputs, tmp_path, crops={"packed": 0.3}, **changes, batch_size=4)
         for step in range(3):
