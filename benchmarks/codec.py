@@ -86,7 +86,9 @@ def measure_speed(parts: CodecParts, codec: Codec, args: argparse.Namespace) -> 
             stages = measure(encode_stages(parts, item, audio, device))
         note("encode, whole call")
         tokens = codec.encode_blocks(stream_audio(item.path))
-        whole = median_seconds(lambda: codec.encode_blocks(stream_audio(item.path)), args.repeats, device)
+        whole = median_seconds(
+            lambda: codec.encode_blocks(stream_audio(item.path)), args.repeats, device, warm_up=False
+        )
         pairs = torch.from_numpy(tokens.tokens[: args.windows * length]).view(args.windows, length, 2)
         with autocast():
             stages |= measure(decode_stages(parts, pairs.to(device), at_once))
