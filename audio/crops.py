@@ -20,9 +20,13 @@ _SEEKABLE = SOUNDFILE_SUFFIXES - {".mp3"}  # libsndfile finds its way in MP3 fil
 def read_crop(item: AudioItem, start: float, samples: int, channel: int | None = None) -> NDArray[np.float32]:
     """Return up to `samples` samples at 16 kHz, float32 (n,), from `start` seconds on; fewer where the file ends.
 
-    Formats in which one can seek are read from there on; others are decoded up to there.
+    Formats in which one can seek are read from there on; others are decoded up to there. Of an item that is a stretch
+    of a file the seconds are counted from its start, and nothing behind its end is read.
     Raises AudioError naming the file where it cannot be read.
     """
+    if item.start is not None and item.seconds is not None:
+        samples = min(samples, max(0, round((item.seconds - start) * SAMPLE_RATE)))
+        start += item.start
     if item.suffix in _SEEKABLE:
         try:
             piece = _seek(item, start, samples, channel)

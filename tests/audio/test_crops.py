@@ -1,5 +1,6 @@
 """Pieces out of the middle of files."""
 
+import dataclasses
 import io
 import tarfile
 
@@ -69,6 +70,14 @@ def test_fewer_samples_at_the_end_and_none_behind_it(tmp_path):
     item = write(tmp_path, "a.wav", noise(1000))
     assert len(read_crop(item, 0.05, 800)) == 200
     assert len(read_crop(item, 1.0, 800)) == 0
+
+
+def test_a_stretch_of_a_file(tmp_path):
+    whole = write(tmp_path, "a.wav", noise(), subtype="FLOAT")
+    item = dataclasses.replace(whole, start=1.0, seconds=0.5)
+    np.testing.assert_array_equal(read_crop(item, 0.25, 100), noise()[20_000:20_100])
+    np.testing.assert_array_equal(read_crop(item, 0.25, RATE), noise()[20_000:24_000])
+    assert len(read_crop(item, 0.75, 100)) == 0
 
 
 def test_the_member_of_a_tar(tmp_path):
