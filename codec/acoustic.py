@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sctok.formats.stacking import stack_factor
+from sctok.kernels.cpu_chain import chains_run
+from sctok.kernels.cpu_lstm import bidirectional_lstm
 
 from .vq import EMAVectorQuantizer, VQConfig
 
@@ -110,5 +112,15 @@ class AcousticEncoder(nn.Module):
                 f"(batch, length), got {tuple(features.shape)}, {tuple(quantized.shape)} and {tuple(padded.shape)}"
             )
         inputs = torch.cat([features, quantized], dim=-1).masked_fill(padded[..., None], PADDING)
-        hidden, _ = self.encoder(inputs)
-        return AcousticOutput(*self.quantizer(self.encoder_output_linear(hidden), padded))
+        return AcousticOutput(*self.quantizer(self.encoder_output_linear(self._recur(inputs)), padded))
+
+    def _recur(self, inputs: Tensor) -> Tensor:
+        """Return the LSTM's outputs (B, L, 2 · hidden)."""
+        if (
+            inputs.device.type == "cpu"
+            and inputs.dtype == torch.float32
+            and not torch.is_grad_enabled()
+            and chains_run()
+        ):
+            return bidirectional_lstm(self.encoder, inputs)
+        return self.encoder(inputs)[0]

@@ -17,7 +17,7 @@ from sctok import __version__
 from sctok.formats.files import check_format
 from sctok.formats.tensors import encoder_hash, read_header, save_tensors
 
-from .encoder import AudioMAE, EncoderConfig
+from .encoder import Attention, AudioMAE, EncoderConfig
 
 FORMAT = "sctok-encoder"
 FORMAT_VERSION = 1
@@ -53,10 +53,18 @@ class EncoderWeights:
         """SHA-256 over names, shapes and float32 values, 16 hex digits: equal for equal weights in any layout."""
         return encoder_hash({name: tensor.numpy() for name, tensor in self.tensors.items()})
 
+    @property
+    def published_steps(self) -> bool:
+        """Whether features are computed in the steps of the published codec, so that not even rounding differs."""
+        return bool(self.metadata.get("published_steps"))
+
     def build(self) -> AudioMAE:
         """Return the encoder in evaluation mode on the CPU."""
         model = AudioMAE(self.config)
         model.load_state_dict(self.tensors)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.fused = not self.published_steps
         return model.eval().requires_grad_(False)
 
 

@@ -33,7 +33,12 @@ class EncoderConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one joint projection."""
+    """Multi-head self-attention with one joint projection.
+
+    fused: whether one kernel does all of it. Published codecs were run in separate steps, which round otherwise.
+    """
+
+    fused = True
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -45,7 +50,10 @@ class Attention(nn.Module):
         """Map (B, N, width) to (B, N, width)."""
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
         return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

@@ -55,3 +55,16 @@ def segment_sum_reference(points: Tensor, labels: Tensor, k: int) -> tuple[Tenso
         sums[label] = members.to(torch.float64).sum(dim=0)
         counts[label] = len(members)
     return sums, counts
+
+
+def chain_product_reference(x: Tensor, weights: Tensor) -> Tensor:
+    """Return x @ weights.T, (m, n) float32, every sum of fused multiply-adds in the order of the factors.
+
+    x: (m, k) float32; weights: (n, k) float32. A float64 sum of a product and a float32, rounded again, differs from
+    one rounding in one of 2^29 cases.
+    """
+    total = x.new_zeros(len(x), len(weights))
+    for factor in range(x.shape[1]):
+        product = x[:, factor, None].double() * weights[None, :, factor].double()
+        total = (product + total.double()).float()
+    return total

@@ -1,0 +1,60 @@
+"""The filterbank that published SemantiCodec codecs read, to the last bit on the CPU that made our reference values.
+
+It is that of `filterbank` in other steps: those of torchaudio, float32 throughout. For features the difference, 1e-4 at
+most, is nothing; an acoustic encoder whose recurrence is chaotic turns any into other tokens.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .filterbank import ABSENT_FRAMES, DEVIATION, ENERGY_FLOOR, FFT_SIZE, LOW_HZ, MEAN, PREEMPHASIS
+from .windows import FRAME_LENGTH, FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES, WINDOW_SPAN
+
+
+def centre(waves: Tensor) -> Tensor:
+    """Return all windows (n, 164,080) float32 of a file without its mean, which is taken over padding to windows too.
+
+    The sum is that of two threads, a half each, however many there are.
+    """
+    halves = waves[:, :WINDOW_SAMPLES].reshape(2, -1).sum(dim=1)
+    return waves - (halves[0] + halves[1]) / (len(waves) * WINDOW_SAMPLES)
+
+
+def published_filterbank(waves: Tensor, last: Tensor) -> Tensor:
+    """Do what `filterbank` does, for windows (B, 164,080) that `centre` was applied to; returns (B, 1024, 128).
+
+    Raises ValueError for another shape.
+    """
+    if waves.ndim != 2 or waves.shape[1] != WINDOW_SPAN:
+        raise ValueError(f"expected windows of shape (batch, {WINDOW_SPAN}), got {tuple(waves.shape)}")
+    mel = torch.stack([_log_mel(wave) for wave in waves])
+    mel[:, WINDOW_FRAMES - ABSENT_FRAMES :].masked_fill_(last.to(mel.device)[:, None, None], 0.0)
+    return (mel - MEAN) / (2 * DEVIATION)
+
+
+def _log_mel(wave: Tensor) -> Tensor:
+    frames = wave.unfold(0, FRAME_LENGTH, FRAME_SHIFT)
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    previous = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+    frames = (frames - PREEMPHASIS * previous) * torch.hann_window(FRAME_LENGTH, periodic=False, device=wave.device)
+    power = torch.fft.rfft(F.pad(frames, (0, FFT_SIZE - FRAME_LENGTH))).abs().pow(2.0)
+    return (power @ _mel_filters(wave.device)).clamp_min(ENERGY_FLOOR).log()
+
+
+@cache
+def _mel_filters(device: torch.device) -> Tensor:
+    """Return Kaldi's triangular filters as float32 arithmetic gives them, (257, 128)."""
+
+    def mel(hertz: float) -> float:
+        return 1127.0 * math.log(1.0 + hertz / 700.0)
+
+    step = (mel(SAMPLE_RATE / 2) - mel(LOW_HZ)) / (MEL_BINS + 1)
+    index = torch.arange(MEL_BINS)[:, None]
+    left, centre, right = (mel(LOW_HZ) + (index + offset) * step for offset in (0, 1.0, 2.0))
+    bins = 1127.0 * (1.0 + SAMPLE_RATE / FFT_SIZE * torch.arange(FFT_SIZE // 2) / 700.0).log()
+    filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp_min(0.0)
+    return F.pad(filters, (0, 1)).to(device).T  # without the Nyquist bin
