@@ -12,6 +12,7 @@ from .runs import AudioArgument, checked_name
 from .steps import StepProgress, exit_if_stopped, tell_skipped
 
 if TYPE_CHECKING:
+    from sctok.codec.vae import AutoencoderKL
     from sctok.codec.vae_training import VAETrainingConfig
     from sctok.codec.vocoder_training import VocoderTrainingConfig
 
@@ -130,6 +131,13 @@ def vae(
     patch: Annotated[int, typer.Option(help="Side of the squares of the spectrogram read at once.", min=1)] = 2,
     kl_weight: Annotated[float, typer.Option(help="Weight of the latent's divergence.", min=0)] = 0.01,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.", min=0)] = 1e-3,
+    decay_share: Annotated[
+        float, typer.Option(help="Share of the steps, the last, in which it falls to 0.", min=0, max=1)
+    ] = 0.3,
+    decoder_of: Annotated[
+        str | None,
+        typer.Option(help="VAE whose decoder alone is trained on, as train --vae: codecs of its latents stay valid."),
+    ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     root: RootOption = DEFAULT_ROOT,
@@ -139,12 +147,23 @@ def vae(
 
     Run it again to resume or to add steps.
     """
+    from sctok.codec.part_sources import open_vae
     from sctok.codec.vae import VAEConfig
-    from sctok.codec.vae_training import VAETrainingConfig
+    from sctok.codec.vae_training import VAETrainingConfig, vae_hash
 
+    initial = open_vae(decoder_of, root / "codecs") if decoder_of else None
     model = VAEConfig(channels=channels, res_blocks=1, latent_channels=latent_channels, patch=patch)
-    config = VAETrainingConfig(model, batch_size, steps, learning_rate, kl_weight=kl_weight, seed=seed)
-    _train_part("vae", config, audio, name, device, root, as_json)
+    config = VAETrainingConfig(
+        initial.config if initial else model,
+        batch_size,
+        steps,
+        learning_rate,
+        decay_share=decay_share,
+        kl_weight=kl_weight,
+        seed=seed,
+        decoder_of=vae_hash(initial) if initial else None,
+    )
+    _train_part("vae", config, audio, name, device, root, as_json, initial)
 
 
 @pretrain.command()
@@ -187,6 +206,7 @@ def _train_part(
     device: str,
     root: Path,
     as_json: bool,
+    initial: "AutoencoderKL | None" = None,
 ) -> None:
     from sctok.codec.crops import open_collection
     from sctok.codec.pretraining import PartRun
@@ -195,7 +215,7 @@ def _train_part(
     folder = root / "pretrain" / checked_name(name, "--name")
     with Progress("listing", unit="s of audio") as bar:
         collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update)
-    part = PartRun(config, collection, folder, resolve_device(device), tell_skipped())
+    part = PartRun(config, collection, folder, resolve_device(device), tell_skipped(), initial)
     say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
     loss = {"vae": "mel_error", "vocoder": "mel_distance"}[kind]
     with StepProgress(f"pretrain {kind}", part.run.step, config.steps, loss) as show:

@@ -10,6 +10,7 @@ import torch
 from .crops import Collection, CropConfig, CropSampler, Skipped
 from .part_files import arrays_of, save_part
 from .training_run import Schedule, TrainingRun
+from .vae import AutoencoderKL
 from .vae_training import VAETraining, VAETrainingConfig
 from .vocoder_training import VocoderTraining, VocoderTrainingConfig
 
@@ -30,14 +31,18 @@ class PartRun:
         folder: Path,
         device: torch.device,
         skipped: Skipped = lambda path, reason: None,
+        initial: AutoencoderKL | None = None,
     ) -> None:
-        """Set the training up, or continue from its checkpoint. Raises ValueError where that is of another training."""
+        """Set the training up, or continue from its checkpoint. Raises ValueError where that is of another training.
+
+        initial: the VAE whose decoder is trained on.
+        """
         self.config, self.collection = config, collection
         self.task: VAETraining | VocoderTraining
         if isinstance(config, VAETrainingConfig):
             drawn = CropConfig(**{**asdict(VAE_CROPS), "seed": config.seed})
             crops, held = CropSampler(collection.train, drawn, skipped), collection.validation(drawn, VALIDATION_CROPS)
-            self.task = VAETraining(config, crops, held, device)
+            self.task = VAETraining(config, crops, held, device, initial)
         else:
             drawn = CropConfig(**{**asdict(VOCODER_CROPS), "seed": config.seed})
             crops = CropSampler(collection.train, drawn, skipped)

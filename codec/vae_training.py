@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctok.audio.mel import log_mel
+from sctok.formats.files import hash_arrays
 
 from .crops import CropSampler
 from .training_run import Task, check_training, descend, warm_up_and_decay
@@ -16,9 +17,17 @@ from .vae import AutoencoderKL, VAEConfig, sample_posterior
 MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
 
 
+def vae_hash(vae: AutoencoderKL) -> str:
+    """Return the hash of a VAE's tensors."""
+    return hash_arrays({name: value.numpy(force=True) for name, value in vae.state_dict().items()})
+
+
 @dataclass(frozen=True)
 class VAETrainingConfig:
-    """Everything that decides what a VAE learns: mean |mel error| + kl_weight · KL per latent value."""
+    """Everything that decides what a VAE learns: mean |mel error| + kl_weight · KL per latent value.
+
+    decoder_of: the hash of a VAE whose decoder alone is trained on, None for a VAE from nothing.
+    """
 
     model: VAEConfig = MINI
     batch_size: int = 4
@@ -29,6 +38,7 @@ class VAETrainingConfig:
     kl_weight: float = 0.01
     gradient_clip: float = 1.0
     seed: int = 0
+    decoder_of: str | None = None
 
     def __post_init__(self) -> None:
         check_training(self, positive=("batch_size", "steps"), not_negative=("learning_rate", "warm_up", "kl_weight"))
@@ -38,11 +48,22 @@ class VAETraining(Task):
     """The task of training a VAE (see `training_run.Task`)."""
 
     def __init__(
-        self, config: VAETrainingConfig, crops: CropSampler, held_out: NDArray[np.float32], device: torch.device
+        self,
+        config: VAETrainingConfig,
+        crops: CropSampler,
+        held_out: NDArray[np.float32],
+        device: torch.device,
+        initial: AutoencoderKL | None = None,
     ) -> None:
+        if (vae_hash(initial) if initial else None) != config.decoder_of:
+            raise ValueError(f"the configuration trains the decoder of the VAE {config.decoder_of}, not of this one")
         self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
         torch.manual_seed(config.seed)
         self.model = AutoencoderKL(config.model).to(device)
+        if initial:
+            self.model.load_state_dict(initial.state_dict())
+            self.model.encoder.requires_grad_(False)
+            self.model.quant_conv.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
 
     def modules(self) -> dict[str, nn.Module]:

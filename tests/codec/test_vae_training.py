@@ -9,16 +9,17 @@ import torch
 
 from sctok.audio.mel import log_mel
 from sctok.codec.crops import CropConfig, CropSampler, index_clips
-from sctok.codec.vae_training import MINI, VAETraining, VAETrainingConfig
+from sctok.codec.vae import AutoencoderKL
+from sctok.codec.vae_training import MINI, VAETraining, VAETrainingConfig, vae_hash
 
 from .trainings import CPU, VAE, make_task, write_audio
 
 
-def tiny_task(folder: Path, **changes: Any) -> VAETraining:
+def tiny_task(folder: Path, initial: AutoencoderKL | None = None, **changes: Any) -> VAETraining:
     clips, crops = index_clips(write_audio(folder), folder), CropConfig(samples=5_120)
     config = VAETrainingConfig(VAE, **{"batch_size": 2, "steps": 20, "warm_up": 2, **changes})
     held_out = CropSampler(clips, crops).draw(10**6, 0, 3)
-    return VAETraining(config, CropSampler(clips, crops), held_out, CPU)
+    return VAETraining(config, CropSampler(clips, crops), held_out, CPU, initial)
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -63,3 +64,20 @@ def test_the_bundled_sizes() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         VAETrainingConfig(**settings)
+
+
+def test_a_decoder_is_trained_on_without_moving_the_latents(tmp_path: Path) -> None:
+    first = AutoencoderKL(VAE)
+    task = tiny_task(tmp_path, first, decoder_of=vae_hash(first), learning_rate=1e-2)
+    task.train_step(0)
+    moved = {
+        name.split(".")[0]
+        for name, value in task.model.state_dict().items()
+        if not torch.equal(value, first.state_dict()[name])
+    }
+    assert moved == {"decoder", "post_quant_conv"}
+
+
+def test_the_decoder_of_another_vae_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not of this one"):
+        tiny_task(tmp_path, AutoencoderKL(VAE), decoder_of="0" * 16)
