@@ -41,7 +41,7 @@ class CodecTrainingConfig:
     condition_dropout: chance that a whole batch is trained without its condition, for guidance. accumulate: batches
     whose gradients make one step. scale_batches: batches that the latent's scale is measured on. estimate_weight: of
     the squared error of the grid's estimate of the latent; 0 where there is no grid. cycle_steps: after so many steps
-    the crops repeat, and what the frozen parts made of them is kept in memory, some 0.5 MB a crop for a small encoder;
+    the crops repeat, and what the frozen parts made of them is kept in memory, some 0.9 MB a crop for the mini encoder;
     0 for new crops at every step.
     """
 
