@@ -17,6 +17,7 @@ from .doctor import doctor
 from .encode import encode
 from .export import export
 from .extract import extract
+from .import_checkpoint import import_checkpoint
 from .inspect import inspect
 from .merge import merge
 from .pretrain import pretrain
@@ -62,6 +63,7 @@ for command in (
     merge,
     tokenize,
     train,
+    import_checkpoint,
     encode,
     decode,
     reconstruct,
