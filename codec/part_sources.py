@@ -7,6 +7,7 @@ from torch import nn
 from .artefact import BUNDLED_CODECS, INFO_FILE, load_codec
 from .diffusers_parts import load_diffusers_vae, load_diffusers_vocoder
 from .part_files import load_vae, load_vocoder
+from .published import load_published_vae, load_published_vocoder
 from .vae import AutoencoderKL
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -30,7 +31,7 @@ def open_vae(source: str, codecs: Path | None = None) -> AutoencoderKL:
     if not path.is_file():
         return load_diffusers_vae(source)[0]
     if path.suffix in PICKLES:
-        raise _unread(path)
+        return load_published_vae(path)
     return load_vae(path)
 
 
@@ -43,7 +44,7 @@ def open_vocoder(source: str, codecs: Path | None = None) -> nn.Module:
     if not path.is_file():
         return load_diffusers_vocoder(source)
     if path.suffix in PICKLES:
-        raise _unread(path)
+        return load_published_vocoder(path)
     return load_vocoder(path)
 
 
@@ -53,7 +54,3 @@ def _codec(source: str, codecs: Path | None) -> Path | str | None:
         if (folder / INFO_FILE).is_file():
             return folder
     return source if source in BUNDLED_CODECS or (Path(source) / INFO_FILE).is_file() else None
-
-
-def _unread(path: Path) -> ValueError:
-    return ValueError(f"{path} is no safetensors file: run sctok import-checkpoint, and name the codec that it makes")

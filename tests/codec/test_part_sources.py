@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sctok.codec import part_sources
 from sctok.codec.artefact import save_codec
 from sctok.codec.part_files import arrays_of, save_part
 from sctok.codec.part_sources import open_vae, open_vocoder
@@ -52,3 +53,11 @@ def test_what_is_none_is_named(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     for reader in (open_vae, open_vocoder):
         with pytest.raises(ValueError, match=name):
             reader(name)
+
+
+def test_published_checkpoints_are_read_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "decoder.ckpt"
+    path.touch()
+    monkeypatch.setattr(part_sources, "load_published_vae", lambda path: ("vae", path))
+    monkeypatch.setattr(part_sources, "load_published_vocoder", lambda path: ("vocoder", path))
+    assert (open_vae(str(path)), open_vocoder(str(path))) == (("vae", path), ("vocoder", path))
