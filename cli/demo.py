@@ -1,4 +1,4 @@
-"""`sctok demo`: the whole way from sound to tokens on bundled clips, with the commands a user would type."""
+"""`sctok demo`: from sound to tokens and back on bundled clips, with the commands a user would type."""
 
 import shlex
 import time
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 DOMAINS = {"general": 128, "speech": 64, "music": 64}
 MERGED_SIZE = 256
 TOKEN_RATE = 100
+SOUND = "reconstructed"
 
 
 def demo(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Turn the bundled clips into tokens: extract, cluster per domain, merge, tokenize. Takes a minute or two."""
+    """Turn the bundled clips into tokens (extract, cluster, merge, tokenize), and into sound again by the mini codec.
+
+    Takes a minute or two.
+    """
     from sctok.formats.codebooks import codebook_path, load_codebook
 
     started = time.monotonic()
@@ -25,14 +29,17 @@ def demo(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     with as_file(files("sctok.samples")) as clips:
         for arguments in _commands(clips, work):
             _run(arguments, as_json)
-    merged = codebook_path(work / "codebooks", "merged", MERGED_SIZE, TOKEN_RATE)
-    rows = _token_rows(work / "tokens" / "demo", load_codebook(merged))
+        merged = codebook_path(work / "codebooks", "merged", MERGED_SIZE, TOKEN_RATE)
+        rows = _token_rows(work / "tokens" / "demo", load_codebook(merged))
+        for row in rows:
+            row["mel_distance"] = _mel_distance(clips, work / SOUND, row["clip"])
     seconds = time.monotonic() - started
     places = {
         "features": str(work / "features"),
         "codebooks": str(work / "codebooks"),
         "merged codebook": str(merged),
         "tokens": str(work / "tokens" / "demo"),
+        "sound": str(work / SOUND),
     }
     emit({"clips": rows, "results": places, "seconds": seconds}, as_json, lambda: _text(rows, places, seconds))
 
@@ -43,7 +50,8 @@ def _commands(clips: Path, work: Path) -> list[list[str]]:
     cluster = [["cluster", "--domain", domain, "--k", str(k), *root] for domain, k in DOMAINS.items()]
     merge = ["merge", "--size", str(MERGED_SIZE), "--token-rate", str(TOKEN_RATE), *root]
     tokenize = ["tokenize", str(clips), "--codebook", str(MERGED_SIZE), "--name", "demo", *root]
-    return [*extract, *cluster, merge, tokenize]
+    reconstruct = ["reconstruct", str(clips), str(work / SOUND), "--sampler", "dpm++", *root]
+    return [*extract, *cluster, merge, tokenize, reconstruct]
 
 
 def _run(arguments: list[str], quiet: bool) -> None:
@@ -81,6 +89,19 @@ def _token_rows(folder: Path, codebook: "Codebook") -> list[dict[str, Any]]:
     return rows
 
 
+def _mel_distance(clips: Path, sound: Path, clip: str) -> float:
+    """Return DAC's mel distance between a clip and what came back."""
+    import numpy as np
+    import torch
+
+    from sctok.audio.decode import read_audio
+    from sctok.codec.losses import mel_distance
+
+    waves = [read_audio(folder / f"{clip}{suffix}") for folder, suffix in ((clips, ".flac"), (sound, ".wav"))]
+    ours, theirs = (torch.from_numpy(np.asarray(wave)[None]) for wave in waves)
+    return float(mel_distance(theirs, ours))
+
+
 def _text(rows: list[dict[str, Any]], places: dict[str, str], seconds: float) -> str:
     cells: list[tuple[str, ...]] = [
         (
@@ -89,12 +110,16 @@ def _text(rows: list[dict[str, Any]], places: dict[str, str], seconds: float) ->
             str(row["tokens"]),
             str(row["distinct"]),
             f"{100 * row['own_domain']:.0f}%",
+            f"{row['mel_distance']:.2f}",
             " ".join(map(str, row["first"])) + " …",
         )
         for row in rows
     ]
-    header = ("clip", "seconds", "tokens", "distinct", "own domain", "first tokens")
+    header = ("clip", "seconds", "tokens", "distinct", "own domain", "mel distance", "first tokens")
     width = max(map(len, places))
     lines = [f"{name.ljust(width)}  {place}" for name, place in places.items()]
-    hint = f"look into any of them with: sctok inspect {shlex.quote(places['merged codebook'])}"
+    hint = (
+        f"listen to {shlex.quote(places['sound'])}; "
+        f"look into any of the files with: sctok inspect {shlex.quote(places['merged codebook'])}"
+    )
     return "\n".join(["", table(header, cells), "", *lines, "", f"done in {seconds:.0f} s; {hint}"])

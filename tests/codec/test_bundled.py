@@ -1,0 +1,51 @@
+"""The codec in the package: its size, and that its tokens say what a clip sounds like."""
+
+from dataclasses import replace
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+
+from sctok import Codec
+from sctok.audio.decode import read_audio
+from sctok.codec.losses import mel_distance
+from sctok.codec.samplers import SamplerConfig
+
+PACKAGE_BYTES = 40_000_000
+QUICK = SamplerConfig(name="dpm++", steps=5)
+
+
+def test_weights_are_small_enough_for_the_package():
+    weights = files("sctok.weights")
+    parts = [each for each in weights.joinpath("codec-mini").iterdir() if each.is_file()]
+    sizes = [len(part.read_bytes()) for part in [*parts, weights.joinpath("encoder-mini.safetensors")]]
+    assert sum(sizes) <= PACKAGE_BYTES
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec.load("mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clip(codec, samples_folder):
+    wave = read_audio(samples_folder / "speech" / "en_conf_only_person.flac")
+    return wave, codec.encode(wave, 16_000)
+
+
+def distance(codec, wave, tokens):
+    decoded = codec.decode(tokens, QUICK)
+    assert decoded.shape == wave.shape
+    return mel_distance(*(torch.from_numpy(np.asarray(each)[None]) for each in (decoded, wave))).item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [0, 1], ids=["semantic", "acoustic"])
+def test_a_clip_comes_back_and_both_streams_matter(codec, clip, stream):
+    wave, tokens = clip
+    shuffled = tokens.tokens.copy()
+    np.random.default_rng(0).shuffle(shuffled[:, stream])
+    whole = distance(codec, wave, tokens)
+    assert whole < 0.85 * distance(codec, wave, replace(tokens, tokens=shuffled))
+    assert whole < 0.5 * mel_distance(torch.zeros(1, len(wave)), torch.from_numpy(wave)[None]).item()
