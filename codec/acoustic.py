@@ -79,6 +79,11 @@ class AcousticOutput(NamedTuple):
     commit_loss: Tensor
 
 
+def windows_alone(device: torch.device) -> bool:
+    """Return whether, in inference in float32, windows are encoded as if each were alone, whatever the batch."""
+    return device.type == "cpu" and chains_run()
+
+
 class AcousticEncoder(nn.Module):
     """What the semantic tokens leave out of the features, as tokens of its own (paper, Section III-B).
 
@@ -112,15 +117,11 @@ class AcousticEncoder(nn.Module):
                 f"(batch, length), got {tuple(features.shape)}, {tuple(quantized.shape)} and {tuple(padded.shape)}"
             )
         inputs = torch.cat([features, quantized], dim=-1).masked_fill(padded[..., None], PADDING)
-        return AcousticOutput(*self.quantizer(self.encoder_output_linear(self._recur(inputs)), padded))
+        return AcousticOutput(*self.quantizer(self._before_quantizer(inputs), padded))
 
-    def _recur(self, inputs: Tensor) -> Tensor:
-        """Return the LSTM's outputs (B, L, 2 · hidden)."""
-        if (
-            inputs.device.type == "cpu"
-            and inputs.dtype == torch.float32
-            and not torch.is_grad_enabled()
-            and chains_run()
-        ):
-            return bidirectional_lstm(self.encoder, inputs)
-        return self.encoder(inputs)[0]
+    def _before_quantizer(self, inputs: Tensor) -> Tensor:
+        """Return what is quantized, (B, L, A); on CPUs, in inference, each window's depends on it alone."""
+        if torch.is_grad_enabled() or inputs.dtype != torch.float32 or not windows_alone(inputs.device):
+            return self.encoder_output_linear(self.encoder(inputs)[0])
+        hidden = bidirectional_lstm(self.encoder, inputs)
+        return torch.stack([self.encoder_output_linear(each) for each in hidden])

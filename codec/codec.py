@@ -22,7 +22,7 @@ from sctok.kernels.devices import resolve_device, resolve_precision
 
 from .artefact import CodecParts, load_codec
 from .decoding import DecoderParts, TokenWindow, WindowDecoder
-from .encoding import WindowEncoder
+from .encoding import WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
 from .samplers import SamplerConfig, visited_steps
 from .semantic import UNDECIDED, SemanticQuantizer
@@ -153,6 +153,7 @@ class Codec:
         Where a file cannot be read or encoded, the reason takes the place of its tokens. Windows of several files are
         encoded together. progress: is told how many have been. Raises ValueError for a codebook that is not there.
         """
+        chunks = centred(chunks) if self._encoder.published_steps else chunks
         batches = _batched(_clip_windows(chunks), self._encoder.batch_size)
         encoded = (pair for batch in batches for pair in self._encode_batch(batch, codebook, progress))
         for clip, group in itertools.groupby(encoded, key=lambda pair: pair[0]):

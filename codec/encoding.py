@@ -1,20 +1,28 @@
 """Windows of audio to pairs of tokens on one device, the same for a window in whatever batch it comes."""
 
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sctok.audio.loader import Chunk
+from sctok.audio.published_filterbank import centre
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.stacking import stack_patches
 
-from .acoustic import AcousticEncoder
+from .acoustic import AcousticEncoder, windows_alone
 from .condition import mark_out
 from .semantic import UNDECIDED, SemanticQuantizer
 
-# Matrix libraries round otherwise for other batch shapes. So that a token depends on its window alone, the acoustic
-# encoder always runs on this many windows, filled up with empty ones.
-BATCH = {"cpu": 16, "cuda": 16}
+BATCH = {
+    "cpu": 16,
+    "cuda": 16,
+}  # windows that the acoustic encoder takes at once: as many share a reading of its weights
+CENTRED_WINDOWS = 128  # of a file, 22 minutes; more are not held
 
 
 class WindowEncoder:
@@ -26,6 +34,10 @@ class WindowEncoder:
         self._extractor, self._stack, self._device = extractor, stack_factor, device
         self._acoustic = acoustic.to(device).eval().requires_grad_(False)
         self.batch_size = BATCH[device.type]
+        self.published_steps = extractor.published_steps
+        # Matrix libraries round otherwise for other batch shapes. So that a token depends on its window alone, batches
+        # are filled up with empty windows where they matter.
+        self._filled = 1 if windows_alone(device) else self.batch_size
 
     @torch.inference_mode()
     def encode(
@@ -56,7 +68,7 @@ class WindowEncoder:
         found = []
         for start in range(0, len(features), self.batch_size):
             part = slice(start, start + self.batch_size)
-            batch = [_filled(each[part], self.batch_size) for each in (features, quantized, padded)]
+            batch = [_filled(each[part], self._filled) for each in (features, quantized, padded)]
             found.append(self._acoustic(*batch).indices[: len(features[part])])
         return torch.cat(found)
 
@@ -64,3 +76,23 @@ class WindowEncoder:
 def _filled(rows: Tensor, size: int) -> Tensor:
     """Return rows (w, …) with zeros behind them, (size, …)."""
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])]) if len(rows) < size else rows
+
+
+def centred(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Yield the windows of files without the mean of their file, as published codecs read them.
+
+    That is rounding, mostly: a frame's mean is removed later on. Files of more than 128 windows are left as they are,
+    so that memory stays bounded.
+    """
+    for _, group in itertools.groupby(chunks, key=lambda chunk: chunk.item):
+        pieces = iter(group)
+        held = [next(pieces)]
+        while not held[-1].last and sum(len(chunk.waves) for chunk in held) <= CENTRED_WINDOWS:
+            held.append(next(pieces))
+        waves = np.concatenate([chunk.waves for chunk in held])
+        if held[-1].last and held[-1].error is None and len(waves) <= CENTRED_WINDOWS:
+            waves = centre(torch.from_numpy(waves)).numpy()
+        ends = itertools.accumulate(len(chunk.waves) for chunk in held)
+        for chunk, end in zip(held, ends, strict=True):
+            yield replace(chunk, waves=waves[end - len(chunk.waves) : end])
+        yield from pieces
