@@ -172,7 +172,7 @@ def vocoder(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "vocoder",
     steps: Annotated[
         int, typer.Option(help="Optimiser steps; a finished run goes on where more are asked for.", min=1)
-    ] = 4500,
+    ] = 3400,
     batch_size: Annotated[int, typer.Option(help="Crops of 1 s in a step.", min=1)] = 8,
     width: Annotated[int, typer.Option(help="Channels of its blocks.", min=1)] = 256,
     blocks: Annotated[int, typer.Option(help="ConvNeXt blocks.", min=1)] = 6,

@@ -30,7 +30,7 @@ class VocoderTrainingConfig:
 
     model: VocoderConfig = field(default_factory=VocoderConfig)
     batch_size: int = 8
-    steps: int = 4500
+    steps: int = 3400
     learning_rate: float = 5e-4
     warm_up: int = 200
     decay_share: float = 0.3
