@@ -105,7 +105,7 @@ def save_weights(
 
 
 def _read_weights(path: Path, name: str) -> EncoderWeights:
-    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (read_checkpoint(path), {})
     prefix = _encoder_prefix(tensors, path)
     tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if "norm.weight" not in tensors:  # timm calls the last norm fc_norm in models that average over patches
@@ -135,8 +135,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} is not a readable safetensors file ({error}): fetch or export it again") from error
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a PyTorch checkpoint without running code in it; only tensors, containers and a Namespace are let in."""
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a PyTorch checkpoint, those of its `model` or `state_dict` where it has one.
+
+    No code in it is run: only tensors, containers and a Namespace are let in. Where the file's format allows it the
+    tensors are mapped into memory: they are read when they are used.
+
+    Raises:
+        ValueError: it needs more, is no checkpoint, or holds something else. OSError.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
@@ -149,7 +156,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
-    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}, {}
+    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
 
 
 def _is_zip(path: Path) -> bool:
