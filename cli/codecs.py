@@ -59,8 +59,13 @@ def load_codec(name: str, root: Path, device: str, precision: str, batch_windows
     """Return the codec that --codec means."""
     from sctok.codec.codec import Codec
 
+    return Codec.load(codec_path(name, root), device, precision, batch_windows)
+
+
+def codec_path(name: str, root: Path) -> str:
+    """Return what --codec means: a folder, or the name of a bundled codec."""
     own = root / "codecs" / name
-    return Codec.load(own if own.is_dir() else name, device, precision, batch_windows)
+    return str(own) if own.is_dir() else name
 
 
 def sampler_config(

@@ -108,11 +108,25 @@ def prepare(
     """
     from functools import partial
 
+    from sctok.features.extractor import load_encoder
+
+    execution, chosen = prepare_execution(device, precision, batch_size, workers, **how)
+    return partial(load_encoder, encoder, precision=chosen), execution
+
+
+def prepare_execution(
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    workers: int | None,
+    on_cpu: int = WINDOWS_ON_CPU,
+    **how: Any,
+) -> tuple["Execution", str]:
+    """Return what `prepare` does of devices, batch size (`on_cpu` by default) and workers, and the precision there."""
     if not how["rank"] < how["world_size"]:
         raise typer.BadParameter(f"{how['rank']} is not below --world-size {how['world_size']}", param_hint="--rank")
 
     from sctok.corpus.sharding import LOCAL, Execution
-    from sctok.features.extractor import load_encoder
     from sctok.kernels.devices import resolve_precision
 
     engine, address = how.pop("engine"), how.pop("address")
@@ -122,12 +136,11 @@ def prepare(
         how["ray_address"] = address or LOCAL
     devices = _devices(device)
     on_gpu = devices[0].type == "cuda"
-    batch = batch_size or (WINDOWS_ON_GPU if on_gpu else WINDOWS_ON_CPU)
+    batch = batch_size or (WINDOWS_ON_GPU if on_gpu else on_cpu)
     if workers is None:
         cores = len(os.sched_getaffinity(0))
         workers = min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
-    make = partial(load_encoder, encoder, precision=resolve_precision(precision, devices[0]))
-    return make, Execution(tuple(map(str, devices)), batch, workers, **how)
+    return Execution(tuple(map(str, devices)), batch, workers, **how), resolve_precision(precision, devices[0])
 
 
 def _devices(text: str) -> list[Any]:

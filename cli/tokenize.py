@@ -1,10 +1,12 @@
-"""`sctok tokenize`: semantic tokens of a whole corpus into WebDataset shards."""
+"""`sctok tokenize`: tokens of a whole corpus, semantic or of both streams, into WebDataset shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .codecs import codec_path
 from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
 from .runs import (
     AddressOption,
@@ -12,7 +14,6 @@ from .runs import (
     BatchOption,
     ChannelOption,
     DevicesOption,
-    EncoderOption,
     EngineOption,
     ExcludeOption,
     IncludeOption,
@@ -28,14 +29,19 @@ from .runs import (
     WorldOption,
     checked_name,
     prepare,
+    prepare_execution,
     select,
     show_results,
 )
 
 if TYPE_CHECKING:
+    from sctok.corpus.sharding import Execution
+    from sctok.corpus.tokenization import MakeEncoder
     from sctok.formats.codebooks import Codebook
 
 DEFAULT_TOKEN_RATE = 100
+DEFAULT_ENCODER = "mini"
+CODEC_WINDOWS_ON_CPU = 16  # as many as the acoustic encoder takes at once
 
 
 def tokenize(
@@ -44,13 +50,25 @@ def tokenize(
         str | None,
         typer.Option(
             "--codebook",
-            help="Sizes of merged codebooks, or files, with commas between.  [default: the largest in ROOT/codebooks]",
+            help="Sizes of merged codebooks, or files, with commas between.  [default: the largest in ROOT/codebooks, "
+            "or of the codec]",
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            "--codec",
+            help="Write acoustic tokens, too: mini (bundled), the name of a codec in ROOT/codecs, or its folder.",
         ),
     ] = None,
     token_rate: Annotated[
-        int | None, typer.Option("--token-rate", help="100, 50 or 25.  [default: 100, or that of the codebook file]")
+        int | None,
+        typer.Option("--token-rate", help="100, 50 or 25.  [default: 100, or that of the codebook file or codec]"),
     ] = None,
-    encoder: EncoderOption = "mini",
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", help="mini, base, or a file of AudioMAE weights.  [default: mini, or the codec's]"),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the result.  [default: that of the input folder]")
     ] = None,
@@ -76,6 +94,8 @@ def tokenize(
 ) -> None:
     """Write the semantic tokens of audio to ROOT/tokens/NAME, one entry per file under its path in the input.
 
+    With --codec, semantic and acoustic tokens: those of sctok encode, as pairs that sctok decode turns back into sound.
+
     With several codebooks, audio is decoded and encoded once, and the tokens go to ROOT/tokens/NAME-SIZE for each.
 
     Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
@@ -86,16 +106,70 @@ def tokenize(
     from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 
     wanted = [None] if codebook is None else codebook.split(",")
-    books = [_load_codebook(root / "codebooks", one, token_rate, encoder) for one in wanted]
+    source = None if codec is None else codec_path(codec, root)
+    if source is None:
+        books = [_load_codebook(root / "codebooks", one, token_rate, encoder or DEFAULT_ENCODER) for one in wanted]
+    else:
+        books = _codec_codebooks(source, wanted, token_rate, encoder)
     targets = _targets(root / "tokens", name, out, books)
     config = TokenizationConfig(channel, files_per_shard)
     selection = select(include, exclude, min_seconds, max_seconds)
     how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
     how |= {"engine": engine, "address": address}
-    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, **how)
+    make: MakeEncoder
+    if source is None:
+        make, execution = prepare(encoder or DEFAULT_ENCODER, device, precision, batch_size, workers, **how)
+    else:
+        make, execution = _prepare_codec(source, device, precision, batch_size, workers, **how)
     with RunReporter(f"tokenize {name}") as reporter:
-        results = tokenize_corpus(audio, targets, make_extractor, config, execution, reporter, selection)
+        results = tokenize_corpus(audio, targets, make, config, execution, reporter, selection)
     show_results(results, reporter, as_json)
+
+
+def _prepare_codec(
+    codec: str, device: str, precision: str, batch_size: int | None, workers: int | None, **how: Any
+) -> tuple["MakeEncoder", "Execution"]:
+    """Return what `prepare` does, for a codec."""
+    from functools import partial
+
+    from sctok.codec.tokenizer import CodecTokenizer
+
+    execution, chosen = prepare_execution(device, precision, batch_size, workers, CODEC_WINDOWS_ON_CPU, **how)
+    return partial(CodecTokenizer.load, codec, precision=chosen), execution
+
+
+def _codec_codebooks(
+    codec: str, wanted: list[str] | list[None], token_rate: int | None, encoder: str | None
+) -> list["Codebook"]:
+    """Return the codebooks of a codec that --codebook means; another rate or encoder than its own is wrong usage."""
+    from sctok.codec.artefact import load_codebooks
+    from sctok.features.checkpoints import load_weights
+
+    books = load_codebooks(codec)
+    info = books[0].metadata
+    if token_rate not in (None, info.token_rate):
+        raise typer.BadParameter(
+            f"the codec {codec} is of {info.token_rate} tokens per second, not {token_rate}", param_hint="--token-rate"
+        )
+    if encoder is not None and (other := load_weights(encoder).hash) != info.encoder_hash:
+        raise typer.BadParameter(
+            f"the codec {codec} has an encoder of its own ({info.encoder_hash}), not {encoder} ({other}); leave it out",
+            param_hint="--encoder",
+        )
+    return [_of_codec(codec, books, one) for one in wanted]
+
+
+def _of_codec(codec: str, books: "Sequence[Codebook]", wanted: str | None) -> "Codebook":
+    """Return the codebook of some size or hash, or of a file, that a codec has; its largest where None."""
+    from sctok.formats.codebooks import codebook_hash, load_codebook
+
+    if wanted is not None and Path(wanted).suffix:
+        wanted = codebook_hash(load_codebook(wanted))
+    fitting = [book for book in books if wanted in (None, str(book.k), codebook_hash(book))]
+    if fitting:
+        return max(fitting, key=lambda book: book.k)
+    there = ", ".join(f"{codebook_hash(book)} ({book.k} rows)" for book in books)
+    raise typer.BadParameter(f"the codec {codec} has no codebook {wanted}; it has {there}", param_hint="--codebook")
 
 
 def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"]) -> dict[Path, "Codebook"]:

@@ -58,8 +58,11 @@ __all__ = [
     "VOCODERS",
     "CodecInfo",
     "CodecParts",
+    "TokenParts",
     "describe_codec",
+    "load_codebooks",
     "load_codec",
+    "load_token_parts",
     "load_vae",
     "load_vocoder",
     "read_part",
@@ -86,6 +89,16 @@ class CodecInfo:
     token_hash: str = ""
     order: Order = "published"
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenParts:
+    """What of a codec makes tokens; modules lie on the CPU in evaluation mode."""
+
+    encoder: EncoderWeights
+    codebooks: Sequence[Codebook]
+    acoustic: AcousticEncoder
+    info: CodecInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +258,30 @@ def load_codec(name_or_path: str | Path = "mini") -> CodecParts:
         ValueError: there is none, or a part is missing, damaged, of another codec, or has tensors missing, unknown or
             misshapen, all of which are named.
     """
+    with _opened(name_or_path) as (folder, stored):
+        made = _load_token_parts(folder, stored)
+        unet, grid, schedule, scale = read_decoder(folder / "decoder.safetensors")
+        vae, vocoder = load_vae(folder / "vae.safetensors"), load_vocoder(folder / "vocoder.safetensors")
+        return CodecParts(
+            made.encoder, made.codebooks, made.acoustic, unet, grid, schedule, scale, vae, vocoder, made.info
+        )
+
+
+def load_token_parts(name_or_path: str | Path = "mini") -> TokenParts:
+    """Load what of a codec makes tokens, without its decoder. Raises as `load_codec`."""
+    with _opened(name_or_path) as (folder, stored):
+        return _load_token_parts(folder, stored)
+
+
+def load_codebooks(name_or_path: str | Path = "mini") -> tuple[Codebook, ...]:
+    """Load the semantic codebooks of a codec alone. Raises as `load_codec`."""
+    with _opened(name_or_path) as (folder, stored):
+        return tuple(load_codebook(folder / name) for name in stored["codebooks"])
+
+
+@contextmanager
+def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder of a codec and its description; what is missing there is named."""
     with ExitStack() as stack:
         folder = Path(name_or_path)
         if str(name_or_path) in BUNDLED_CODECS:
@@ -255,31 +292,30 @@ def load_codec(name_or_path: str | Path = "mini") -> CodecParts:
                 f"{name_or_path} is neither a bundled codec ({', '.join(BUNDLED_CODECS)}) nor a folder with a "
                 f"{INFO_FILE}: train one with sctok train, or import one with sctok import-checkpoint"
             )
-        return _load_folder(folder)
+        stored = read_json(folder / INFO_FILE)
+        check_format(folder / INFO_FILE, stored, CODEC_FORMAT, CODEC_VERSION)
+        try:
+            yield folder, stored
+        except FileNotFoundError as error:
+            missing = f"{error.filename} is missing; make or import it again"
+            raise ValueError(f"{folder} is no whole codec: {missing}") from None
+        except KeyError as error:
+            raise damaged(folder / INFO_FILE, f"{error} is missing") from None
 
 
-def _load_folder(folder: Path) -> CodecParts:
-    stored = read_json(folder / INFO_FILE)
-    check_format(folder / INFO_FILE, stored, CODEC_FORMAT, CODEC_VERSION)
-    try:
-        named = stored["encoder"]
-        encoder = load_weights(folder / named if named == ENCODER_FILE else named)
-        books = [load_codebook(folder / name) for name in stored["codebooks"]]
-        acoustic, _ = read_part(folder / "acoustic.safetensors", ("acoustic",))
-        unet, grid, schedule, scale = read_decoder(folder / "decoder.safetensors")
-        assert isinstance(acoustic, AcousticEncoder)
-        info = describe_codec(stored["name"], encoder, books, acoustic, stored["condition_order"], stored["provenance"])
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no whole codec: {error.filename} is missing; make or import it again") from None
-    except KeyError as error:
-        raise damaged(folder / INFO_FILE, f"{error} is missing") from None
+def _load_token_parts(folder: Path, stored: Mapping[str, Any]) -> TokenParts:
+    named = stored["encoder"]
+    encoder = load_weights(folder / named if named == ENCODER_FILE else named)
+    books = tuple(load_codebook(folder / name) for name in stored["codebooks"])
+    acoustic, _ = read_part(folder / "acoustic.safetensors", ("acoustic",))
+    assert isinstance(acoustic, AcousticEncoder)
+    info = describe_codec(stored["name"], encoder, books, acoustic, stored["condition_order"], stored["provenance"])
     if info.token_hash != stored["token_hash"]:
         raise FormatError(
             f"{folder} holds parts of another codec ({info.token_hash}) than its {INFO_FILE} says "
             f"({stored['token_hash']}); make or import it again"
         )
-    vae, vocoder = load_vae(folder / "vae.safetensors"), load_vocoder(folder / "vocoder.safetensors")
-    return CodecParts(encoder, tuple(books), acoustic, unet, grid, schedule, scale, vae, vocoder, info)
+    return TokenParts(encoder, books, acoustic, info)
 
 
 def _to_json(info: CodecInfo, encoder: str, parts: CodecParts) -> dict[str, Any]:

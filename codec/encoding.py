@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ BATCH = {
 CENTRED_WINDOWS = 128  # of a file, 22 minutes; more are not held
 
 
+class Embedded(NamedTuple):
+    """Windows, embedded: stacked features float32 (w, L, F), and positions without audio bool (w, L), on the device."""
+
+    features: Tensor
+    padded: Tensor
+
+
 class WindowEncoder:
     """A frozen feature encoder and an acoustic encoder on one device."""
 
@@ -39,7 +47,6 @@ class WindowEncoder:
         # are filled up with empty windows where they matter.
         self._filled = 1 if windows_alone(device) else self.batch_size
 
-    @torch.inference_mode()
     def encode(
         self, waves: NDArray[np.float32], last: NDArray[np.bool_], quantizer: SemanticQuantizer
     ) -> NDArray[np.int64]:
@@ -54,13 +61,22 @@ class WindowEncoder:
             int64 (w, 512 / stack factor, 2), semantic and acoustic; -1 throughout a window of which the encoder gives
             a feature that is not finite.
         """
-        embedded, mel = self._extractor.embed_with_mel(waves, last)
-        features = torch.from_numpy(stack_patches(embedded, self._stack)).to(self._device)
-        semantic = quantizer.labels(features)
+        embedded = self.embed(waves, last)
+        return self.pair(embedded, quantizer.labels(embedded.features), quantizer)
+
+    @torch.inference_mode()
+    def embed(self, waves: NDArray[np.float32], last: NDArray[np.bool_]) -> Embedded:
+        """Return windows as `pair` takes them, with as many codebooks as there are; arguments as of `encode`."""
+        patches, mel = self._extractor.embed_with_mel(waves, last)
+        features = torch.from_numpy(stack_patches(patches, self._stack)).to(self._device)
+        return Embedded(features, mark_out(torch.from_numpy(mel), features.shape[1]).to(self._device))
+
+    @torch.inference_mode()
+    def pair(self, embedded: Embedded, semantic: Tensor, quantizer: SemanticQuantizer) -> NDArray[np.int64]:
+        """Return what `encode` does, of the labels (w, L) that the quantizer gives the features."""
         lost = (semantic == UNDECIDED).any(dim=1)[:, None]
-        semantic, features = semantic.masked_fill(lost, 0), features.masked_fill(lost[..., None], 0.0)
-        padded = mark_out(torch.from_numpy(mel), features.shape[1]).to(self._device)
-        acoustic = self._acoustic_tokens(features, quantizer.vectors(semantic), padded)
+        semantic, features = semantic.masked_fill(lost, 0), embedded.features.masked_fill(lost[..., None], 0.0)
+        acoustic = self._acoustic_tokens(features, quantizer.vectors(semantic), embedded.padded)
         return torch.stack([semantic, acoustic], dim=-1).masked_fill(lost[..., None], UNDECIDED).cpu().numpy()
 
     def _acoustic_tokens(self, features: Tensor, quantized: Tensor, padded: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Patch embeddings of a collection, in HDF5 feature shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem, list_audio
 from sctok.audio.windows import PATCH_ROWS
 from sctok.formats.feature_shards import FEATURES_VERSION, ClipRows, FeatureShard, FeatureShardWriter
@@ -145,6 +146,10 @@ class FeatureJob:
             **{name: run.config[name] for name in PROVENANCE},
             "config_hash": run.config_hash,
         }
+
+    def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
+        """Return windows as they are."""
+        return chunks
 
     def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """Return the patch embeddings (w, 512, E) float32 of windows."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 import sctok
 from sctok.audio.filterbank import SETTINGS
-from sctok.audio.loader import load_windows
+from sctok.audio.loader import Chunk, load_windows
 from sctok.audio.sources import AudioItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError, disk_errors
@@ -125,6 +125,10 @@ class Job(Protocol[ClipT]):
 
     stage: Stage
 
+    def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
+        """Return the windows of files as `encode` wants them."""
+        ...
+
     def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[Any]:
         """Return one result per window."""
         ...
@@ -223,10 +227,11 @@ def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execut
 
     chunks = load_windows(claimed_items(), workers=execution.workers_per_device, channel=runs[0].config["channel"])
     assert isinstance(chunks, Generator)  # so that its workers can be ended
+    decoded = times.each(DECODE, job.prepare(chunks))
     try:
         with (
             closing(chunks),
-            closing(encode_files(times.each(DECODE, chunks), encode, execution.batch_size, job.open_clip)) as events,
+            closing(encode_files(decoded, encode, execution.batch_size, job.open_clip)) as events,
             ConsumerThread(write, _EVENTS_AHEAD) as writer,
         ):
             for event in events:

@@ -10,67 +10,87 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_PATCHES, token_count
+from sctok.codec.encoding import centred
+from sctok.codec.semantic import UNDECIDED, SemanticQuantizer
+from sctok.codec.tokenizer import CodecTokenizer
 from sctok.formats.codebooks import Codebook
 from sctok.formats.files import FormatError
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import TokenShardWriter, read_token_shard
-from sctok.kernels.assign import nearest_centroid, prepare_centroids
 
 from .runs import RunFolder
 from .sharding import Extractor, describe_source
-from .stages import NEAREST, Stage
+from .stages import ACOUSTIC, NEAREST, Stage
 
 INFO = ("streams", "token_rate", "codebook_hash", "codec_hash", "encoder_hash")  # of a run, repeated for each file
-UNDECIDED = -1  # the label of a vector that is not finite
+TokenEncoder = Extractor | CodecTokenizer  # gives the semantic stream alone, or both
+Tokens = npt.NDArray[np.int64]
 StoredTokens = tuple[str, npt.NDArray[Any], dict[str, Any]]  # key, tokens (n, streams), info
 
 
 def codebook_sizes(run: RunFolder) -> list[int]:
     """Return how many different tokens each stream of a run has."""
-    return [run.config["codebook_size"]]
+    both: list[int] | None = run.config.get("codebook_sizes")
+    return both or [run.config["codebook_size"]]
 
 
-class SemanticQuantizer:
-    """Numbers of nearest centroids, on one device."""
-
-    def __init__(self, codebook: Codebook, device: str) -> None:
-        self.stack = codebook.metadata.stack_factor
-        self._device = torch.device(device)
-        self._centroids = prepare_centroids(torch.from_numpy(codebook.centroids).to(self._device))
-
-    def quantize(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Map patch embeddings (w, 512, E) to tokens (w, 512 / stack factor, 1); -1 where one is not finite."""
-        stacked = stack_patches(patches, self.stack)
-        count, length, width = stacked.shape
-        points = torch.from_numpy(stacked).to(self._device).reshape(count * length, width)
-        finite = torch.isfinite(points).all(dim=1)
-        labels = nearest_centroid(torch.where(finite[:, None], points, 0.0), self._centroids).labels
-        return torch.where(finite, labels, UNDECIDED).cpu().numpy().reshape(count, length, 1)
+def extractor_of(encoder: TokenEncoder) -> Extractor:
+    """Return the feature encoder behind tokens."""
+    return encoder.extractor if isinstance(encoder, CodecTokenizer) else encoder
 
 
 class TokenJob:
     """Turns windows into tokens: those of each run, which has a codebook of its own."""
 
-    def __init__(self, runs: Sequence[RunFolder], codebooks: Sequence[Codebook], extractor: Extractor, device: str):
+    def __init__(self, runs: Sequence[RunFolder], codebooks: Sequence[Codebook], encoder: TokenEncoder, device: str):
         self.stage: Stage = nullcontext
         self._runs = runs
-        self._extractor = extractor
-        self._quantizers = [SemanticQuantizer(codebook, device) for codebook in codebooks]
+        self._encoder = encoder
+        self._device = torch.device(device)
+        self._stacks = [codebook.metadata.stack_factor for codebook in codebooks]
+        self._quantizers = [SemanticQuantizer(codebook, self._device) for codebook in codebooks]
 
-    def encode(
-        self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]
-    ) -> Iterable[tuple[npt.NDArray[np.int64], ...]]:
-        """Return for each window the tokens (512 / stack factor, streams) int64 of each run."""
-        self._extractor.stage = self.stage
-        patches = self._extractor.embed(waves, last)
+    def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
+        """Return windows as the encoder wants them: a published codec without the mean of their file."""
+        encoder = self._encoder
+        return centred(chunks) if isinstance(encoder, CodecTokenizer) and encoder.windows.published_steps else chunks
+
+    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[tuple[Tokens, ...]]:
+        """Return for each window the tokens (512 / stack factor, streams) int64 of each run.
+
+        They are -1 where a feature is not finite; with a codec, throughout such a window.
+        """
+        encoder = self._encoder
+        extractor_of(encoder).stage = self.stage
+        if isinstance(encoder, CodecTokenizer):
+            return zip(*self._pairs(encoder, waves, last), strict=True)
+        return zip(*self._labels(encoder, waves, last), strict=True)
+
+    def _labels(
+        self, extractor: Extractor, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]
+    ) -> list[Tokens]:
+        patches = extractor.embed(waves, last)
         with self.stage(NEAREST):
-            return zip(*[quantizer.quantize(patches) for quantizer in self._quantizers], strict=True)
+            stacked = [torch.from_numpy(stack_patches(patches, stack)).to(self._device) for stack in self._stacks]
+            labels = [quantizer.labels(each) for quantizer, each in zip(self._quantizers, stacked, strict=True)]
+            return [each[..., None].cpu().numpy() for each in labels]
+
+    def _pairs(
+        self, codec: CodecTokenizer, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]
+    ) -> list[Tokens]:
+        embedded = codec.windows.embed(waves, last)
+        with self.stage(NEAREST):
+            labels = [quantizer.labels(embedded.features) for quantizer in self._quantizers]
+        with self.stage(ACOUSTIC):
+            found = zip(labels, self._quantizers, strict=True)
+            return [codec.windows.pair(embedded, each, quantizer) for each, quantizer in found]
 
     def open_clip(self, item: AudioItem) -> "TokenClip":
         """Begin a file."""
-        return TokenClip(item, [quantizer.stack for quantizer in self._quantizers])
+        return TokenClip(item, self._stacks)
 
     @contextmanager
     def open_shard(self, path: Path, run: int) -> Iterator["TokenSink"]:
@@ -78,7 +98,7 @@ class TokenJob:
         folder = self._runs[run]
         info = {**{name: folder.config[name] for name in INFO}, "sample_rate": SAMPLE_RATE}
         with TokenShardWriter(path, codebook_sizes=codebook_sizes(folder)) as writer:
-            yield TokenSink(writer, run, {**info, "config_hash": folder.config_hash}, self._quantizers[run].stack)
+            yield TokenSink(writer, run, {**info, "config_hash": folder.config_hash}, self._stacks[run])
 
     @contextmanager
     def read_shard(self, path: Path) -> Iterator[Iterator[tuple[str, StoredTokens]]]:
