@@ -89,7 +89,8 @@ def sampler_config(
 
 def chosen_codebook(codec: "Codec", codebook: str | None) -> int | str | None:
     """Return the codebook that --codebook means; one that the codec lacks is wrong usage."""
-    wanted = int(codebook) if codebook is not None and codebook.isdecimal() else codebook
+    is_hash = codebook is not None and codebook in codec.codebooks.values()  # which may be of digits alone
+    wanted = int(codebook) if codebook is not None and codebook.isdecimal() and not is_hash else codebook
     try:
         codec.codebook_hash(wanted)
     except ValueError as error:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -294,6 +294,8 @@ def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             )
         stored = read_json(folder / INFO_FILE)
         check_format(folder / INFO_FILE, stored, CODEC_FORMAT, CODEC_VERSION)
+        if not isinstance(stored.get("codebooks"), dict) or stored.get("condition_order") not in get_args(Order):
+            raise damaged(folder / INFO_FILE, "codebooks or condition_order is none")
         try:
             yield folder, stored
         except FileNotFoundError as error:
@@ -360,17 +362,18 @@ def read_decoder(path: Path) -> tuple[TUNet, GridCondition | None, Schedule, flo
     arrays, metadata = map_tensors(path, format_name=PART_FORMAT, version=PART_VERSION)
     if metadata.get("kind") != "decoder":
         raise FormatError(f"{path} is a part of the kind {metadata.get('kind')!r}, not a decoder")
-    modules = {
-        kind: build(path, kind, config, _below(arrays, f"{kind}.")) for kind, config in metadata["configs"].items()
-    }
+    configs = metadata.get("configs")
+    if not isinstance(configs, dict) or not {"unet"} <= set(configs) <= {"unet", "grid"}:
+        raise damaged(path, f"its configs are {configs!r}")
+    modules = {kind: build(path, kind, config, _below(arrays, f"{kind}.")) for kind, config in configs.items()}
     unet, grid = modules["unet"], modules.get("grid")
     assert isinstance(unet, TUNet)
     assert grid is None or isinstance(grid, GridCondition)
     buffers = {key: torch.from_numpy(value) for key, value in _below(arrays, "schedule.").items()}
     try:
         return unet, grid, Schedule.from_buffers(buffers), float(arrays["scale_factor"][0])
-    except KeyError as error:
-        raise damaged(path, f"{error} is missing") from None
+    except (KeyError, IndexError, ValueError) as error:
+        raise damaged(path, f"{error} in its schedule or scale factor") from None
 
 
 def _decisive(acoustic: AcousticEncoder) -> dict[str, Array]:

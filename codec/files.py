@@ -218,7 +218,14 @@ class _Sink:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.failure: OSError | None = None
-        self.seek, self.tell = file.seek, file.tell
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)  # writes what is buffered
+        except OSError as error:
+            self.failure = error
+            return 0
 
     def write(self, data: bytes) -> int:
         try:

@@ -3,12 +3,13 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from sctok.audio.containers import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
 from sctok.audio.sources import AudioItem, BadItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError
@@ -47,6 +48,7 @@ def list_audio_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
         ValueError: `out` is a file and there are several inputs, or it is None and an input lies in a tar shard.
     """
     groups: list[Sequence[str | Path]] = [[each] for each in inputs] if out is None else [inputs]
+    _check_out(out, (suffix, SHARD_SUFFIX) if suffix == SCT_SUFFIX else (suffix,))
     listed = [item for group in groups for item in list_audio(group)]
     if _is_file(out, suffix) and len(listed) > 1:
         raise ValueError(f"{out}: {len(listed)} inputs cannot go to one file; name a folder")
@@ -84,13 +86,27 @@ def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
 
     out: a file that ends in `suffix`, for a single `.sct`; a folder; or None, for beside their inputs, as
     `<name>.decoded<suffix>`, so that the audio that was encoded there stays. The tokens of one file are in memory at a
-    time. A file that cannot be read has the reason in place of its tokens.
+    time. A file that cannot be read, or whose audio would replace another's, has the reason in place of its tokens.
 
     Raises:
         ValueError: a folder holds no tokens, `out` is a file and there are several inputs, or it is None and there is a
             token shard.
         FileNotFoundError: an input does not exist.
     """
+    taken: set[Path] = set()
+    for job in _token_jobs(inputs, out, suffix):
+        place = job.target.resolve()
+        if isinstance(job.tokens, str):
+            yield job
+        elif place in taken:
+            yield replace(job, tokens=f"{job.target} is the place of another input's result; name another --out for it")
+        else:
+            taken.add(place)
+            yield job
+
+
+def _token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[TokenJob]:
+    _check_out(out, (suffix,))
     places = [place for each in inputs for place in _token_places(Path(each))]
     shards = [path for path, _ in places if path.suffix == SHARD_SUFFIX]
     if _is_file(out, suffix) and (len(places) > 1 or shards):
@@ -105,6 +121,13 @@ def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
             yield _sct_job(path, path.with_suffix(f".decoded{suffix}"))
         else:
             yield _sct_job(path, out if _is_file(out, suffix) else (out / relative).with_suffix(suffix))
+
+
+def _check_out(out: Path | None, suffixes: Sequence[str]) -> None:
+    """Raise ValueError where `out` is meant as a file of a kind that is not written, rather than as a folder."""
+    kinds = {*FFMPEG_SUFFIXES, *SOUNDFILE_SUFFIXES, SCT_SUFFIX, SHARD_SUFFIX} - set(suffixes)
+    if out is not None and out.suffix.lower() in kinds and not out.is_dir():
+        raise ValueError(f"{out}: the result is written as {' or '.join(suffixes)}; name such a file, or a folder")
 
 
 def _is_file(out: Path | None, suffix: str) -> bool:

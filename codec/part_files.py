@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctok import __version__
-from sctok.formats.files import FormatError
+from sctok.formats.files import FormatError, damaged
 from sctok.formats.tensors import map_tensors, save_tensors
 
 from .acoustic import AcousticConfig, AcousticEncoder
@@ -80,11 +80,14 @@ def load_vocoder(path: Path) -> nn.Module:
     return read_part(path, VOCODERS)[0]
 
 
-def build(path: Path, kind: str, sizes: Mapping[str, Any], arrays: Mapping[str, Array]) -> nn.Module:
+def build(path: Path, kind: str, sizes: Any, arrays: Mapping[str, Array]) -> nn.Module:
     """Return the module of a kind with its tensors. Raises FormatError naming `path` and all that do not fit."""
     config_class, module_class = KINDS[kind]
-    with torch.device("meta"):
-        module = module_class(config_class(**sizes))
+    try:
+        with torch.device("meta"):
+            module = module_class(config_class(**sizes))
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise damaged(path, f"no {kind} has these sizes: {error}") from None
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     tensors = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
     if kind == "acoustic" and f"{CODES}embed" in tensors:

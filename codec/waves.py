@@ -21,8 +21,9 @@ def mono_blocks(
 
     Arguments and errors are those of `Codec.encode`; all but those about values are raised at once.
     """
-    if not MIN_RATE <= sample_rate <= MAX_RATE:
-        raise AudioError(NAME, f"has a sample rate of {sample_rate} Hz; {MIN_RATE} to {MAX_RATE} Hz can be encoded")
+    if not MIN_RATE <= sample_rate <= MAX_RATE or sample_rate != int(sample_rate):
+        reason = f"has a sample rate of {sample_rate} Hz; whole rates from {MIN_RATE} to {MAX_RATE} Hz can be encoded"
+        raise AudioError(NAME, reason)
     if isinstance(wave, Tensor):
         wave = wave.detach().cpu().to(torch.float32 if wave.is_floating_point() else wave.dtype).numpy()
     frames = _frames(np.asarray(wave))
@@ -30,7 +31,7 @@ def mono_blocks(
         raise AudioError(NAME, "holds no samples")
     if channel is not None and not 0 <= channel < frames.shape[1]:
         raise AudioError(NAME, f"has no channel {channel}: it has {frames.shape[1]}, counted from 0")
-    return _resampled(frames, sample_rate, channel)
+    return _resampled(frames, int(sample_rate), channel)
 
 
 def _frames(wave: NDArray[Any]) -> NDArray[Any]:

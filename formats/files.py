@@ -36,7 +36,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The file is synced before the rename and the folder after it, so that a crash at any moment leaves either the
     old file or the whole new one. Missing parent folders are made. The block has to create the file and close it.
 
-    Raises DiskFullError, naming `path`, for any error in the block that says that the disk is full.
+    Raises DiskFullError, naming `path`, for any error in the block that says that the disk is full. Errors of the
+    system about the temporary file name `path`.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync(temporary)
             temporary.replace(final)
             sync_folder(final.parent)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -190,9 +195,9 @@ def is_key(key: str) -> bool:
         return False
 
 
-def check_format(path: str | os.PathLike[str], found: Mapping[str, Any], format_name: str, version: int) -> None:
-    """Raise FormatError unless `found` holds `format` == `format_name` and `format_version` == `version`."""
-    if found.get("format") != format_name:
+def check_format(path: str | os.PathLike[str], found: Any, format_name: str, version: int) -> None:
+    """Raise FormatError unless `found` is a dict with `format` == `format_name` and `format_version` == `version`."""
+    if not isinstance(found, Mapping) or found.get("format") != format_name:
         raise foreign(path, format_name)
     actual = found.get("format_version")
     if actual == version:

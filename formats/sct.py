@@ -135,6 +135,8 @@ def read_sct(path: str | os.PathLike[str]) -> CodecTokens:
     Raises FileNotFoundError; FormatError naming `path` if it is no such file, of another version, cut short, extended
     or changed in a single bit.
     """
+    if Path(path).is_fifo():  # opening one would wait for its writer
+        raise foreign(path, SCT_FORMAT)
     with Path(path).open("rb") as file:
         data = file.read(len(SCT_MAGIC))
         if data != SCT_MAGIC:

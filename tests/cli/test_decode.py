@@ -143,6 +143,8 @@ def test_places_that_do_not_fit_are_refused(sctok, file, tokens, tmp_path):
         ([file, file, "--out", tmp_path / "b.wav"], "cannot go to one file"),
         ([tmp_path / "s.tar"], "name a folder for the audio with --out"),
         ([tmp_path / "s.tar", "--out", tmp_path / "b.wav"], "a token shard, cannot go to one file"),
+        ([file, "--out", tmp_path / "b.mp3"], "b.mp3: the result is written as .wav; name such a file, or a folder"),
+        ([file, "--out", tmp_path / "b.sct"], "b.sct: the result is written as .wav; name such a file, or a folder"),
         ([tmp_path / "empty"], "no .sct files or token shards in this folder"),
         ([tmp_path / "nowhere.sct"], "nowhere.sct: No such file or directory"),
     ]:
@@ -168,3 +170,12 @@ def test_inspect_describes_a_token_file(file, tokens, capsys):
     assert main(["inspect", str(file), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["kind"], facts["samples"], facts["codec_hash"]) == ("token file", 40_001, read_sct(file).codec_hash)
+
+
+def test_audio_does_not_replace_that_of_another_input(sctok, file, tokens, tmp_path):
+    (tmp_path / "b").mkdir()
+    write_sct(tmp_path / "b" / "a.sct", tokens)
+    code, printed, said = sctok("decode", file, tmp_path / "b" / "a.sct", "--out", tmp_path / "out", *QUICK, "--json")
+    assert code == 1
+    assert "a.wav is the place of another input's result; name another --out for it" in said
+    assert json.loads(printed)["files"] == 1

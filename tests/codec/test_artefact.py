@@ -128,3 +128,35 @@ def test_an_unknown_name_says_what_there_is(tmp_path):
 def test_one_part_in_place_of_another_is_refused(folder):
     with pytest.raises(FormatError, match="of the kind 'vae'"):
         load_vocoder(folder / "vae.safetensors")
+
+
+def _change(path, **changes):
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | changes))
+
+
+@pytest.mark.parametrize("changes", [{"codebooks": 3}, {"codebooks": None}, {"condition_order": "other"}])
+def test_a_damaged_description_is_named(folder, changes):
+    _change(folder / "codec.json", **changes)
+    with pytest.raises(FormatError, match=r"codec\.json is damaged \(codebooks or condition_order is none"):
+        load_codec(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("vae", {"config": {"unknown": 1}}),
+        ("vae", {"config": [1]}),
+        ("vae", {"config": {"channels": "x"}}),
+        ("vocoder", {"config": None}),
+        ("decoder", {"configs": "x"}),
+        ("decoder", {"configs": {}}),
+        ("decoder", {"configs": {"unet": {"unknown": 1}}}),
+    ],
+)
+def test_damaged_sizes_are_named(folder, part, changes):
+    path = folder / f"{part}.safetensors"
+    tensors, metadata = read_tensors(path, format_name="sctok-codec-part", version=1)
+    save_tensors(path, tensors, format_name="sctok-codec-part", version=1, metadata=metadata | changes)
+    with pytest.raises(FormatError, match=rf"{part}\.safetensors is damaged"):
+        load_codec(folder)

@@ -130,13 +130,14 @@ def test_values_that_are_not_finite_are_named(codec: Codec, bad: float) -> None:
         (np.zeros((1, 2, 3)), 16_000, r"not float64 \(1, 2, 3\)"),
         (np.zeros(3, bool), 16_000, r"not bool \(3,\)"),
         (np.zeros(3, complex), 16_000, "not complex128"),
-        (np.zeros(3), 0, "has a sample rate of 0 Hz; 1000 to 10000000 Hz"),
+        (np.zeros(3), 0, "has a sample rate of 0 Hz; whole rates from 1000 to 10000000 Hz"),
+        (np.zeros(3), 16_000.5, "has a sample rate of 16000.5 Hz; whole rates"),
         (np.zeros(3), -16_000, "has a sample rate of -16000 Hz"),
     ],
 )
-def test_what_is_no_audio_is_refused(codec: Codec, wave: NDArray[np.float64], rate: int, message: str) -> None:
+def test_what_is_no_audio_is_refused(codec: Codec, wave: NDArray[np.float64], rate: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        codec.encode(wave, rate)
+        codec.encode(wave, rate)  # type: ignore[arg-type]
 
 
 def test_a_missing_channel_is_named(codec: Codec) -> None:
@@ -284,3 +285,9 @@ def test_decoding_reads_tokens_as_it_goes(codec: Codec, long_tokens: CodecTokens
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_windows must be at least 1, not 0"):
         Codec(tiny_parts(), torch.device("cpu"), "fp32", batch_windows=0)
+
+
+def test_a_whole_rate_may_be_a_float(codec: Codec) -> None:
+    wave = np.random.default_rng(0).standard_normal(4_000)
+    found = [codec.encode(wave, rate).tokens for rate in (44_100, 44_100.0)]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(*found)

@@ -92,3 +92,13 @@ def test_what_is_not_finite_fails_its_file_alone(codec: Codec, tmp_path: Path, m
     outcomes = list(decode_files(codec, jobs(codec, tmp_path, 3), QUICK))
     assert "not finite" in str(outcomes[0].reason)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["1.wav", "2.wav"]
+
+
+@pytest.mark.usefixtures("small_files_only")
+def test_a_disk_that_fills_up_at_the_end_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is written last waits in a buffer until libsndfile goes back to the header, in a callback.
+    ignored: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", ignored.append)
+    with pytest.raises(DiskFullError):
+        write_audio(tmp_path / "a.wav", np.zeros((10, 1_024), np.float32))
+    assert not ignored

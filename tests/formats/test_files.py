@@ -146,3 +146,21 @@ def test_version_errors_say_what_to_do() -> None:
         check_format("f", {"format": "sctok-x"}, "sctok-x", 1)
     with pytest.raises(FormatError, match="f is not a file that sctok writes"):
         check_format("f", {"format": "other"}, "sctok-x", 1)
+
+
+def test_errors_about_the_temporary_file_name_the_final_one(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").mkdir()
+
+    def replace_a_folder() -> None:
+        with atomic_path(tmp_path / "a.bin") as temporary:
+            temporary.write_bytes(b"new")
+
+    with pytest.raises(IsADirectoryError) as caught:
+        replace_a_folder()
+    assert caught.value.filename == str(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", '"text"', "null"])
+def test_json_that_is_no_object_is_foreign(content: str) -> None:
+    with pytest.raises(FormatError, match=r"a\.json is not a file that sctok writes"):
+        check_format("a.json", json.loads(content), "f", 1)

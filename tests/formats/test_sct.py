@@ -193,3 +193,9 @@ def test_a_missing_file_is_the_systems_error(tmp_path: Path) -> None:
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(make(), **changes)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.sct")
+    with pytest.raises(FormatError, match="is not a file that sctok writes"):
+        read_sct(tmp_path / "a.sct")
