@@ -68,7 +68,7 @@ def read_published(
     *,
     rate: int | None = None,
     average: bool = False,
-    layouts: Mapping[int, Layout] = LAYOUTS,
+    layouts: Mapping[int, Layout] | None = None,
 ) -> CodecParts:
     """Read a published codec.
 
@@ -78,7 +78,7 @@ def read_published(
         rate: the token rate that is expected; it shows in the checkpoints.
         average: take the exponential moving average of the T-UNet's weights, which the published code loads and does
             not use.
-        layouts: sizes by token rate.
+        layouts: sizes by token rate, `LAYOUTS` where None.
 
     Returns:
         Its parts. Features are computed in the published steps, so that on a CPU like ours tokens do not differ.
@@ -87,6 +87,7 @@ def read_published(
         ValueError: a file cannot be read without running code in it; the rates differ; tensors are missing, unknown or
             misshapen, all of which are listed; a codebook does not fit.
     """
+    layouts = layouts or LAYOUTS
     encoder, decoder = _encoder_tensors(files.encoder), _decoder_tensors(files.decoder)
     rate = _token_rate(files.encoder, encoder, rate, layouts)
     layout, problems = layouts[rate], list[str]()

@@ -1,0 +1,75 @@
+"""`sctok import-checkpoint`."""
+
+import json
+
+import pytest
+
+from sctok.cli.app import main
+from sctok.codec.artefact import load_codec
+
+from ..codec.published_standins import SMALL_LAYOUTS, small_checkpoints, write_checkpoints
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A folder with small checkpoints in the published layout."""
+    monkeypatch.setattr("sctok.codec.published.LAYOUTS", SMALL_LAYOUTS)
+    return write_checkpoints(tmp_path / "published", *small_checkpoints())
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Import into a work directory; return the exit code, what was printed and what was said."""
+
+    def command(*arguments):
+        code = main(["import-checkpoint", *map(str, arguments), "--root", str(tmp_path / "root")])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+def test_a_codec_that_loads(run, source, tmp_path):
+    code, out, _ = run(source, "--json")
+    result = json.loads(out)
+    assert code == 0
+    parts = load_codec(tmp_path / "root" / "codecs" / "semanticodec-50")
+    assert result == {
+        "name": "semanticodec-50",
+        "path": str(tmp_path / "root" / "codecs" / "semanticodec-50"),
+        "token_rate": 50,
+        "codec_hash": parts.info.token_hash,
+        "codebooks": [40],
+    }
+    assert parts.encoder.published_steps
+    assert "CC-BY-NC" in parts.info.provenance["licence"]
+
+
+def test_an_import_that_is_interrupted_leaves_nothing(run, source, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sctok.codec.artefact.save_codebook", stop)
+        assert run(source)[0] == 130
+    assert not list((tmp_path / "root" / "codecs").iterdir())
+    assert run(source)[0] == 0
+
+
+def test_a_codec_of_this_name_is_replaced_only_when_asked_to(run, source):
+    assert run(source, "--name", "mine")[0] == 0
+    code, _, said = run(source, "--name", "mine")
+    assert code == 1
+    assert "is there already" in said
+    assert run(source, "--name", "mine", "--ema", "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("options", [("--rate", "75"), ("--name", "../x"), ("--name", ".x")])
+def test_wrong_usage(run, source, options):
+    assert run(source, *options)[0] == 2
+
+
+def test_a_source_that_is_not_there(run):
+    code, _, said = run("nothing")
+    assert code == 1
+    assert "neither a folder nor a hub repository" in said
