@@ -119,6 +119,8 @@ def list_audio(
         inputs = [inputs]
     if not inputs:
         raise AudioError("inputs", "none given; name folders, audio files, manifests or tar shards")
+    if "" in inputs:
+        raise AudioError("inputs", "one of them is an empty name; write . for the current folder")
     paths = _without_repeats(path for given in inputs for path in _expand_braces(given))
     for path in paths:
         if next(_list_input(path, path_column, key_column), None) is None:

@@ -22,6 +22,7 @@ from sctok.formats.files import (
     damaged,
     disk_errors,
     hash_arrays,
+    hash_file,
     hash_json,
     read_json,
     write_json,
@@ -73,6 +74,7 @@ __all__ = [
 CODEC_FORMAT, CODEC_VERSION = "sctok-codec", 1
 INFO_FILE = "codec.json"
 ENCODER_FILE = "encoder.safetensors"
+DECODER_FILES = ("decoder.safetensors", "vae.safetensors", "vocoder.safetensors")
 BUNDLED_CODECS = ("mini",)
 
 
@@ -247,7 +249,9 @@ def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> Co
     info = _describe(
         old.name, parts.encoder, parts.codebooks, parts.acoustic.config, rounded, old.order, old.provenance
     )
-    write_json(folder / INFO_FILE, _to_json(info, encoder, parts))
+    described = _to_json(info, encoder, parts)
+    described["decoder_hashes"] = {name: hash_file(folder / name) for name in DECODER_FILES}
+    write_json(folder / INFO_FILE, described)
     return info
 
 
@@ -260,6 +264,7 @@ def load_codec(name_or_path: str | Path = "mini") -> CodecParts:
     """
     with _opened(name_or_path) as (folder, stored):
         made = _load_token_parts(folder, stored)
+        _check_decoder(folder, stored)
         unet, grid, schedule, scale = read_decoder(folder / "decoder.safetensors")
         vae, vocoder = load_vae(folder / "vae.safetensors"), load_vocoder(folder / "vocoder.safetensors")
         return CodecParts(
@@ -318,6 +323,15 @@ def _load_token_parts(folder: Path, stored: Mapping[str, Any]) -> TokenParts:
             f"({stored['token_hash']}); make or import it again"
         )
     return TokenParts(encoder, books, acoustic, info)
+
+
+def _check_decoder(folder: Path, stored: Mapping[str, Any]) -> None:
+    for name in DECODER_FILES:
+        if hash_file(folder / name) != stored["decoder_hashes"][name]:
+            raise FormatError(
+                f"{folder / name} is not the file that {INFO_FILE} knows: it is damaged, or of another codec; make or "
+                "import the codec again"
+            )
 
 
 def _to_json(info: CodecInfo, encoder: str, parts: CodecParts) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
 
 def _token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[TokenJob]:
     _check_out(out, (suffix,))
+    if "" in inputs:
+        raise ValueError("one of the inputs is an empty name; write . for the current folder")
     places = [place for each in inputs for place in _token_places(Path(each))]
     shards = [path for path, _ in places if path.suffix == SHARD_SUFFIX]
     if _is_file(out, suffix) and (len(places) > 1 or shards):

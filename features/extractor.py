@@ -66,9 +66,11 @@ class FeatureExtractor:
             batch[:count] = torch.from_numpy(waves[start : start + count])
             ends = torch.ones(self.batch_size, dtype=torch.bool)
             ends[:count] = torch.from_numpy(last[start : start + count])
-            mel = self._filterbank(batch.to(self.device), ends.to(self.device))
-            mels[start : start + count] = mel[:count].cpu().numpy()
-            embedded[start : start + count] = self._embed_batch(mel)[:count].cpu().numpy()
+            with self.stage("filterbank"):
+                mel = self._filterbank(batch.to(self.device), ends.to(self.device))
+                mels[start : start + count] = mel[:count].cpu().numpy()
+            with self.stage("encoder"):
+                embedded[start : start + count] = self._embed_batch(mel)[:count].cpu().numpy()
         return embedded, mels
 
     def _embed_batch(self, mel: Tensor) -> Tensor:

@@ -171,6 +171,12 @@ def hash_bytes(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:HASH_CHARACTERS]
 
 
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """Return the hash of a file's bytes, read piece by piece."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_CHARACTERS]
+
+
 def hash_json(value: Any) -> str:
     """Return the hash of a JSON value; the order of keys does not matter. Raises FormatError as `json_text` does."""
     return hash_bytes(json_text(value).encode("ascii"))

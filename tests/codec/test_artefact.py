@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sctok.codec.artefact import INFO_FILE, load_codec, load_vocoder, save_codec
+from sctok.codec.artefact import INFO_FILE, load_codec, load_vae, load_vocoder, read_decoder, save_codec
 from sctok.codec.hifigan import HifiGan, HifiGanConfig
 from sctok.formats.files import FormatError
 from sctok.formats.tensors import read_tensors, save_tensors
@@ -158,5 +158,14 @@ def test_damaged_sizes_are_named(folder, part, changes):
     path = folder / f"{part}.safetensors"
     tensors, metadata = read_tensors(path, format_name="sctok-codec-part", version=1)
     save_tensors(path, tensors, format_name="sctok-codec-part", version=1, metadata=metadata | changes)
+    read = {"vae": load_vae, "vocoder": load_vocoder, "decoder": read_decoder}[part]
     with pytest.raises(FormatError, match=rf"{part}\.safetensors is damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["decoder", "vae", "vocoder"])
+def test_the_decoder_of_another_codec_is_refused(folder, tmp_path, name):
+    save_codec(tmp_path / "other", tiny_parts(2, seed=1))
+    (tmp_path / "other" / f"{name}.safetensors").replace(folder / f"{name}.safetensors")
+    with pytest.raises(FormatError, match=rf"{name}.safetensors is not the file that codec.json knows"):
         load_codec(folder)

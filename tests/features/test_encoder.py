@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -46,3 +48,16 @@ def test_wrong_shapes_are_refused(small_weights):
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match=str(sizes[0] if sizes[1] > 2 else sizes[1])):
         AudioMAE(EncoderConfig(*sizes))
+
+
+def test_the_extractor_says_what_it_does(small_weights):
+    extractor = FeatureExtractor(small_weights, torch.device("cpu"), "fp32")
+    stages: list[str] = []
+
+    def stage(name):
+        stages.append(name)
+        return nullcontext()
+
+    extractor.stage = stage
+    extractor.embed(np.zeros((1, 164_080), np.float32), np.ones(1, bool))
+    assert stages == ["filterbank", "encoder"]
