@@ -39,13 +39,13 @@ DevicesOption = Annotated[
 ]
 BatchOption = Annotated[
     int | None,
-    typer.Option("--batch-size", help="Windows encoded at once.  [default: 8 on a CPU, 64 on a GPU]", min=1),
+    typer.Option("--batch-size", help="Windows encoded at once.", show_default="8 on a CPU, 64 on a GPU", min=1),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", help="Decoding processes.  [default: by the number of cores]", min=0)
+    int | None, typer.Option("--workers", help="Decoding processes.", show_default="by the number of cores", min=0)
 ]
 ChannelOption = Annotated[
-    int | None, typer.Option("--channel", help="Read this channel, from 0.  [default: mix all down]", min=0)
+    int | None, typer.Option("--channel", help="Read this channel, from 0.", show_default="mix all down", min=0)
 ]
 ShardOption = Annotated[int, typer.Option("--files-per-shard", help="Audio files in one shard.", min=1)]
 IncludeOption = Annotated[
@@ -67,7 +67,7 @@ EngineOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", help="Of a running Ray cluster, or auto.  [default: start Ray here for this run]"),
+    typer.Option("--address", help="Of a running Ray cluster, or auto.", show_default="start Ray here for this run"),
 ]
 RetryOption = Annotated[
     bool,

@@ -50,8 +50,8 @@ def tokenize(
         str | None,
         typer.Option(
             "--codebook",
-            help="Sizes of merged codebooks, or files, with commas between.  [default: the largest in ROOT/codebooks, "
-            "or of the codec]",
+            help="Sizes of merged codebooks, or files, with commas between.",
+            show_default="the largest in ROOT/codebooks, or of the codec",
         ),
     ] = None,
     codec: Annotated[
@@ -63,14 +63,16 @@ def tokenize(
     ] = None,
     token_rate: Annotated[
         int | None,
-        typer.Option("--token-rate", help="100, 50 or 25.  [default: 100, or that of the codebook file or codec]"),
+        typer.Option("--token-rate", help="100, 50 or 25.", show_default="100, or that of the codebook file or codec"),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option("--encoder", help="mini, base, or a file of AudioMAE weights.  [default: mini, or the codec's]"),
+        typer.Option(
+            "--encoder", help="mini, base, or a file of AudioMAE weights.", show_default="mini, or the codec's"
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the result.  [default: that of the input folder]")
+        str | None, typer.Option("--name", help="Name of the result.", show_default="that of the input folder")
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     out: OutOption = None,

@@ -23,7 +23,7 @@ def train(
         str, typer.Option("--config", help="mini, paper-25, paper-50, paper-100, or a TOML file like those.")
     ],
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the run and of the codec.  [default: my-CONFIG]")
+        str | None, typer.Option("--name", help="Name of the run and of the codec.", show_default="my-CONFIG")
     ] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="mini, base, or a file of AudioMAE weights.")] = None,
     codebooks: Annotated[
