@@ -63,10 +63,12 @@ def bidirectional_lstm(lstm: nn.LSTM, x: Tensor) -> Tensor:
     assert not lstm.proj_size
     threads = torch.get_num_threads()
     sequence = np.ascontiguousarray(x.transpose(0, 1).numpy())
-    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-        for layer in range(lstm.num_layers):
-            sequence = _run_layer(sequence, _directions(lstm, layer), lstm.hidden_size, threads, pool)
-    torch.set_num_threads(threads)
+    try:
+        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            for layer in range(lstm.num_layers):
+                sequence = _run_layer(sequence, _directions(lstm, layer), lstm.hidden_size, threads, pool)
+    finally:
+        torch.set_num_threads(threads)  # what threads of others take over when they begin
     return torch.from_numpy(sequence).transpose(0, 1).contiguous()
 
 
@@ -189,8 +191,9 @@ def _emit(shown: Floats, cell: Floats, first: int, state: Floats, out: Floats) -
     """Write shown · cell (u, B, LANES) to columns from `first` of state and out (B, H)."""
     for unit in range(cell.shape[0]):
         start = first + unit * cell.shape[2]
+        count = min(cell.shape[2], state.shape[1] - start)
         for row in range(cell.shape[1]):
-            for lane in range(min(cell.shape[2], state.shape[1] - start)):
+            for lane in range(count):
                 value = shown[unit, row, lane] * cell[unit, row, lane]
                 state[row, start + lane] = value
                 out[row, start + lane] = value
