@@ -27,7 +27,7 @@ from sctok.audio.windows import FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAME
 from sctok.codec.artefact import CodecParts
 from sctok.codec.condition import PE_WIDTH, build_condition, mark_out, unconditional
 from sctok.codec.encoding import BATCH
-from sctok.codec.samplers import Condition, Denoise, _guided
+from sctok.codec.samplers import Condition, Denoise, guided
 from sctok.codec.semantic import SemanticQuantizer
 from sctok.features.extractor import GPU_BATCH
 from sctok.formats.codebooks import Codebook
@@ -127,7 +127,7 @@ def guided_step(parts: CodecParts, context: Tensor) -> Denoise:
     """Return v under guidance as a function of latents and step, as the samplers make it for a context (B, L, C)."""
     nothing = unconditional(context.shape[1], context.shape[2] - PE_WIDTH).to(context)
     maps = (None, None) if parts.grid is None else (parts.grid(context), parts.grid(nothing))
-    return _guided(parts.unet, GUIDANCE, Condition(context, nothing, *maps))
+    return guided(parts.unet, GUIDANCE, Condition(context, nothing, *maps))
 
 
 def _batches(rows: Tensor, size: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The VAE and the vocoder of AudioLDM 2 as `AudioLDM2Pipeline.save_pretrained` stores them, in sctok's modules."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -271,7 +272,7 @@ def _part_folder(source: str | Path, part: str, filenames: Sequence[str]) -> Pat
     path = Path(source)
     if path.exists():
         folders = [path / part, path]
-    elif str(source).count("/") == 1:
+    elif re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
         folders = [_fetch(str(source), part, filenames) / part]
     else:
         raise ValueError(f"{source} is neither a folder nor a hub repository owner/name")

@@ -134,7 +134,7 @@ def sample(
         )
     device = condition.context.device
     latent = draw_noise(generators, shape, device) if noise is None else noise.to(device)
-    denoise = _guided(model, config.scale, condition)
+    denoise = guided(model, config.scale, condition)
     steps = visited_steps(config, len(schedule))
     if config.name != "ddim":
         return _solve(denoise, schedule, config, steps, latent, progress)
@@ -162,7 +162,7 @@ def _ddim_step(latent: Tensor, velocity: Tensor, alpha: float, following: float,
     return math.sqrt(following) * clean + kept * direction, fresh
 
 
-def _guided(model: Denoiser, scale: float, condition: Condition) -> Denoise:
+def guided(model: Denoiser, scale: float, condition: Condition) -> Denoise:
     """Return v under guidance as a function of latents and step; both halves run as one batch."""
     batch = len(condition.context)
     context, extra = model.prepare(condition.context), condition.extra

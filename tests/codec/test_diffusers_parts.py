@@ -324,3 +324,9 @@ def test_tensors_of_a_vocoder_that_do_not_fit_are_all_listed(vocoder_folder):
 def test_vocoder_of_a_hub_name_is_read_from_the_local_cache(vocoder_folder, hub_cache):
     put_in_cache(hub_cache, "cvssp/audioldm2", vocoder_folder.parent)
     assert_vocoder(load_diffusers_vocoder("cvssp/audioldm2"))
+
+
+@pytest.mark.parametrize("source", ["/nope", "./nope", "../nope"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source: str) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor a hub repository"):
+        load_diffusers_vae(source)
