@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -165,8 +165,11 @@ def decode_files(
         yield from aside
         aside.clear()
         assert isinstance(job.tokens, CodecTokens)
+        sizes = codec.codebook_sizes(job.tokens.codebook_hash)  # which token shards do not record
         try:
-            yield _done(job.source, job.target, job.tokens, write_audio(job.target, blocks))
+            yield _done(
+                job.source, job.target, replace(job.tokens, codebook_sizes=sizes), write_audio(job.target, blocks)
+            )
         except (OSError, DecodingError) as error:
             yield _not_written(job.source, job.target, error)
     yield from aside

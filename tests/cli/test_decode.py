@@ -96,6 +96,14 @@ def shard(path, tokens, **changes):
         writer.add("x/odd", tokens.tokens, {**info, **changes})
 
 
+def test_a_shard_takes_the_bits_of_its_tokens(sctok, tokens, file, tmp_path):
+    shard(tmp_path / "s.tar", tokens)
+    code, printed, _ = sctok("decode", tmp_path / "s.tar", "--out", tmp_path / "out", *QUICK, "--json")
+    assert code == 0
+    seconds, bits = tokens.samples / 16_000, len(tokens.tokens) * tokens.bits_per_pair
+    assert json.loads(printed)["bits_per_second"] == pytest.approx(bits / seconds)
+
+
 def test_token_shards_are_decoded_too(sctok, tokens, file, tmp_path):
     shard(tmp_path / "s" / "shard-00000.tar", tokens)
     assert sctok("decode", tmp_path / "s", "--out", tmp_path / "out", *QUICK)[0] == 0
