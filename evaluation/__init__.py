@@ -1,0 +1,1 @@
+"""Metrics, probes, codecs to compare with, and the report."""
