@@ -1,0 +1,94 @@
+"""On a CUDA device everything gives what it gives on a CPU: skipped where there is none."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+from sctok import Codec, KMeans
+from sctok.codec.losses import mel_distance
+from sctok.codec.samplers import SamplerConfig
+from sctok.features.checkpoints import load_weights
+from sctok.features.extractor import FeatureExtractor
+from sctok.kernels.assign import nearest_centroid
+
+CLIPS = ["speech", "music", "general"]
+
+
+@pytest.fixture(scope="module")
+def waves(samples_folder):
+    """Ten seconds of a bundled clip of each domain, 16 kHz."""
+    paths = [sorted((samples_folder / domain).iterdir())[0] for domain in CLIPS]
+    return [soundfile.read(path, dtype="float32")[0][:160_000] for path in paths]
+
+
+@pytest.fixture(scope="module")
+def features():
+    """20,000 vectors around 500 centres, float16 as features are."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(500, 192))
+    noise = generator.normal(size=(20_000, 192))
+    return (centres[generator.integers(500, size=20_000)] + 0.7 * noise).astype(np.float16)
+
+
+def test_labels_do_not_depend_on_the_device(features):
+    points, centroids = torch.from_numpy(features), torch.from_numpy(features[:3000]).float()
+    here = nearest_centroid(points, centroids, runner_up=True)
+    there = nearest_centroid(points.cuda(), centroids.cuda(), runner_up=True)
+    assert torch.equal(here.labels, there.labels.cpu())
+    assert torch.equal(here.distances, there.distances.cpu())
+    assert here.second_labels is not None
+    assert there.second_labels is not None
+    assert torch.equal(here.second_labels, there.second_labels.cpu())
+
+
+@pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
+def test_kmeans_is_as_good_and_repeats_itself(features, algorithm):
+    wide = features.astype(np.float32)
+    settings = {"n_clusters": 500, "random_state": 0, "algorithm": algorithm, "max_iter": 25}
+    here = KMeans(**settings, device="cpu").fit(wide)
+    first, second = (KMeans(**settings, device="cuda").fit(wide) for _ in range(2))
+    assert np.array_equal(first.cluster_centers_, second.cluster_centers_)
+    assert np.array_equal(first.labels_, second.labels_)
+    assert np.array_equal(first.labels_, first.predict(wide))
+    assert first.inertia_ == pytest.approx(here.inertia_, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def windows(waves):
+    """The clips as windows, each the last of its file."""
+    padded = np.zeros((3, 164_080), np.float32)
+    for window, wave in zip(padded, waves, strict=True):
+        window[: len(wave)] = wave
+    return padded, np.ones(3, bool)
+
+
+def test_encoder_features_agree(windows):
+    weights = load_weights("mini")
+    here = FeatureExtractor(weights, torch.device("cpu"), "fp32").embed(*windows)
+    there = FeatureExtractor(weights, torch.device("cuda"), "fp32").embed(*windows)
+    np.testing.assert_allclose(there, here, atol=2e-4 * np.abs(here).max())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_features_do_not_depend_on_the_batch(windows, precision):
+    extractor = FeatureExtractor(load_weights("mini"), torch.device("cuda"), precision)
+    together = extractor.embed(*windows)
+    alone = [extractor.embed(windows[0][i : i + 1], windows[1][i : i + 1]) for i in range(3)]
+    assert np.array_equal(together, np.concatenate(alone))
+
+
+def test_codec_tokens_and_sound_agree(waves):
+    here = Codec.load("mini", device="cpu", precision="fp32")
+    there = Codec.load("mini", device="cuda", precision="fp32")
+    sampler = SamplerConfig(steps=8, eta=0.0)
+    for wave in waves:
+        expected, found = here.encode(wave, 16_000), there.encode(wave, 16_000)
+        assert np.mean(expected.tokens != found.tokens) < 0.01
+        one, other = here.decode(expected, sampler), there.decode(expected, sampler)
+        assert one.shape == other.shape
+        assert mel_distance(torch.from_numpy(one)[None], torch.from_numpy(other)[None]) < 0.1
