@@ -1,14 +1,14 @@
-"""`sctok cluster`: k-means codebooks from feature shards."""
+"""`sctok cluster`: k-means codebooks from feature shards, or straight from audio."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cluster_audio import EncoderPrecisionOption, check_inputs, cluster_from_audio
 from .cluster_report import ClusterProgress, codebook_rows, codebook_table, domain_facts
 from .common import (
     DEFAULT_ROOT,
-    DeviceOption,
     JsonOption,
     MemoryOption,
     RootOption,
@@ -17,6 +17,22 @@ from .common import (
     emit,
     one_of,
     say,
+)
+from .runs import (
+    AddressOption,
+    BatchOption,
+    ChannelOption,
+    DevicesOption,
+    EncoderOption,
+    EngineOption,
+    ExcludeOption,
+    HoursOption,
+    IncludeOption,
+    MaxSecondsOption,
+    MinSecondsOption,
+    PatchesOption,
+    RetryOption,
+    WorkersOption,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +55,16 @@ def cluster(
         list[str],
         typer.Option("--k", help="Centroids; several (repeated or 1024,2048) share each pass. paper: 1024 … 16384."),
     ],
+    audio: Annotated[
+        list[str] | None, typer.Argument(metavar="[AUDIO...]", help="With --from-audio: what sctok extract takes.")
+    ] = None,
+    from_audio: Annotated[
+        bool,
+        typer.Option(
+            "--from-audio",
+            help="Cluster a sample of AUDIO, whose features are kept only until the codebooks are there.",
+        ),
+    ] = False,
     root: RootOption = DEFAULT_ROOT,
     token_rate: Annotated[
         int | None, typer.Option("--token-rate", help="100, 50 or 25 tokens per second. Default: 100.")
@@ -69,7 +95,7 @@ def cluster(
             callback=one_of(*BACKEND_NAMES),
         ),
     ] = "auto",
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
     precision: Annotated[
         str,
         typer.Option(
@@ -98,15 +124,37 @@ def cluster(
     memory: MemoryOption = None,
     seed: SeedOption = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace codebooks made otherwise.")] = False,
+    encoder: EncoderOption = "mini",
+    encoder_precision: EncoderPrecisionOption = "auto",
+    max_hours: HoursOption = None,
+    tokens_per_clip: PatchesOption = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    channel: ChannelOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    min_seconds: MinSecondsOption = None,
+    max_seconds: MaxSecondsOption = None,
+    retry_failed: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the k-means codebooks of one domain or several on their feature shards, without loading them whole.
 
     Interrupted training goes on where it stopped when the same command is run again. Under torchrun the processes
     share the work.
+
+    With --from-audio the audio is encoded first, files chosen by the seed: by default 1024 vectors for each centroid of
+    the largest codebook, and no more than half of --memory. The options of sctok extract, from --encoder on, are for
+    that.
     """
+    options = dict(locals())
     sizes, factor = _parse_codebooks(k), parse_stack(token_rate, stack)
     domains = _parse_domains(domain, features)
+    of_audio = check_inputs(audio or [], domains, features) if from_audio else ""
+    if audio and not from_audio:
+        raise typer.BadParameter("audio is clustered with --from-audio; without it, --domain names features")
     first = None if seeding in SEEDING_NAMES else _first_centroids(seeding, sizes)
 
     from sctok.kmeans_tools.config import GIVEN, KMeansConfig
@@ -126,6 +174,10 @@ def cluster(
         memory=byte_count(memory),
     )
     plan = DomainPlan(factor, tuple(sizes), config, output or root / "codebooks", first, overwrite)
+    if of_audio:
+        results = [cluster_from_audio(audio or [], of_audio, plan, options).domain]
+        _show(results, factor, as_json)
+        raise typer.Exit(int(results[0].error is not None))
     names = domains or find_domains(root / "features")
     folders = {name: features or root / "features" / name for name in names}
     with join_group() as group:

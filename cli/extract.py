@@ -14,10 +14,12 @@ from .runs import (
     EncoderOption,
     EngineOption,
     ExcludeOption,
+    HoursOption,
     IncludeOption,
     MaxSecondsOption,
     MinSecondsOption,
     OutOption,
+    PatchesOption,
     ProfileOption,
     RankOption,
     RetryOption,
@@ -38,13 +40,8 @@ def extract(
     encoder: EncoderOption = "mini",
     root: RootOption = DEFAULT_ROOT,
     out: OutOption = None,
-    tokens_per_clip: Annotated[
-        int | None,
-        typer.Option("--tokens-per-clip", help="Keep about so many patches of each file, chosen 16 at a time.", min=1),
-    ] = None,
-    max_hours: Annotated[
-        float | None, typer.Option("--max-hours", help="Choose files at random until they last so many hours.")
-    ] = None,
+    tokens_per_clip: PatchesOption = None,
+    max_hours: HoursOption = None,
     device: DevicesOption = "auto",
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
@@ -70,8 +67,6 @@ def extract(
     commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl.
     """
     checked_name(domain, "--domain")
-    if max_hours is not None and not max_hours > 0:
-        raise typer.BadParameter(f"{max_hours} is not above 0", param_hint="--max-hours")
 
     from sctok.corpus.extraction import ExtractionConfig, extract_features
 

@@ -21,6 +21,13 @@ WORKERS_ON_CPU, WORKERS_ON_GPU = 4, 16
 
 RETRY = "mend them and run the same command with --retry-failed to try them again"
 
+
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value} is not above 0")
+    return value
+
+
 AudioArgument = Annotated[
     list[str],
     typer.Argument(
@@ -57,6 +64,14 @@ ExcludeOption = Annotated[
 ]
 MinSecondsOption = Annotated[float | None, typer.Option("--min-seconds", help="Leave out shorter files.", min=0)]
 MaxSecondsOption = Annotated[float | None, typer.Option("--max-seconds", help="Leave out longer files.", min=0)]
+PatchesOption = Annotated[
+    int | None,
+    typer.Option("--tokens-per-clip", help="Keep about so many patches of each file, chosen 16 at a time.", min=1),
+]
+HoursOption = Annotated[
+    float | None,
+    typer.Option("--max-hours", help="Choose files at random until they last so many hours.", callback=_above_zero),
+]
 RankOption = Annotated[
     int, typer.Option("--rank", help="Which of --world-size parts of the shards to do; $SLURM_ARRAY_TASK_ID.", min=0)
 ]

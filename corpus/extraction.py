@@ -93,15 +93,28 @@ def extract_features(
         AudioError: an input cannot be listed.
         DiskFullError: finished shards stay valid; the same call goes on from there.
     """
-    execution, selection = execution or Execution(), selection or Selection()
+    execution = execution or Execution()
     extractor = make_extractor(execution.devices[0])
+    run = plan_features(inputs, folder, extractor, config, selection)
+    return fill_run(run, extractor, make_extractor, config, execution, progress)
+
+
+def plan_features(
+    inputs: Sequence[str | Path],
+    folder: Path,
+    extractor: Extractor,
+    config: ExtractionConfig,
+    selection: Selection | None = None,
+) -> RunFolder:
+    """Plan what `extract_features` does, or take up the plan that is there. Arguments and errors are the same."""
+    selection = selection or Selection()
     stored = {
         "kind": "features",
         "features_version": FEATURES_VERSION,
         **asdict(config),
         **describe_extractor(extractor),
     }
-    run = plan_run(
+    return plan_run(
         folder,
         stored,
         SUFFIX,
@@ -110,6 +123,17 @@ def extract_features(
         read_shard=read_contents,
         choose=selection.choice(config.channel, config.max_hours, config.seed),
     )
+
+
+def fill_run(
+    run: RunFolder,
+    extractor: Extractor,
+    make_extractor: MakeExtractor,
+    config: ExtractionConfig,
+    execution: Execution,
+    progress: Progress = lambda event: None,
+) -> RunResult[ExtractionSummary]:
+    """Do what is left of a planned run; `extractor` is that on the first device. Otherwise as `extract_features`."""
     make_job = partial(_make_job, run, config, make_extractor)
     return execute_run([run], FeatureJob(run, config, extractor), make_job, summarise, execution, progress)[0]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sctok.formats.codebooks import MERGED_DOMAIN
 
@@ -39,6 +40,7 @@ class DomainPlan:
 
     stack: patches per vector, 1, 2 or 4. sizes: numbers of centroids. folder: where the codebooks go. first: a codebook
     or `.npy` file to start from, with as many centroids as the only size. overwrite: replace codebooks made otherwise.
+    origin: where the features came from, noted in the certificates.
     """
 
     stack: int
@@ -47,6 +49,7 @@ class DomainPlan:
     folder: Path
     first: Path | None = None
     overwrite: bool = False
+    origin: Mapping[str, Any] | None = None
 
 
 def find_domains(features: Path) -> list[str]:
@@ -103,6 +106,7 @@ def _train(
                 folder=plan.folder,
                 initial=initial,
                 overwrite=plan.overwrite,
+                origin=plan.origin,
                 progress=progress,
                 group=group,
             )

@@ -57,6 +57,7 @@ def train_codebooks(
     folder: Path,
     initial: Mapping[int, Vectors] | None = None,
     overwrite: bool = False,
+    origin: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     group: Group = ALONE,
 ) -> list[TrainedCodebook]:
@@ -65,7 +66,8 @@ def train_codebooks(
     A codebook that is there and was made with the same settings from the same features is left alone. Checkpoints are
     in `<folder>/.checkpoints`; the same call after an interruption goes on from them. What killed writers left in
     `folder` is removed. Vectors that fit half of the memory are kept there after the first pass. In a group all
-    ranks return the codebooks, and rank 0 reads and writes those in `folder`. Other arguments as for `fit_codebooks`.
+    ranks return the codebooks, and rank 0 reads and writes those in `folder`. origin: JSON values for the certificates
+    under "from_audio". Other arguments as for `fit_codebooks`.
 
     Raises:
         ValueError: a codebook that is there was made otherwise, or is damaged, and may not be overwritten; the domain
@@ -84,7 +86,7 @@ def train_codebooks(
         checkpoint_path(checkpoints, name, k, hashes[k]).unlink(missing_ok=True)
 
     def save(result: FitResult) -> None:
-        codebook = _codebook(result, source, config, domain)
+        codebook = _codebook(result, source, config, domain, origin)
         if group.leads:
             save_codebook(paths[result.k], codebook)
         books[result.k] = TrainedCodebook(paths[result.k], codebook, result.seconds)
@@ -128,7 +130,9 @@ def _existing(path: Path, wanted: str, overwrite: bool) -> Codebook | None:
     return None
 
 
-def _codebook(result: FitResult, source: ShardSource, config: KMeansConfig, domain: str) -> Codebook:
+def _codebook(
+    result: FitResult, source: ShardSource, config: KMeansConfig, domain: str, origin: Mapping[str, Any] | None
+) -> Codebook:
     backend = "" if config.backend in ("auto", "torch") else f"-{config.backend}"
     return Codebook(
         centroids=result.centroids,
@@ -144,7 +148,7 @@ def _codebook(result: FitResult, source: ShardSource, config: KMeansConfig, doma
             precision=config.precision,
             n_vectors=result.n_vectors,
             inertia_history=result.inertia_history,
-            certificate=result.certificate,
+            certificate={**result.certificate, **({"from_audio": dict(origin)} if origin else {})},
         ),
     )
 
