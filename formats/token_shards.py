@@ -7,6 +7,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -144,25 +145,34 @@ def read_token_shard(path: str | os.PathLike[str]) -> Iterator[tuple[str, TokenA
     The members are checked before the first is yielded. Raises FileNotFoundError; FormatError naming `path` if it is
     no token shard, cut short, damaged, or of another version.
     """
-    names = _check_members(path)
-    return _read_members(path, names)
+    members = _check_members(path)
+    return _read_members(path, members)
 
 
-def _check_members(path: str | os.PathLike[str]) -> list[str]:
-    """Return the encoded keys, having checked that members come in pairs and that the archive is whole."""
+@dataclass(frozen=True)
+class _Member:
+    """Where the content of a member lies in its shard."""
+
+    name: str
+    start: int
+    size: int
+
+
+def _check_members(path: str | os.PathLike[str]) -> list[_Member]:
+    """Return the members, having checked that they come in pairs and that the archive is whole."""
     with Path(path).open("rb") as file, _open_tar(path, file) as tar:
         try:
-            members = [member.name for member in tar]
+            members = [_Member(member.name, member.offset_data, member.size) for member in tar]
         except (tarfile.TarError, ValueError) as error:
             raise damaged(path, error) from None
-        names = [member.removesuffix(_TOKENS_SUFFIX) for member in members[::2]]
+        names = [member.name.removesuffix(_TOKENS_SUFFIX) for member in members[::2]]
         expected = [name + suffix for name in names for suffix in (_TOKENS_SUFFIX, _INFO_SUFFIX)]
-        if any(member != wanted for member, wanted in zip(members, expected, strict=False)):
+        if any(member.name != wanted for member, wanted in zip(members, expected, strict=False)):
             raise foreign(path, TOKENS_FORMAT)
         _check_end(path, file, tar.offset)
     if len(members) != len(expected):
         raise damaged(path, f"{expected[-1]!r} is missing")
-    return names
+    return members
 
 
 def _open_tar(path: str | os.PathLike[str], file: io.BufferedReader) -> tarfile.TarFile:
@@ -181,27 +191,29 @@ def _check_end(path: str | os.PathLike[str], file: io.BufferedReader, end: int) 
         raise damaged(path, "the end of the archive is missing")
 
 
-def _read_members(path: str | os.PathLike[str], names: list[str]) -> Iterator[tuple[str, TokenArray, dict[str, Any]]]:
-    with tarfile.open(path, mode="r:", encoding="utf-8") as tar:
-        for name in names:
+def _read_members(
+    path: str | os.PathLike[str], members: list[_Member]
+) -> Iterator[tuple[str, TokenArray, dict[str, Any]]]:
+    with Path(path).open("rb") as file:
+        for pair in zip(members[::2], members[1::2], strict=True):
             try:
-                data, text = _next_content(tar), _next_content(tar)
+                data, text = (_read_content(file, member) for member in pair)
                 tokens = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
                 info = json.loads(text)
                 check_format(path, info, TOKENS_FORMAT, TOKENS_VERSION)
-                if tokens.ndim != 2 or tokens.dtype not in (np.uint16, np.uint32) or info["key"] != decode_key(name):
-                    raise ValueError(f"tokens of {name!r} are {tokens.dtype} {tokens.shape}")
+                key = decode_key(pair[0].name.removesuffix(_TOKENS_SUFFIX))
+                if tokens.ndim != 2 or tokens.dtype not in (np.uint16, np.uint32) or info["key"] != key:
+                    raise ValueError(f"tokens of {key!r} are {tokens.dtype} {tokens.shape}")
             except FormatError:
                 raise
-            except (tarfile.TarError, ValueError, KeyError, AttributeError, EOFError) as error:
+            except (ValueError, KeyError, AttributeError, EOFError) as error:
                 raise damaged(path, error) from None
             yield info["key"], tokens, {field: value for field, value in info.items() if field not in _RESERVED}
 
 
-def _next_content(tar: tarfile.TarFile) -> bytes:
-    member = tar.next()
-    content = tar.extractfile(member) if member else None
-    if content is None:
-        raise ValueError("a member is missing")
-    tar.members = []  # type: ignore[attr-defined]
-    return content.read()
+def _read_content(file: io.BufferedReader, member: _Member) -> bytes:
+    file.seek(member.start)
+    content = file.read(member.size)
+    if len(content) < member.size:
+        raise EOFError(f"{member.name!r} ends early")
+    return content
