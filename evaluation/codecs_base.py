@@ -23,10 +23,10 @@ class Coded:
     """What a codec makes of one wave.
 
     samples: float32 (n,) at `sample_rate` Hz, delay removed where it is a constant of the codec; n may differ from the
-    input's. bytes: of all that was written, None where nobody knows. container: how many of them are headers, pages
-    and checksums, which do not grow with what is coded; `payload` leaves them out, and bit rates are made of it.
-    seconds_encode, seconds_decode: wall time, starting a program included. tokens: in all streams, None where the
-    codec has none.
+    input's: whoever compares cuts or fills it. bytes: of all that was written, None where nobody knows. container: how
+    many of them are headers, pages, checksums and filling; `payload` leaves them out, and bit rates are made of it.
+    seconds_encode, seconds_decode: wall time, starting a program included; NaN where nobody knows. tokens: in all
+    streams, None where the codec has none.
     """
 
     samples: Wave
@@ -55,7 +55,7 @@ class CodecUnderTest(Protocol):
         """All that decides the result, as JSON takes it."""
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
-        """Code and decode `wave`, float32 (n,) with full scale at 1.
+        """Code and decode `wave`, float32 (n,) with full scale at 1, n at least 1.
 
         key: of the file in the evaluation set; `dir:` looks for the decoded file of that name.
         Raises ValueError (also CodecUnavailable) for one wave that cannot be coded.
@@ -94,6 +94,11 @@ class Spec:
         if unknown:
             raise ValueError(f"codec {self.text!r}: there is no option {unknown[0]!r}; there are {', '.join(names)}")
 
+    def check_choice(self, key: str, value: str, choices: Iterable[str]) -> None:
+        """Raise ValueError for a value that is none of the choices."""
+        if value not in choices:
+            raise ValueError(f"codec {self.text!r}: {key} {value!r} is none of {', '.join(choices)}")
+
 
 def plain_name(text: str) -> str:
     """Return text as a name for tables and files: what is no letter, digit, dot or hyphen becomes a hyphen."""
@@ -128,9 +133,3 @@ def resampled(wave: Wave, rate: int, wanted: int) -> Wave:
     if rate == wanted or not len(wave):
         return wave
     return np.ascontiguousarray(soxr.resample(wave, rate, wanted, quality="VHQ"), np.float32)
-
-
-def fitted(wave: Wave, samples: int, delay: int = 0) -> Wave:
-    """Return `wave` without its first `delay` samples, cut or filled with zeros to `samples`."""
-    moved = wave[delay:] if delay >= 0 else np.concatenate([np.zeros(-delay, np.float32), wave])
-    return np.pad(moved[:samples], (0, max(0, samples - len(moved)))).astype(np.float32, copy=False)

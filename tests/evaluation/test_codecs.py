@@ -1,5 +1,7 @@
 """Codecs opened by name, those of sctok, and the anchors."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -33,9 +35,8 @@ def speech(samples_folder):
     ],
 )
 def test_what_no_codec_is_called_is_refused_with_a_reason(spec, said):
-    with pytest.raises(ValueError, match="codec") as caught:
+    with pytest.raises(ValueError, match=re.escape(said)):
         open_codec(spec)
-    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
