@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem, list_audio
 from sctok.audio.windows import PATCH_ROWS
 from sctok.formats.feature_shards import FEATURES_VERSION, ClipRows, FeatureShard, FeatureShardWriter
 
+from .lanes import Ends, Waves, to_array
 from .planning import plan_run
 from .processes import RunResult, Summary, execute_run, samples_to_hours
 from .runs import Progress, RunError, RunFolder, ShardContents, check_name
@@ -165,6 +167,7 @@ class FeatureJob:
     def __init__(self, run: RunFolder, config: ExtractionConfig, extractor: Extractor) -> None:
         self.stage: Stage = nullcontext
         self._config = config
+        self.device = torch.device(extractor.device)
         self._extractor = extractor
         self._provenance = {
             **{name: run.config[name] for name in PROVENANCE},
@@ -175,10 +178,10 @@ class FeatureJob:
         """Return windows as they are."""
         return chunks
 
-    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    def encode(self, waves: Waves, last: Ends) -> npt.NDArray[np.float32]:
         """Return the patch embeddings (w, 512, E) float32 of windows."""
         self._extractor.stage = self.stage
-        return self._extractor.embed(waves, last)
+        return to_array(self._extractor.embed(waves, last))
 
     def open_clip(self, item: AudioItem) -> "FeatureClip":
         """Begin a file."""

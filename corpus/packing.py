@@ -1,6 +1,7 @@
 """Windows of many files packed into full batches for the encoder, and handed back file by file."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -10,10 +11,8 @@ import numpy.typing as npt
 
 from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem
-from sctok.audio.windows import WINDOW_SPAN
 
-# (windows (w, 164,080) float32, which of them end a file (w,) bool) -> one result per window
-Encode = Callable[[npt.NDArray[np.float32], npt.NDArray[np.bool_]], Iterable[Any]]
+from .lanes import Lanes
 
 
 class Clip(Protocol):
@@ -52,14 +51,14 @@ Event = WindowResult[ClipT] | FileEnd[ClipT]
 
 
 def encode_files(
-    chunks: Iterable[Chunk], encode: Encode, batch_size: int, open_clip: Callable[[AudioItem], ClipT]
+    chunks: Iterable[Chunk], lanes: Lanes, open_clip: Callable[[AudioItem], ClipT]
 ) -> Generator[Event[ClipT], None, None]:
-    """Encode the windows of files in batches of `batch_size`, whatever files they are of.
+    """Encode the windows of files in full batches, whatever files they are of.
 
     Yields:
-        for each file in order, its wanted windows in order and then its end. Memory: one batch and one chunk.
+        for each file in order, its wanted windows in order and then its end. Memory: the lanes and one chunk.
     """
-    batch = _Batch[ClipT](encode, batch_size)
+    batch = _Batch[ClipT](lanes)
     for _, pieces in itertools.groupby(chunks, key=lambda chunk: chunk.item.key):
         end: FileEnd[ClipT] | None = None
         for chunk in pieces:
@@ -75,6 +74,7 @@ def encode_files(
         assert end is not None
         yield from batch.end_file(end)
     yield from batch.run()
+    yield from batch.flush()
 
 
 def _fault(chunk: Chunk) -> str | None:
@@ -86,14 +86,14 @@ def _fault(chunk: Chunk) -> str | None:
 
 
 class _Batch(Generic[ClipT]):
-    """Windows that wait for the encoder, and the ends of files between them."""
+    """Windows that wait for the encoder or are with it, and the ends of files between them."""
 
-    def __init__(self, encode: Encode, size: int) -> None:
-        self._encode = encode
-        self._waves = np.zeros((size, WINDOW_SPAN), np.float32)
-        self._last = np.zeros(size, bool)
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._waves, self._last = lanes.buffers()
         self._waiting: list[tuple[ClipT, int] | FileEnd[ClipT]] = []
         self._filled = 0
+        self._begun: deque[tuple[list[tuple[ClipT, int] | FileEnd[ClipT]], Callable[[], Iterable[Any]]]] = deque()
 
     def add(self, clip: ClipT, window: int, wave: npt.NDArray[np.float32], last: bool) -> bool:
         """Add a window; return whether the batch is full."""
@@ -104,16 +104,28 @@ class _Batch(Generic[ClipT]):
         return self._filled == len(self._waves)
 
     def end_file(self, end: FileEnd[ClipT]) -> Iterator[FileEnd[ClipT]]:
-        """Yield the end of a file at once if nothing waits before it, else let it wait."""
-        if self._waiting:
+        """Yield the end of a file at once if nothing is on its way before it, else let it wait."""
+        if self._waiting or self._begun:
             self._waiting.append(end)
         else:
             yield end
 
     def run(self) -> Iterator[Event[ClipT]]:
-        """Encode what waits and yield it in order."""
-        waiting, filled = self._waiting, self._filled
+        """Begin to encode what waits, and yield in order what was begun before, but for what lies ahead."""
+        finish = self._lanes.begin(self._filled) if self._filled else tuple
+        self._begun.append((self._waiting, finish))
         self._waiting, self._filled = [], 0
-        results = iter(self._encode(self._waves[:filled], self._last[:filled]) if filled else ())
-        for entry in waiting:
+        while len(self._begun) > self._lanes.ahead:
+            yield from self._take()
+        self._waves, self._last = self._lanes.buffers()
+
+    def flush(self) -> Iterator[Event[ClipT]]:
+        """Yield all that is on its way."""
+        while self._begun:
+            yield from self._take()
+
+    def _take(self) -> Iterator[Event[ClipT]]:
+        entries, finish = self._begun.popleft()
+        results = iter(finish())
+        for entry in entries:
             yield entry if isinstance(entry, FileEnd) else WindowResult(*entry, next(results))

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 import sctok
 from sctok.audio.filterbank import SETTINGS
 from sctok.audio.loader import Chunk, load_windows
@@ -19,6 +16,7 @@ from sctok.audio.sources import AudioItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError, disk_errors
 
+from .lanes import Ends, Waves, lanes_for
 from .manifest import Failure
 from .packing import ClipT, Event, FileEnd, WindowResult, encode_files
 from .runs import Progress, RunError, RunFolder, Work, claim_work
@@ -33,6 +31,11 @@ class Extractor(Protocol):
     """A frozen encoder on one device, as `sctok.features.checkpoints.load_encoder` returns it."""
 
     stage: Stage  # as of `Job`
+
+    @property
+    def device(self) -> Any:
+        """The torch device, or its name."""
+        ...
 
     @property
     def name(self) -> str:
@@ -54,8 +57,10 @@ class Extractor(Protocol):
         """Precision of its arithmetic: fp32, bf16 or fp16."""
         ...
 
-    def embed(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    def embed(self, waves: Any, last: Any) -> Any:
         """Map windows (w, 164,080), and which of them end a file (w,), to patch embeddings (w, 512, width).
+
+        Arrays to an array, tensors to a tensor on the device.
 
         What a window becomes does not depend on the others.
         """
@@ -120,17 +125,18 @@ class ShardSink(Protocol[_ClipT_contra]):
 class Job(Protocol[ClipT]):
     """What a command does with windows, on one device; its results go to one or several runs, counted from 0.
 
-    stage: called with the name of each stage of `encode`, gives the context in which to do it.
+    stage: called with the name of each stage of `encode`, gives the context in which to do it. device: of torch.
     """
 
     stage: Stage
+    device: Any
 
     def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         """Return the windows of files as `encode` wants them."""
         ...
 
-    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[Any]:
-        """Return one result per window."""
+    def encode(self, waves: Waves, last: Ends) -> Iterable[Any]:
+        """Return one result per window; on a GPU, the arguments are tensors there."""
         ...
 
     def open_clip(self, item: AudioItem) -> ClipT:
@@ -213,7 +219,7 @@ def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execut
             held.append(work)
             yield from work.items
 
-    def encode(waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[Any]:
+    def encode(waves: Waves, last: Ends) -> Iterable[Any]:
         encoded = job.encode(waves, last)
         report({"event": "windows", "count": len(waves)})
         return encoded
@@ -231,7 +237,8 @@ def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execut
     try:
         with (
             closing(chunks),
-            closing(encode_files(decoded, encode, execution.batch_size, job.open_clip)) as events,
+            lanes_for(encode, execution.batch_size, job.device) as lanes,
+            closing(encode_files(decoded, lanes, job.open_clip)) as events,
             ConsumerThread(write, _EVENTS_AHEAD) as writer,
         ):
             for event in events:

@@ -21,6 +21,7 @@ from sctok.formats.files import FormatError
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import TokenShardWriter, read_token_shard
 
+from .lanes import Ends, Waves, to_array
 from .runs import RunFolder
 from .sharding import Extractor, describe_source
 from .stages import ACOUSTIC, NEAREST, Stage
@@ -49,16 +50,16 @@ class TokenJob:
         self.stage: Stage = nullcontext
         self._runs = runs
         self._encoder = encoder
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._stacks = [codebook.metadata.stack_factor for codebook in codebooks]
-        self._quantizers = [SemanticQuantizer(codebook, self._device) for codebook in codebooks]
+        self._quantizers = [SemanticQuantizer(codebook, self.device) for codebook in codebooks]
 
     def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         """Return windows as the encoder wants them: a published codec without the mean of their file."""
         encoder = self._encoder
         return centred(chunks) if isinstance(encoder, CodecTokenizer) and encoder.windows.published_steps else chunks
 
-    def encode(self, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]) -> Iterable[tuple[Tokens, ...]]:
+    def encode(self, waves: Waves, last: Ends) -> Iterable[tuple[Tokens, ...]]:
         """Return for each window the tokens (512 / stack factor, streams) int64 of each run.
 
         They are -1 where a feature is not finite; with a codec, throughout such a window.
@@ -66,15 +67,13 @@ class TokenJob:
         encoder = self._encoder
         extractor_of(encoder).stage = self.stage
         if isinstance(encoder, CodecTokenizer):
-            return zip(*self._pairs(encoder, waves, last), strict=True)
+            return zip(*self._pairs(encoder, to_array(waves), to_array(last)), strict=True)
         return zip(*self._labels(encoder, waves, last), strict=True)
 
-    def _labels(
-        self, extractor: Extractor, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]
-    ) -> list[Tokens]:
-        patches = extractor.embed(waves, last)
+    def _labels(self, extractor: Extractor, waves: Waves, last: Ends) -> list[Tokens]:
+        patches = torch.as_tensor(extractor.embed(waves, last), device=self.device)
         with self.stage(NEAREST):
-            stacked = [torch.from_numpy(stack_patches(patches, stack)).to(self._device) for stack in self._stacks]
+            stacked = [stack_patches(patches, stack) for stack in self._stacks]
             labels = [quantizer.labels(each) for quantizer, each in zip(self._quantizers, stacked, strict=True)]
             return [each[..., None].cpu().numpy() for each in labels]
 

@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sctok.audio.filterbank import filterbank
 from sctok.audio.published_filterbank import published_filterbank
 from sctok.audio.windows import MEL_BINS, WINDOW_FRAMES, WINDOW_PATCHES, WINDOW_SPAN
 from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 
+from .acceleration import Forward, accelerate
 from .checkpoints import EncoderWeights, load_weights
 
 # Matrix libraries choose other kernels, and round otherwise, for other batch shapes. So that an embedding depends on
@@ -29,54 +30,87 @@ class FeatureExtractor:
         self.name, self.hash, self.width = weights.name, weights.hash, weights.config.width
         self.device, self.precision = device, precision
         self.batch_size = 1 if device.type == "cpu" else GPU_BATCH
+        self.way = "eager" if device.type == "cpu" else "graph"  # of `accelerate`
         self.published_steps = weights.published_steps
         self._filterbank = published_filterbank if weights.published_steps else filterbank
-        self._model = weights.build().to(device)
+        self._model = _store_in(weights.build(), DTYPES[precision]).to(device)
+        self._forward: Forward | None = None
         # Called with the name of each stage, gives the context in which it is done: by it a caller can time them.
         self.stage: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
-    def embed(self, waves: NDArray[np.float32], last: NDArray[np.bool_]) -> NDArray[np.float32]:
+    @overload
+    def embed(self, waves: NDArray[np.float32], last: NDArray[np.bool_]) -> NDArray[np.float32]: ...
+
+    @overload
+    def embed(self, waves: Tensor, last: Tensor) -> Tensor: ...
+
+    def embed(self, waves: Any, last: Any) -> Any:
         """Return the contextual embeddings of windows.
 
         Args:
-            waves: float32 (n, 164,080) samples at 16 kHz. With `published_steps` the mean of the file should have been
-                removed (`sctok.audio.published_filterbank.centre`), for else features differ by some 1e-5.
-            last: bool (n,), true where the window is its file's last one.
+            waves: float32 (n, 164,080) samples at 16 kHz, an array or a tensor on any device. With `published_steps`
+                the mean of the file should have been removed (`sctok.audio.published_filterbank.centre`), for else
+                features differ by some 1e-5.
+            last: bool (n,), true where the window is its file's last one; of the same kind.
 
         Returns:
-            float32 (n, 512, width), time-major, eight frequency rows per column.
+            float32 (n, 512, width), time-major, eight frequency rows per column: an array for arrays, for tensors one
+            on the extractor's device.
 
         Raises:
             ValueError: a shape is wrong.
         """
-        return self.embed_with_mel(waves, last)[0]
+        embedded = self._embed(torch.as_tensor(waves), torch.as_tensor(last), None)
+        return embedded if isinstance(waves, Tensor) else embedded.cpu().numpy()
 
-    @torch.inference_mode()
     def embed_with_mel(
         self, waves: NDArray[np.float32], last: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return what `embed` does, and the filterbanks float32 (n, 1024, 128) that were embedded."""
+        mels = torch.empty(len(waves), WINDOW_FRAMES, MEL_BINS)
+        embedded = self._embed(torch.from_numpy(waves), torch.from_numpy(last), mels)
+        return embedded.cpu().numpy(), mels.numpy()
+
+    @torch.inference_mode()
+    def _embed(self, waves: Tensor, last: Tensor, mels: Tensor | None) -> Tensor:
         if waves.ndim != 2 or waves.shape[1] != WINDOW_SPAN or last.shape != waves.shape[:1]:
-            raise ValueError(f"expected waves (n, {WINDOW_SPAN}) and last (n,), got {waves.shape} and {last.shape}")
-        embedded = np.empty((len(waves), WINDOW_PATCHES, self.width), np.float32)
-        mels = np.empty((len(waves), WINDOW_FRAMES, MEL_BINS), np.float32)
+            found = f"{tuple(waves.shape)} and {tuple(last.shape)}"
+            raise ValueError(f"expected waves (n, {WINDOW_SPAN}) and last (n,), got {found}")
+        embedded = torch.empty(len(waves), WINDOW_PATCHES, self.width, device=self.device)
         for start in range(0, len(waves), self.batch_size):
-            count = min(self.batch_size, len(waves) - start)
-            batch = torch.zeros(self.batch_size, WINDOW_SPAN)
-            batch[:count] = torch.from_numpy(waves[start : start + count])
-            ends = torch.ones(self.batch_size, dtype=torch.bool)
-            ends[:count] = torch.from_numpy(last[start : start + count])
+            part = slice(start, start + self.batch_size)
+            count = len(waves[part])
             with self.stage("filterbank"):
-                mel = self._filterbank(batch.to(self.device), ends.to(self.device))
-                mels[start : start + count] = mel[:count].cpu().numpy()
+                batch, ends = (_filled(each[part], self.batch_size).to(self.device) for each in (waves, last))
+                mel = self._filterbank(batch, ends)
+                if mels is not None:
+                    mels[part] = mel[:count]
             with self.stage("encoder"):
-                embedded[start : start + count] = self._embed_batch(mel)[:count].cpu().numpy()
-        return embedded, mels
+                embedded[part] = self._embed_batch(mel)[:count]
+        return embedded
 
     def _embed_batch(self, mel: Tensor) -> Tensor:
+        if self._forward is None:
+            self._forward = accelerate(self._autocast, mel, self.way)
+        return self._forward(mel)
+
+    def _autocast(self, mel: Tensor) -> Tensor:
         dtype = DTYPES[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             return self._model(mel).float()
+
+
+def _store_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Store the weights of products in `dtype`, to which autocast would convert them at every call."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+    return model
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    """Return rows (n, …) with zeros behind them, (size, …)."""
+    return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])]) if len(rows) < size else rows
 
 
 def load_encoder(name_or_path: str | Path = "mini", device: str = "auto", precision: str = "auto") -> FeatureExtractor:

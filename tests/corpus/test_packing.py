@@ -2,10 +2,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
 
 from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem
 from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
+from sctok.corpus.lanes import DeviceLanes, DirectLanes
 from sctok.corpus.packing import FileEnd, WindowResult, encode_files
 
 
@@ -41,9 +43,11 @@ def encode(waves: np.ndarray, last: np.ndarray) -> np.ndarray:
     return np.column_stack([waves[:, 1], waves[:, 0], last])
 
 
-def events(chunks: list[Chunk], batch_size: int, clip: type[Everything] = Everything) -> list[tuple]:
+def events(
+    chunks: list[Chunk], batch_size: int, clip: type[Everything] = Everything, lanes: DeviceLanes | None = None
+) -> list[tuple]:
     found: list[tuple] = []
-    for event in encode_files(iter(chunks), encode, batch_size, lambda item: clip(item.key)):
+    for event in encode_files(iter(chunks), lanes or DirectLanes(encode, batch_size), lambda item: clip(item.key)):
         if isinstance(event, WindowResult):
             found.append((event.clip.key, event.window, event.values.tolist()))
         else:
@@ -70,6 +74,23 @@ def test_results_do_not_depend_on_the_batch_size(batch_size: int) -> None:
     assert events(CHUNKS, batch_size) == events(CHUNKS, 4)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_a_batch_is_filled_while_another_is_encoded(batch_size: int) -> None:
+    def encode_tensors(waves: torch.Tensor, last: torch.Tensor) -> np.ndarray:
+        return encode(waves.numpy(), last.numpy())
+
+    with DeviceLanes(encode_tensors, batch_size, torch.device("cpu")) as lanes:
+        assert events(CHUNKS, batch_size, lanes=lanes) == events(CHUNKS, batch_size)
+
+
+def test_what_fails_in_the_encoder_reaches_the_caller() -> None:
+    def fail(waves: torch.Tensor, last: torch.Tensor) -> np.ndarray:
+        raise ValueError("no memory is left")
+
+    with DeviceLanes(fail, 2, torch.device("cpu")) as lanes, pytest.raises(ValueError, match="no memory is left"):
+        events(CHUNKS, 2, lanes=lanes)
+
+
 def test_batches_are_full_across_files() -> None:
     sizes = []
 
@@ -77,7 +98,7 @@ def test_batches_are_full_across_files() -> None:
         sizes.append(len(waves))
         return encode(waves, last)
 
-    list(encode_files(iter(CHUNKS), count, 5, lambda item: Everything(item.key)))
+    list(encode_files(iter(CHUNKS), DirectLanes(count, 5), lambda item: Everything(item.key)))
     assert sizes == [5, 5, 2]
 
 
@@ -92,7 +113,7 @@ def test_a_file_without_samples_is_a_failure() -> None:
 
 def test_the_length_is_known_with_the_last_window_alone() -> None:
     clip = Everything("a")
-    list(encode_files(iter(chunks_of("a", 2, 1)), encode, 8, lambda item: clip))
+    list(encode_files(iter(chunks_of("a", 2, 1)), DirectLanes(encode, 8), lambda item: clip))
     assert clip.asked == [(0, None), (1, None), (2, 3 * WINDOW_SAMPLES - 5)]
 
 

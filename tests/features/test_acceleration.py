@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from sctok.features.acceleration import WAYS, accelerate
+from sctok.features.extractor import FeatureExtractor
+from sctok.kernels.devices import cpu_supports
+
+
+def test_eager_is_the_function_itself() -> None:
+    assert accelerate(torch.sin, torch.zeros(2), "eager") is torch.sin
+
+
+def test_unknown_ways_are_refused() -> None:
+    with pytest.raises(ValueError, match=f"'fast' is none of {', '.join(WAYS)}"):
+        accelerate(torch.sin, torch.zeros(2), "fast")
+
+
+def test_a_cpu_has_no_graphs() -> None:
+    with pytest.raises(ValueError, match="not cpu"):
+        accelerate(torch.sin, torch.zeros(2), "graph")
+
+
+def test_tensors_and_arrays_give_the_same(small_weights) -> None:
+    extractor = FeatureExtractor(small_weights, torch.device("cpu"), "fp32")
+    waves, last = torch.randn(2, 164_080), torch.tensor([False, True])
+    assert torch.equal(extractor.embed(waves, last), torch.from_numpy(extractor.embed(waves.numpy(), last.numpy())))
+
+
+def test_weights_in_low_precision_change_nothing_about_autocast(small_weights) -> None:
+    if not cpu_supports("bf16"):
+        pytest.skip("this CPU has no bf16 products")
+    extractor = FeatureExtractor(small_weights, torch.device("cpu"), "bf16")
+    waves, last = torch.randn(1, 164_080), torch.tensor([True])
+    stored = extractor.embed(waves, last)
+    extractor._model = small_weights.build()
+    assert extractor._model.blocks[0].mlp.fc1.weight.dtype == torch.float32
+    assert torch.equal(extractor.embed(waves, last), stored)
