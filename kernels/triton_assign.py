@@ -43,6 +43,10 @@ class Groups:
     second_bound: Tensor
     third_bound: Tensor
 
+    def rows(self, rows: Tensor | slice) -> "Groups":
+        """Return those of some points, by index or slice."""
+        return Groups(self.first[rows], self.second[rows], self.second_bound[rows], self.third_bound[rows])
+
 
 def nearest_scores(
     points: Tensor, centroids: CentroidOperand, *, runner_up: bool = False, tile: Tile | None = None

@@ -4,6 +4,7 @@ Every low-precision score becomes a lower bound of the true one. Pass 1 finds pe
 the smallest bounds and the bound of all other groups. The first group, and the second where its bound asks for it, is
 scored in float32, which gives an upper bound of the best score; where the bound of all other groups lies above it,
 nothing else can be nearest. Pass 2 lists, for the other points alone, every centroid whose bound does not exclude it.
+Most points need the first group alone and have one candidate in it: those are settled by a kernel of their own.
 Candidates that float32 cannot tell apart are compared in float64, in the order of summation that defines the reference,
 the lowest index on ties.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from .assign import PreparedCentroids
 from .certify import as_real, error_bound
 from .triton_assign import Groups, emit_candidates, float32_scores, scan_groups, take_rows, tile_of
+from .triton_groups import best_of_groups
 from .triton_operands import OPERANDS, CentroidOperand, PointOperand, prepare_operand, quantise_points, reference_error
 from .triton_pairs import exact_pair_distances
 from .triton_tiles import Tile
@@ -121,6 +123,32 @@ def _certify_block(
     safe = _safe(operand, centroids)
     slack = reference_error(centroids.dim) * operand.lengths.to(torch.float64).square()
     groups = scan_groups(operand, centroids, tile)
+    rows: Tensor | slice = slice(None)
+    if len(labels) == 1:
+        labels[0], settled = _settle(points, operand, groups, slack, safe, centroids, tile)
+        rows = (~settled).nonzero()[:, 0]
+    numbers = torch.arange(first_row, first_row + len(points), device=points.device)[rows]
+    found = labels[:, rows]
+    operand, groups = take_rows(operand, rows), groups.rows(rows)
+    counts = _certify_rows(points[rows], operand, groups, slack[rows], safe[rows], centroids, tile, found, numbers)
+    labels[:, rows] = found
+    return counts
+
+
+def _certify_rows(
+    points: Tensor,
+    operand: PointOperand,
+    groups: Groups,
+    slack: Tensor,
+    safe: Tensor,
+    centroids: CentroidOperand,
+    tile: Tile,
+    labels: Tensor,
+    numbers: Tensor,
+) -> tuple[int, int]:
+    """Do what `_certify_block` does by scoring whole groups and listing candidates; numbers (n,) of the points."""
+    if len(points) == 0:
+        return 0, 0
     examined = _examine(points, operand, groups, slack, safe, centroids, tile, len(labels))
     limits = _rounded_up(examined.limit + slack)
     open_rows = (safe & (groups.third_bound <= limits)).nonzero()[:, 0]
@@ -137,11 +165,34 @@ def _certify_block(
     unsafe = (~safe).nonzero()[:, 0]
     bad = (~torch.isfinite(points[unsafe]).all(dim=1)).nonzero()
     if len(bad):
-        raise ValueError(f"point {first_row + int(unsafe[bad[0, 0]])} holds NaN or infinity")
+        raise ValueError(f"point {int(numbers[unsafe[bad[0, 0]]])} holds NaN or infinity")
     every = torch.arange(centroids.k, device=points.device)
     for row in unsafe:
         _decide(points, row.expand(centroids.k), every, centroids, labels)
     return rescored + len(unsafe), len(open_rows)
+
+
+def _settle(
+    points: Tensor,
+    operand: PointOperand,
+    groups: Groups,
+    slack: Tensor,
+    safe: Tensor,
+    centroids: CentroidOperand,
+    tile: Tile,
+) -> tuple[Tensor, Tensor]:
+    """Return labels (n,) int64 and where they are certain, (n,) bool: the first group holds one candidate alone.
+
+    That is most points of most data, and little work each.
+    """
+    group = _existing(groups.first, centroids, tile)
+    found = best_of_groups(points, group, centroids, tile.slots)
+    error = _score_error(operand.lengths, centroids.tile_norms[group // tile.slots] / 2, centroids)
+    limit = found.score.to(torch.float64) + error
+    alone = found.next_score.to(torch.float64) - error > limit
+    settled = safe & alone & (groups.second_bound > _rounded_up(limit + slack))
+    columns = _first_column(group, centroids, tile) + tile.slots * found.place.to(torch.int64)
+    return centroids.ids[columns], settled
 
 
 def _safe(points: PointOperand, centroids: CentroidOperand) -> Tensor:
@@ -204,8 +255,8 @@ def _score_group(
 ) -> _Examined:
     """Score one group of columns per point, where needed; points of one group are neighbours, for the caches' sake."""
     width = centroids.columns // tile.slots
-    groups = groups.to(torch.int64).clamp(0, len(centroids.matrix) // width - 1)
-    start = groups // tile.slots * centroids.columns + groups % tile.slots
+    groups = _existing(groups, centroids, tile)
+    start = _first_column(groups, centroids, tile)
     rows = needed.nonzero()[:, 0]
     rows = rows[torch.argsort(groups[rows])]
     scores = torch.full((len(points), width), math.inf, dtype=torch.float64, device=points.device)
@@ -216,6 +267,15 @@ def _score_group(
     columns = start[:, None] + tile.slots * torch.arange(width, device=points.device)
     upper = scores + error
     return _Examined(columns, scores - error, upper, _smallest(upper, wanted))
+
+
+def _existing(groups: Tensor, centroids: CentroidOperand, tile: Tile) -> Tensor:
+    """Return groups as int64, what is no group (of points that are not finite) replaced by one."""
+    return groups.to(torch.int64).clamp(0, len(centroids.matrix) * tile.slots // centroids.columns - 1)
+
+
+def _first_column(groups: Tensor, centroids: CentroidOperand, tile: Tile) -> Tensor:
+    return groups // tile.slots * centroids.columns + groups % tile.slots
 
 
 def _close(points: Tensor, examined: _Examined, closed: Tensor, centroids: CentroidOperand, labels: Tensor) -> int:

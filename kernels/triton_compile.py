@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from . import triton_assign, triton_operands, triton_pairs, triton_scan, triton_update
+from . import triton_assign, triton_groups, triton_operands, triton_pairs, triton_scan, triton_update
 from .triton_tiles import SHARED_BYTES, TARGETS, TILES, Tile, lighter
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -23,9 +23,9 @@ _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]
 _INTEGERS = {
     "n", "depth", "dim", "tiles", "parts", "capacity", "k", "step", "row_stride", "column_stride",
 }  # fmt: skip
-_INDICES = {"first_group", "second_group", "first_index", "second_index", "count", "pair_rows", "pair_columns"}
+_INDICES = {"first_group", "second_group", "first_index", "second_index", "count", "pair_rows", "pair_columns", "place"}
 _MULTIPLES = {"dim", "depth", "row_stride", "centroid_stride"}  # of 16 in every shape that matters
-_LONG = {"rows", "first", "sizes", "ends", "segments"}
+_LONG = {"rows", "order", "first", "sizes", "ends", "segments"}
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,10 @@ def _row_variants(family: str) -> list[Variant]:
         scores = {"ITEMS": triton_assign.SCORES_AT_ONCE // width, "WIDTH": width, "DEPTH": 32}
         name = f"float32 scores, {width} wide"
         variants.append(_row_variant(name, family, "fp32", triton_assign._float32_scores_kernel, scores, {}))
+    for tile in sorted({(tile.slots, tile.columns // tile.slots) for tile in TILES[family].values()}):
+        best = {"SLOTS": tile[0], "WIDTH": tile[1], "ROWS": triton_groups.ROWS, "DEPTH": triton_groups.DEPTH}
+        name = f"best of groups, {tile[1]} wide"
+        variants.append(_row_variant(name, family, "fp32", triton_groups._best_kernel, best, {"labels": "*i64"}))
     for dim in (768, 1536, 3072):
         name = f"float64 pairs, D = {dim}"
         pairs = {**(triton_pairs.constants_of(dim) or {}), "ALL": False, "centroid_column_stride": 1}

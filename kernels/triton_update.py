@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_segments import cut_segments
+
 SEGMENT = 64  # rows of one cluster in a partial sum
 BLOCK = 128  # dimensions of a tile
 ROWS_AT_ONCE = 8
@@ -110,26 +112,21 @@ def _add_sums(
 ) -> Tensor:
     """Add points[rows], times weights, to the sums (k, D) of their labels; return the rows of each label (k,)."""
     k, dim = sums.shape
-    lengths = torch.bincount(labels, minlength=k)
+    cut = cut_segments(labels, k, SEGMENT)
     if len(rows) == 0:
-        return lengths
-    order = torch.argsort(labels, stable=True)
-    segments = (lengths + SEGMENT - 1) // SEGMENT
-    ends = segments.cumsum(0)
-    cluster = torch.repeat_interleave(torch.arange(k, device=rows.device), segments)
-    within = torch.arange(len(cluster), device=rows.device) - (ends - segments)[cluster]
-    first = (lengths.cumsum(0) - lengths)[cluster] + within * SEGMENT
-    sizes = (lengths[cluster] - within * SEGMENT).clamp(max=SEGMENT)
+        return cut.lengths
     kind = torch.float64 if points.dtype == torch.float64 else partials
-    parts = torch.empty((len(cluster), dim), dtype=kind, device=rows.device)
+    parts = torch.empty((len(cut.labels), dim), dtype=kind, device=rows.device)
     tiles = triton.cdiv(dim, BLOCK)
-    scale = parts if weights is None else weights[order]
-    _segment_kernel[(len(cluster) * tiles,)](
-        points, rows[order], scale, first, sizes, parts, dim, tiles, *points.stride(),
+    scale = parts if weights is None else weights[cut.order]
+    _segment_kernel[(len(cut.labels) * tiles,)](
+        points, rows[cut.order], scale, cut.first, cut.sizes, parts, dim, tiles, *points.stride(),
         WEIGHTED=weights is not None, ROWS=ROWS_AT_ONCE, WIDTH=BLOCK,
     )  # fmt: skip
-    _combine_kernel[(k * tiles,)](parts, ends, segments, sums, dim, tiles, ROWS=PARTIALS_AT_ONCE, WIDTH=BLOCK)
-    return lengths
+    _combine_kernel[(k * tiles,)](
+        parts, cut.ends, cut.counts, sums, dim, tiles, ROWS=PARTIALS_AT_ONCE, WIDTH=BLOCK
+    )  # fmt: skip
+    return cut.lengths
 
 
 @triton.jit

@@ -9,11 +9,10 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kernels.triton_assign import Scores, float32_scores, nearest_scores
+from sctok.kernels.triton_assign import Scores, float32_scores, nearest_scores, tile_of
 from sctok.kernels.triton_operands import prepare_operand
 from sctok.kernels.triton_tiles import TILES, Tile, family_of
 
-PLAIN = TILES["ampere"]["fp16"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERANDS = ["fp16", "tf32", "tf32x3", "int8"] + (["bf16"] if DEVICE == "cuda" else [])
 
@@ -25,7 +24,8 @@ def _small(seed: int, *shape: int) -> Tensor:
 
 def _search(points: Tensor, centroids: Tensor, operand: str, tile: Tile | None = None) -> Scores:
     center = torch.zeros(centroids.shape[1], device=DEVICE)
-    prepared = prepare_operand(centroids, center, operand, columns=(tile or PLAIN).columns, by_norm=False)
+    tile = tile or tile_of(torch.device(DEVICE), operand)
+    prepared = prepare_operand(centroids, center, operand, columns=tile.columns, by_norm=False)
     found = nearest_scores(points, prepared, runner_up=True, tile=tile)
     assert found.second_scores is not None
     unit = float(prepared.scale) ** 2
@@ -68,7 +68,9 @@ def test_scores_are_close_to_true_scores(operand: str) -> None:
     generator = torch.Generator().manual_seed(0)
     points, centroids = (torch.randn(shape, generator=generator).to(DEVICE) for shape in ((60, 50), (200, 50)))
     center = centroids.mean(dim=0)
-    prepared = prepare_operand(centroids, center, operand, columns=PLAIN.columns, by_norm=False)
+    prepared = prepare_operand(
+        centroids, center, operand, columns=tile_of(points.device, operand).columns, by_norm=False
+    )
     found = nearest_scores(points, prepared)
     chosen = centroids[found.labels].double() - center
     true = chosen.square().sum(dim=1) - 2 * ((points.double() - center) * chosen).sum(dim=1)
@@ -82,7 +84,7 @@ def test_scores_are_close_to_true_scores(operand: str) -> None:
 
 def test_float32_scores_of_single_pairs_and_strided_groups() -> None:
     points, centroids = _small(0, 20, 33), _small(1, 50, 33)
-    prepared = prepare_operand(centroids, torch.zeros(33, device=DEVICE), "fp16", columns=PLAIN.columns, by_norm=False)
+    prepared = prepare_operand(centroids, torch.zeros(33, device=DEVICE), "fp16", columns=128, by_norm=False)
     rows = torch.tensor([3, 3, 19, 0, 7], device=DEVICE)
     first = torch.tensor([0, 41, 9, 49, 2], device=DEVICE)
     scores = float32_scores(points, rows, first, prepared, width=2, step=8)
