@@ -8,6 +8,7 @@ dir:FOLDER,kbps=1.5                   files that something else has decoded
 original  lowpass:3500                the anchors of a listening test
 """
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _FAMILIES = {
     "dac": "codecs_neural",
     "mimi": "codecs_neural",
     "xcodec": "codecs_neural",
-    "snac": "codecs_snac",
+    "snac": "codecs_neural",
     "cmd": "codecs_external",
     "dir": "codecs_external",
 }
@@ -45,15 +46,18 @@ def open_codec(spec: str, *, device: str = "auto") -> CodecUnderTest:
 
 
 def _parse(spec: str) -> Spec:
-    family, _, rest = spec.partition(":")
+    family = re.split("[:,]", spec, maxsplit=1)[0]
+    rest = spec[len(family) + 1 :]
     if family == "cmd":  # the command may hold commas and equals signs of its own
         return Spec(spec, family, rest, {})
     if family in _FAMILIES:
         return Spec(spec, family, *split_options(rest))
     if spec and Path(spec).is_dir():
         return Spec(spec, "sctok", spec, {})
+    if family == "mini":
+        return Spec(spec, "sctok", family, split_options(rest)[1])
     folder, _, options = spec.rpartition(":") if "=" in spec else (spec, "", "")
-    if folder != "mini" and not (folder and Path(folder).is_dir()):
+    if not folder or not Path(folder).is_dir():
         known = ", ".join(["mini", *_FAMILIES])
         raise ValueError(f"codec {spec!r} is neither the folder of a codec nor one of: {known}")
     return Spec(spec, "sctok", folder, split_options(options)[1] if options else {})

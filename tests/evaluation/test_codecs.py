@@ -45,6 +45,7 @@ def test_what_no_codec_is_called_is_refused_with_a_reason(spec, said):
         ("original", "original"),
         ("lowpass:3500", "lowpass-3500"),
         ("lowpass:3500,name=anchor", "anchor"),
+        ("original,name=reference", "reference"),
         ("mini:steps=20,eta=0", "mini-steps20-eta0"),
     ],
 )
