@@ -22,6 +22,7 @@ from .inspect import inspect
 from .merge import merge
 from .pretrain import pretrain
 from .reconstruct import reconstruct
+from .report import report
 from .tokenize import tokenize
 from .train import train
 from .verify import verify
@@ -69,6 +70,7 @@ for command in (
     reconstruct,
     export,
     verify,
+    report,
 ):
     app.command()(command)
 app.add_typer(pretrain, name="pretrain")
