@@ -1,5 +1,6 @@
 """The shards of a run done by actors of Ray, one per device, on one machine or many that share the folder."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,7 @@ def share_by_ray(
         raise RunError(_INSTALL) from None
     on_gpu = execution.devices[0].startswith("cuda")
     count = len(execution.devices)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
     if execution.ray_address == LOCAL:
         local = {"num_cpus": count, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
         ray.init(log_to_driver=False, **local)
@@ -65,6 +67,7 @@ def share_by_ray(
 def _watch(ray: Any, empty: type[Exception], events: Any, tasks: list[Any], start: Any, progress: Progress) -> None:
     """Pass on events until all tasks are done, starting another for each that is lost."""
     losses = 0
+    known = ray.exceptions
     while tasks:
         done, tasks = ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
         while True:
@@ -77,14 +80,18 @@ def _watch(ray: Any, empty: type[Exception], events: Any, tasks: list[Any], star
         for task in done:
             try:
                 ray.get(task)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+            except (known.WorkerCrashedError, known.NodeDiedError, known.OutOfMemoryError) as error:
                 losses += 1
                 if losses > _LOSSES:
                     raise RunError(f"workers of Ray are lost again and again: {_one_line(error)}") from error
                 progress({"event": "lost", "device": "a worker of Ray", "reason": _one_line(error)})
                 tasks.append(start())
-            except ray.exceptions.RayTaskError as error:
+            except known.RayTaskError as error:
+                if isinstance(error.cause, known.RayError):
+                    raise RunError(f"a worker of Ray failed: {_one_line(error.cause)}") from error
                 raise error.cause from None
+            except known.RayError as error:
+                raise RunError(f"Ray failed: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
