@@ -1,0 +1,109 @@
+"""Evaluation sets by recipe."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from sctok.audio.sources import AudioItem, list_audio
+from sctok.evaluation import recipes
+from sctok.evaluation.recipes import Part, write_recipe
+from sctok.features.mel_cache import VALIDATION_SHARE, key_share
+
+RATE = 1_000  # low, so that minutes of audio are small
+
+
+def sound(path, seconds):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(int(seconds * RATE), np.float32), RATE)
+
+
+@pytest.fixture
+def collections(tmp_path, monkeypatch):
+    """Small copies of the three collections, and the paper's recipe with small numbers."""
+    small = (
+        Part("speech", "LibriTTS", 3, inside="test-clean"),
+        Part("general", "AudioSet", 4),
+        Part("music", "MUSDB18", 5, 10.0, inside="test", stems=("mixture", ".stem")),
+    )
+    monkeypatch.setattr(recipes, "RECIPES", {**recipes.RECIPES, "paper": small})
+    for number in range(6):
+        sound(tmp_path / f"LibriTTS/test-clean/{number}/utterance.wav", 2)
+        sound(tmp_path / f"LibriTTS/train/{number}.wav", 2)
+        sound(tmp_path / f"AudioSet/{number}.wav", 10)
+    for track, seconds in (("a", 35), ("b", 25), ("c", 4)):
+        sound(tmp_path / f"MUSDB18/test/{track}/mixture.wav", seconds)
+        sound(tmp_path / f"MUSDB18/test/{track}/drums.wav", seconds)
+    return [tmp_path / name for name in ("LibriTTS", "AudioSet", "MUSDB18")]
+
+
+def listed(path):
+    return list(list_audio([path]))
+
+
+def test_the_recipe_of_the_paper_takes_its_numbers_from_the_right_places(collections, tmp_path):
+    items = listed(write_recipe("paper", collections, tmp_path / "set.jsonl"))
+    assert all(isinstance(item, AudioItem) for item in items)
+    domains = [item.metadata["domain"] for item in items]
+    assert domains == ["speech"] * 3 + ["general"] * 4 + ["music"] * 5
+    assert all("test-clean" in item.path for item in items[:3])
+    assert all(item.path.endswith("mixture.wav") for item in items[7:])
+
+
+def test_stretches_lie_inside_their_tracks_and_do_not_overlap(collections, tmp_path):
+    items = listed(write_recipe("paper", collections, tmp_path / "set.jsonl"))[7:]
+    stretches = {(item.path, item.start) for item in items if item.start is not None}
+    assert len(stretches) == 5 - 1  # c is shorter than a stretch, and taken whole
+    for path, start in stretches:
+        assert start % 10 == 0
+        assert start + 10 <= soundfile.info(path).duration
+
+
+def test_the_same_seed_chooses_the_same_clips_and_another_one_others(collections, tmp_path):
+    first, again = (write_recipe("paper", collections, tmp_path / f"{n}.jsonl").read_bytes() for n in "ab")
+    assert first == again
+    assert write_recipe("paper", collections, tmp_path / "c.jsonl", seed=1).read_bytes() != first
+
+
+def test_a_new_file_takes_at_most_one_place_in_the_choice(collections, tmp_path):
+    before = {item.path for item in listed(write_recipe("paper", collections, tmp_path / "a.jsonl"))[3:7]}
+    sound(collections[1] / "new.wav", 10)
+    after = {item.path for item in listed(write_recipe("paper", collections, tmp_path / "b.jsonl"))[3:7]}
+    assert len(before - after) <= 1
+
+
+def test_the_debian_recipe_takes_clips_that_the_bundled_models_never_saw(tmp_path):
+    for number, domain in enumerate(("speech", "music", "general")):
+        names = [str(each) for each in range(400) if key_share(f"{number}/{each}") < VALIDATION_SHARE]
+        for name in ["0", "1", *names[:3]]:
+            sound(tmp_path / domain / f"{name}.wav", 2)
+    items = listed(write_recipe("debian", [tmp_path], tmp_path / "set.jsonl"))
+    assert len(items) >= 9
+    for item in items:
+        domain, name = item.key.split("/")
+        number = ("speech", "music", "general").index(domain)
+        assert key_share(f"{number}/{name}") < VALIDATION_SHARE
+    assert json.loads((tmp_path / "set.jsonl").read_text().splitlines()[0])["domain"] == "speech"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "said"),
+    [
+        ("papers", ["x"], "no recipe 'papers'; there are paper, debian"),
+        ("paper", ["x"], "takes folders in this order: LibriTTS AudioSet MUSDB18; 1 are given"),
+        ("debian", ["/nowhere"], "/nowhere/speech: is no folder"),
+    ],
+)
+def test_what_no_recipe_takes_is_refused(recipe, given, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        write_recipe(recipe, given, tmp_path / "set.jsonl")
+    assert not (tmp_path / "set.jsonl").exists()
+
+
+def test_too_few_clips_are_named(collections, tmp_path):
+    for path in list(collections[1].glob("*.wav"))[:3]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"AudioSet: has 3 clips of AudioSet that fit, the recipe takes 4"):
+        write_recipe("paper", collections, tmp_path / "set.jsonl")
