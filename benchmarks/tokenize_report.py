@@ -1,0 +1,144 @@
+"""What benchmarks/tokenize.py makes of its measurements: tables in Markdown."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+
+def report(results: dict[str, Any]) -> str:
+    """Return all tables that there are results for."""
+    machine = results.get("machine", {})
+    load = " ".join(f"{value:.1f}" for value in machine.get("load", ()))
+    versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
+    heading = (
+        f"### {results['encoder']} encoder, {results['device']}, {results['precision']}, "
+        f"{results['rows']:,} centroids\n\n"
+        f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('threads')} threads, load {load}; "
+        f"Python {machine.get('python')}, {versions}."
+    )
+    parts = [_SECTIONS[name](found) for name, found in results["sections"].items() if found]
+    return "\n\n".join((heading, *parts))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, numbers to the right."""
+    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _device(found: dict[str, Any]) -> str:
+    changes = [
+        (each["precision"], f"{each['tokens']:,}", f"{100 * each['changed']:.2f} %") for each in found["changes"]
+    ]
+    agreement = [(name, f"{value:.2g}") for name, value in found["agreement"].items()]
+    stages = [(name, f"{value:.3f}") for name, value in found["stages"].items()]
+    rates = [
+        (
+            each["way"],
+            each["precision"],
+            str(each["batch"]),
+            f"{each['windows_per_second']:,.0f}",
+            f"{10.24 * each['windows_per_second']:,.0f}",
+            f"{each['tflops']:.0f}",
+            f"{each['first_call_seconds']:.1f}",
+        )
+        for each in found["encoder"]
+    ]
+    return "\n\n".join(
+        (
+            "**Tokens of the bundled encoder that differ from fp32 on the device**",
+            table(("precision", "tokens", "changed"), changes),
+            "**Largest difference of features, graph against eager launches**",
+            table(("precision", "difference"), agreement),
+            "**Milliseconds for a batch**",
+            table(("step", "ms"), stages),
+            "**The encoder alone**",
+            table(("launches", "precision", "batch", "windows/s", "× real time", "TFLOP/s", "first call s"), rates),
+        )
+    )
+
+
+def _stages(found: list[dict[str, Any]]) -> str:
+    names = sorted(
+        {name for each in found for name in each["stages"]}, key=lambda name: -found[0]["stages"].get(name, 0)
+    )
+    header = ("seconds of the run", *(f"{each['kind']}, {each['workers']} workers" for each in found))
+    rows: list[tuple[str, ...]] = [(name, *(f"{each['stages'].get(name, 0):.2f}" for each in found)) for name in names]
+    rows.append(("all", *(f"{each['seconds']:.2f}" for each in found)))
+    rows.append(("all but encoder and search", *(f"{100 * each['overhead']:.1f} %" for each in found)))
+    rows.append(("× real time", *(f"{each['times_real_time']:,.1f}" for each in found)))
+    return "**Where the time goes**\n\n" + table(header, rows)
+
+
+def _bare(found: dict[str, Any]) -> str:
+    rows = [
+        ("bare model, batches pre-loaded", f"{found['bare_windows_per_second']:,.2f}", "100 %"),
+        ("sctok tokenize", f"{found['windows_per_second']:,.2f}", f"{100 * found['share']:.1f} %"),
+    ]
+    return "**Beside the bare model**\n\n" + table(("", "windows/s", "share"), rows)
+
+
+def _workers(found: list[dict[str, Any]]) -> str:
+    rows = [(f"{each['devices']}", f"{each['workers']}", f"{each['times_real_time']:,.1f}") for each in found]
+    return "**Decoding processes** (FLAC, 44.1 kHz, stereo)\n\n" + table(("encoders", "workers", "× real time"), rows)
+
+
+def _lengths(found: list[dict[str, Any]]) -> str:
+    rows = []
+    for each in found:
+        audio, windows = each["audio_seconds"], each["windows"]
+        rows.append(
+            (
+                f"{each['files']:,} of {each['file_seconds']:g} s",
+                f"{windows:,}",
+                f"{each['times_real_time']:,.1f}",
+                f"{1e3 * each['seconds'] / windows:.2f}",
+                f"{1e3 * each['model_seconds'] / audio:.3f}",
+                f"{1e3 * each['rest_cpu_seconds'] / audio:.3f}",
+                f"{1e3 * each['rest_cpu_seconds'] / windows:.3f}",
+            )
+        )
+    header = (
+        "files",
+        "windows",
+        "× real time",
+        "ms/window",
+        "model ms/s of audio",
+        "rest, CPU ms/s of audio",
+        "rest, CPU ms/window",
+    )
+    return "**Length of files**\n\n" + table(header, rows)
+
+
+def _memory(found: list[dict[str, Any]]) -> str:
+    rows = [(f"{each['files']:,}", f"{each['before_mb']:,.0f}", f"{each['peak_mb']:,.0f}") for each in found]
+    return "**Peak memory of the main process, MB**\n\n" + table(("files", "after 20 files", "at the end"), rows)
+
+
+def _loop(found: list[dict[str, Any]]) -> str:
+    rows = []
+    for each in found:
+        plain, ours = each["plain loop"]["times_real_time"], each["sctok"]["times_real_time"]
+        rows.append((each["kind"], f"{plain:,.1f}", f"{ours:,.1f}", f"{ours / plain:.2f}"))
+    return "**Beside a plain loop over files**, × real time\n\n" + table(
+        ("files", "plain loop", "sctok", "ratio"), rows
+    )
+
+
+def _scripts(found: dict[str, Any]) -> str:
+    theirs, ours = found["scripts"], found["sctok"]
+    rows = [(name, f"{theirs[name]:.1f}", f"{ours[name]:.1f}") for name in ours]
+    rows.append(("all", f"{sum(theirs[name] for name in ours):.1f}", f"{sum(ours.values()):.1f}"))
+    header = ("step", "three scripts, s", "sctok, s")
+    return f"**Beside three scripts** ({found['clusters']:,} clusters)\n\n" + table(header, rows)
+
+
+_SECTIONS: dict[str, Callable[[Any], str]] = {
+    "device": _device,
+    "stages": _stages,
+    "bare": _bare,
+    "workers": _workers,
+    "lengths": _lengths,
+    "memory": _memory,
+    "loop": _loop,
+    "scripts": _scripts,
+}

@@ -1,0 +1,279 @@
+"""The sections of benchmarks/tokenize.py: what each measures, in the order in which they are printed."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenize_corpora import Audio, real_audio, windows_in, windows_of, write_collection
+from tokenize_device import encoder_rates, stage_rates, token_changes, ways_agree
+from tokenize_peers import plain_loop, sctok_steps, three_scripts
+from tokenize_report import report
+from tokenize_systems import MODEL_STAGES, System, bare_job, make_system, run_whole, seconds_of
+
+import sctok
+from sctok.kernels.devices import resolve_device, resolve_precision
+
+LONG, SHORT = 60.0, 1.0  # seconds of a file
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the sections share."""
+
+    system: System
+    sound: Audio
+    folder: Path
+    workers: int
+    batch: int
+    seconds: float
+    short_files: int
+    memory_files: tuple[int, ...]
+    clusters: int
+    repeats: int
+    quick: bool
+
+    def collection(self, files: int, seconds: float, kind: str = "wav") -> Path:
+        """Return the folder of a collection, written once."""
+        path = self.folder / f"{kind}-{files}-{seconds:g}"
+        if not path.exists():
+            write_collection(path, self.sound, files, seconds, kind)
+        return path
+
+    def long(self, kind: str = "wav") -> Path:
+        """Return the collection that most sections read."""
+        return self.collection(max(1, round(self.seconds / LONG)), LONG, kind)
+
+    def run(self, audio: Path, workers: int | None = None, devices: int = 1) -> dict[str, Any]:
+        """Tokenize, the best of the repeats."""
+        many = self.workers if workers is None else workers
+        settings: dict[str, Any] = {"workers": many, "batch": self.batch, "devices": devices}
+        runs = [run_whole(self.system, audio, self.folder / "tokens", **settings) for _ in range(self.repeats)]
+        return min(runs, key=lambda each: each["seconds"])
+
+
+def stages(setting: Setting) -> list[dict[str, Any]]:
+    """Where the time goes, for two kinds of files: with decoding in the same process, and beside it."""
+    rows = []
+    for kind in ("wav", "flac"):
+        for workers in (0, setting.workers):
+            found = setting.run(setting.long(kind), workers)
+            model = sum(found["stages"].get(name, 0.0) for name in MODEL_STAGES)
+            rows.append({"kind": kind, "workers": workers, **found, "overhead": 1 - model / found["seconds"]})
+    return rows
+
+
+def bare(setting: Setting) -> dict[str, Any]:
+    """The bare model on pre-loaded batches: of windows, and of what the whole run needs for them."""
+    waves, last = windows_of(setting.sound, setting.batch)
+    job = bare_job(setting.system)
+    if setting.system.device.startswith("cuda"):
+        there = [torch.from_numpy(each).to(setting.system.device) for each in (waves, last)]
+        call: Callable[[], object] = lambda: job(*there)  # type: ignore[arg-type]  # noqa: E731
+    else:
+        call = lambda: job(waves, last)  # noqa: E731
+    seconds = seconds_of(call, 5 if setting.quick else 20, device=setting.system.device) / setting.batch
+    whole = setting.run(setting.long())
+    return {
+        "bare_windows_per_second": 1 / seconds,
+        "windows_per_second": whole["windows"] / whole["seconds"],
+        "share": whole["windows"] * seconds / whole["seconds"],
+    }
+
+
+def workers(setting: Setting) -> list[dict[str, Any]]:
+    """Speed by the number of decoding processes, and with two processes that encode."""
+    most = max(2, min(16, os.cpu_count() or 2))
+    counts = sorted({0, 1, 2, most // 2, most})
+    rows = [{"workers": count, "devices": 1, **setting.run(setting.long("flac"), count)} for count in counts]
+    if setting.system.device == "cpu":
+        rows.append({"workers": 2, "devices": 2, **setting.run(setting.long("flac"), 2, devices=2)})
+    return rows
+
+
+def lengths(setting: Setting) -> list[dict[str, Any]]:
+    """One-second files against the same sound in files of a minute: all of it, and without the encoder."""
+    rows = []
+    for seconds in (LONG, SHORT):
+        files = max(1, round(setting.short_files * SHORT / seconds))
+        found = setting.run(setting.collection(files, seconds))
+        model = sum(found["stages"].get(name, 0.0) for name in MODEL_STAGES)
+        rest = found["cpu_seconds"] - model * torch.get_num_threads()
+        rows.append({"file_seconds": seconds, "files": files, "windows_read": windows_in(files, seconds), **found})
+        rows[-1] |= {"model_seconds": model, "rest_cpu_seconds": rest}
+    return rows
+
+
+def memory(setting: Setting) -> list[dict[str, Any]]:
+    """Peak memory of the main process by the number of one-second files, each in a process of its own."""
+    rows = []
+    for files in setting.memory_files:
+        audio = setting.collection(files, SHORT)
+        command = [sys.executable, __file__, str(audio), setting.system.device]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append({"files": files, **json.loads(done.stdout.splitlines()[-1])})
+    return rows
+
+
+def loop(setting: Setting) -> list[dict[str, Any]]:
+    """A plain loop over files, as the published code does it, and sctok."""
+    rows = []
+    for kind in ("wav", "flac"):
+        plain = plain_loop(setting.system, setting.long(kind), setting.folder / "loop")
+        rows.append({"kind": kind, "plain loop": plain, "sctok": setting.run(setting.long(kind))})
+    return rows
+
+
+def scripts(setting: Setting) -> dict[str, Any]:
+    """Three scripts that dump features, cluster them with scikit-learn and label them, and sctok."""
+    audio, folder = setting.long(), setting.folder / "scripts"
+    theirs = three_scripts(setting.system, audio, folder / "dump", setting.clusters)
+    return {
+        "clusters": setting.clusters,
+        "scripts": theirs,
+        "sctok": sctok_steps(setting.system, audio, folder / "root", setting.clusters),
+    }
+
+
+def device(setting: Setting) -> dict[str, Any]:
+    """On a GPU: the encoder alone, stages of a batch, and what low precision changes."""
+    system = setting.system
+    if not system.device.startswith("cuda"):
+        return {}
+    return {
+        "changes": token_changes(system.device, setting.sound, 64 if setting.quick else 512, 4096),
+        "agreement": ways_agree(system.encoder, system.device, setting.sound),
+        "stages": stage_rates(system, setting.sound, setting.batch),
+        "encoder": encoder_rates(system.encoder, system.device, quick=setting.quick),
+    }
+
+
+SECTIONS: dict[str, Callable[[Setting], Any]] = {
+    each.__name__: each for each in (device, stages, bare, workers, lengths, memory, loop, scripts)
+}
+
+
+def run(description: str) -> int:
+    """Parse, measure, print; returns the exit code."""
+    args = _parser(description).parse_args()
+    chosen = args.only.split(",") if args.only else list(SECTIONS)
+    if unknown := [name for name in chosen if name not in SECTIONS]:
+        print(f"tokenize.py: no section {unknown[0]}; there are {', '.join(SECTIONS)}", file=sys.stderr)
+        return 2
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = resolve_device(args.device)
+    system_name, precision = str(where), resolve_precision(args.precision, where)
+    sound = real_audio(args.audio, 120 if args.quick else 600)
+    system = make_system(args.encoder, system_name, precision, args.rows, sound)
+    bare_job(system)(*windows_of(sound, 2))  # compiles what is compiled once
+    results: dict[str, Any] = {"device": _device_name(where), "encoder": args.encoder, "precision": precision}
+    results |= {"rows": len(system.codebook.centroids), "sections": {}}
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
+        setting = _setting(args, system, sound, Path(folder))
+        for name in chosen:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            results["sections"][name] = SECTIONS[name](setting)
+            results["machine"] = _machine()
+            _save(results, args)
+    print(report(results))
+    return 0
+
+
+def _save(results: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write what there is after each section: a long run that is ended keeps it."""
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if args.markdown:
+        args.markdown.write_text(report(results) + "\n", encoding="utf-8")
+
+
+def _setting(args: argparse.Namespace, system: System, sound: Audio, folder: Path) -> Setting:
+    on_gpu = system.device.startswith("cuda")
+    cores = len(os.sched_getaffinity(0))
+    default = 36_000.0 if on_gpu else 1800.0
+    return Setting(
+        system,
+        sound,
+        folder,
+        workers=args.workers if args.workers is not None else min(16, cores) if on_gpu else 1,
+        batch=args.batch or (64 if on_gpu else 8),
+        seconds=args.seconds or (default / 5 if args.quick else default),
+        short_files=args.files or (200 if args.quick else 10_000),
+        memory_files=(100, 300) if args.quick else (100, 1000, 10_000),
+        clusters=args.clusters,
+        repeats=1 if args.quick else 3,
+        quick=args.quick,
+    )
+
+
+def _machine() -> dict[str, Any]:
+    names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return {
+        "processor": names[0].split(":", 1)[1].strip() if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": list(os.getloadavg()),
+        "python": platform.python_version(),
+        "versions": {"sctok": sctok.__version__, "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _device_name(where: torch.device) -> str:
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tokenize.py", description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--encoder", default="mini", help="mini, base (random weights of that size), tiny, or a file")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--rows", type=int, default=4096, help="of the codebook")
+    parser.add_argument("--audio", help="a folder of audio, in place of the bundled clips")
+    parser.add_argument("--seconds", type=float, help="of audio in most sections; 1800, on a GPU 36,000")
+    parser.add_argument("--files", type=int, help="of one second; 10,000")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--clusters", type=int, default=1024)
+    parser.add_argument("--threads", type=int, help="of PyTorch")
+    parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--quick", action="store_true", help="small sizes, once each")
+    parser.add_argument("--work", help="folder for temporary files")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    return parser
+
+
+def _peak_memory(audio: str, where: str) -> None:
+    """Tokenize with a tiny encoder, in this process, and print its peak memory before and after."""
+    import resource
+
+    sound = real_audio(None, 60)
+    system = make_system("tiny", where, "fp32", 256, sound)
+    with tempfile.TemporaryDirectory() as folder:
+        warm = Path(folder, "warm")
+        write_collection(warm, sound, 20, SHORT)
+        run_whole(system, warm, Path(folder, "tokens"), workers=1, batch=8)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found = run_whole(system, Path(audio), Path(folder, "tokens"), workers=1, batch=8)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"before_mb": before / 1024, "peak_mb": after / 1024, "seconds": found["seconds"]}))
+
+
+if __name__ == "__main__":
+    _peak_memory(*sys.argv[1:])

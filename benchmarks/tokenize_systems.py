@@ -1,0 +1,133 @@
+"""What benchmarks/tokenize.py times: encoders, codebooks, whole runs and the bare model."""
+
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenize_corpora import Audio, windows_of
+
+from sctok.codec.artefact import load_codebooks
+from sctok.corpus.sharding import Execution
+from sctok.corpus.token_job import TokenJob
+from sctok.corpus.tokenization import tokenize_corpus
+from sctok.features.checkpoints import EncoderWeights, load_weights
+from sctok.features.encoder import AudioMAE, EncoderConfig
+from sctok.features.extractor import FeatureExtractor
+from sctok.formats.codebooks import Codebook, CodebookInfo
+from sctok.formats.stacking import stack_patches
+
+STAND_IN = "base"  # an encoder of the published size with random weights: nothing is fetched
+SIZES = {STAND_IN: EncoderConfig(), "tiny": EncoderConfig(32, 3, 2)}
+MODEL_STAGES = ("encoder", "nearest centroid")
+
+
+@dataclass(frozen=True)
+class System:
+    """An encoder by name, and a codebook for it."""
+
+    encoder: str
+    device: str
+    precision: str
+    codebook: Codebook
+
+    def load(self, device: str | None = None) -> FeatureExtractor:
+        """Load the encoder onto the device."""
+        return load(self.encoder, device or self.device, self.precision)
+
+
+def load(encoder: str, device: str, precision: str) -> FeatureExtractor:
+    """Load an encoder: mini, a path, or random weights of the sizes base and tiny."""
+    return FeatureExtractor(_weights(encoder), torch.device(device), precision)
+
+
+def _weights(encoder: str) -> EncoderWeights:
+    if encoder not in SIZES:
+        return load_weights(encoder)
+    torch.manual_seed(0)
+    tensors = dict(AudioMAE(SIZES[encoder]).state_dict())
+    tensors = {name: value if value.any() else 0.02 * torch.randn(value.shape) for name, value in tensors.items()}
+    return EncoderWeights(f"stand-in {encoder}", SIZES[encoder], tensors, {})
+
+
+def make_system(encoder: str, device: str, precision: str, rows: int, sound: Audio) -> System:
+    """Return an encoder with the bundled codec's codebook, or `rows` of its own stacked features, at 50 tokens/s."""
+    weights = _weights(encoder)
+    for book in load_codebooks(files("sctok.weights") / "codec-mini") if rows == 4096 else ():  # type: ignore[arg-type]
+        if book.metadata.encoder_hash == weights.hash:
+            return System(encoder, device, precision, book)
+    extractor = FeatureExtractor(weights, torch.device(device), precision)
+    vectors = stack_patches(extractor.embed(*windows_of(sound, -(-rows // 256) + 1)), 2).reshape(
+        -1, 2 * weights.config.width
+    )
+    chosen = np.random.default_rng(0).permutation(len(vectors))[:rows]
+    info = CodebookInfo("merged", (), 2, weights.name, weights.hash, n_vectors=rows)
+    return System(encoder, device, precision, Codebook(vectors[chosen].copy(), np.ones(rows, np.int64), info))
+
+
+def run_whole(system: System, audio: Path, out: Path, *, workers: int, batch: int, devices: int = 1) -> dict[str, Any]:
+    """Tokenize a folder as sctok tokenize does and return seconds, CPU seconds and those of each stage.
+
+    The clock begins when inputs are listed and the encoder is loaded.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    seen: dict[str, Any] = {"windows": 0, "stages": {}}
+    execution = Execution((system.device,) * devices, batch, workers, profile=True)
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["event"] == "plan":
+            seen["begun"] = time.perf_counter(), cpu_seconds()
+        elif event["event"] == "windows":
+            seen["windows"] += event["count"]
+        elif event["event"] == "stages":
+            seen["stages"] = {name: seen["stages"].get(name, 0.0) + value for name, value in event["times"].items()}
+
+    make: Callable[[str], FeatureExtractor] = partial(load, system.encoder, precision=system.precision)
+    result = tokenize_corpus([audio], {out: system.codebook}, make, None, execution, watch)[0]
+    wall, cpu = seen.pop("begun")
+    seconds = time.perf_counter() - wall
+    return {
+        **seen,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds() - cpu,
+        "audio_seconds": result.seconds_done,
+        "times_real_time": result.seconds_done / seconds,
+    }
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of those that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def bare_job(system: System) -> Callable[[Audio, Any], object]:
+    """Return what encodes a batch of windows here to tokens here, without anything around it."""
+    job = TokenJob([], [system.codebook], system.load(), system.device)
+    return lambda waves, last: list(job.encode(waves, last))
+
+
+def seconds_of(call: Callable[[], object], repeats: int, *, device: str) -> float:
+    """Return the least seconds of a call, which on a GPU has ended when the device is idle."""
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    call()
+    best = float("inf")
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def with_precision(system: System, precision: str) -> System:
+    """Return the system in another precision."""
+    return replace(system, precision=precision)
