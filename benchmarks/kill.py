@@ -17,12 +17,14 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from sctok.cli.app import main as sctok
+from sctok.cli.app import main as sctok_command
 
 CLIPS_PER_SHARD = 2
+IMPORTED = ("sctok.corpus.tokenization", "sctok.features.extractor")
 LONGEST = 0.4  # of the time of the clean run: when the latest kill comes
 
 
@@ -47,13 +49,15 @@ def make_corpus(folder: Path, options: list[str]) -> Corpus:
     (audio / "speech" / "empty.wav").touch()
     (audio / "music" / "text.flac").write_text("this is no audio\n")
     root = ["--root", str(folder), "--workers", "0"]
-    sctok(["cluster", "--from-audio", str(audio / "speech"), "--domain", "speech", "--k", "64", *root])
+    finish(["cluster", "--from-audio", str(audio / "speech"), "--domain", "speech", "--k", "64", *root], folder / "log")
     return Corpus(audio, folder / "codebooks" / "speech-64-r100.safetensors", tuple(options))
 
 
 def start(command: list[str], log: Path) -> int:
     """Run a command in a process group of its own; return the process."""
-    child = os.fork()  # what the clean run has imported is there already, so that kills come while there is work
+    # A copy of this process has imported everything, so that kills come while there is work. This one never computes
+    # anything: threads that it had would be missing in its copies.
+    child = os.fork()
     if child:
         return child
     os.setsid()
@@ -62,9 +66,20 @@ def start(command: list[str], log: Path) -> int:
         os.dup2(out.fileno(), 2)
     code = 1
     try:
-        code = sctok(command)
+        code = sctok_command(command)
     finally:
         os._exit(code)
+
+
+def finish(command: list[str], log: Path) -> None:
+    """Run a command to its end."""
+    if code := wait(start(command, log)):
+        raise SystemExit(f"sctok {command[0]} failed with exit code {code}:\n{log.read_text()[-4000:]}")
+
+
+def wait(child: int) -> int:
+    """Wait for a process; return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill(child: int) -> int | None:
@@ -73,7 +88,7 @@ def kill(child: int) -> int | None:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:  # it has no group yet
         os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = wait(child)
     return None if code == -signal.SIGKILL else code
 
 
@@ -93,7 +108,7 @@ def one_round(corpus: Corpus, out: Path, rng: random.Random, duration: float, mo
             time.sleep(rng.uniform(0, LONGEST * duration))
             codes = [kill(child) for child in children]
         else:
-            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            codes = [wait(child) for child in children]
         kills += codes.count(None)
         if any(codes_ended := [code for code in codes if code is not None]):
             raise SystemExit(f"sctok tokenize failed with {codes_ended}:\n{log.read_text()[-4000:]}")
@@ -109,12 +124,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     parser.add_argument("options", nargs="*", help="of sctok tokenize, such as -- --codec mini")
     args = parser.parse_args()
+    for name in IMPORTED:
+        import_module(name)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="sctok-kill-"))
     rng = random.Random(args.seed)
     corpus = make_corpus(folder, args.options)
     began = time.monotonic()
-    if sctok([*corpus.command(folder / "clean", 0), "--json"]):
-        raise SystemExit(1)
+    finish(corpus.command(folder / "clean", 0), folder / "log")
     duration = time.monotonic() - began
     clean = tree(folder / "clean")
     kills = rounds = 0
