@@ -45,4 +45,6 @@ $(VENV)/.cpu: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[cpu,dev]'
+	@$(PIP) --editable '.[visqol,pesq]' || \
+		echo "ViSQOL and PESQ need a C++ compiler; the tests of them are left out" >&2
 	@touch $@ $(VENV)/.cpu
