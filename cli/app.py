@@ -21,6 +21,7 @@ from .import_checkpoint import import_checkpoint
 from .inspect import inspect
 from .merge import merge
 from .pretrain import pretrain
+from .probe import probe
 from .reconstruct import reconstruct
 from .report import report
 from .tokenize import tokenize
@@ -70,6 +71,7 @@ for command in (
     reconstruct,
     export,
     verify,
+    probe,
     report,
 ):
     app.command()(command)

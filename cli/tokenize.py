@@ -110,7 +110,7 @@ def tokenize(
     wanted = [None] if codebook is None else codebook.split(",")
     source = None if codec is None else codec_path(codec, root)
     if source is None:
-        books = [_load_codebook(root / "codebooks", one, token_rate, encoder or DEFAULT_ENCODER) for one in wanted]
+        books = [wanted_codebook(root / "codebooks", one, token_rate, encoder or DEFAULT_ENCODER) for one in wanted]
     else:
         books = _codec_codebooks(source, wanted, token_rate, encoder)
     targets = _targets(root / "tokens", name, out, books)
@@ -194,7 +194,7 @@ def _default_name(audio: list[str]) -> str:
     return safe_name(path.name if path.is_dir() else path.stem)
 
 
-def _load_codebook(folder: Path, wanted: str | None, token_rate: int | None, encoder: str) -> "Codebook":
+def wanted_codebook(folder: Path, wanted: str | None, token_rate: int | None, encoder: str) -> "Codebook":
     """Return the codebook that --codebook and --token-rate mean."""
     from sctok.corpus.tokenization import choose_codebook
     from sctok.features.checkpoints import load_weights
