@@ -55,9 +55,10 @@ def encoder(
     from sctok.features.checkpoints import load_weights, save_weights
     from sctok.features.mel_cache import build_mel_cache
     from sctok.features.pretraining import PretrainConfig, Pretrainer
-    from sctok.kernels.devices import resolve_device, resolve_precision
+    from sctok.kernels.devices import resolve_device, resolve_precision, tune_for_training
 
     chosen = resolve_device(device)
+    tune_for_training(chosen)
     first = load_weights(initial) if initial else None
     config = PretrainConfig(
         width=width,
@@ -79,6 +80,7 @@ def encoder(
             audio,
             folder / "filterbanks",
             workers=workers,
+            device=chosen,
             skipped=lambda path, reason: bar.message(f"skipped {path}: {reason}"),
             progress=lambda key, seconds: bar.update(seconds, key),
         )
@@ -210,12 +212,14 @@ def _train_part(
 ) -> None:
     from sctok.codec.crops import open_collection
     from sctok.codec.pretraining import PartRun
-    from sctok.kernels.devices import resolve_device
+    from sctok.kernels.devices import resolve_device, tune_for_training
 
     folder = root / "pretrain" / checked_name(name, "--name")
+    chosen = resolve_device(device)
+    tune_for_training(chosen)
     with Progress("listing", unit="s of audio") as bar:
         collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update)
-    part = PartRun(config, collection, folder, resolve_device(device), tell_skipped(), initial)
+    part = PartRun(config, collection, folder, chosen, tell_skipped(), initial)
     say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
     loss = {"vae": "mel_error", "vocoder": "mel_distance"}[kind]
     with StepProgress(f"pretrain {kind}", part.run.step, config.steps, loss) as show:

@@ -76,12 +76,13 @@ def train(
 
     from sctok.codec.crops import open_collection
     from sctok.codec.training_pipeline import CodecRun
-    from sctok.kernels.devices import resolve_device, resolve_precision
+    from sctok.kernels.devices import resolve_device, resolve_precision, tune_for_training
     from sctok.kmeans_tools.distributed import join_group
 
     folder = root / "train" / name
     with join_group() as group:
         chosen = group.local_device(resolve_device(device))
+        tune_for_training(chosen)
         loaded = _load_parts(plan, root)
         exact = resolve_precision(plan.settings.get("precision", "auto"), chosen)
         completed = plan.complete(loaded.encoder.config.width, loaded.vae.config, exact)

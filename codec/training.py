@@ -32,6 +32,7 @@ from .vae import AutoencoderKL, sample_posterior
 
 # What a random draw is for, so that draws of one step do not repeat each other.
 _LATENT, _NOISE, _TIME, _CODEBOOK, _DROPOUT = range(5)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -262,8 +263,7 @@ class CodecTraining(Task):
         self.updates.count += 1
         count = int(self.updates.count)
         keep = min(self.config.ema_decay, (1 + count) / (10 + count))
-        for ours, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - keep)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
         for buffer, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
             buffer.copy_(current)
 
@@ -321,13 +321,15 @@ class CodecTraining(Task):
     def _noise(self, draw: tuple[int, int], shape: Sequence[int], purpose: int = _NOISE) -> Tensor:
         """Return standard normal noise of a shape whose row i depends on the seed and (step, first + i) alone."""
         step, first = draw
-        rows = [_generator(self.config.seed, purpose, step, first + i) for i in range(shape[0])]
-        return torch.stack([torch.randn(*shape[1:], generator=each) for each in rows]).to(self.device)
+        noise = torch.empty(shape, device=self.device)
+        for i, row in enumerate(noise):
+            row.normal_(generator=_generator(self.config.seed, purpose, step, first + i, device=self.device))
+        return noise
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def _generator(*numbers: int, device: torch.device = CPU) -> torch.Generator:
     seed = np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(int(seed >> np.uint64(1)))
 
 
 def _generator_int(seed: int, step: int, index: int) -> Tensor:

@@ -22,6 +22,7 @@ INDEX_FILE = "clips.json"
 GAIN = 0.3  # a random level change of up to ±12 dB, in normalised log energy
 PACKED_SHARE = 0.6  # of the windows are filled with clip after clip; the others hold one clip and padding
 VALIDATION_SHARE = 0.02
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ def build_mel_cache(
     *,
     workers: int,
     channel: int | None = None,
+    device: torch.device = CPU,
     skipped: Callable[[str, str], None] = lambda path, reason: None,
     progress: Callable[[str, float], None] = lambda key, seconds: None,
 ) -> MelCache:
-    """Compute the filterbanks of every file under `inputs`, or open those that an earlier call computed.
+    """Compute on `device` the filterbanks of every file under `inputs`, or open those that an earlier call computed.
 
     Each input is one group. Files that cannot be read are reported to `skipped` (path, reason) and left out;
     `progress` gets the key and the seconds of audio of each file done.
@@ -78,7 +80,8 @@ def build_mel_cache(
         clips: list[Clip] = []
         with atomic_path(folder / FRAMES_FILE) as temporary, temporary.open("wb") as file:
             for group, each in enumerate(inputs):
-                _append_group(file, clips, group, _readable(each, skipped), workers, channel, skipped, progress)
+                chunks = load_windows(_readable(each, skipped), workers=workers, channel=channel)
+                _append_group(file, clips, group, chunks, device, skipped, progress)
         if not clips:
             raise ValueError(f"no readable audio in {', '.join(map(str, inputs))}")
         write_json(folder / INDEX_FILE, {"inputs": names, "clips": [asdict(clip) for clip in clips]})
@@ -100,22 +103,21 @@ def _append_group(
     file: BinaryIO,
     clips: list[Clip],
     group: int,
-    items: Iterable[AudioItem],
-    workers: int,
-    channel: int | None,
+    chunks: Iterable[Chunk],
+    device: torch.device,
     skipped: Callable[[str, str], None],
     progress: Callable[[str, float], None],
 ) -> None:
     start = clips[-1].start + clips[-1].frames if clips else 0
     done = 0
-    for chunk in load_windows(items, workers=workers, channel=channel):
+    for chunk in chunks:
         if chunk.error is not None:
             skipped(chunk.item.path, chunk.error)
             file.truncate(start * MEL_BINS * 2)
             file.seek(0, 2)
             done = 0
             continue
-        mels = _chunk_mels(chunk)
+        mels = _chunk_mels(chunk, device)
         if chunk.last:
             mels = mels[: -(-(chunk.samples or 0) // FRAME_SHIFT) - done]
         file.write(mels.tobytes())
@@ -126,10 +128,11 @@ def _append_group(
             start, done = start + done, 0
 
 
-def _chunk_mels(chunk: Chunk) -> NDArray[np.float16]:
-    inside = torch.zeros(1, dtype=torch.bool)
-    mels = [filterbank(torch.from_numpy(wave[None]), inside)[0].half().numpy() for wave in chunk.waves]
-    return np.concatenate(mels) if mels else np.empty((0, MEL_BINS), np.float16)
+def _chunk_mels(chunk: Chunk, device: torch.device) -> NDArray[np.float16]:
+    # One window at a time on CPUs, where what comes out would otherwise depend on how many there are.
+    waves = torch.from_numpy(chunk.waves).to(device).split(1 if device.type == "cpu" else max(1, len(chunk.waves)))
+    mels = [filterbank(each, torch.zeros(len(each), dtype=torch.bool, device=device)).half() for each in waves]
+    return np.concatenate([each.flatten(0, 1).numpy(force=True) for each in mels])
 
 
 class WindowSampler:
@@ -142,22 +145,21 @@ class WindowSampler:
         groups = sorted({clip.group for clip in clips})
         self.members = [[clip for clip in clips if clip.group == group] for group in groups]
         frames = [np.array([clip.frames for clip in members], float) for members in self.members]
-        hours = np.array([each.sum() for each in frames]) ** balance
-        self.group_chance = hours / hours.sum()
+        self._group_edges = _edges(np.array([each.sum() for each in frames]) ** balance)
         # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
-        self.clip_chance = [np.sqrt(each) / np.sqrt(each).sum() for each in frames]
+        self._clip_edges = [_edges(np.sqrt(each)) for each in frames]
 
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float32]:
         """Return float32 (count, 1024, 128) windows at random levels."""
         return np.stack([self._window(rng) for _ in range(count)])
 
     def _window(self, rng: np.random.Generator) -> NDArray[np.float32]:
-        group = int(rng.choice(len(self.members), p=self.group_chance))
+        group = _pick(self._group_edges, rng)
         window = np.full((WINDOW_FRAMES, MEL_BINS), SILENCE, np.float32)
         packed = rng.random() < PACKED_SHARE
         filled = 0
         while filled < WINDOW_FRAMES:
-            clip = self.members[group][int(rng.choice(len(self.members[group]), p=self.clip_chance[group]))]
+            clip = self.members[group][_pick(self._clip_edges[group], rng)]
             spare = max(0, clip.frames - (WINDOW_FRAMES - filled))
             piece = self.cache.cut(clip, int(rng.integers(spare + 1)), WINDOW_FRAMES - filled)
             level = rng.uniform(-GAIN, GAIN)
@@ -166,6 +168,15 @@ class WindowSampler:
             if not packed:
                 break
         return window
+
+
+def _edges(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    edges = np.cumsum(weights / weights.sum())
+    return edges / edges[-1]
+
+
+def _pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:
+    return int(edges.searchsorted(rng.random(), side="right"))
 
 
 def validation_windows(cache: MelCache, clips: Iterable[Clip], limit: int) -> NDArray[np.float32]:

@@ -18,11 +18,13 @@ from .checkpoints import EncoderWeights
 from .encoder import AudioMAE, EncoderConfig
 from .masked import POSITION_PARTS, MaskedAutoencoder
 from .mel_cache import MelCache, WindowSampler, validation_windows
+from .read_ahead import ReadAhead
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = "sctok-pretraining"
 CHECKPOINT_VERSION = 1
 LOSS_CURVE = "loss.csv"
+AHEAD = 8  # batches drawn ahead for a GPU
 CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "windows_per_second", "hours")
 
 
@@ -129,6 +131,8 @@ class Pretrainer:
         self.step, self.seconds = 0, 0.0
         train, held_out = cache.split()
         self.sampler = WindowSampler(cache, train, config.balance)
+        # On a GPU a step is over before a thread has cut the windows of the next one.
+        self._batches = ReadAhead(self._draw, ahead=1 if device.type == "cpu" else AHEAD)
         self.validation = validation_windows(cache, held_out or train, config.validation_windows)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
@@ -205,15 +209,11 @@ class Pretrainer:
             }
 
     def _train_step(self) -> float:
-        mel = torch.from_numpy(
-            self.sampler.draw(np.random.default_rng((self.config.seed, self.step)), self.config.batch_size)
-        )
-        order = _random_order(self.config.batch_size, self.config.seed + 1, self.step)
-        order = order[:, : self.config.visible + self.config.predicted]
+        mel, order = (each.to(self.device, non_blocking=True) for each in self._batches.take(self.step))
         self.model.encoder.requires_grad_(self.step >= self.config.decoder_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.step)
-        loss = self._loss(mel.to(self.device), order.to(self.device))
+        loss = self._loss(mel, order)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -221,6 +221,15 @@ class Pretrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return float(loss.detach())
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the windows of a step and which patches are seen and predicted."""
+        mel = torch.from_numpy(
+            self.sampler.draw(np.random.default_rng((self.config.seed, step)), self.config.batch_size)
+        )
+        order = _random_order(self.config.batch_size, self.config.seed + 1, step)
+        order = order[:, : self.config.visible + self.config.predicted].contiguous()
+        return (mel, order) if self.device.type == "cpu" else (mel.pin_memory(), order.pin_memory())
 
     def _loss(self, mel: Tensor, order: Tensor) -> Tensor:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]

@@ -67,6 +67,13 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "fp32"
 
 
+def tune_for_training(device: torch.device) -> None:
+    """Let a GPU multiply float32 matrices in TF32 and try out its convolutions, for this process."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
 @cache
 def cpu_supports(precision: str) -> bool:
     """Return whether a child process survives matrix products and attention in `precision` on this CPU.
