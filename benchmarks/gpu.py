@@ -1,6 +1,6 @@
 """How fast are the k-means kernels on this GPU, and are they right? One command for the day there is one.
 
-    python benchmarks/gpu.py [--points 1000000] [--quick] [--json FILE]
+    python benchmarks/gpu.py [--points 1000000] [--quick] [--operands fp16,int8] [--json FILE]
 
 Correctness against float64 comes first, and nothing is timed after a failure. Then each system's time, TFLOP/s
 (2 N K D per search) and share of the roofline of its operand type: the peak of the tensor cores, or what reading the
@@ -40,6 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--quick", action="store_true", help="one shape, no large checks")
+    parser.add_argument("--operands", default=",".join(OPERANDS), help="that are timed; all are checked")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -50,7 +51,8 @@ def main() -> int:
         print("\n".join(failures), file=sys.stderr)
         return 1
     shapes = [(768, 16_384)] if args.quick else [(d, k) for d in (768, 1536, 3072) for k in (1024, 4096, 16_384)]
-    rows = [row for dim, k in shapes for row in measure(args.points, k, dim)]
+    operands = args.operands.split(",")
+    rows = [row for dim, k in shapes for row in measure(args.points, k, dim, operands)]
     device = torch.cuda.get_device_name()
     print(f"{device}, {args.points} points, median of {REPEATS}, all checks passed")
     print(f"{'D':>5} {'K':>6} {'system':40s} {'ms':>9} {'TFLOP/s':>8} {'roofline':>9}")
@@ -154,7 +156,7 @@ def check_large() -> list[str]:
     return failures
 
 
-def measure(n: int, k: int, dim: int) -> list[dict[str, Any]]:
+def measure(n: int, k: int, dim: int, operands: list[str]) -> list[dict[str, Any]]:
     """Return one row per system for one shape; float16 points around K centres, as features are."""
     generator = torch.Generator(device="cuda").manual_seed(0)
     centroids = torch.randn(k, dim, generator=generator, device="cuda")
@@ -165,7 +167,7 @@ def measure(n: int, k: int, dim: int) -> list[dict[str, Any]]:
         noise = torch.randn(len(part), dim, generator=generator, device="cuda")
         points[start : start + 65_536] = centroids[part] + noise
     rows = []
-    for system, operand, search in systems(points, centroids):
+    for system, operand, search in systems(points, centroids, operands):
         if search is None:
             print(f"{system}: not installed")
             continue
@@ -186,7 +188,9 @@ def measure(n: int, k: int, dim: int) -> list[dict[str, Any]]:
     return rows
 
 
-def systems(points: Tensor, centroids: Tensor) -> list[tuple[str, str, Callable[[], object] | None]]:
+def systems(
+    points: Tensor, centroids: Tensor, operands: list[str]
+) -> list[tuple[str, str, Callable[[], object] | None]]:
     """Return name, operand type and search of every system."""
     from sctok.kernels.assign import nearest_centroid, prepare_centroids
     from sctok.kernels.triton_assign import scan_groups, tile_of
@@ -196,7 +200,7 @@ def systems(points: Tensor, centroids: Tensor) -> list[tuple[str, str, Callable[
 
     found: list[tuple[str, str, Callable[[], object] | None]] = []
     prepared = prepare_centroids(centroids)
-    for name in OPERANDS:
+    for name in operands:
         tile = tile_of(points.device, name)
         operand = certified_operand(prepared, name)
         rounded = quantise_points(points, operand)
