@@ -26,7 +26,7 @@ from .plots import (
 )
 from .report_audio import Clip, build_clip, choose_files, edge_marks
 from .report_runs import Run, failures, load_run
-from .report_tables import Table, record_table, score_rows, score_tables
+from .report_tables import Table, all_metrics, record_table, score_rows, score_tables
 
 PAGE = "page.html.j2"
 WIDE = 7.0  # inches
@@ -130,7 +130,7 @@ def _run_part(run: Run, index: int, drawn: list[Plot]) -> dict[str, Any]:
     tables = score_tables(run) if run.summary else []
     plot = quality_plot(
         score_rows(run, ALL_DOMAINS),
-        run.metrics,
+        all_metrics(run),
         f"{_plain(run.name)}-quality",
         f"{run.name}: quality against bit rate",
     )

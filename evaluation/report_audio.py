@@ -64,20 +64,18 @@ class Clip:
         return [(share, text) for share, text in shares if share < 0.97]  # the unit stands at the end
 
 
-def audio_path(run: Run, codec: str | None, key: str) -> Path:
-    """Return where a run keeps a reference (codec None) or a decoded file. Raises ValueError for names with `..`."""
+def audio_file(run: Run, codec: str | None, key: str) -> Path | None:
+    """Return a reference (codec None) or decoded file that a run keeps; None if it is missing or outside the run."""
     folder = run.folder / "audio"
     path = folder / (codec or "reference") / f"{key}.flac"
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{run.folder}: {key!r} of {codec or 'the reference'} lies outside of the run folder")
-    return path
+    return path if path.resolve().is_relative_to(folder.resolve()) and path.is_file() else None
 
 
 def choose_files(run: Run, count: int) -> list[dict[str, Any]]:
     """Return up to `count` files whose reference is there, as many of each domain as can be, spread over the run."""
     by_domain: dict[str, list[dict[str, Any]]] = {}
     for file in run.files:
-        if audio_path(run, None, file["key"]).is_file():
+        if audio_file(run, None, file["key"]):
             by_domain.setdefault(file["domain"], []).append(file)
     shares = dict.fromkeys(by_domain, 0)
     for _ in range(min(count, sum(map(len, by_domain.values())))):
@@ -97,7 +95,10 @@ def build_clip(run: Run, file: Mapping[str, Any], clip_id: str, most_seconds: fl
     Raises AudioError if the reference cannot be read.
     """
     key = file["key"]
-    reference, rate = _read(audio_path(run, None, key), most_seconds)
+    path = audio_file(run, None, key)
+    if path is None:
+        raise AudioError(key, f"the reference is not in {run.folder}")
+    reference, rate = _read(path, most_seconds)
     seconds = len(reference) / rate
     specs = {codec["name"]: codec["spec"] for codec in run.codecs}
     sounds: list[tuple[str, str, Wave | None, int, str]] = [("reference", "reference", reference, rate, "")]
@@ -134,8 +135,8 @@ def _read(path: Path, most_seconds: float) -> tuple[Wave, int]:
 
 
 def _decoded(run: Run, codec: str, key: str, seconds: float) -> tuple[Wave | None, int, str]:
-    path = audio_path(run, codec, key)
-    if not path.is_file():
+    path = audio_file(run, codec, key)
+    if path is None:
         error = next((row.get("error") for row in run.scores if (row["codec"], row["key"]) == (codec, key)), "")
         return None, 0, f"failed: {error}" if error else "its decoded audio was not kept"
     try:

@@ -7,11 +7,12 @@ from typing import Any
 from .report_runs import Run, number
 
 ALL_DOMAINS = "all"
+ANCHORS = ("original", "lowpass")
 RATES = {
     "kbps": ("bit rate", "kbit/s"),
     "tokens_per_second": ("tokens", "1/s"),
-    "rtf_encode": ("encoding", "× real time"),
-    "rtf_decode": ("decoding", "× real time"),
+    "rtf_encode": ("encoding", "s per s"),
+    "rtf_decode": ("decoding", "s per s"),
 }
 
 
@@ -111,21 +112,32 @@ def _rates(run: Run, codec: str, domain: str, found: Mapping[str, Mapping[str, S
 
 
 def points_of(rows: Sequence[Row], metric: str) -> list[Point]:
-    """Return the codecs that have a bit rate above zero and a mean of `metric`."""
+    """Return the codecs that have a bit rate above zero and a mean of `metric`; anchors are none."""
     points = []
     for row in rows:
         score, kbps = row.scores.get(metric), row.rates.get("kbps")
-        if score is None or score.mean is None or not kbps:
+        family = row.spec.partition(":")[0]
+        if score is None or score.mean is None or not kbps or family in ANCHORS:
             continue
         low = score.mean if score.low is None else score.low
         high = score.mean if score.high is None else score.high
-        points.append(Point(row.spec.partition(":")[0], kbps, score.mean, min(low, score.mean), max(high, score.mean)))
+        points.append(Point(family, kbps, score.mean, min(low, score.mean), max(high, score.mean)))
     return points
+
+
+def all_metrics(run: Run) -> list[dict[str, Any]]:
+    """Return the metrics of a run but its rates, with those that only its summary has, such as `wer_corpus`."""
+    metrics = {metric["name"]: metric for metric in run.metrics if metric["name"] not in RATES}
+    for name in dict.fromkeys(str(entry["metric"]) for entry in run.summary):
+        if name not in metrics and name not in RATES:
+            parent = metrics.get(name.rpartition("_")[0], {})
+            metrics[name] = {"unit": parent.get("unit"), "better": parent.get("better"), "name": name}
+    return list(metrics.values())
 
 
 def score_tables(run: Run) -> list[Table]:
     """Return one table over all domains and, where there are several, one for each."""
-    domains = list(dict.fromkeys(file["domain"] for file in run.files))
+    domains = [domain for domain in dict.fromkeys(file["domain"] for file in run.files) if domain]
     wanted = [ALL_DOMAINS, *(domains if len(domains) > 1 else [])]
     return [_score_table(run, domain) for domain in wanted]
 
@@ -133,7 +145,7 @@ def score_tables(run: Run) -> list[Table]:
 def _score_table(run: Run, domain: str) -> Table:
     rows = score_rows(run, domain)
     rates = [name for name in RATES if any(name in row.rates for row in rows)]
-    metrics = [metric for metric in run.metrics if metric["name"] not in RATES]
+    metrics = all_metrics(run)
     columns = [Column("codec"), *(Column(*RATES[name]) for name in rates)]
     columns += [Column(m["name"], m.get("unit") or "", m.get("better") or "", m.get("protocol") or "") for m in metrics]
     by_column = [[Cell(row.codec, row.codec) for row in rows]]
