@@ -15,6 +15,7 @@ from .decode import decode
 from .demo import demo
 from .doctor import doctor
 from .encode import encode
+from .evaluate import evaluate
 from .export import export
 from .extract import extract
 from .import_checkpoint import import_checkpoint
@@ -71,6 +72,7 @@ for command in (
     reconstruct,
     export,
     verify,
+    evaluate,
     probe,
     report,
 ):
