@@ -10,10 +10,12 @@ from shutil import rmtree
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sctok import __version__
+from sctok.audio.crops import read_crop
 from sctok.audio.decode import read_audio
-from sctok.audio.sources import BadItem
+from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import check_format, hash_bytes, json_text, read_json, remove_stale_temporaries, write_json
 
@@ -158,13 +160,19 @@ def _read_reference(reference: Reference, target: Path, known: Mapping[str, Any]
     if isinstance(item, BadItem):
         return {**file, "error": item.reason}
     try:
-        pcm = to_pcm(read_audio(item.open(), name=item.name))
+        pcm = to_pcm(_read_item(item))
     except (ValueError, OSError) as error:
         return {**file, "error": str(error)}
     digest = hash_bytes(pcm.tobytes())
     if known is None or known.get("hash") != digest or not target.exists():
         write_flac(target, pcm, SAMPLE_RATE)
     return {**file, "seconds": len(pcm) / SAMPLE_RATE, "hash": digest}
+
+
+def _read_item(item: AudioItem) -> NDArray[np.float32]:
+    if item.seconds is None:
+        return read_audio(item.open(), name=item.name)
+    return read_crop(item, 0.0, round(item.seconds * SAMPLE_RATE))
 
 
 def _difference(files: Sequence[Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]) -> str:
