@@ -32,10 +32,10 @@ def empty_span(windows: int) -> NDArray[np.float32]:
 
 
 def window_rows(span: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the windows (w, WINDOW_SPAN) that fill a span (n,), copied."""
+    """Return the windows (w, WINDOW_SPAN) that fill a span (n,), a view of it."""
     if not len(span):
         return np.empty((0, WINDOW_SPAN), np.float32)
-    return np.lib.stride_tricks.sliding_window_view(span, WINDOW_SPAN)[::WINDOW_SAMPLES].copy()
+    return np.lib.stride_tricks.sliding_window_view(span, WINDOW_SPAN, writeable=True)[::WINDOW_SAMPLES]
 
 
 def cut_pieces(blocks: Iterable[NDArray[np.float32]], piece_windows: int) -> Iterator[Piece]:

@@ -26,8 +26,9 @@ def run_worker(
 ) -> None:
     """Decode the files that arrive on `tasks` in their order, writing the pieces to `results`, until told to stop.
 
-    Each task is (number, item), each result (windows, samples, error) followed by the bytes of the audio. `current`
-    shows the number of the file at hand. Closing the pipes, or the death of the process `parent`, ends the process.
+    Each task is (number, item), each result (windows, samples, error, length) and then the bytes of the audio.
+    `current` shows the number of the file at hand. Closing the pipes, or the death of the process `parent`, ends the
+    process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -58,7 +59,9 @@ def _send(results: Connection, done: "queue.Queue[Piece]") -> None:
     try:
         while True:
             piece = done.get()
-            results.send((piece.windows, piece.samples, piece.error))
-            results.send_bytes(np.ascontiguousarray(piece.audio).view(np.uint8).data)
+            results.send((piece.windows, piece.samples, piece.error, len(piece.audio)))
+            rest = np.ascontiguousarray(piece.audio).view(np.uint8).data
+            while len(rest):
+                rest = rest[os.write(results.fileno(), rest) :]
     except OSError:
         os._exit(0)
