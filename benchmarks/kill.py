@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -25,7 +26,7 @@ from sctok.cli.app import main as sctok_command
 
 CLIPS_PER_SHARD = 2
 IMPORTED = ("sctok.corpus.tokenization", "sctok.features.extractor")
-LONGEST = 0.4  # of the time of the clean run: when the latest kill comes
+LONGEST = 0.9  # of the time of the clean run: when the latest kill comes
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,22 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def one_round(corpus: Corpus, out: Path, rng: random.Random, duration: float, most: int) -> int:
-    """Run the command until it comes to its end, killing it at most `most` times; return the number of kills."""
-    kills = 0
+def one_round(corpus: Corpus, out: Path, rng: random.Random, duration: float, most: int) -> list[int]:
+    """Run the command until it comes to its end, killing it at most `most` times.
+
+    Returns:
+        for each kill, how many shards were finished by then.
+    """
+    kills: list[int] = []
     while True:
         workers, log = rng.choice((0, 0, 1)), out.with_suffix(".log")
         children = [start(corpus.command(out, workers), log) for _ in range(rng.choice((1, 1, 2)))]
-        if kills < most:
+        if len(kills) < most:
             time.sleep(rng.uniform(0, LONGEST * duration))
             codes = [kill(child) for child in children]
         else:
             codes = [wait(child) for child in children]
-        kills += codes.count(None)
+        kills += [len(list(out.glob("shard-*.tar")))] * codes.count(None)
         if any(codes_ended := [code for code in codes if code is not None]):
             raise SystemExit(f"sctok tokenize failed with {codes_ended}:\n{log.read_text()[-4000:]}")
         if None not in codes:
@@ -133,17 +138,22 @@ def main() -> None:
     finish(corpus.command(folder / "clean", 0), folder / "log")
     duration = time.monotonic() - began
     clean = tree(folder / "clean")
-    kills = rounds = 0
-    while kills < args.kills:
+    kills: Counter[int] = Counter()
+    rounds = 0
+    while kills.total() < args.kills:
         out = folder / f"run-{rounds}"
-        kills += one_round(corpus, out, rng, duration, args.kills - kills)
+        kills.update(one_round(corpus, out, rng, duration, args.kills - kills.total()))
         rounds += 1
         found = tree(out)
         if wrong := [name for name in clean | found if clean.get(name) != found.get(name)]:
-            print(f"after {kills} kills {out} differs from {folder / 'clean'} in {', '.join(wrong)}")
+            print(f"after {kills.total()} kills {out} differs from {folder / 'clean'} in {', '.join(wrong)}")
             sys.exit(1)
         shutil.rmtree(out)
-        print(f"{kills} kills in {rounds} rounds: every byte as in the clean run", flush=True)
+        spread = ", ".join(f"{shards}: {count}" for shards, count in sorted(kills.items()))
+        print(
+            f"{kills.total()} kills in {rounds} rounds: every byte as in the clean run (by finished shards: {spread})"
+        )
+        sys.stdout.flush()
     if args.folder is None:
         shutil.rmtree(folder)
 

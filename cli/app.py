@@ -10,7 +10,7 @@ import typer
 from sctok import __version__
 
 from .cluster import cluster
-from .common import say, show_library_messages
+from .common import StartsOver, say, show_library_messages
 from .decode import decode
 from .demo import demo
 from .doctor import doctor
@@ -93,6 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except StartsOver as error:
+        say(f"interrupted: {error}")
+        return INTERRUPTED
     except BrokenPipeError:
         return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sctok.kmeans_tools.domains import DomainResult
 
 DEFAULT_TOKEN_RATE = 100
+LEAST_MEMORY = 1024
 ALGORITHM_NAMES = ("auto", "lloyd", "minibatch")
 BACKEND_NAMES = ("auto", "torch", "faiss", "faiss-superkmeans")
 SEEDING_NAMES = ("auto", "hierarchical", "kmeans++", "random")
@@ -171,7 +172,7 @@ def cluster(
         tol=tol,
         seed=seed,
         max_points_per_centroid=max_points_per_centroid,
-        memory=byte_count(memory),
+        memory=_memory(memory),
     )
     plan = DomainPlan(factor, tuple(sizes), config, output or root / "codebooks", first, overwrite)
     if of_audio:
@@ -205,6 +206,15 @@ def _show(results: list["DomainResult"], factor: int, as_json: bool) -> None:
     for fact in facts:
         if "error" in fact:
             say(f"error: {fact['domain']}: {fact['error']}")
+
+
+def _memory(text: str | None) -> int | None:
+    memory = byte_count(text)
+    if memory is not None and memory < LEAST_MEMORY:
+        raise typer.BadParameter(
+            f"{text} is {memory} bytes, too little to work in; give a size such as 512M or 2G", param_hint="--memory"
+        )
+    return memory
 
 
 def _parse_domains(values: list[str], features: Path | None) -> list[str]:

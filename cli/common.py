@@ -17,6 +17,10 @@ DEFAULT_ROOT = Path("sctok-data")
 LINE_SECONDS = 10.0
 
 
+class StartsOver(Exception):
+    """Ctrl-C where nothing of the work is kept; the message says what to do instead."""
+
+
 def one_of(*names: str) -> Callable[[str], str]:
     """Return a check for an option whose value is one of `names`; anything else is wrong usage."""
 

@@ -14,7 +14,7 @@ from .codecs import (
     decoding_workers,
     load_codec,
 )
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption
+from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, StartsOver
 from .runs import AudioArgument, ChannelOption, WorkersOption
 
 
@@ -55,7 +55,13 @@ def encode(
     reading = Reading(chosen_codebook(loaded, codebook), channel, processes)
     reporter = FileReporter("encode", audio_lengths(jobs), window_count)
     if out is not None and out.suffix == SHARD_SUFFIX:
-        reporter.take(encode_to_shard(loaded, jobs, reading, out, reporter.windows))
+        try:
+            reporter.take(encode_to_shard(loaded, jobs, reading, out, reporter.windows))
+        except KeyboardInterrupt:
+            raise StartsOver(
+                f"nothing is kept of {out}, which is written at once; sctok tokenize --codec {codec} goes on where it "
+                "stopped"
+            ) from None
     else:
         reporter.take(encode_files(loaded, jobs, reading, keep=skip_existing, progress=reporter.windows))
     reporter.show(loaded, as_json)

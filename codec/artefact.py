@@ -288,6 +288,8 @@ def load_codebooks(name_or_path: str | Path = "mini") -> tuple[Codebook, ...]:
 def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the folder of a codec and its description; what is missing there is named."""
     with ExitStack() as stack:
+        if not isinstance(name_or_path, str | os.PathLike):
+            raise ValueError(f"{name_or_path!r} is neither the name nor the folder of a codec")
         folder = Path(name_or_path)
         if str(name_or_path) in BUNDLED_CODECS:
             resource = files("sctok.weights") / f"codec-{name_or_path}"

@@ -26,7 +26,7 @@ from .encoding import WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
 from .samplers import SamplerConfig, visited_steps
 from .semantic import UNDECIDED, SemanticQuantizer
-from .waves import mono_blocks
+from .waves import is_whole, mono_blocks
 
 DECODED_AT_ONCE = {"cpu": 4, "cuda": 16}  # windows
 
@@ -53,8 +53,8 @@ class Codec:
     def __init__(
         self, parts: CodecParts, device: torch.device, precision: str, batch_windows: int | None = None
     ) -> None:
-        if batch_windows is not None and batch_windows < 1:
-            raise ValueError(f"batch_windows must be at least 1, not {batch_windows}")
+        if batch_windows is not None and not (is_whole(batch_windows) and batch_windows >= 1):
+            raise ValueError(f"batch_windows must be a whole number of at least 1, not {batch_windows!r}")
         self.info, self.device, self.precision = parts.info, device, precision
         self.batch_windows = batch_windows or DECODED_AT_ONCE[device.type]
         self._parts = parts
@@ -199,6 +199,10 @@ class Codec:
         Raises ValueError for another shape, tokens outside the codebooks, and samples that need other tokens.
         """
         given = np.asarray(pairs)
+        if given.ndim != 2:
+            raise ValueError(f"tokens must be integers (n, 2), semantic and acoustic, not {given.dtype} {given.shape}")
+        if samples is not None and not is_whole(samples):
+            raise ValueError(f"samples must be a whole number, not {samples!r}")
         length = len(given) * self._token_samples if samples is None else samples
         described = self._describe(given, length, codebook)
         self.check(described)
@@ -206,6 +210,9 @@ class Codec:
 
     def check(self, tokens: CodecTokens) -> None:
         """Raise ValueError, saying what does not fit, unless this codec made the tokens, or could have."""
+        if not isinstance(tokens, CodecTokens):
+            what = type(tokens).__name__
+            raise ValueError(f"{what} is not CodecTokens, as encode, tokens and read_sct return them")
         if tokens.token_rate != self.token_rate:
             raise ValueError(
                 f"the tokens are of {tokens.token_rate} per second, the codec {self.info.name} of {self.token_rate}"
@@ -267,7 +274,9 @@ class Codec:
     def _decode_windows(
         self, batches: "Iterable[list[_Placed[Key]]]", sampler: SamplerConfig | None, progress: Progress | None
     ) -> "Iterator[tuple[_Placed[Key], NDArray[np.float32]]]":
-        sampler = sampler or SamplerConfig()
+        sampler = SamplerConfig() if sampler is None else sampler
+        if not isinstance(sampler, SamplerConfig):
+            raise ValueError(f"the sampler must be a SamplerConfig, not {sampler!r}")
         steps = len(visited_steps(sampler, len(self._parts.schedule)))
         for batch in batches:
             share = len(batch) / steps

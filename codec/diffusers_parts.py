@@ -1,7 +1,6 @@
 """The VAE and the vocoder of AudioLDM 2 as `AudioLDM2Pipeline.save_pretrained` stores them, in sctok's modules."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from sctok.audio.mel import DECODER_BINS
 from sctok.audio.windows import FRAME_SHIFT, SAMPLE_RATE
-from sctok.formats.files import read_json
+from sctok.formats.files import is_repository, read_json
 
 from .hifigan import SLOPE, HifiGan, HifiGanConfig
 from .vae import AutoencoderKL, VAEConfig
@@ -272,7 +271,7 @@ def _part_folder(source: str | Path, part: str, filenames: Sequence[str]) -> Pat
     path = Path(source)
     if path.exists():
         folders = [path / part, path]
-    elif re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
+    elif is_repository(source):
         folders = [_fetch(str(source), part, filenames) / part]
     else:
         raise ValueError(f"{source} is neither a folder nor a hub repository owner/name")

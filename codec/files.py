@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sctok.audio.loader import load_windows
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.formats.files import DiskFullError, FormatError, atomic_path
+from sctok.formats.files import DiskFullError, FormatError, atomic_path, remove_stale_temporaries
 from sctok.formats.sct import CodecTokens, read_sct, write_sct
 from sctok.formats.token_shards import TokenShardWriter
 
@@ -84,7 +84,11 @@ def encode_files(
 def encode_to_shard(
     codec: Codec, jobs: Sequence[AudioJob], reading: Reading, path: Path, progress: Progress | None = None
 ) -> Iterator[Outcome]:
-    """Write the tokens of audio to one token shard, as `encode_files` does to files; it appears when all is done."""
+    """Write the tokens of audio to one token shard, as `encode_files` does to files; it appears when all is done.
+
+    What a killed call for the same shard left beside it is removed.
+    """
+    remove_stale_temporaries(path.parent, path.name)
     sizes = codec.codebook_sizes(reading.codebook)
     with TokenShardWriter(path, codebook_sizes=sizes) as writer:
         for job, found in _encoded(codec, jobs, reading, progress):

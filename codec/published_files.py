@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sctok.formats.files import is_repository
 from sctok.formats.stacking import TOKEN_RATES, stack_factor
 
 ENCODER, DECODER = "encoder.ckpt", "decoder.ckpt"
@@ -47,14 +48,15 @@ def find_published(source: str, rate: int | None = None, codebooks: Path | None 
     if path.is_dir():
         folder = _checkpoint_folder(path, rate)
         places = [codebooks] if codebooks else [folder, path, folder.parent]
-    elif source in HUB_NAMES or (source.count("/") == 1 and not path.exists()):
+    elif source in HUB_NAMES or is_repository(source):
         if rate is None:
             raise ValueError(f"{source} has codecs of several token rates: give --rate 100, 50 or 25")
         repository = HUB_REPOSITORY if source in HUB_NAMES else source
         folder = _fetch_checkpoints(repository, rate)
         places = [codebooks] if codebooks else [_fetch_codebooks(repository, rate, folder.parent)]
     else:
-        raise ValueError(f"{source} is neither a folder nor a hub repository owner/name, nor {', '.join(HUB_NAMES)}")
+        what = "is a file, not" if path.exists() else "is neither"
+        raise ValueError(f"{source} {what} a folder nor a hub repository owner/name, nor {', '.join(HUB_NAMES)}")
     return PublishedFiles(source, folder / ENCODER, folder / DECODER, tuple(_codebook_files(places)))
 
 

@@ -1,6 +1,7 @@
 """Audio in memory, of any shape, type and rate, as mono blocks at 16 kHz."""
 
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,23 @@ def mono_blocks(
 
     Arguments and errors are those of `Codec.encode`; all but those about values are raised at once.
     """
-    if not MIN_RATE <= sample_rate <= MAX_RATE or sample_rate != int(sample_rate):
-        reason = f"has a sample rate of {sample_rate} Hz; whole rates from {MIN_RATE} to {MAX_RATE} Hz can be encoded"
+    known = isinstance(sample_rate, Real) and MIN_RATE <= sample_rate <= MAX_RATE
+    if not known or sample_rate != int(sample_rate):
+        reason = f"has a sample rate of {sample_rate!r} Hz; whole rates from {MIN_RATE} to {MAX_RATE} Hz can be encoded"
         raise AudioError(NAME, reason)
     if isinstance(wave, Tensor):
         wave = wave.detach().cpu().to(torch.float32 if wave.is_floating_point() else wave.dtype).numpy()
     frames = _frames(np.asarray(wave))
     if not frames.size:
         raise AudioError(NAME, "holds no samples")
-    if channel is not None and not 0 <= channel < frames.shape[1]:
-        raise AudioError(NAME, f"has no channel {channel}: it has {frames.shape[1]}, counted from 0")
+    if channel is not None and not (is_whole(channel) and 0 <= channel < frames.shape[1]):
+        raise AudioError(NAME, f"has no channel {channel!r}: it has {frames.shape[1]}, counted from 0")
     return _resampled(frames, int(sample_rate), channel)
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number, of Python or NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _frames(wave: NDArray[Any]) -> NDArray[Any]:

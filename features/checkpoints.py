@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sctok import __version__
-from sctok.formats.files import check_format
+from sctok.formats.files import check_format, is_repository
 from sctok.formats.tensors import encoder_hash, read_header, save_tensors
 
 from .encoder import Attention, AudioMAE, EncoderConfig
@@ -88,7 +88,7 @@ def load_weights(name_or_path: str | Path) -> EncoderWeights:
         return _read_weights(path, path.stem)
     if name in HUB_MODELS:
         return _read_weights(_fetch(HUB_MODELS[name].repository), name)
-    if name.count("/") == 1 and not path.suffix and not path.exists():
+    if is_repository(name):
         return _read_weights(_fetch(name), name)
     known = ", ".join((*BUNDLED, *HUB_MODELS))
     raise ValueError(f"encoder {name!r} is neither a file, a hub repository owner/name, nor one of: {known}")

@@ -249,12 +249,22 @@ def _describe_codec(folder: Path) -> dict[str, Any]:
     content = read_json(folder / CODEC_FILE)
     if not isinstance(content, dict) or content.get("format") != CODEC_FORMAT:
         raise foreign(folder / CODEC_FILE, CODEC_FORMAT)
+    if missing := [name for name in _codec_parts(content) if not (folder / name).is_file()]:
+        raise FormatError(f"{folder} is no whole codec: {', '.join(missing)} is missing; make or import it again")
     parts = []
     for path in sorted(folder.glob("*.safetensors")):
         metadata, shapes = read_header(path)
         kind = metadata.get("kind") or str(metadata.get("format", "")).removeprefix("sctok-")
         parts.append({"file": path.name, "kind": kind, "values": _count_values(shapes), "bytes": path.stat().st_size})
     return {"kind": "codec folder", "path": str(folder), "codec": content, "parts": parts}
+
+
+def _codec_parts(content: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files that a codec consists of beside its description."""
+    listed = [content.get("codebooks"), content.get("decoder_hashes")]
+    names = [name for part in listed if isinstance(part, dict) for name in part]
+    encoder = str(content.get("encoder", ""))
+    return ["acoustic.safetensors", *names, *([encoder] if encoder.endswith(".safetensors") else [])]
 
 
 def _count_values(shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 HASH_CHARACTERS = 16
+_WEIGHT_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".npy")
 _TEMPORARY = re.compile(r".+\.tmp-(\d+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # all that NumPy's tofile says
@@ -100,14 +101,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove what killed writers left in `folder` (not below it) and return the paths removed.
+def remove_stale_temporaries(folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
+    """Remove what killed writers left in `folder` (not below it), of the file `name` alone if given; return the paths.
 
     Only files named `*.tmp-<pid>` whose process no longer runs on this machine are touched; the folder may be missing.
     """
     removed = []
     for path in sorted(Path(folder).glob("*.tmp-*")):
         found = _TEMPORARY.fullmatch(path.name)
+        if name is not None and path.name.rpartition(".tmp-")[0] != name:
+            continue
         if found and path.is_file() and not path.is_symlink() and not _is_running(int(found[1])):
             path.unlink(missing_ok=True)
             removed.append(path)
@@ -128,6 +131,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} is not a JSON type")
+
+
+def is_repository(source: str | os.PathLike[str]) -> bool:
+    """Return whether a source can only mean a repository `owner/name` of the Hugging Face hub, and no path.
+
+    What begins as a path does (`.`, `~`, `/`), ends as a file of weights does, or lies in a folder that is there, is a
+    path, whether anything is there or not.
+    """
+    text = str(source)
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) or text.endswith(_WEIGHT_SUFFIXES):
+        return False
+    return not Path(text).exists() and not Path(text).parent.exists()
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """Settings and results of a k-means fit."""
 
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ _ENOUGH_PER_CENTROID = 1024  # more vectors than this leave mini-batches enough 
 _LARGE_BYTES = 1 << 37  # of float32 vectors, without a bound on memory
 _LARGE_IN_MEMORIES = 16
 _BLOCKS = 16  # of which the memory should hold so many: two are read, and what is made of one takes the rest
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,12 @@ class KMeansConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
         for name in ("iterations", "max_points_per_centroid", "block_rows", "memory"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value} is not positive")
-        if self.tol is not None and not (0 <= self.tol < 1):
-            raise ValueError(f"tol {self.tol} is not in [0, 1)")
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed} is negative")
+            if value is not None and not (_is_whole(value) and value >= 1):
+                raise ValueError(f"{name} {value!r} is not a positive whole number")
+        if self.tol is not None and not (isinstance(self.tol, Real) and 0 <= self.tol < 1):
+            raise ValueError(f"tol {self.tol!r} is not a number in [0, 1)")
+        if not (_is_whole(self.seed) and self.seed >= 0):
+            raise ValueError(f"seed {self.seed!r} is not a whole number of at least 0")
 
     @property
     def most_iterations(self) -> int:

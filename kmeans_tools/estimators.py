@@ -196,7 +196,8 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def _check_parameters(self) -> None:
         for name in ("n_clusters", "max_iter", "n_init", "batch_size"):
             value = getattr(self, name, 1)
-            if (not isinstance(value, Integral) or value < 1) and (name, value) != ("n_init", "auto"):
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if (not whole or value < 1) and (name, value) != ("n_init", "auto"):
                 raise ValueError(f"{name} {value!r} is not a positive integer")
         if not isinstance(self.tol, Real):
             raise ValueError(f"tol {self.tol!r} is not a number")

@@ -164,3 +164,24 @@ def test_a_missing_input_is_one_line(sctok, tmp_path):
     code, _, said = sctok("encode", tmp_path / "nowhere.wav")
     assert code == 1
     assert said.strip().endswith("nowhere.wav: no such file or folder")
+
+
+def test_ctrl_c_says_that_a_shard_starts_over_and_leaves_nothing(sctok, tmp_path, monkeypatch):
+    audio = write_noise(tmp_path / "in" / "a.wav", 8_000)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sctok.formats.token_shards.TokenShardWriter.add", interrupt)
+    code, _, said = sctok("encode", audio, "--out", tmp_path / "t.tar")
+    assert code == 130
+    assert "nothing is kept" in said
+    assert "goes on from there" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_a_killed_command_left_beside_its_shard_is_removed(sctok, tmp_path):
+    stale = tmp_path / f"t.tar.tmp-{2**31 - 1}"
+    stale.touch()
+    assert sctok("encode", write_noise(tmp_path / "in" / "a.wav", 8_000), "--out", tmp_path / "t.tar")[0] == 0
+    assert not stale.exists()

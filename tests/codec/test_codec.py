@@ -1,5 +1,5 @@
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -283,7 +283,7 @@ def test_decoding_reads_tokens_as_it_goes(codec: Codec, long_tokens: CodecTokens
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch_windows must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="batch_windows must be a whole number of at least 1, not 0"):
         Codec(tiny_parts(), torch.device("cpu"), "fp32", batch_windows=0)
 
 
@@ -291,3 +291,30 @@ def test_a_whole_rate_may_be_a_float(codec: Codec) -> None:
     wave = np.random.default_rng(0).standard_normal(4_000)
     found = [codec.encode(wave, rate).tokens for rate in (44_100, 44_100.0)]  # type: ignore[arg-type]
     np.testing.assert_array_equal(*found)
+
+
+WAVE = np.zeros(800, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda codec: codec.encode(WAVE, "16000"), "sample rate of '16000'"),
+        (lambda codec: codec.encode(WAVE, None), "sample rate of None"),
+        (lambda codec: codec.encode(WAVE, 16_000, channel="left"), "no channel 'left'"),
+        (lambda codec: codec.encode(WAVE, 16_000, channel=0.5), r"no channel 0\.5"),
+        (lambda codec: codec.encode("a.wav", 16_000), "must be floats or signed integers"),
+        (lambda codec: codec.decode(None), "NoneType is not CodecTokens"),
+        (lambda codec: codec.decode("a.sct"), "str is not CodecTokens"),
+        (lambda codec: codec.decode(codec.encode(WAVE, 16_000), 50), "SamplerConfig, not 50"),
+        (lambda codec: codec.tokens(None), r"integers \(n, 2\)"),
+        (lambda codec: codec.tokens(np.zeros((1, 2), int), "800"), "samples must be a whole number, not '800'"),
+        (lambda codec: Codec.load(3), "3 is neither the name nor the folder of a codec"),
+        (lambda codec: Codec.load("mini", "cpu", batch_windows="4"), "not '4'"),
+    ],
+)
+def test_values_of_other_types_are_refused_in_words(
+    codec: Codec, call: Callable[[Codec], object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(codec)

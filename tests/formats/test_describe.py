@@ -116,7 +116,8 @@ def test_checkpoints(tmp_path: Path, what: str) -> None:
 
 def test_codec_folder_and_part(tmp_path: Path) -> None:
     part = {"format_name": "sctok-codec-part", "version": 1, "metadata": {"kind": "vae", "config": {"channels": 8}}}
-    save_tensors(tmp_path / "vae.safetensors", {"w": np.zeros((2, 3))}, **part)
+    for name in ("acoustic", "vae"):
+        save_tensors(tmp_path / f"{name}.safetensors", {"w": np.zeros((2, 3))}, **part)
     save_codebook(tmp_path / "codebook-4.safetensors", codebook())
     write_json(tmp_path / "codec.json", {"format": "sctok-codec", "name": "mine", "token_rate": 50})
     facts = described(tmp_path / "vae.safetensors")
@@ -124,9 +125,17 @@ def test_codec_folder_and_part(tmp_path: Path) -> None:
     facts = described(tmp_path)
     assert (facts["kind"], facts["codec"]["name"]) == ("codec folder", "mine")
     assert [(row["file"], row["kind"], row["values"]) for row in facts["parts"]] == [
+        ("acoustic.safetensors", "vae", 6),
         ("codebook-4.safetensors", "codebook", 28),
         ("vae.safetensors", "vae", 6),
     ]
+    listed = {
+        "codebooks": {"codebook-4.safetensors": "0", "codebook-8.safetensors": "0"},
+        "encoder": "encoder.safetensors",
+    }
+    write_json(tmp_path / "codec.json", {"format": "sctok-codec", **listed})
+    with pytest.raises(FormatError, match=r"no whole codec: codebook-8\.safetensors, encoder\.safetensors is missing"):
+        describe_file(tmp_path)
     write_json(tmp_path / "codec.json", {"format": "other"})
     with pytest.raises(FormatError, match=r"codec\.json is not a file that sctok writes"):
         describe_file(tmp_path)

@@ -17,6 +17,7 @@ from sctok.formats.files import (
     hash_arrays,
     hash_bytes,
     hash_json,
+    is_repository,
     read_json,
     remove_stale_temporaries,
     write_json,
@@ -98,6 +99,29 @@ def test_remove_stale_temporaries_spares_the_living(tmp_path: Path) -> None:
     assert not stale.exists()
     assert all(path.exists() for path in kept)
     assert remove_stale_temporaries(tmp_path / "missing") == []
+
+
+def test_remove_stale_temporaries_of_one_file(tmp_path: Path) -> None:
+    stale, other = (tmp_path / f"{name}.tmp-{2**31 - 1}" for name in ("a.tar", "b.tar"))
+    stale.touch()
+    other.touch()
+    assert remove_stale_temporaries(tmp_path, "a.tar") == [stale]
+    assert other.exists()
+
+
+@pytest.mark.parametrize("source", ["haoheliu/SemantiCodec", "cvssp/audioldm2", "gaunernst/vit_base.audiomae_as2m"])
+def test_a_repository_of_the_hub(source: str) -> None:
+    assert is_repository(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["./here", "../up", "~/home", "/root", "a/b/c", "name", "models/encoder.ckpt", "there/missing", "a//b", ""],
+)
+def test_what_looks_like_a_path_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    assert not is_repository(source)
 
 
 def test_json_files_are_sorted_and_end_with_a_newline(tmp_path: Path) -> None:

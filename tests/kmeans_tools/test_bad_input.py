@@ -122,3 +122,12 @@ def test_a_shard_of_another_width_is_named(tmp_path: Path) -> None:
     paths = [shard(tmp_path / "a.h5", 6, 0), shard(tmp_path / "b.h5", 5, 1)]
     with pytest.raises(ValueError, match=r"b\.h5 holds features of width 5, .*a\.h5 of width 6"):
         fit(ShardSource(paths, 1), 4)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"memory": "1G"}, {"iterations": True}, {"iterations": 2.5}, {"seed": None}, {"seed": 1.5}, {"tol": "x"}],
+)
+def test_settings_of_other_types_are_refused_in_words(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} .* is not a"):
+        KMeansConfig(**setting)

@@ -114,6 +114,7 @@ def test_one_domain_alone_raises_its_error(root: Path) -> None:
         ["--domain", "a,b", "--features", "x", "--k", "4"],
         ["--domain", "music", "--k", "papers"],
         ["--domain", "music", "--k", "4", "--memory", "lots"],
+        ["--domain", "music", "--k", "4", "--memory", "1"],
     ],
 )
 def test_wrong_usage(root: Path, options: list[Any]) -> None:

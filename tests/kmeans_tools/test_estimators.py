@@ -320,6 +320,7 @@ def test_bad_rows_are_named(estimator: Any, bad: float) -> None:
     ("options", "message"),
     [
         ({"n_clusters": 0}, "n_clusters 0 is not"),
+        ({"n_clusters": True}, "n_clusters True is not"),
         ({"n_clusters": 2.5}, "n_clusters 2.5 is not"),
         ({"n_clusters": 31}, "n_samples=30 should be >= n_clusters=31"),
         ({"max_iter": 0}, "max_iter 0 is not"),
