@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, Progress, RootOption, emit, say, table
+from .common import DEFAULT_ROOT, DeviceOption, JsonOption, Progress, RootOption, SeedOption, emit, say, table
 from .runs import RetryOption
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ def evaluate(
             "{out}', dir:PATH, lowpass:3500, original; repeat it for several.",
         ),
     ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="Choose clips: paper, of folders LibriTTS, AudioSet and MUSDB18; debian, of a folder with speech/, "
+            "music/ and general/, what the bundled models were not trained on.",
+        ),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +62,7 @@ def evaluate(
         int, typer.Option("--workers", help="Processes that score.", show_default="one per core", min=0)
     ] = 0,
     retry_failed: RetryOption = False,
+    seed: SeedOption = 0,
     root: RootOption = DEFAULT_ROOT,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -70,6 +79,8 @@ def evaluate(
     from sctok.evaluation.references import list_references, read_transcripts
     from sctok.formats.files import read_json
 
+    if recipe is not None:
+        references = [_chosen(recipe, references, root, seed)]
     listed = list_references(references, domain, read_transcripts(transcripts) if transcripts else None)
     chosen = _metrics(metrics, whisper, language, any(each.transcript is not None for each in listed))
     codecs = {spec: open_codec(spec, device=device) for spec in codec}
@@ -78,6 +89,15 @@ def evaluate(
     with progress:
         run_evaluation(listed, codecs, chosen, folder, Settings(workers, audio, retry_failed), progress)
     _show(folder, codecs, chosen, read_json(folder / "summary.json"), as_json)
+
+
+def _chosen(recipe: str, folders: list[str], root: Path, seed: int) -> str:
+    """Return the manifest of the clips that a recipe chooses."""
+    from sctok.evaluation.recipes import RECIPES, write_recipe
+
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r} is none of {', '.join(RECIPES)}", param_hint="--recipe")
+    return str(write_recipe(recipe, folders, root / "reports" / f"{recipe}-{seed}.jsonl", seed))
 
 
 def _metrics(names: str | None, whisper: str | None, language: str, transcripts: bool) -> "list[Metric]":

@@ -1,0 +1,56 @@
+"""Table V at laptop scale: size of the acoustic codebook, and a one- against a two-directional LSTM.
+
+    python benchmarks/paper/table_v.py AUDIO             about 2 hours on two cores; --quick: minutes
+
+All are the mini codec's parts with its semantic codebook, trained alike for a fifth of its steps. The one-directional
+LSTM is the same network without its way back, and has half of its weights.
+"""
+
+import argparse
+
+from paper_codecs import held_out, score
+from paper_common import Report, add_options
+from paper_training import Budget, Variant, codec_spec, train_all
+
+from sctok.codec.artefact import load_codec
+
+SIZES, QUICK_SIZES = (512, 2048, 8192), (64, 256)
+METRICS = ("mel_dac", "mel_db")
+ONE_WAY = "one-directional"
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--sizes", type=int, nargs="+", help="of the acoustic codebook; the last is that of both LSTMs")
+    parser.add_argument("--steps", type=int, help="of each training")
+    parser.add_argument("--clips", type=int, help="of each domain")
+    options = parser.parse_args()
+    sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))
+    budget, work = Budget.of(options.quick, options.steps), options.work / "table_v"
+    books = load_codec("mini").codebooks
+    variants = [Variant(f"acoustic-{k}", books, {"codebook_size": k}) for k in sizes]
+    variants.append(Variant(ONE_WAY, books, {"codebook_size": sizes[-1]}, one_way=True))
+    folders = train_all(variants, options.audio, work, budget, options.seed)
+    steps = 2 if options.quick else 20
+    references = held_out(options.audio, work, options.clips or (1 if options.quick else 20), options.seed)
+    scores = score(references, [codec_spec(name, folders[name], steps) for name in folders], METRICS, work)
+    settings = {"sizes": sizes, "training_steps": budget.steps, "batch": budget.batch_size, "clips": len(references)}
+    settings |= {"sampler_steps": steps, "seed": options.seed, "quick": options.quick}
+    report = Report("table_v", "Table V: acoustic codebook and LSTM", settings)
+    rows = [
+        [name, scores.mean(name, "kbps"), *(scores.mean(name, metric) for metric in METRICS)] for name in scores.codecs
+    ]
+    report.table("Mean of domains, lower is better", ["codec", "kbit/s", *METRICS], rows)
+    both = f"acoustic-{sizes[-1]}"
+    pairs = [(f"acoustic-{k}", both, f"{sizes[-1]} acoustic codes are better than {k}") for k in sizes[:-1]]
+    for worse, better, text in [*pairs, (ONE_WAY, both, "Two directions are better than one")]:
+        found = scores.difference(better, worse, "mel_dac")
+        assert found is not None
+        report.claim(text, found.held("lower"), f"difference of mel_dac {found}")
+    report.write(options.out)
+
+
+if __name__ == "__main__":
+    main()
