@@ -1,11 +1,14 @@
 """Codecs of sctok under test."""
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sctok.codec.artefact import BUNDLED_CODECS, INFO_FILE
 from sctok.codec.codec import Codec
 from sctok.codec.samplers import SamplerConfig
 from sctok.formats.sct import sct_bytes, write_sct
@@ -36,6 +39,13 @@ class SctokCodec:
         return Coded(decoded, self.codec.sample_rate, written, encoding, decoding, int(tokens.tokens.size), container)
 
 
+def _decoder_hashes(name_or_path: str) -> Any:
+    """Return what identifies the decoder of a codec that has been loaded."""
+    bundled = name_or_path in BUNDLED_CODECS
+    folder = files("sctok.weights") / f"codec-{name_or_path}" if bundled else Path(name_or_path)
+    return json.loads((folder / INFO_FILE).read_text("utf-8"))["decoder_hashes"]
+
+
 def open_spec(spec: Spec, device: str) -> SctokCodec:
     """Open `mini` or a folder, with the sampler's options, `codebook=ROWS` and `precision=`."""
     spec.check_options([*_READERS, *_TEXTS, "codebook", "precision"])
@@ -50,6 +60,7 @@ def open_spec(spec: Spec, device: str) -> SctokCodec:
     settings = {
         "codec": codec.info.name,
         "hash": codec.hash,
+        "decoder": _decoder_hashes(spec.value),
         "token_rate": codec.token_rate,
         "codebook": codec.codebook_sizes(rows)[0],
         "precision": codec.precision,
