@@ -21,6 +21,7 @@ from .extract import extract
 from .import_checkpoint import import_checkpoint
 from .inspect import inspect
 from .merge import merge
+from .plan import plan
 from .pretrain import pretrain
 from .probe import probe
 from .reconstruct import reconstruct
@@ -65,6 +66,7 @@ for command in (
     cluster,
     merge,
     tokenize,
+    plan,
     train,
     import_checkpoint,
     encode,
