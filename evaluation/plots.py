@@ -200,7 +200,8 @@ def spectrogram_plot(
         axes.grid(False)
         axes.set_yticks(list(edges.values()), [f"{hertz / 1000:g}k" for hertz in edges])
         axes.set_title(label)
-        axes.tick_params(labelbottom=axes is grid[-1])
+        if axes is not grid[-1]:
+            axes.set_xticks([])
     grid[-1].set_xlabel("seconds")
     return Plot(name, title, figure)
 
@@ -234,6 +235,7 @@ def save_plot(plot: Plot, folder: Path) -> list[Path]:
             plot.figure.savefig(
                 temporary, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white", metadata=metadata
             )
+        plot.figure.set_layout_engine("none")  # as it is laid out now
     return paths
 
 
@@ -242,6 +244,7 @@ def inline_svg(plot: Plot) -> str:
     buffer = io.StringIO()
     with _styled():
         plot.figure.savefig(buffer, format="svg", dpi=DOTS_PER_INCH, transparent=True, metadata={"Date": None})
+    plot.figure.set_layout_engine("none")  # as it is laid out now
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
