@@ -20,7 +20,7 @@ from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import check_format, hash_bytes, json_text, read_json, remove_stale_temporaries, write_json
 
 from .codecs_base import CodecUnderTest, Coded
-from .metrics import Metric
+from .metric_base import Metric
 from .pairs import length_problem, read_pcm, to_pcm, write_flac
 from .references import Reference
 from .score_processes import Task, score_tasks

@@ -1,60 +1,20 @@
 """The metrics by name: unit, direction, protocol, and what each needs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
-from typing import Literal
 
 from . import signal_metrics as signal
 from . import signal_metrics_speech as speech
 from . import visqol
-from .pairs import Pair
-from .text_metrics import BUNDLED_PACKAGE, PAPER_MODEL, Measured, bundled_whisper, whisper_library, word_error_rate
+from .metric_base import Metric, Needs
+from .text_metrics import BUNDLED_PACKAGE, PAPER_MODEL, bundled_whisper, whisper_library, word_error_rate
 
-SPEECH = "speech"
 GROUPS = {
     "signal": ("mel_dac", "stft_dac", "mel_db", "stft_db", "lsd", "si_sdr", "stoi", "pesq"),
     "visqol": ("visqol_speech", "visqol_audio"),
 }
 # Given only when asked for by name: what few want, or what needs packages that are hard to install.
 OPTIONAL = ("estoi", "speaker_similarity")
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Modules, and what to do where one is not installed."""
-
-    modules: tuple[str, ...] = ()
-    how: str = ""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How good decoded audio is, in one respect.
-
-    score: takes a Pair; picklable; raises any exception where there is no value. speech_only: not measured in domains
-    of another name. transcript: needs one. heavy: loads a large model, and is therefore run in one process.
-    """
-
-    name: str
-    unit: str
-    better: Literal["higher", "lower"]
-    protocol: str
-    score: Callable[[Pair], float | Measured]
-    needs: Needs = Needs()
-    speech_only: bool = False
-    transcript: bool = False
-    heavy: bool = False
-
-    def missing(self) -> str | None:
-        """Return what to do where a module it needs is not installed, else None."""
-        lacking = [module for module in self.needs.modules if find_spec(module) is None]
-        return f"{self.name} needs {' and '.join(lacking)}: {self.needs.how}" if lacking else None
-
-    def applies(self, domain: str, transcript: str | None) -> bool:
-        """Return whether it is measured for a file: speech metrics not outside speech, where the domain is known."""
-        return (not self.speech_only or domain in (SPEECH, "")) and (not self.transcript or transcript is not None)
 
 
 def all_metrics(whisper: str | None = None, language: str | None = "en") -> dict[str, Metric]:

