@@ -1,6 +1,8 @@
 """Random crops of an audio collection for training, drawn by number so that any batch can be drawn again."""
 
+import math
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from sctok.audio.windows import SAMPLE_RATE
 from sctok.features.mel_cache import VALIDATION_SHARE, key_share
 from sctok.formats.files import read_json, write_json
 from sctok.kmeans_tools.distributed import ALONE, Group
+from sctok.kmeans_tools.memory import free_memory
 
 INDEX_FILE = "clips.json"
 TRIES = 10
@@ -24,6 +27,8 @@ AUDIBLE = 1e-4  # a crop that nowhere exceeds this is drawn again, as in the pub
 PEAK = 0.5
 QUIETEST_DB, LOUDEST_DB = -18.0, 6.0
 READERS = 2
+WHOLE_SECONDS = 60.0  # clips up to this long are decoded as a whole, and kept
+KEPT_BYTES = 4 << 30
 
 Skipped = Callable[[str, str], None]
 
@@ -126,7 +131,9 @@ class CropConfig:
 class CropSampler:
     """Draws crop `index` of step `step` from the seed alone: independent of batch sizes, ranks and what came before.
 
-    Files that cannot be read are reported once to `skipped` and drawn around. `readers` threads read ahead.
+    Files that cannot be read are reported once to `skipped` and drawn around. `readers` threads read ahead. Clips of up
+    to a minute are kept as float32 once they were decoded, the last ones used, in up to 4 GiB or an eighth of what
+    memory is free at the start.
     """
 
     def __init__(
@@ -145,6 +152,7 @@ class CropSampler:
         self._group_edges = np.cumsum(hours / hours.sum())
         # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
         self._clip_edges = [np.cumsum(np.sqrt(each) / np.sqrt(each).sum()) for each in seconds]
+        self._kept, self._room = OrderedDict[str, NDArray[np.float32]](), min(KEPT_BYTES, free_memory() // 8)
         self._ahead: dict[tuple[int, int, int], list[Future[NDArray[np.float32]]]] = {}
         self._pool = ThreadPoolExecutor(readers, "crops")
 
@@ -181,7 +189,7 @@ class CropSampler:
             clip = self._members[group][_pick(self._clip_edges[group], rng)]
             start = rng.random() * max(0.0, clip.seconds - samples / SAMPLE_RATE)
             try:
-                piece = read_crop(clip.item, start, samples)
+                piece = self._read(clip, start, samples)
             except AudioError as error:
                 self._report(clip, error.args[1])
                 continue
@@ -189,6 +197,22 @@ class CropSampler:
                 return piece
             self._report(clip, f"has no samples at {start:.2f} s")
         return np.empty(0, np.float32)
+
+    def _read(self, clip: Clip, start: float, samples: int) -> NDArray[np.float32]:
+        if clip.seconds > WHOLE_SECONDS:
+            return read_crop(clip.item, start, samples)
+        with self._lock:
+            whole = self._kept.get(clip.key)
+            if whole is not None:
+                self._kept.move_to_end(clip.key)
+        if whole is None:
+            whole = read_crop(clip.item, 0.0, math.ceil((clip.seconds + 1) * SAMPLE_RATE))
+            with self._lock:
+                self._room -= whole.nbytes if clip.key not in self._kept else 0
+                self._kept[clip.key] = whole
+                while self._room < 0:
+                    self._room += self._kept.popitem(last=False)[1].nbytes
+        return whole[round(start * SAMPLE_RATE) :][:samples]
 
     def _report(self, clip: Clip, reason: str) -> None:
         with self._lock:

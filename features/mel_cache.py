@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sctok.audio.filterbank import SILENCE, filterbank
 from sctok.audio.loader import Chunk, load_windows
@@ -149,25 +150,38 @@ class WindowSampler:
         # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
         self._clip_edges = [_edges(np.sqrt(each)) for each in frames]
 
-    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-        """Return float32 (count, 1024, 128) windows at random levels."""
-        return np.stack([self._window(rng) for _ in range(count)])
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Return what `cut_windows` makes `count` windows of.
 
-    def _window(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        That is for each frame its place in the cache, int64 (count, 1024), -1 for silence, and its level, float32.
+        """
+        frames = np.full((count, WINDOW_FRAMES), -1, np.int64)
+        levels = np.zeros((count, WINDOW_FRAMES), np.float32)
+        for window in zip(frames, levels, strict=True):
+            self._fill(*window, rng)
+        return torch.from_numpy(frames), torch.from_numpy(levels)
+
+    def _fill(self, frames: NDArray[np.int64], levels: NDArray[np.float32], rng: np.random.Generator) -> None:
         group = _pick(self._group_edges, rng)
-        window = np.full((WINDOW_FRAMES, MEL_BINS), SILENCE, np.float32)
         packed = rng.random() < PACKED_SHARE
         filled = 0
         while filled < WINDOW_FRAMES:
             clip = self.members[group][_pick(self._clip_edges[group], rng)]
             spare = max(0, clip.frames - (WINDOW_FRAMES - filled))
-            piece = self.cache.cut(clip, int(rng.integers(spare + 1)), WINDOW_FRAMES - filled)
-            level = rng.uniform(-GAIN, GAIN)
-            window[filled : filled + len(piece)] = np.maximum(piece + level, SILENCE)
-            filled += len(piece)
+            start = clip.start + int(rng.integers(spare + 1))
+            count = min(WINDOW_FRAMES - filled, clip.frames)
+            levels[filled : filled + count] = rng.uniform(-GAIN, GAIN)
+            frames[filled : filled + count] = np.arange(start, start + count)
+            filled += count
             if not packed:
                 break
-        return window
+
+
+def cut_windows(cache: Tensor, frames: Tensor, levels: Tensor) -> Tensor:
+    """Return windows float32 (n, 1024, 128) from frames float16 (m, 128) as `WindowSampler.draw` chose them."""
+    chosen = cache[frames.clamp(min=0).flatten()].view(*frames.shape, MEL_BINS)
+    windows = (chosen.float() + levels[..., None]).clamp(min=SILENCE)
+    return windows.where((frames >= 0)[..., None], SILENCE)
 
 
 def _edges(weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import csv
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from sctok.formats.tensors import read_tensors, save_tensors
 from .checkpoints import EncoderWeights
 from .encoder import AudioMAE, EncoderConfig
 from .masked import POSITION_PARTS, MaskedAutoencoder
-from .mel_cache import MelCache, WindowSampler, validation_windows
+from .mel_cache import MelCache, WindowSampler, cut_windows, validation_windows
 from .read_ahead import ReadAhead
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -133,6 +134,7 @@ class Pretrainer:
         self.sampler = WindowSampler(cache, train, config.balance)
         # On a GPU a step is over before a thread has cut the windows of the next one.
         self._batches = ReadAhead(self._draw, ahead=1 if device.type == "cpu" else AHEAD)
+        self._frames = _near(cache, device)
         self.validation = validation_windows(cache, held_out or train, config.validation_windows)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
@@ -209,11 +211,12 @@ class Pretrainer:
             }
 
     def _train_step(self) -> float:
-        mel, order = (each.to(self.device, non_blocking=True) for each in self._batches.take(self.step))
+        frames, levels, order = self._batches.take(self.step)
+        mel = cut_windows(self._frames, *(each.to(self._frames.device) for each in (frames, levels))).to(self.device)
         self.model.encoder.requires_grad_(self.step >= self.config.decoder_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.step)
-        loss = self._loss(mel, order)
+        loss = self._loss(mel, order.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -222,14 +225,11 @@ class Pretrainer:
         self.scaler.update()
         return float(loss.detach())
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the windows of a step and which patches are seen and predicted."""
-        mel = torch.from_numpy(
-            self.sampler.draw(np.random.default_rng((self.config.seed, step)), self.config.batch_size)
-        )
+    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return frames and levels of the windows of a step, and which patches are seen and predicted."""
         order = _random_order(self.config.batch_size, self.config.seed + 1, step)
-        order = order[:, : self.config.visible + self.config.predicted].contiguous()
-        return (mel, order) if self.device.type == "cpu" else (mel.pin_memory(), order.pin_memory())
+        seen = order[:, : self.config.visible + self.config.predicted]
+        return *self.sampler.draw(np.random.default_rng((self.config.seed, step)), self.config.batch_size), seen
 
     def _loss(self, mel: Tensor, order: Tensor) -> Tensor:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
@@ -263,6 +263,16 @@ class Pretrainer:
             path.unlink()
             for row in rows:
                 self._append_curve(row)
+
+
+def _near(cache: MelCache, device: torch.device) -> Tensor:
+    """Return the frames of a cache, on a GPU where they leave half of its memory free."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a memory map that is only read
+        frames = torch.from_numpy(cache.frames)
+    if device.type == "cuda" and 2 * frames.nbytes < torch.cuda.mem_get_info(device)[0]:
+        return frames.to(device)
+    return frames
 
 
 def _read_curve(path: Path) -> Iterator[dict[str, Any]]:

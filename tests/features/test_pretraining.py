@@ -5,10 +5,11 @@ import pytest
 import soundfile
 import torch
 
+from sctok.audio.filterbank import SILENCE
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.features.masked import MaskedAutoencoder, sine_positions
-from sctok.features.mel_cache import MelCache, WindowSampler, build_mel_cache
+from sctok.features.mel_cache import MelCache, WindowSampler, build_mel_cache, cut_windows
 from sctok.features.pretraining import LOSS_CURVE, PretrainConfig, Pretrainer
 
 TINY = {"width": 16, "depth": 3, "heads": 2, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 1}
@@ -94,10 +95,24 @@ def test_cached_frames_are_those_of_the_file(cache):
 
 def test_windows_are_reproducible_and_differ_by_step(cache):
     sampler = WindowSampler(cache, cache.clips, 0.5)
-    first, again, other = (sampler.draw(np.random.default_rng(seed), 2) for seed in (1, 1, 2))
+    frames = torch.from_numpy(cache.frames)
+    drawn = (sampler.draw(np.random.default_rng(seed), 2) for seed in (1, 1, 2))
+    first, again, other = (cut_windows(frames, *each) for each in drawn)
     assert first.shape == (2, 1024, 128)
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_windows_hold_frames_at_their_level_and_silence():
+    cache = torch.randn(10, 128).half()
+    frames = torch.full((1, 1024), -1)
+    frames[0, :3] = torch.tensor([4, 5, 9])
+    levels = torch.zeros(1, 1024)
+    levels[0, :3] = torch.tensor([0.25, 0.25, -0.125])
+    window = cut_windows(cache, frames, levels)[0]
+    expected = np.maximum(cache[[4, 5, 9]].float().numpy() + levels[0, :3, None].numpy(), SILENCE)
+    assert np.array_equal(window[:3].numpy(), expected)
+    assert (window[3:] == SILENCE).all()
 
 
 def test_visible_patches_alone_reach_the_encoder():
