@@ -90,6 +90,7 @@ def probe(
         ),
     ] = "first",
     hidden: Annotated[int, typer.Option("--hidden", help="Width of the probes' hidden layers.", min=1)] = 1024,
+    epochs: Annotated[int, typer.Option("--epochs", help="Of a probe's training, at most.", min=1)] = 500,
     seconds: Annotated[float, typer.Option("--seconds", help="Of each clip, from its start.", min=0.01)] = 30.0,
     stability_clips: Annotated[
         int, typer.Option("--stability-clips", help="Clips of each task that are changed and encoded again.", min=1)
@@ -116,7 +117,7 @@ def probe(
     measures = tuple(part.strip() for part in measure.split(","))
     if unknown := set(measures) - set(MEASURES):
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(MEASURES)}", param_hint="--measure")
-    mlp = ProbeConfig(folds, grid_points, search, hidden, seed=seed)  # type: ignore[arg-type]
+    mlp = ProbeConfig(folds, grid_points, search, hidden, max_epochs=epochs, seed=seed)  # type: ignore[arg-type]
     settings = ProbeSettings(mlp, seconds, pooling, tuple(representation or ()), measures, stability_clips)
     books = [wanted_codebook(root / "codebooks", one, token_rate, _first(encoder)) for one in codebook or ()]
     codecs = [codec_path(one, root) for one in codec or ()]

@@ -81,12 +81,15 @@ class ProbeReport:
         self.path = folder / PROBE_FILE
         about = {"settings": settings.to_json(), "systems": [dict(system.about) for system in systems]}
         self._head = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": folder.name, **about}
+        self._created = datetime.now(UTC).isoformat()
         self.sections: dict[str, list[Row]] = {section: [] for section in SECTIONS}
         if self.path.exists():
             found = read_json(self.path)
             if not isinstance(found, dict) or found.get("format") != FORMAT:
                 raise FormatError(f"{self.path} is not a file of sctok probe; choose another --name")
-            if {key: found.get(key) for key in self._head} == self._head:
+            whole = {"created", *SECTIONS} <= found.keys()
+            if whole and {key: found.get(key) for key in self._head} == self._head:
+                self._created = found["created"]
                 self.sections = {section: found[section] for section in SECTIONS}
 
     def begin(self, task: str, fingerprint: str) -> bool:
@@ -106,7 +109,7 @@ class ProbeReport:
 
     def to_json(self) -> Row:
         """Return all of it as a JSON object."""
-        return {**self._head, "created": datetime.now(UTC).isoformat(), "sctok": sctok.__version__, **self.sections}
+        return {**self._head, "created": self._created, "sctok": sctok.__version__, **self.sections}
 
 
 def task_fingerprint(clips: Sequence[LabelledClip] | Sequence[AbxItem]) -> str:

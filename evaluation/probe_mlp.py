@@ -66,11 +66,17 @@ class ProbeConfig:
 
 
 class Trained(NamedTuple):
-    """A network after the epoch with the best accuracy on the validation fold, and that accuracy."""
+    """A network after the epoch with the best accuracy on the validation fold, of equals the lowest loss there."""
 
     model: nn.Module
     accuracy: float
+    loss: float
     epoch: int
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What is larger for a better network. HEAR takes the first of equals, which are many in small folds."""
+        return self.accuracy, -self.loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +162,7 @@ def probe_folds(
             )
             for point in tried
         ]
-        winner = max(range(len(tried)), key=lambda i: results[i].accuracy)
+        winner = max(range(len(tried)), key=lambda i: results[i].rank)
         chosen.append(tried[winner])
         best.append(results[winner])
         correct[test] = _hits(best[-1].model, x[test], y[test]).cpu().numpy()
@@ -199,18 +205,18 @@ def train_network(
         torch.manual_seed(seed)
         model = build_network(x.shape[1], classes, point, config).to(x.device)
         optimiser = torch.optim.Adam(model.parameters(), lr=point.learning_rate, fused=True)
-        best, waited = Trained(model, -1.0, 0), 0
+        best, waited = Trained(model, -1.0, np.inf, 0), 0
         kept: dict[str, Tensor] = {}
         for epoch in range(1, config.max_epochs + 1):
             _train_epoch(model, optimiser, x, y, config.batch)
             if epoch % config.validate_every and epoch < config.max_epochs:
                 continue
-            accuracy = float(_hits(model, valid_x, valid_y).float().mean())
-            waited += 1
-            if accuracy > best.accuracy:
-                best, waited = Trained(model, accuracy, epoch), 0
+            found = _validate(model, valid_x, valid_y, epoch)
+            waited = 0 if found.accuracy > best.accuracy else waited + 1
+            if found.rank > best.rank:
+                best = found
                 kept = {name: value.clone() for name, value in model.state_dict().items()}
-            if waited >= config.patience or best.accuracy == 1.0:  # which no later epoch can better
+            if waited >= config.patience:
                 break
         model.load_state_dict(kept)
     return best
@@ -225,6 +231,14 @@ def _train_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, 
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
         optimiser.step()
+
+
+@torch.no_grad()
+def _validate(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> Trained:
+    model.eval()
+    logits = model(x)
+    accuracy = (logits.argmax(dim=1) == y).float().mean()
+    return Trained(model, float(accuracy), float(nn.functional.cross_entropy(logits, y)), epoch)
 
 
 @torch.no_grad()
