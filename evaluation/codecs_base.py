@@ -25,15 +25,15 @@ class Coded:
     samples: float32 (n,) at `sample_rate` Hz, delay removed where it is a constant of the codec; n may differ from the
     input's: whoever compares cuts or fills it. bytes: of all that was written, None where nobody knows. container: how
     many of them are headers, pages, checksums and filling; `payload` leaves them out, and bit rates are made of it.
-    seconds_encode, seconds_decode: wall time, starting a program included; NaN where nobody knows. tokens: in all
+    seconds_encode, seconds_decode: wall time, starting a program included; None where nobody knows. tokens: in all
     streams, None where the codec has none.
     """
 
     samples: Wave
     sample_rate: int
     bytes: int | None
-    seconds_encode: float
-    seconds_decode: float
+    seconds_encode: float | None
+    seconds_decode: float | None
     tokens: int | None = None
     container: int = 0
 

@@ -54,7 +54,7 @@ class Command:
                 if not code.exists():
                     raise ValueError(f"{self.name}: the command ended well but wrote no {{code}}")
                 written = code.stat().st_size
-        return Coded(decoded, decoded_rate, written, 0.0, seconds)
+        return Coded(decoded, decoded_rate, written, None, seconds)
 
 
 _ENDS = {"in": "in.wav", "out": "out.wav", "code": "coded"}
@@ -68,7 +68,7 @@ def _filled(word: str, names: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class DecodedFolder:
-    """Files that something else has decoded: FOLDER/KEY.wav and the like; how long that took is not known (NaN).
+    """Files that something else has decoded: FOLDER/KEY.wav and the like; how long that took is not known.
 
     `bytes` is the size of FOLDER/KEY.SUFFIX where `code=SUFFIX` is given, else what `kbps=` states, else unknown.
     """
@@ -94,7 +94,7 @@ class DecodedFolder:
             if not coded.is_file():
                 raise ValueError(f"{coded}: is not there, so nobody knows the bit rate; state it with kbps=")
             written = coded.stat().st_size
-        return Coded(decoded, rate, written, math.nan, math.nan)
+        return Coded(decoded, rate, written, None, None)
 
 
 def _read(path: Path, what: str) -> tuple[Wave, int]:

@@ -140,15 +140,11 @@ def _costs(coded: Mapping[str, Any] | None, seconds: float | None) -> Row:
     names = ("bytes", "kbps", "tokens_per_second", "rtf_encode", "rtf_decode")
     if coded is None or not seconds:
         return dict.fromkeys(names)
-    payload, tokens = coded["payload"], coded["tokens"]
-    values = (
-        coded["bytes"],
-        None if payload is None else payload * 8 / 1000 / seconds,
-        None if tokens is None else tokens / seconds,
-        coded["seconds_encode"] / seconds,
-        coded["seconds_decode"] / seconds,
+    rates = (
+        _times(coded["payload"], 8 / 1000 / seconds),
+        *(_times(coded[name], 1 / seconds) for name in ("tokens", "seconds_encode", "seconds_decode")),
     )
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, (coded["bytes"], *rates), strict=True))
 
 
 def write_tables(folder: Path, rows: Sequence[Row], metrics: Sequence[str], cells: Mapping[Any, Cell]) -> list[Row]:

@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     guidance, steps = (QUICK_GUIDANCE, QUICK_STEPS) if options.quick else (GUIDANCE, STEPS)
     at_steps, at_guidance = (2, 3.0) if options.quick else (50, 2.0)
-    clips = options.clips or (1 if options.quick else 12)
+    clips = options.clips or (2 if options.quick else 12)
     work = options.work / "figure_6"
     points = list(dict.fromkeys([*((at_steps, g) for g in guidance), *((s, at_guidance) for s in steps)]))
     references = held_out(options.audio, work, clips, options.seed)

@@ -42,7 +42,7 @@ def main() -> None:
     steps = 2 if options.quick else 20
     specs = [codec_spec(f"variable-{k}", folders["variable"], steps, k) for k in sizes]
     specs += [codec_spec(f"fixed-{k}", folders[f"fixed-{k}"], steps) for k in sizes]
-    references = held_out(options.audio, work, options.clips or (1 if options.quick else 20), options.seed)
+    references = held_out(options.audio, work, options.clips or (2 if options.quick else 20), options.seed)
     scores = score(references, specs, METRICS, work)
     settings = {"sizes": sizes, "training_steps": budget.steps, "batch": budget.batch_size, "clips": len(references)}
     settings |= {"sampler_steps": steps, "seed": options.seed, "quick": options.quick}

@@ -34,7 +34,7 @@ def main() -> None:
     variants.append(Variant(ONE_WAY, books, {"codebook_size": sizes[-1]}, one_way=True))
     folders = train_all(variants, options.audio, work, budget, options.seed)
     steps = 2 if options.quick else 20
-    references = held_out(options.audio, work, options.clips or (1 if options.quick else 20), options.seed)
+    references = held_out(options.audio, work, options.clips or (2 if options.quick else 20), options.seed)
     scores = score(references, [codec_spec(name, folders[name], steps) for name in folders], METRICS, work)
     settings = {"sizes": sizes, "training_steps": budget.steps, "batch": budget.batch_size, "clips": len(references)}
     settings |= {"sampler_steps": steps, "seed": options.seed, "quick": options.quick}

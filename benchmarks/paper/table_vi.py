@@ -122,7 +122,7 @@ def codecs(report: Report, books: dict[str, Codebook], work: Path, options: argp
     budget, steps = Budget.of(options.quick, options.steps), 2 if options.quick else 20
     variants = [Variant(name, [book]) for name, book in books.items()]
     folders = train_all(variants, options.audio, work, budget, options.seed)
-    references = held_out(options.audio, work, options.clips or (1 if options.quick else 20), options.seed)
+    references = held_out(options.audio, work, options.clips or (2 if options.quick else 20), options.seed)
     scores = score(references, [codec_spec(name, folders[name], steps) for name in folders], ["mel_dac"], work)
     rows = [[name, scores.mean(name, "mel_dac")] for name in folders]
     report.table("Codecs trained with them, mean of domains", ["codebook", "mel_dac"], rows)
