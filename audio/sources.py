@@ -20,6 +20,7 @@ from .errors import AudioError, os_reason
 from .known import KeyTable
 from .manifests import MANIFEST_SUFFIXES, is_cut, is_manifest, read_rows
 from .remote import RemoteFile, is_url, url_path
+from .tables import TABLE_SUFFIX, audio_column, list_rows, read_row
 
 _TAR_SUFFIX = ".tar"
 _LISTED_SUFFIXES = AUDIO_SUFFIXES | {_TAR_SUFFIX}
@@ -36,8 +37,9 @@ class AudioItem:
     """One audio file to read.
 
     `key` names it in everything that is written. `path` is the file, or the tar in which it fills the `size` bytes
-    from `offset`; either may be a URL. `suffix` is its last suffix in lower case, and `metadata` what its manifest or
-    its tar says of it, as JSON values. Where `start` and `seconds` are given, it is that stretch of the file alone.
+    from `offset`; either may be a URL. In a Parquet file of audio, `offset` is its row. `suffix` is its last suffix in
+    lower case, and `metadata` what its manifest or its tar says of it, as JSON values. Where `start` and `seconds` are
+    given, it is that stretch of the file alone.
     """
 
     key: str
@@ -58,6 +60,8 @@ class AudioItem:
         """Return what stream_audio reads: the path, or a seekable file over the member's part of the tar or a URL."""
         if self.offset is None:
             return io.BufferedReader(RemoteFile(self.path), _MEMBER_BUFFER_BYTES) if is_url(self.path) else self.path
+        if self.path.lower().endswith(TABLE_SUFFIX):
+            return io.BytesIO(read_row(self.path, self.offset))
         assert self.size is not None
         try:
             return io.BufferedReader(MemberFile(self.path, self.offset, self.size), _MEMBER_BUFFER_BYTES)
@@ -107,7 +111,9 @@ def list_audio(
     once. Keys are the path below the folder without its suffix, the stem of a single file, in manifests `key_column`
     or else the path as written without its suffix, for cuts their id, and in tars the WebDataset name, whatever the
     shard. Paths in a manifest are relative to its folder, in `path_column` or, where there is none, in the columns
-    `file_name` (an audio folder of Hugging Face datasets) or `audio_filepath`; its other columns become metadata. A
+    `file_name` (an audio folder of Hugging Face datasets) or `audio_filepath`; its other columns become metadata. Or a
+    Parquet file has audio itself, in a column of `bytes` and `path` as Hugging Face datasets store it: keys are then
+    `key_column`, or else that path, or the name of the file and the number of the row. A
     key that is taken, a missing file of a manifest, or the damaged rest of a tar is a BadItem. What `wants` refuses is
     as if it were not there.
 
@@ -332,7 +338,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link that leads to itself
 
 
+def _list_table(table: Path, column: str, key_column: str) -> Iterator[Listed]:
+    for row, inside, metadata in list_rows(table, column):
+        key = str(metadata.pop(key_column, None) or _strip_suffix(inside.lstrip("/")) or f"{table.stem}/{row:08d}")
+        yield AudioItem(key, str(table), row, 0, PurePosixPath(inside).suffix.lower(), metadata)
+
+
 def _list_manifest(manifest: Path, path_column: str, key_column: str) -> Iterator[Listed]:
+    column = audio_column(manifest, path_column)
+    if column is not None:
+        yield from _list_table(manifest, column, key_column)
+        return
     for number, row in read_rows(manifest, path_column):
         where = f"row {number} of {manifest}"
         if isinstance(row, str):

@@ -26,7 +26,8 @@ from sctok.cli.app import main as sctok_command
 
 CLIPS_PER_SHARD = 2
 IMPORTED = ("sctok.corpus.tokenization", "sctok.features.extractor")
-LONGEST = 0.9  # of the time of the clean run: when the latest kill comes
+POLL_SECONDS = 0.02
+LONGEST = 0.9  # of the time of a whole run: when the latest kill comes
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Corpus:
 
     def command(self, out: Path, workers: int) -> list[str]:
         """Return the command line that writes to a folder."""
-        options = ["--codebook", str(self.codebook), "--files-per-shard", str(CLIPS_PER_SHARD), *self.options]
-        return ["tokenize", str(self.audio), "--out", str(out), "--workers", str(workers), *options]
+        options = ["--codebook", str(self.codebook), "--files-per-shard", str(CLIPS_PER_SHARD), "--batch-size", "2"]
+        return ["tokenize", str(self.audio), "--out", str(out), "--workers", str(workers), *options, *self.options]
 
 
 def make_corpus(folder: Path, options: list[str]) -> Corpus:
@@ -93,14 +94,27 @@ def kill(child: int) -> int | None:
     return None if code == -signal.SIGKILL else code
 
 
+def ended(children: list[int], seconds: float) -> float | None:
+    """Wait so long for processes to end; return the seconds in which all did, None if one still runs."""
+    began = time.monotonic()
+    while (elapsed := time.monotonic() - began) < seconds:
+        if all(os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) for child in children):
+            return elapsed
+        time.sleep(min(POLL_SECONDS, seconds))
+    return None
+
+
 def tree(folder: Path) -> dict[str, str]:
     """Return the hash of every file under a folder, hidden ones included."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def one_round(corpus: Corpus, out: Path, rng: random.Random, duration: float, most: int) -> list[int]:
+def one_round(corpus: Corpus, out: Path, rng: random.Random, pace: list[float], most: int) -> list[int]:
     """Run the command until it comes to its end, killing it at most `most` times.
+
+    pace: the seconds that the command took when it was last not killed; kept up to date, for the machine may have other
+    work, too.
 
     Returns:
         for each kill, how many shards were finished by then.
@@ -110,7 +124,8 @@ def one_round(corpus: Corpus, out: Path, rng: random.Random, duration: float, mo
         workers, log = rng.choice((0, 0, 1)), out.with_suffix(".log")
         children = [start(corpus.command(out, workers), log) for _ in range(rng.choice((1, 1, 2)))]
         if len(kills) < most:
-            time.sleep(rng.uniform(0, LONGEST * duration))
+            if elapsed := ended(children, rng.uniform(0, LONGEST * pace[-1])):
+                pace.append(max(elapsed, pace[-1] / 2))
             codes = [kill(child) for child in children]
         else:
             codes = [wait(child) for child in children]
@@ -136,13 +151,13 @@ def main() -> None:
     corpus = make_corpus(folder, args.options)
     began = time.monotonic()
     finish(corpus.command(folder / "clean", 0), folder / "log")
-    duration = time.monotonic() - began
+    pace = [time.monotonic() - began]
     clean = tree(folder / "clean")
     kills: Counter[int] = Counter()
     rounds = 0
     while kills.total() < args.kills:
         out = folder / f"run-{rounds}"
-        kills.update(one_round(corpus, out, rng, duration, args.kills - kills.total()))
+        kills.update(one_round(corpus, out, rng, pace, args.kills - kills.total()))
         rounds += 1
         found = tree(out)
         if wrong := [name for name in clean | found if clean.get(name) != found.get(name)]:

@@ -164,13 +164,18 @@ class RunFolder:
     def failures(self) -> Iterator[Failure]:
         """Yield everything that failed: first what could not be listed, then shard by shard."""
         listed: dict[tuple[str, str], Failure] = {}
+        whole: dict[str, list[tuple[str, str]]] = {}  # complaints about whole tars
         shards: dict[int, None] = {}
         for row in self.manifest():
             if isinstance(row, Failure):
                 listed[row.identity] = row
+                if not row.key:
+                    whole.setdefault(row.path, []).append(row.identity)
             else:
-                # The same input listed later without trouble takes its complaint back.
-                listed.pop((row.item.key, row.item.path), None)
+                # The same input listed later without trouble takes its complaint back, and a tar that gives more than
+                # before, its own.
+                for identity in ((row.item.key, row.item.path), *whole.pop(row.item.path, ())):
+                    listed.pop(identity, None)
                 shards[row.shard] = None
         yield from listed.values()
         for index in shards:
