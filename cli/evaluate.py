@@ -10,7 +10,7 @@ from .runs import RetryOption
 
 if TYPE_CHECKING:
     from sctok.evaluation.codecs import CodecUnderTest
-    from sctok.evaluation.metrics import Metric
+    from sctok.evaluation.metric_base import Metric
 
 COSTS = {"kbps": "kbit/s", "tokens_per_second": "tokens/s", "rtf_encode": "RTF encode", "rtf_decode": "RTF decode"}
 
