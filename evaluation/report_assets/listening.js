@@ -125,7 +125,7 @@ if (testData) {
     const open = clip.stimuli.find((entry) => entry.role === "reference").id;
     const sounds = [{ id: open, slot: "open" }, ...trial.order.map((stimulus) => ({ id: stimulus, slot: stimulus }))];
     const time = make("input", { type: "range", min: 0, max: clip.seconds, step: 0.1, value: 0, "aria-label": "Position" });
-    const clock = make("output"), region = make("div", { className: "region" });
+    const clock = make("span", { className: "clock" }), region = make("div", { className: "region" });
     const loop = button("Loop", () => deck.setLoop(!deck.loop));
     const from = button("from here", () => deck.setLoop(true, deck.position, deck.region[1] > deck.position ? deck.region[1] : clip.seconds));
     const to = button("to here", () => deck.setLoop(true, deck.region[0] < deck.position ? deck.region[0] : 0, deck.position));
@@ -193,7 +193,7 @@ if (testData) {
     const known = trial.scores[sound.id];
     const slider = make("input", { type: "range", min: 0, max: 100, step: 1, "aria-label": `Rating of sound ${number}` });
     slider.value = known ?? 50;
-    const shown = make("output", { textContent: known ?? "–" });
+    const shown = make("span", { className: "score", textContent: known ?? "–" });
     const row = make("li", { className: known === undefined ? "trial open" : "trial" }, play, slider, shown);
     const describe = () => slider.setAttribute("aria-valuetext", sound.id in trial.scores ? slider.value : "not rated");
     const rate = () => {
