@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from sctok.audio.sources import AudioItem, list_audio
+from sctok.cli.app import main
 from sctok.evaluation import recipes
 from sctok.evaluation.recipes import Part, write_recipe
 from sctok.features.mel_cache import VALIDATION_SHARE, key_share
@@ -107,3 +108,22 @@ def test_too_few_clips_are_named(collections, tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match=r"AudioSet: has 3 clips of AudioSet that fit, the recipe takes 4"):
         write_recipe("paper", collections, tmp_path / "set.jsonl")
+
+
+@pytest.mark.slow
+def test_the_command_evaluates_the_stretches_that_a_recipe_chooses(tmp_path):
+    for number, domain in enumerate(("speech", "music", "general")):
+        name = next(str(each) for each in range(400) if key_share(f"{number}/{each}") < VALIDATION_SHARE)
+        sound(tmp_path / "audio" / domain / f"{name}.wav", 25)
+    # of a program whose encoding and bytes nobody knows
+    codec = ["--codec", "cmd:copy=cp {in} {out}", "--metrics", "mel_dac", "--workers", "1", "--no-audio"]
+    root = tmp_path / "root"
+    assert main(["evaluate", str(tmp_path / "audio"), "--recipe", "debian", *codec, "--root", str(root)]) == 0
+    run = json.loads((root / "reports/debian-0/run.json").read_text())
+    assert [file["seconds"] for file in run["files"]] == [10.0] * 6
+    assert [row.key for row in listed(root / "reports/debian-0.jsonl")] == [file["key"] for file in run["files"]]
+
+
+def test_the_command_knows_no_other_recipes(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), "--recipe", "debia", "--codec", "original"]) == 2
+    assert "'debia' is none of paper, debian" in capsys.readouterr().err
