@@ -9,9 +9,7 @@ and `mean, deviation` over frames (256).
 """
 
 import argparse
-import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +20,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sctok.audio.filterbank import filterbank
-from sctok.audio.loader import load_windows
-from sctok.audio.sources import AudioItem
-from sctok.audio.windows import FRAME_SHIFT, PATCH_ROWS, SAMPLE_RATE, WINDOW_SAMPLES, audio_columns
+from sctok.evaluation.probe_features import LOG_MEL, LOG_MEL_DEVIATION, EncoderSystem, MelSystem, embed_clips
+from sctok.evaluation.probe_labels import read_task
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE
 from sctok.features.extractor import FeatureExtractor
@@ -34,9 +30,13 @@ from sctok.features.masked import MaskedAutoencoder
 TASKS = ("speech_digit", "music_pitch48", "music_instrument12", "music_drum_type", "general_events")
 FOLDS, INNER_FOLDS = 5, 3
 STRENGTHS = [0.001, 0.01, 0.1, 1.0, 10.0]
+COLUMNS = {
+    "trained/features-r100": ("trained", "mean"),
+    "random/features-r100": ("random", "mean"),
+    LOG_MEL: ("log-mel", "mean"),
+    LOG_MEL_DEVIATION: ("log-mel", "mean, deviation"),
+}
 Rows = NDArray[np.float32]
-Embed = Callable[[NDArray[np.float32], NDArray[np.bool_], int], Rows]
-System = tuple[Embed, Callable[[Rows], dict[str, Rows]]]
 
 
 def random_encoder(like: EncoderWeights, seed: int = 0) -> EncoderWeights:
@@ -44,49 +44,6 @@ def random_encoder(like: EncoderWeights, seed: int = 0) -> EncoderWeights:
     torch.manual_seed(seed)
     model = MaskedAutoencoder(AudioMAE(like.config), 64, 1, 1).encoder
     return EncoderWeights("random", like.config, {k: v.detach() for k, v in model.state_dict().items()}, {})
-
-
-def encoder_rows(weights: EncoderWeights) -> Embed:
-    """Return a function from windows to the patch embeddings (n, E) that hold audio."""
-    extractor = FeatureExtractor(weights, torch.device("cpu"), "fp32")
-
-    def rows(waves: NDArray[np.float32], last: NDArray[np.bool_], samples: int) -> Rows:
-        return extractor.embed(waves, last).reshape(-1, extractor.width)[: audio_columns(samples) * PATCH_ROWS]
-
-    return rows
-
-
-def mel_rows(waves: NDArray[np.float32], last: NDArray[np.bool_], samples: int) -> Rows:
-    """Return the log-mel frames (n, 128) that hold audio."""
-    frames = filterbank(torch.from_numpy(waves), torch.zeros(len(last), dtype=torch.bool)).flatten(0, 1)
-    return frames[: -(-samples // FRAME_SHIFT)].numpy()
-
-
-def pool_patches(rows: Rows) -> dict[str, Rows]:
-    """Pool the patches (n, E) of a clip."""
-    return {"mean": rows.mean(0)}
-
-
-def pool_frames(rows: Rows) -> dict[str, Rows]:
-    """Pool the log-mel frames (n, 128) of a clip."""
-    return {"mean": rows.mean(0), "mean, deviation": np.concatenate([rows.mean(0), rows.std(0)])}
-
-
-def clip_features(paths: list[Path], systems: dict[str, System], seconds: float) -> dict[tuple[str, str], Rows]:
-    """Return the pooled features (clips, D) by system and pooling."""
-    features: dict[tuple[str, str], list[Rows]] = {}
-    items = [AudioItem(str(i), str(path), None, None, path.suffix, {}) for i, path in enumerate(paths)]
-    limit = int(seconds * SAMPLE_RATE)
-    for chunk in load_windows(items, workers=0, chunk_windows=10_000):
-        if chunk.error is not None or chunk.samples is None:
-            raise ValueError(f"{chunk.item.path}: {chunk.error}")
-        samples = min(chunk.samples, limit)
-        count = -(-samples // WINDOW_SAMPLES)
-        last = np.arange(count) == len(chunk.waves) - 1
-        for name, (embed, pool) in systems.items():
-            for pooling, values in pool(embed(chunk.waves[:count], last, samples)).items():
-                features.setdefault((name, pooling), []).append(values)
-    return {which: np.stack(rows) for which, rows in features.items()}
 
 
 def probe_accuracy(features: Rows, labels: NDArray[np.str_], groups: NDArray[np.str_]) -> tuple[float, float]:
@@ -105,21 +62,22 @@ def probe_tasks(
     audio: Path, weights: EncoderWeights, tasks: tuple[str, ...], seconds: float
 ) -> list[dict[str, object]]:
     """Return one row per task and kind of feature."""
-    systems: dict[str, System] = {
-        "trained": (encoder_rows(weights), pool_patches),
-        "random": (encoder_rows(random_encoder(weights)), pool_patches),
-        "log-mel": (mel_rows, pool_frames),
-    }
+    cpu = torch.device("cpu")
+    encoders = {"trained": weights, "random": random_encoder(weights)}
+    systems = [EncoderSystem(FeatureExtractor(each, cpu, "fp32"), name=name) for name, each in encoders.items()]
     results: list[dict[str, object]] = []
     for task in tasks:
-        with (audio / "tasks" / f"{task}.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        labels = np.array([row["label"] for row in rows])
-        groups = np.array([row["group"] for row in rows])
+        embedded = embed_clips(
+            read_task(audio / "tasks" / f"{task}.csv", audio).clips, [*systems, MelSystem()], seconds=seconds
+        )
+        if embedded.failed:
+            raise ValueError(f"{embedded.failed[0].source}: {embedded.failed[0].reason}")
+        labels = np.array([clip.label for clip in embedded.clips])
+        groups = np.array([clip.group for clip in embedded.clips])
         majority = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-        about = {"task": task, "clips": len(rows), "classes": len(set(labels)), "majority": majority}
-        for (name, pooling), features in clip_features([audio / row["path"] for row in rows], systems, seconds).items():
-            accuracy, error = probe_accuracy(features, labels, groups)
+        about = {"task": task, "clips": len(labels), "classes": len(set(labels)), "majority": majority}
+        for which, (name, pooling) in COLUMNS.items():
+            accuracy, error = probe_accuracy(embedded.vectors[which], labels, groups)
             results.append({**about, "features": name, "pooling": pooling, "accuracy": accuracy, "error": error})
             print(results[-1], flush=True)
     return results
