@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sctok import __version__
 from sctok.audio.crops import read_crop
 from sctok.audio.decode import read_audio
+from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import check_format, hash_bytes, json_text, read_json, remove_stale_temporaries, write_json
@@ -172,7 +173,10 @@ def _read_reference(reference: Reference, target: Path, known: Mapping[str, Any]
 def _read_item(item: AudioItem) -> NDArray[np.float32]:
     if item.seconds is None:
         return read_audio(item.open(), name=item.name)
-    return read_crop(item, 0.0, round(item.seconds * SAMPLE_RATE))
+    wave = read_crop(item, 0.0, round(item.seconds * SAMPLE_RATE))
+    if not len(wave):
+        raise AudioError(item.name, f"ends before {item.start:g} s, where the stretch begins")
+    return wave
 
 
 def _difference(files: Sequence[Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]) -> str:

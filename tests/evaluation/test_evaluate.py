@@ -167,6 +167,24 @@ def test_a_reference_that_cannot_be_read_has_a_row(references, tmp_path, light):
     assert codec.coded == ["music/three", "speech/one"]
 
 
+def test_a_stretch_of_a_file_is_a_reference_of_its_own(references, light, tmp_path):
+    path = references[0].item.path
+    cuts = [
+        {
+            "id": f"at-{start}",
+            "start": start,
+            "duration": 0.2,
+            "recording": {"sources": [{"type": "file", "source": path}]},
+        }
+        for start in (0.1, 0.9)
+    ]
+    (tmp_path / "cuts.jsonl").write_text("".join(json.dumps(cut) + "\n" for cut in cuts))
+    out = evaluate(list_references([tmp_path / "cuts.jsonl"]), {"c": Halves()}, light, tmp_path / "run", ONE)
+    kept = soundfile.read(out / "audio" / "reference" / "at-0.1.flac")[0]
+    assert np.array_equal(kept, soundfile.read(path)[0][1600:4800])
+    assert "ends before 0.9 s" in rows_of(out)["halves", "at-0.9"]["error"]
+
+
 def test_an_interrupted_evaluation_goes_on(references, tmp_path, light):
     class Stopped(Exception):
         pass
