@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .runs import RunError
 
-# What of a peak a large transformer and the search for nearest centroids reach; measured ones in docs/plan.md.
+# What of a peak a large transformer and the search for nearest centroids reach, rounded down.
 ENCODER_SHARE = {"fp32": 0.6, "bf16": 0.4, "fp16": 0.4}
 SEARCH_SHARE = 0.3  # of 16-bit products
 FILTERBANK_GBYTE = 0.03  # that the filterbank of a window moves in memory
