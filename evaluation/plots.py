@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INK, GRID = "#16191d", "#cdd2d7"  # in a page: currentColor and var(--line)
 PALETTE = ("#2f7fc1", "#cf6a11", "#2b9a5a", "#8a66c2", "#cc4458", "#16959b", "#96774a", "#75808c")
 MARKERS = "osD^vPX*"
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # names differ between versions of matplotlib
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,

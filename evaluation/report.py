@@ -192,13 +192,13 @@ def _codebook_record(name: str, book: Codebook) -> dict[str, Any]:
     info = book.metadata
     record: dict[str, Any] = {"codebook": name, "domain": info.domain, "centroids": book.k, "rate": info.token_rate}
     if info.segments and len(info.segments) > 1:
-        record["domain"] = ", ".join(f"{s.domain} {s.stop - s.start}" for s in info.segments)
+        record["domain"] = " + ".join(f"{s.stop - s.start} {s.domain}" for s in info.segments)
     if book.counts.any():
         usage = count_summary(book.counts)
         record |= {"vectors": info.n_vectors, "dead": usage["dead"], "perplexity": usage["perplexity"]}
-        record |= {"used_evenly": usage["perplexity"] / book.k, "entropy_bits": usage["entropy_bits"]}
+        record["perplexity_per_centroid"] = usage["perplexity"] / book.k
     certificate = info.certificate or {}
-    for key in ("inertia", "explained_variance", "iterations"):
+    for key in ("inertia", "explained_variance"):
         if key in certificate:
             record[key] = certificate[key]
     return record | {"encoder": info.encoder}

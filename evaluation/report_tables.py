@@ -15,15 +15,18 @@ RATES = {
     "rtf_decode": ("decoding", "s per s"),
 }
 
+SPEEDS = ("rtf_encode", "rtf_decode")
+
 
 @dataclass(frozen=True)
 class Column:
-    """Head of a column; `better`: "higher", "lower" or empty; `help`: what a reader needs to know of it."""
+    """Head of a column; `better`: "higher", "lower" or empty; `help`: what to know of it; `text`: of words, at left."""
 
     label: str
     unit: str = ""
     better: str = ""
     help: str = ""
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,29 +149,37 @@ def _score_table(run: Run, domain: str) -> Table:
     rows = score_rows(run, domain)
     rates = [name for name in RATES if any(name in row.rates for row in rows)]
     metrics = all_metrics(run)
-    columns = [Column("codec"), *(Column(*RATES[name]) for name in rates)]
-    columns += [Column(m["name"], m.get("unit") or "", m.get("better") or "", m.get("protocol") or "") for m in metrics]
-    by_column = [[Cell(row.codec, row.codec) for row in rows]]
-    by_column += [_rate_cells(rows, name) for name in rates]
-    by_column += [_score_cells(rows, metric) for metric in metrics]
+    parts = [(Column("codec"), [Cell(row.codec, row.codec) for row in rows])]
+    parts += [(Column(*RATES[name]), _rate_cells(rows, name)) for name in rates if name not in SPEEDS]
+    parts += [
+        (Column(m["name"], m.get("unit") or "", m.get("better") or "", m.get("protocol") or ""), _score_cells(rows, m))
+        for m in metrics
+    ]
+    parts += [(Column(*RATES[name]), _rate_cells(rows, name)) for name in rates if name in SPEEDS]
+    columns, by_column = zip(*parts, strict=True)
     count = sum(domain in (ALL_DOMAINS, file["domain"]) for file in run.files)
     caption = f"{'All domains' if domain == ALL_DOMAINS else domain.capitalize()}, {count} file{'s' * (count != 1)}"
-    return Table(caption, tuple(columns), tuple(zip(*by_column, strict=True)))
+    return Table(caption, columns, tuple(zip(*by_column, strict=True)))
 
 
 def _rate_cells(rows: Sequence[Row], name: str) -> list[Cell]:
-    places = decimals([row.rates.get(name) for row in rows])
-    return [
-        _missing() if (value := row.rates.get(name)) is None else Cell(f"{value:.{places}f}", value) for row in rows
-    ]
+    values = [row.rates.get(name) for row in rows]
+    return [_missing() if value is None else Cell(_three_digits(value), value) for value in values]
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _score_cells(rows: Sequence[Row], metric: Mapping[str, Any]) -> list[Cell]:
     scores = [row.scores.get(metric["name"]) for row in rows]
-    places = decimals([score and score.mean for score in scores])
+    places = decimals([None if score is None else score.mean for score in scores])
     cells = [_score_cell(score, places) for score in scores]
-    # What changed nothing has no rival.
-    rivals = [i for i, row in enumerate(rows) if row.spec != "original" and isinstance(cells[i].value, float)]
+    rivals = [
+        i
+        for i, row in enumerate(rows)
+        if row.spec.partition(":")[0] not in ANCHORS and isinstance(cells[i].value, float)
+    ]
     if len(rivals) > 1 and metric.get("better") in ("higher", "lower"):
         choose = max if metric["better"] == "higher" else min
         best = choose(cells[i].value for i in rivals)  # type: ignore[type-var]
@@ -200,8 +211,11 @@ def record_table(caption: str, records: Sequence[Mapping[str, Any]], *, note: st
     """Return a table of records, such as probe results: a column for every key, values inside values joined."""
     flat = [_flatten(record) for record in records]
     keys = list(dict.fromkeys(key for record in flat for key in record))
-    columns = tuple(Column(key.replace("_", " ")) for key in keys)
     by_column = [_record_cells([record.get(key) for record in flat]) for key in keys]
+    columns = tuple(
+        Column(key.replace("_", " "), text=any(isinstance(cell.value, str) for cell in cells))
+        for key, cells in zip(keys, by_column, strict=True)
+    )
     return Table(caption, columns, tuple(zip(*by_column, strict=True)), note)
 
 

@@ -31,7 +31,7 @@ def test_a_table_for_all_domains_and_one_for_each(folder):
     tables = score_tables(load_run(folder))
     assert [table.caption for table in tables] == ["All domains, 3 files", "Speech, 2 files", "Music, 1 file"]
     assert [column.label for column in tables[0].columns] == [
-        "codec", "bit rate", "tokens", "encoding", "decoding", "visqol", "mel_dac",
+        "codec", "bit rate", "tokens", "visqol", "mel_dac", "encoding", "decoding",
     ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_cells_show_means_intervals_and_rates(folder):
     table = score_tables(load_run(folder))[0]
     cell = cells(table, "visqol")["opus-6"]
     assert (cell.text, cell.interval, cell.value) == ("3.00", "2.90 to 3.20", 3.0)
-    assert cells(table, "bit rate")["opus-12"].text == "12.30"
+    assert cells(table, "bit rate")["opus-12"].text == "12.3"
     assert cells(table, "tokens")["opus-12"].text == "–"
 
 
@@ -78,7 +78,7 @@ def test_metrics_that_only_the_summary_knows_are_shown(folder):
         lambda rows: rows.append({"codec": "tiny", "domain": "all", "metric": "mel_dac_median", "mean": 1.0, "n": 3}),
     )
     table = score_tables(load_run(folder))[0]
-    assert (table.columns[-1].label, table.columns[-1].better) == ("mel_dac_median", "lower")
+    assert ("mel_dac_median", "lower") in {(column.label, column.better) for column in table.columns}
 
 
 def test_failures_name_codec_file_and_reason(folder):
