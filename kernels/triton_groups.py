@@ -13,7 +13,7 @@ from .triton_segments import cut_segments
 # Kernels are not typed: their arguments are pointers at one time, tensors at another.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
-ROWS = 64  # points of one group in a program
+ROWS = 128  # points of one group in a program
 DEPTH = 32
 
 
