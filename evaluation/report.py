@@ -25,6 +25,7 @@ from .plots import (
     usage_plot,
 )
 from .report_audio import Clip, build_clip, choose_files, edge_marks
+from .report_probe import probe_part
 from .report_runs import Run, failures, load_run
 from .report_tables import Table, all_metrics, record_table, score_rows, score_tables
 
@@ -151,22 +152,8 @@ def _run_part(run: Run, index: int, drawn: list[Plot]) -> dict[str, Any]:
         "plots": _shown([plot], drawn),
         "failures": record_table("What failed", failed) if failed else None,
         "metrics": [metric for metric in run.metrics if metric.get("protocol")],
-        "probes": _probe_tables(run),
+        "probe": probe_part(run.probe),
     }
-
-
-def _probe_tables(run: Run) -> list[Table]:
-    if run.probe is None:
-        return []
-    titles = {"tasks": "Probes: what the tokens say of a sound", "tokens": "Tokens"}
-    head = {"format", "format_version", "name", "created", "sctok", "settings"}
-    tables = []
-    for key, records in run.probe.items():
-        if key in head or not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            continue
-        note = "" if records else "The run has none."
-        tables.append(record_table(titles.get(key, key.replace("_", " ").capitalize()), records, note=note))
-    return tables
 
 
 def _codebook_part(books: dict[str, Codebook], drawn: list[Plot]) -> dict[str, Any]:
