@@ -71,6 +71,11 @@ class Spec:
     value: str
     options: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        given = self.options.get("name")
+        if given is not None and given != plain_name(given):
+            raise ValueError(f"codec {self.text!r}: name {given!r} is not of letters, digits, dots and hyphens")
+
     @property
     def name(self) -> str:
         """The option `name`, or the text with hyphens for what file names should not hold."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from .codecs_base import CodecUnavailable, Coded, Spec, Wave, resampled, split_options, timed
+from .codecs_base import CodecUnavailable, Coded, Spec, Wave, plain_name, resampled, split_options, timed
 from .codecs_tools import TIMEOUT_SECONDS, run_tool
 
 _COMMAND = re.compile(
@@ -152,7 +152,7 @@ def _open_folder(spec: Spec) -> DecodedFolder:
     code = code.lstrip(".") if code else None
     what = f"of the .{code} files" if code else "as stated" if kbps else "unknown"
     settings = {"folder": str(folder), "kbps": kbps, "code": code, "bytes": what}
-    return DecodedFolder(spec.options.get("name") or folder.resolve().name, settings, folder, kbps, code)
+    return DecodedFolder(spec.options.get("name") or plain_name(folder.resolve().name), settings, folder, kbps, code)
 
 
 def _positive(spec: Spec, key: str) -> float | None:

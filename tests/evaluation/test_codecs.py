@@ -32,6 +32,7 @@ def speech(samples_folder):
         ("lowpass:deep", "frequency 'deep' is not a number"),
         ("lowpass:-1", "between 20 and 100000 Hz"),
         ("original:3", "takes no value"),
+        ("original,name=../up", "name '../up' is not of letters, digits, dots and hyphens"),
     ],
 )
 def test_what_no_codec_is_called_is_refused_with_a_reason(spec, said):
