@@ -47,7 +47,7 @@ def probe(
     ] = None,
     codebook: Annotated[
         list[str] | None,
-        typer.Option("--codebook", help="Codebook files, or sizes of merged codebooks in ROOT/codebooks."),
+        typer.Option("--codebook", help="Sizes of merged codebooks in ROOT/codebooks, or files; several are allowed."),
     ] = None,
     token_rate: Annotated[
         int | None, typer.Option("--token-rate", help="100, 50 or 25: of --codebook given by size.")
@@ -119,7 +119,8 @@ def probe(
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(MEASURES)}", param_hint="--measure")
     mlp = ProbeConfig(folds, grid_points, search, hidden, max_epochs=epochs, seed=seed)  # type: ignore[arg-type]
     settings = ProbeSettings(mlp, seconds, pooling, tuple(representation or ()), measures, stability_clips)
-    books = [wanted_codebook(root / "codebooks", one, token_rate, _first(encoder)) for one in codebook or ()]
+    wanted = [part for given in codebook or () for part in given.split(",")]
+    books = [wanted_codebook(root / "codebooks", one, token_rate, _first(encoder)) for one in wanted]
     codecs = [codec_path(one, root) for one in codec or ()]
     encoders = encoder or ([] if codecs and not books else [DEFAULT_ENCODER])
     systems = _load_systems(encoders, books, codecs, device, precision)
