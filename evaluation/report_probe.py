@@ -6,7 +6,10 @@ from typing import Any
 
 from .report_tables import Table, record_table
 
-FIRST = ("task", "domain", "representation", "stream", "accuracy", "standard_error", "group_standard_error")
+FIRST = (
+    *("task", "domain", "representation", "stream", "change"),
+    *("accuracy", "unchanged", "standard_error", "group_standard_error"),
+)
 
 
 @dataclass(frozen=True)
