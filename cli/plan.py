@@ -139,15 +139,17 @@ def _device_costs(
         return found, where.type == "cpu", [f"encoder and search measured here, on {where}, {extractor.precision}"]
 
     from sctok.corpus.estimate import encoder_flops, table_costs
-    from sctok.corpus.hardware import ENCODER_SHARE, SEARCH_SHARE, find_hardware
+    from sctok.corpus.hardware import SEARCH_OVERHEAD, SEARCH_SHARE, encoder_share, find_hardware
 
     hardware, chosen = find_hardware(device), "bf16" if precision == "auto" else precision
     config = _config(encoder)
     peak = hardware.fp32 if chosen == "fp32" else hardware.half
+    share = encoder_share(chosen, config.width)
     notes = [
-        f"encoder: {encoder_flops(config) / 1e9:,.1f} GFLOP a window at {ENCODER_SHARE[chosen]:.0%} of {peak:,g} "
+        f"encoder: {encoder_flops(config) / 1e9:,.1f} GFLOP a window at {share:.0%} of {peak:,g} "
         f"TFLOP/s ({hardware.name}, {chosen})",
-        f"search: {centroids:,} centroids at {SEARCH_SHARE:.0%} of {hardware.half:,g} TFLOP/s",
+        f"search: {centroids:,} centroids at {SEARCH_SHARE:.0%} of {hardware.half:,g} TFLOP/s, and "
+        f"{1e6 * SEARCH_OVERHEAD:.0f} µs a window",
     ]
     return table_costs(hardware, config, chosen, stack, centroids), False, notes
 

@@ -65,11 +65,14 @@ class WindowEncoder:
         return self.pair(embedded, quantizer.labels(embedded.features), quantizer)
 
     @torch.inference_mode()
-    def embed(self, waves: NDArray[np.float32], last: NDArray[np.bool_]) -> Embedded:
-        """Return windows as `pair` takes them, with as many codebooks as there are; arguments as of `encode`."""
+    def embed(self, waves: NDArray[np.float32] | Tensor, last: NDArray[np.bool_] | Tensor) -> Embedded:
+        """Return windows as `pair` takes them, with as many codebooks as there are.
+
+        Arguments as of `encode`, or tensors of the same, on any device.
+        """
         patches, mel = self._extractor.embed_with_mel(waves, last)
-        features = torch.from_numpy(stack_patches(patches, self._stack)).to(self._device)
-        return Embedded(features, mark_out(torch.from_numpy(mel), features.shape[1]).to(self._device))
+        features = stack_patches(torch.as_tensor(patches, device=self._device), self._stack)
+        return Embedded(features, mark_out(torch.as_tensor(mel), features.shape[1]).to(self._device))
 
     @torch.inference_mode()
     def pair(self, embedded: Embedded, semantic: Tensor, quantizer: SemanticQuantizer) -> NDArray[np.int64]:

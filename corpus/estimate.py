@@ -131,7 +131,7 @@ def table_costs(
 ) -> dict[str, float]:
     """Return the seconds of one window on a device of the table, stage by stage."""
     return {
-        ENCODER: hardware.encoder_seconds(encoder_flops(config), precision),
+        ENCODER: hardware.encoder_seconds(encoder_flops(config), precision, config.width),
         NEAREST: hardware.search_seconds(search_flops(config.width, stack, centroids)),
         FILTERBANK: hardware.filterbank_seconds,
     }

@@ -21,7 +21,7 @@ from sctok.formats.files import FormatError
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import TokenShardWriter, read_token_shard
 
-from .lanes import Ends, Waves, to_array
+from .lanes import Ends, Waves
 from .runs import RunFolder
 from .sharding import Extractor, describe_source
 from .stages import ACOUSTIC, NEAREST, Stage
@@ -67,7 +67,7 @@ class TokenJob:
         encoder = self._encoder
         extractor_of(encoder).stage = self.stage
         if isinstance(encoder, CodecTokenizer):
-            return zip(*self._pairs(encoder, to_array(waves), to_array(last)), strict=True)
+            return zip(*self._pairs(encoder, waves, last), strict=True)
         return zip(*self._labels(encoder, waves, last), strict=True)
 
     def _labels(self, extractor: Extractor, waves: Waves, last: Ends) -> list[Tokens]:
@@ -77,9 +77,7 @@ class TokenJob:
             labels = [quantizer.labels(each) for quantizer, each in zip(self._quantizers, stacked, strict=True)]
             return [each[..., None].cpu().numpy() for each in labels]
 
-    def _pairs(
-        self, codec: CodecTokenizer, waves: npt.NDArray[np.float32], last: npt.NDArray[np.bool_]
-    ) -> list[Tokens]:
+    def _pairs(self, codec: CodecTokenizer, waves: Waves, last: Ends) -> list[Tokens]:
         embedded = codec.windows.embed(waves, last)
         with self.stage(NEAREST):
             labels = [quantizer.labels(embedded.features) for quantizer in self._quantizers]

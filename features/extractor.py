@@ -19,8 +19,9 @@ from .acceleration import Forward, accelerate
 from .checkpoints import EncoderWeights, load_weights
 
 # Matrix libraries choose other kernels, and round otherwise, for other batch shapes. So that an embedding depends on
-# its window alone, the model always runs in one shape: a window at a time on a CPU, this many on a GPU, filled up.
-GPU_BATCH = 16
+# its window alone, the model always runs in one shape: a window at a time on a CPU, this many on a GPU, filled up. An
+# H100 encodes 10,551 windows a second 16 at a time, 12,451 so, and 12,764 64 at a time (bundled encoder, bf16).
+GPU_BATCH = 32
 
 
 class FeatureExtractor:
@@ -63,13 +64,14 @@ class FeatureExtractor:
         embedded = self._embed(torch.as_tensor(waves), torch.as_tensor(last), None)
         return embedded if isinstance(waves, Tensor) else embedded.cpu().numpy()
 
-    def embed_with_mel(
-        self, waves: NDArray[np.float32], last: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return what `embed` does, and the filterbanks float32 (n, 1024, 128) that were embedded."""
+    def embed_with_mel(self, waves: Any, last: Any) -> tuple[Any, Any]:
+        """Return what `embed` does, and the filterbanks float32 (n, 1024, 128) that were embedded.
+
+        Those are in this machine's memory: an array for arrays, a tensor for tensors.
+        """
         mels = torch.empty(len(waves), WINDOW_FRAMES, MEL_BINS)
-        embedded = self._embed(torch.from_numpy(waves), torch.from_numpy(last), mels)
-        return embedded.cpu().numpy(), mels.numpy()
+        embedded = self._embed(torch.as_tensor(waves), torch.as_tensor(last), mels)
+        return (embedded, mels) if isinstance(waves, Tensor) else (embedded.cpu().numpy(), mels.numpy())
 
     @torch.inference_mode()
     def _embed(self, waves: Tensor, last: Tensor, mels: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from sctok.corpus.estimate import (
     table_costs,
     token_bytes,
 )
-from sctok.corpus.hardware import ENCODER_SHARE, HARDWARE, find_hardware
+from sctok.corpus.hardware import HARDWARE, SEARCH_OVERHEAD, encoder_share, find_hardware
 from sctok.corpus.runs import RunError
 from sctok.corpus.stages import ENCODER, FILTERBANK, NEAREST
 from sctok.features.encoder import AudioMAE, EncoderConfig
@@ -96,9 +96,19 @@ def test_the_search_takes_as_long_at_each_token_rate() -> None:
 def test_a_table_device_is_a_share_of_its_peak() -> None:
     h100 = find_hardware("H100")
     costs = table_costs(h100, EncoderConfig(), "bf16", 1, 4096)
-    assert costs[ENCODER] == pytest.approx(encoder_flops(EncoderConfig()) / (989e12 * ENCODER_SHARE["bf16"]))
+    assert costs[ENCODER] == pytest.approx(encoder_flops(EncoderConfig()) / 989e12 / encoder_share("bf16", 768))
     assert table_costs(h100, EncoderConfig(), "fp32", 1, 4096)[ENCODER] > 5 * costs[ENCODER]
     assert set(costs) == {ENCODER, NEAREST, FILTERBANK}
+    assert costs[NEAREST] > SEARCH_OVERHEAD
+
+
+def test_the_bundled_encoder_on_an_h100_takes_as_long_as_measured() -> None:
+    mini = EncoderConfig(192, 12, 3)
+    costs = table_costs(find_hardware("h100"), mini, "bf16", 2, 4096)
+    assert costs[ENCODER] == pytest.approx(1 / 12_764, rel=0.1)
+    assert costs[FILTERBANK] == pytest.approx(1.658e-3 / 64, rel=0.1)
+    assert costs[NEAREST] == pytest.approx(5.831e-3 / 64, rel=0.1)
+    assert table_costs(find_hardware("h100"), mini, "fp32", 2, 4096)[ENCODER] == pytest.approx(1 / 3448, rel=0.1)
 
 
 def test_an_unknown_device_is_refused_with_those_that_are_known() -> None:
