@@ -14,6 +14,7 @@ from sctok.cli.app import main as sctok
 from sctok.evaluation.probe_features import System, embed_clips, name_filter
 from sctok.evaluation.probe_labels import LabelledTask, fold_numbers, read_task
 from sctok.evaluation.probe_mlp import ProbeConfig, probe_folds
+from sctok.features.checkpoints import load_weights
 from sctok.features.mel_cache import key_share
 from sctok.formats.codebooks import Codebook, CodebookInfo, Segment, load_codebook, save_codebook
 from sctok.formats.feature_shards import FeatureShard
@@ -40,14 +41,25 @@ class DomainFeatures:
     encoder: tuple[str, str]
 
 
-def extract(audio: Path, root: Path, hours: float) -> None:
-    """Extract features of all domains into ROOT/features, where they are not there already."""
+def feature_root(audio: Path, given: Path | None, work: Path, quick: bool, encoder: str = "mini") -> Path:
+    """Return a work directory of sctok with features of all domains by the encoder: the one given, or one made here.
+
+    Raises SystemExit where those that are given are of another encoder, or features cannot be extracted.
+    """
+    weights, hours = load_weights(encoder), 0.05 if quick else 2.5
+    root = given or work / f"sctok-{weights.hash}-{hours:g}h"
     for domain in DOMAINS:
-        if not (root / "features" / domain / "summary.json").exists():
+        folder = root / "features" / domain
+        if given is None and not (folder / "summary.json").exists():
             say(f"extracting {domain}")
-            options = ["--domain", domain, "--max-hours", str(hours), "--root", str(root)]
+            options = ["--domain", domain, "--max-hours", str(hours), "--root", str(root), "--encoder", encoder]
             if sctok(["extract", str(audio / domain), *options]):
                 raise SystemExit(f"features of {domain} could not be extracted")
+        for path in folder.glob("shard-*.h5"):
+            with FeatureShard(path) as shard:
+                if shard.encoder_hash != weights.hash:
+                    raise SystemExit(f"{path} is of another encoder ({shard.encoder_hash}): leave --features out")
+    return root
 
 
 def read_features(root: Path, domain: str, token_rate: int, most: int, seed: int) -> DomainFeatures:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from paper_codecs import held_out, score
 from paper_common import DOMAINS, Report, add_options
-from paper_features import extract, fit_all, read_features
+from paper_features import feature_root, fit_all, read_features
 from paper_training import Budget, Variant, codec_spec, train_all
 
 SIZES, QUICK_SIZES = (512, 2048, 8192), (64, 256)
@@ -23,16 +23,14 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: WORK/sctok")
+    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: made here")
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--steps", type=int, help="of each training")
     parser.add_argument("--clips", type=int, help="of each domain")
     options = parser.parse_args()
     sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))
     budget, work = Budget.of(options.quick, options.steps), options.work / "table_iii"
-    root = options.features or options.work / "sctok"
-    if options.features is None:
-        extract(options.audio, root, 0.05 if options.quick else 2.5)
+    root = feature_root(options.audio, options.features, options.work, options.quick)
     vectors = 2_000 if options.quick else 100_000
     features = {d: read_features(root, d, 50, vectors, options.seed) for d in DOMAINS}
     found = fit_all(features, sizes, 50, work, options.seed)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from paper_common import DOMAINS, QUICK_TASKS, TASKS, Interval, Report, Values, add_options, bootstrap
-from paper_features import DomainFeatures, embedded, extract, fit_all, probe, read_features, read_tasks
+from paper_features import DomainFeatures, embedded, feature_root, fit_all, probe, read_features, read_tasks
 
 from sctok.evaluation.probe_features import EncoderSystem, MelSystem
 from sctok.evaluation.probe_mlp import ProbeConfig
@@ -93,7 +93,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: WORK/sctok")
+    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: made here")
     parser.add_argument("--encoder", default="mini")
     parser.add_argument("--token-rate", type=int, default=50, choices=(25, 50, 100))
     parser.add_argument("--sizes", type=int, nargs="+")
@@ -104,9 +104,7 @@ def main() -> None:
     vectors = options.vectors or (QUICK_VECTORS if options.quick else VECTORS)
     config = ProbeConfig(grid_points=1, max_epochs=60) if options.quick else ProbeConfig()
     work = options.work / "table_iv"
-    root = options.features or work / "sctok"
-    if options.features is None:
-        extract(options.audio, root, 0.05 if options.quick else 2.5)
+    root = feature_root(options.audio, options.features, options.work, options.quick, options.encoder)
     features = {d: read_features(root, d, options.token_rate, vectors, options.seed) for d in DOMAINS}
     books = fit_all(features, sizes, options.token_rate, work, options.seed)
     settings = {"sizes": sizes, "vectors": {d: len(f.train) for d, f in features.items()}, "quick": options.quick}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from paper_codecs import held_out, score
 from paper_common import DOMAINS, QUICK_TASKS, TASKS, Report, Values, add_options, bootstrap, say
-from paper_features import DomainFeatures, embedded, extract, fit_all, probe, read_features, read_tasks
+from paper_features import DomainFeatures, embedded, feature_root, fit_all, probe, read_features, read_tasks
 from paper_training import Budget, Variant, codec_spec, train_all
 from table_iv import lost_variance
 
@@ -66,16 +66,14 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: WORK/sctok")
+    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: made here")
     parser.add_argument("--size", type=int, help="of the codebooks")
     parser.add_argument("--steps", type=int, help="of each training of a codec; 0 for none")
     parser.add_argument("--clips", type=int, help="of each domain")
     options = parser.parse_args()
     quick, work = options.quick, options.work / "table_vi"
     size, batches = options.size or (128 if quick else 4096), 50 if quick else 3000
-    root = options.features or options.work / "sctok"
-    if options.features is None:
-        extract(options.audio, root, 0.05 if quick else 2.5)
+    root = feature_root(options.audio, options.features, options.work, options.quick)
     features = {d: read_features(root, d, RATE, 2_000 if quick else 100_000, options.seed) for d in DOMAINS}
     books = {"k-means": fit_all(features, [size], RATE, work, options.seed)[f"merged-{size}"]}
     everything = np.concatenate([each.train for each in features.values()])
