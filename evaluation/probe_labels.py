@@ -161,9 +161,10 @@ def task_faults(clips: Sequence[LabelledClip], folds: int) -> list[str]:
     total = len(set().union(*groups.values()))
     if total < FEWEST_FOLDS:
         raise ValueError(f"its clips are of {total} groups; {FEWEST_FOLDS} folds of whole groups are the fewest")
+    notes = [f"there are {total} groups, so {total} folds instead of {folds}"] if total < folds else []
+    folds = min(folds, total)
     alone = [label for label, found in groups.items() if len(found) == 1]
     few = [f"{label} ({count})" for label, count in counts.items() if count < folds]
-    notes = [f"there are {total} groups, so {total} folds instead of {folds}"] if total < folds else []
     notes += [f"classes with fewer clips than the {folds} folds: {', '.join(few)}"] if few else []
     notes += [f"classes of one group, tested without having been trained: {', '.join(alone)}"] if alone else []
     return notes

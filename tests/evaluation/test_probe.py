@@ -193,7 +193,7 @@ def test_what_limits_a_task_is_said():
     clips = [clip("a", str(i % 4)) for i in range(8)] + [clip("b", "0"), clip("b", "0")]
     few, small, alone = task_faults(clips, 5)
     assert few == "there are 4 groups, so 4 folds instead of 5"
-    assert small == "classes with fewer clips than the 5 folds: b (2)"
+    assert small == "classes with fewer clips than the 4 folds: b (2)"
     assert alone == "classes of one group, tested without having been trained: b"
     assert task_faults([clip("ab"[i % 2], str(i)) for i in range(20)], 5) == []
 
