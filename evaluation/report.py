@@ -88,7 +88,7 @@ def write_report(
     if not runs and not codebooks and not ratings:
         raise ValueError("there is nothing to report on: give a run folder, --codebook or --ratings")
     loaded = [load_run(folder) for folder in runs]
-    books = {Path(path).stem: load_codebook(path) for path in codebooks}
+    books = _load_codebooks([Path(path) for path in codebooks])
     scores = score_ratings(load_ratings(ratings), config.mushra)
     clips = _clips(loaded, config)
 
@@ -122,6 +122,12 @@ def _check_libraries() -> None:
         raise ImportError(f"{error.name} is missing; install sctok[eval] to write reports") from None
 
 
+def _load_codebooks(paths: Sequence[Path]) -> dict[str, Codebook]:
+    """Return codebooks by the names of their files, by whole paths where two have one name."""
+    stems = [path.stem for path in paths]
+    return {path.stem if stems.count(path.stem) == 1 else str(path): load_codebook(path) for path in paths}
+
+
 def _clips(runs: Sequence[Run], config: ReportConfig) -> list[Clip]:
     chosen = [(run, file) for run in runs for file in choose_files(run, config.clips)]
     return [build_clip(run, file, f"clip{index}", config.seconds) for index, (run, file) in enumerate(chosen)]
@@ -132,7 +138,7 @@ def _run_part(run: Run, index: int, drawn: list[Plot]) -> dict[str, Any]:
     plot = quality_plot(
         score_rows(run, ALL_DOMAINS),
         all_metrics(run),
-        f"{_plain(run.name)}-quality",
+        f"quality-{index + 1}-{_plain(run.name)}",
         f"{run.name}: quality against bit rate",
     )
     failed = failures(run)

@@ -183,7 +183,7 @@ if (testData) {
       make("div", { className: "transport" }, make("div", { className: "time" }, make("div", { className: "track" }, region, time), clock), make("div", { className: "bar" }, openRow, loop, from, to, whole)),
       scale, make("ol", { className: "trials" }, ...rows), message,
       make("div", { className: "bar" }, ...(state.at ? [button("Previous clip", () => go(-1))] : []), button(last ? "Finish" : "Next clip", () => go(1), "main"),
-        make("span", { className: "end" }, button("Leave", () => showStart()))),
+        make("span", { className: "end bar" }, button("Download so far", download), button("Leave", showStart))),
       storageNote(), keys());
     heading.focus();
     scrollTo(0, 0);
@@ -219,8 +219,8 @@ if (testData) {
     const done = state.order.filter(complete).length;
     show(make("h2", { tabIndex: -1, textContent: state.finished ? "Done, thank you" : "Not every clip is rated" }),
       make("p", { textContent: `${done} of ${state.order.length} clips are rated. Send the file to whoever asked you to listen; it is scored by sctok report --ratings.` }),
-      make("div", { className: "bar" }, button("Download ratings (JSON)", () => { download(); }, "main"),
-        button("Back to the clips", () => { state.at = Math.max(0, state.order.findIndex((id) => !complete(id))); state.finished = false; save(); showTrial(); }), button("Leave", () => showStart())),
+      make("div", { className: "bar" }, button("Download ratings (JSON)", download, "main"),
+        button("Back to the clips", () => { state.at = Math.max(0, state.order.findIndex((id) => !complete(id))); state.finished = false; save(); showTrial(); }), button("Leave", showStart)),
       storageNote());
     root.querySelector("h2").focus();
   }

@@ -141,7 +141,7 @@ def test_the_listening_test_knows_roles_and_no_missing_sounds(everything):
 
 def test_plots_are_written_as_files_too(everything):
     names = {path.name for path in everything[2].plots}
-    stems = {"run--1--quality", "inertia", "usage", "centroids-merged-8-r50", "ratings-1"}
+    stems = {"quality-1-run--1-", "inertia", "usage", "centroids-merged-8-r50", "ratings-1"}
     stems |= {f"spectrograms-{number}" for number in (1, 2)}
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert all(path.stat().st_size for path in everything[2].plots)
@@ -172,6 +172,16 @@ def test_a_run_without_anything_to_hear_says_so(tmp_path, what):
     page = Page(write_report(tmp_path / "report.html", [run]).path.read_text())
     assert ("This evaluation is empty" if what == "empty" else "keeps no audio") in page.text
     assert not page.all("audio")
+
+
+def test_runs_and_codebooks_of_one_name_are_all_shown(tmp_path):
+    runs = [write_run(tmp_path / folder / "run", audio=False) for folder in "ab"]
+    books = [write_codebook(tmp_path / folder / "speech-8-r50.safetensors") for folder in "ab"]
+    page = Page(write_report(tmp_path / "report.html", runs, codebooks=books).path.read_text())
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert len(page.all("table")) == 2 * 3 + 1
+    assert all(str(path) in page.text for path in books)
 
 
 def test_no_report_on_nothing(tmp_path):
