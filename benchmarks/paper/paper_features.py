@@ -83,6 +83,8 @@ def read_features(root: Path, domain: str, token_rate: int, most: int, seed: int
                     clips.append(np.full(count, len(held_out) - 1))
                 else:
                     train.append(rows)
+    if not train or not held_out:
+        raise SystemExit(f"{root}: too few clips of {domain} to hold a tenth of them out")
     chosen = np.sort(rng.permutation(sum(map(len, train)))[:most])
     numbers, held = np.concatenate(clips), np.concatenate(held_out)
     few = np.sort(rng.permutation(len(held))[: most // 5])
