@@ -81,9 +81,11 @@ def _transcriber(model: str, language: str | None) -> Transcriber:
 
 
 def _faster_whisper(model: str, language: str | None) -> Transcriber:
+    import ctranslate2
     from faster_whisper import WhisperModel
 
-    loaded = WhisperModel(model)
+    on_gpu = ctranslate2.get_cuda_device_count() > 0
+    loaded = WhisperModel(model, device="cuda" if on_gpu else "cpu", compute_type="float16" if on_gpu else "float32")
 
     def transcribe(wave: NDArray[np.float32]) -> str:
         # On their own, texts do not depend on those before them; beam 5 is the program's default.
