@@ -88,8 +88,9 @@ def _faster_whisper(model: str, language: str | None) -> Transcriber:
     loaded = WhisperModel(model, device="cuda" if on_gpu else "cpu", compute_type="float16" if on_gpu else "float32")
 
     def transcribe(wave: NDArray[np.float32]) -> str:
-        # On their own, texts do not depend on those before them; beam 5 is the program's default.
-        segments, _ = loaded.transcribe(wave, language=language, beam_size=5, condition_on_previous_text=False)
+        # No second tries at higher temperatures: they are drawn, and would differ from run to run.
+        options = {"beam_size": 5, "temperature": 0.0, "condition_on_previous_text": False}
+        segments, _ = loaded.transcribe(wave, language=language, **options)
         return " ".join(segment.text.strip() for segment in segments)
 
     return transcribe
