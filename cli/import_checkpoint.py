@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, say
+from .runs import checked_name
 
 
 def import_checkpoint(
@@ -34,8 +35,8 @@ def import_checkpoint(
     """Turn published SemantiCodec checkpoints into a codec under ROOT/codecs, without running code in them."""
     if rate not in (None, 25, 50, 100):
         raise typer.BadParameter(f"{rate} is none of 100, 50, 25", param_hint="--rate")
-    if name is not None and (not name or name.startswith(".") or "/" in name):
-        raise typer.BadParameter(f"{name!r} cannot be the name of a folder", param_hint="--name")
+    if name is not None:
+        checked_name(name, "--name")
 
     from sctok.codec.artefact import save_codec
     from sctok.codec.published import read_published

@@ -1,7 +1,6 @@
 """A codec on disk: one folder of safetensors files, each of which says what it is, and `codec.json` over them."""
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,13 +19,13 @@ from sctok.formats.files import (
     FormatError,
     check_format,
     damaged,
-    disk_errors,
     hash_arrays,
     hash_file,
     hash_json,
     read_json,
     write_json,
 )
+from sctok.formats.folders import whole_folder
 from sctok.formats.stacking import token_rate
 from sctok.formats.tensors import map_tensors, save_tensors
 
@@ -200,34 +199,16 @@ def save_codec(
         parts: what to write; tensors are taken one by one.
         dtype: of the weights; float16 halves the size. The codec that is read back is the rounded one, whose hash is
             stored. Encoders keep their values.
-        overwrite: replace a folder that is there.
+        overwrite: replace a codec that is there.
 
     Raises:
         ValueError: the folder is there, or parts do not fit each other. DiskFullError.
     """
-    if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} is there already: choose another name, or remove it")
-    with _whole_folder(folder) as temporary:
+    if os.path.lexists(folder) and not (overwrite and (folder / INFO_FILE).is_file()):
+        what = " and is no codec" if overwrite else ""
+        raise ValueError(f"{folder} is there already{what}: choose another name, or remove it")
+    with whole_folder(folder) as temporary:
         return _write(temporary, parts, dtype)
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place when the block ends well, and is removed otherwise."""
-    temporary, replaced = (folder.with_name(f"{folder.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with disk_errors(folder):
-            temporary.mkdir(parents=True)
-            yield temporary
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-    finally:
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        for leftover in (temporary, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> CodecInfo:

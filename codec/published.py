@@ -95,7 +95,7 @@ def read_published(
     acoustic = _filled(lambda: AcousticEncoder(layout.acoustic), encoder, "", problems)
     modules = _decoder_modules(decoder, layout, average, problems)
     problems += [f"{name} is unknown" for name in decoder if name not in (_SCHEDULE, _SCALE)]
-    problems += [f"{name} is missing" for name in (_SCHEDULE, _SCALE) if name not in decoder]
+    schedule, scale = _schedule(decoder, problems)
     if problems:
         raise ValueError(f"{files.source} does not fit the published layout: {'; '.join(problems)}")
     features = EncoderWeights(ENCODER_NAME, layout.encoder, weights.state_dict(), {"published_steps": True})
@@ -105,8 +105,8 @@ def read_published(
         codebooks=_codebooks(files, rate, features),
         acoustic=acoustic,
         grid=None,
-        schedule=Schedule.from_buffers(decoder),
-        scale_factor=float(decoder[_SCALE]),
+        schedule=schedule,
+        scale_factor=scale,
         info=CodecInfo(name or f"semanticodec-{rate}", rate, stack_factor(rate), provenance=provenance),
         **modules,
     )
@@ -148,6 +148,21 @@ def _decoder_modules(decoder: dict[str, Tensor], layout: Layout, average: bool, 
     }
 
 
+def _schedule(decoder: Mapping[str, Tensor], problems: list[str]) -> tuple[Any, float]:
+    """Return the schedule and the scale of the latents; where they are none, `problems` gets a phrase for each."""
+    problems += [f"{name} is missing" for name in (_SCHEDULE, _SCALE) if name not in decoder]
+    schedule, scale = None, decoder.get(_SCALE, torch.ones(()))
+    if _SCHEDULE in decoder:
+        try:
+            schedule = Schedule.from_buffers(decoder)
+        except (ValueError, RuntimeError) as error:
+            problems.append(str(error))
+    if scale.numel() != 1 or _fault(scale):
+        problems.append(f"{_SCALE} is no finite number")
+        return schedule, 1.0
+    return schedule, float(scale)
+
+
 def _encoder_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of an encoder, whether they are alone or in a checkpoint of the training."""
     tensors = read_checkpoint(path)
@@ -155,7 +170,9 @@ def _encoder_tensors(path: Path) -> dict[str, Tensor]:
         inside = (name for name in tensors if name.startswith(_TRAINING_ENCODER))
         tensors = {name.removeprefix(_TRAINING_ENCODER): tensors[name] for name in inside}
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(_UNUSED_ENCODER)}
-    if _INITTED in kept:  # a vector of one value, or a number, by the version that wrote it
+    if (
+        _INITTED in kept and kept[_INITTED].numel() == 1
+    ):  # a vector of one value, or a number, by the version that wrote it
         kept[_INITTED] = kept[_INITTED].reshape(())
     return kept
 
@@ -194,10 +211,19 @@ def _filled(make: Callable[[], Module], tensors: dict[str, Tensor], prefix: str,
     mine = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     expected = module.state_dict()
     wrong = mismatches({n: tuple(t.shape) for n, t in expected.items()}, {n: tuple(t.shape) for n, t in mine.items()})
+    wrong = wrong or [f"{name} {fault}" for name in expected if (fault := _fault(mine[name]))]
     problems += [prefix + each for each in wrong]
     if not wrong:
         module.load_state_dict({name: mine[name].to(tensor.dtype) for name, tensor in expected.items()}, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def _fault(tensor: Tensor) -> str | None:
+    """Return why a tensor cannot be a weight, or None."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        kind = "without values" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}"
+        return f"is no plain array of numbers ({kind})"
+    return None if tensor.isfinite().all() else "is not finite"
 
 
 def _codebooks(files: PublishedFiles, rate: int, encoder: EncoderWeights) -> tuple[Codebook, ...]:
@@ -213,4 +239,10 @@ def _codebooks(files: PublishedFiles, rate: int, encoder: EncoderWeights) -> tup
                 f"{path} has vectors of {book.centroids.shape[1]} values, codecs of {rate} tokens per second need "
                 f"{encoder.config.width * stack}"
             )
-    return tuple(sorted(books, key=lambda book: book.k))
+    books.sort(key=lambda book: book.k)
+    if len({book.k for book in books}) < len(books):
+        sizes = ", ".join(str(book.k) for book in books)
+        raise ValueError(
+            f"codebooks of {sizes} rows in {paths[0].parent}: a codec has one of each size; give one with --codebooks"
+        )
+    return tuple(books)

@@ -148,20 +148,24 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:
-        raise ValueError(
-            f"{path} is not a checkpoint that loads without running code ({_first_line(error)})"
-        ) from error
+        raise ValueError(f"{path} is not a checkpoint that loads without running code ({_refusal(error)})") from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
-    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+    return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+def _refusal(error: Exception) -> str:
+    """Return why a checkpoint was refused, without PyTorch's advice to let its code run."""
+    parts = [part.strip() for part in str(error).split("\n\n") if part.strip()]
+    return parts[-2] if len(parts) > 2 and "weights_only" in parts[0] else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -111,13 +111,14 @@ def remove_stale_temporaries(folder: str | os.PathLike[str], name: str | None = 
         found = _TEMPORARY.fullmatch(path.name)
         if name is not None and path.name.rpartition(".tmp-")[0] != name:
             continue
-        if found and path.is_file() and not path.is_symlink() and not _is_running(int(found[1])):
+        if found and path.is_file() and not path.is_symlink() and not is_running(int(found[1])):
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Return whether a process of this machine has this id."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

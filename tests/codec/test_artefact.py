@@ -108,6 +108,14 @@ def test_a_codec_is_replaced_only_when_asked_to(folder, parts):
     assert [path.name for path in folder.parent.iterdir()] == ["codec"]
 
 
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine"), lambda path: path.mkdir()])
+def test_what_is_no_codec_is_not_replaced(parts, tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(ValueError, match="is no codec"):
+        save_codec(tmp_path / "x", parts, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_parts_that_do_not_fit_each_other_are_all_named(parts):
     with pytest.raises(ValueError, match=r"T-UNet's extra channels has width 8, not 0; the scale factor is 0"):
         dataclasses.replace(parts, grid=None, scale_factor=0.0)

@@ -132,3 +132,51 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused(name, read, tmp_path):
     torch.save({"x": Malicious()}, tmp_path / "published" / name)
     with pytest.raises(ValueError, match=f"{name} is not a checkpoint that loads without running code"):
         read_published(find_published(str(tmp_path / "published")), layouts=SMALL_LAYOUTS)
+
+
+UNET_TENSOR = "model.diffusion_model.time_embed.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (UNET_TENSOR, lambda t: t * float("nan"), f"{UNET_TENSOR} is not finite"),
+        (UNET_TENSOR, lambda t: t.to_sparse(), f"{UNET_TENSOR} is no plain array of numbers"),
+        (UNET_TENSOR, lambda t: t.to(torch.complex64), f"{UNET_TENSOR} is no plain array of numbers"),
+        (UNET_TENSOR, lambda t: t.to("meta"), f"{UNET_TENSOR} is no plain array of numbers"),
+        ("scale_factor", lambda t: t.expand(3), "scale_factor is no finite number"),
+        ("scale_factor", lambda t: t.to_sparse(), "scale_factor is no finite number"),
+        ("alphas_cumprod", lambda t: t * 0, "alphas_cumprod must fall"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(read, tensors, name, change, message):
+    tensors[1][name] = change(tensors[1][name])
+    with pytest.raises(ValueError, match=f"published does not fit the published layout: {message}"):
+        read()
+
+
+def test_a_flag_of_another_shape_is_named(read, tensors):
+    tensors[0]["quantizer._codebook.initted"] = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"initted has shape \(5,\) instead of \(\)"):
+        read()
+
+
+def test_what_is_called_by_no_name_is_left_out(read, tensors):
+    for each in tensors:
+        each[1] = torch.zeros(2)
+    assert read().info.token_rate == 50
+
+
+def test_two_codebooks_of_one_size_are_refused(tmp_path, tensors):
+    folder = write_checkpoints(tmp_path / "published", *tensors)
+    for share in (1, 2):
+        (folder / f"codebook_{share}_0.npy").write_bytes((folder / "codebook.npy").read_bytes())
+    with pytest.raises(ValueError, match=r"codebooks of 40, 40 rows in .* one with --codebooks"):
+        read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS)
+
+
+def test_nobody_is_told_to_let_code_run(tmp_path, tensors):
+    folder = write_checkpoints(tmp_path / "published", *tensors)
+    torch.save({"x": os.system}, folder / "encoder.ckpt")
+    with pytest.raises(ValueError, match=r"without running code \(Trying to load unsupported GLOBAL \w+.system"):
+        read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS)
