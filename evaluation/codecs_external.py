@@ -46,12 +46,12 @@ class Command:
             words = [_filled(word, names) for word in self.words]
             _, seconds = timed(lambda: run_tool(words, timeout=self.timeout))
             out, code = Path(names["{out}"]), Path(names["{code}"])
-            if not out.exists():
+            if not out.is_file():
                 raise ValueError(f"{self.name}: the command ended well but wrote no {{out}}")
             decoded, decoded_rate = _read(out, f"{self.name}: what the command wrote to {{out}}")
             written = _stated_bytes(self.kbps, len(wave) / sample_rate)
             if any("{code}" in word for word in self.words):
-                if not code.exists():
+                if not code.is_file():
                     raise ValueError(f"{self.name}: the command ended well but wrote no {{code}}")
                 written = code.stat().st_size
         return Coded(decoded, decoded_rate, written, None, seconds)

@@ -40,7 +40,11 @@ def run_tool(command: Iterable[str | Path], data: bytes = b"", timeout: float = 
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):  # what left the group may hold their ends
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
     if process.returncode:
         said = "; ".join(line.strip() for line in err.decode("utf-8", "replace").splitlines()[-3:] if line.strip())
         raise ValueError(f"{program} ended with exit code {process.returncode}{': ' + said if said else ''}")

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from sctok.evaluation.codecs import CodecUnavailable, open_codec
+from sctok.evaluation.codecs_tools import run_tool
 
 RATE = 16_000
 WAVE = (0.5 * np.sin(np.arange(RATE) * 0.05)).astype(np.float32)
@@ -37,6 +38,20 @@ def test_the_bytes_of_a_program_are_those_of_its_coded_file():
 def test_the_bit_rate_of_a_program_can_be_stated_and_its_sample_rate_chosen():
     coded = open_codec("cmd:x,kbps=1.5,rate=24000=cp {in} {out}").roundtrip(WAVE, RATE)
     assert (coded.bytes, coded.sample_rate, len(coded.samples)) == (188, 24_000, 24_000)
+
+
+def test_a_program_that_writes_no_plain_file_is_not_waited_for():
+    codec = open_codec(f"cmd:x={sys.executable} -c 'import os, sys; os.mkfifo(sys.argv[2])' {{in}} {{out}}")
+    with pytest.raises(ValueError, match=r"wrote no \{out\}"):
+        codec.roundtrip(np.zeros(160, np.float32), 16_000)
+
+
+def test_what_a_program_leaves_running_is_not_waited_for(tmp_path):
+    ended = tmp_path / "ended"
+    detached = f"import os, time; os.setsid() if os.fork() == 0 else None; time.sleep(10); open({str(ended)!r}, 'w')"
+    with pytest.raises(ValueError, match="was stopped after"):
+        run_tool([sys.executable, "-c", detached], timeout=0.5)
+    assert not ended.exists()
 
 
 @pytest.mark.parametrize(
