@@ -117,7 +117,19 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and {"codec", "key"} <= entry.keys() else None
+    return entry if isinstance(entry, dict) and _fits(entry) else None
+
+
+def _fits(entry: Mapping[str, Any]) -> bool:
+    """Return whether an entry is one that `Cell.take` understands."""
+    texts = [entry.get("codec"), entry.get("key"), entry.get("metric", ""), entry.get("failed", "")]
+    tables = [entry.get("coded", {}), entry.get("details", {})]
+    found = {"value", "failed"} if "metric" in entry else {"coded", "failed"}
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(table, dict) for table in tables)
+        and bool(found & entry.keys())
+    )
 
 
 def table_rows(

@@ -150,6 +150,9 @@ def nearest_centroid(
     Raises:
         ValueError: shapes or frames that do not fit, or a point with NaN or infinity, named by its row.
     """
+    for name, given in (("points", points), ("centroids", centroids)):
+        if not isinstance(given, Tensor | PreparedCentroids):
+            raise ValueError(f"{name} must be a tensor, not {type(given).__name__}: wrap arrays in torch.from_numpy")
     prepared = _prepared(centroids, precision)
     k, dim = prepared.centroids.shape
     if points.ndim != 2 or points.shape[1] != dim:

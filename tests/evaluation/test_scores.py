@@ -113,3 +113,22 @@ def test_intervals_are_the_same_each_time_and_need_two_files():
     assert interval(values, np.ones(3)) == interval(values, np.ones(3))
     assert interval(values[:1], np.ones(1)) == {"mean": 1.0, "low": None, "high": None}
     assert interval(values[:0], np.ones(0)) == {"mean": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"codec": "a", "key": [1], "failed": "x"}',
+        '{"codec": "a", "key": "k", "metric": "m"}',
+        '{"codec": "a", "key": "k", "coded": 5}',
+        '{"codec": "a", "key": "k", "metric": "m", "value": 1, "details": 2}',
+    ],
+)
+def test_lines_that_are_no_entries_are_taken_off(tmp_path, line):
+    with Journal(tmp_path) as journal:
+        journal.add("a", "k", failed="why")
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write(line + "\n")
+    with Journal(tmp_path) as journal:
+        assert journal.cells == {("a", "k"): Cell(failed="why")}
+    assert (tmp_path / JOURNAL).read_text().count("\n") == 1

@@ -286,6 +286,14 @@ def test_values_that_are_not_finite_are_named_by_row(value: float, monkeypatch: 
         nearest_centroid(centroids, points)
 
 
+@pytest.mark.parametrize("name", ["points", "centroids"])
+def test_arrays_are_refused_by_name(name: str) -> None:
+    arguments: Any = {"points": torch.zeros(3, 4), "centroids": torch.zeros(2, 4)}
+    arguments[name] = arguments[name].numpy()
+    with pytest.raises(ValueError, match=f"{name} must be a tensor, not ndarray"):
+        nearest_centroid(**arguments)
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"points must be a matrix \(n, 4\)"):
         nearest_centroid(torch.zeros(3, 5), torch.zeros(2, 4))

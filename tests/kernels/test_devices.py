@@ -43,7 +43,7 @@ def test_auto_is_full_precision_on_a_cpu():
     assert devices.resolve_precision("auto", torch.device("cpu")) == "fp32"
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
+@pytest.mark.parametrize("name", [None, "gpu", "cuda:99", "meta"])
 def test_unknown_devices(name):
     with pytest.raises(ValueError, match=name):
         devices.resolve_device(name)
