@@ -18,7 +18,15 @@ from sctok.audio.decode import read_audio
 from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.formats.files import check_format, hash_bytes, json_text, read_json, remove_stale_temporaries, write_json
+from sctok.formats.files import (
+    check_format,
+    damaged,
+    hash_bytes,
+    json_text,
+    read_json,
+    remove_stale_temporaries,
+    write_json,
+)
 
 from .codecs_base import CodecUnderTest, Coded
 from .metric_base import Metric
@@ -129,6 +137,12 @@ def _old_run(out: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = read_json(path)
     check_format(path, found, FORMAT, VERSION)
+    for part, needed in (("files", "key"), ("codecs", "name"), ("metrics", "name")):
+        entries = found.get(part)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) and needed in each for each in entries):
+            raise damaged(path, f"{part} is no list of entries with a {needed}")
+    if not isinstance(found.get("created"), str):
+        raise damaged(path, "created is no text")
     return found
 
 
@@ -220,9 +234,9 @@ def _united(
     there = {each["name"]: each for each in old}
     for each in new:
         known = there.setdefault(each["name"], each)
-        if known[identity] != each[identity]:
+        if known.get(identity) != each[identity]:
             raise ValueError(
-                f"{kind} {each['name']} has other {identity} in this evaluation ({known[identity]}, not "
+                f"{kind} {each['name']} has other {identity} in this evaluation ({known.get(identity)}, not "
                 f"{each[identity]}); name another folder with --out"
             )
     return list(there.values())

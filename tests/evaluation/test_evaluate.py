@@ -268,3 +268,12 @@ def test_what_cannot_be_evaluated(references, tmp_path, light):
         (tmp_path / "set" / f"{reference.key}.wav").write_bytes(b"no sound")
     with pytest.raises(ValueError, match="none of 3 references can be read; the first: "):
         evaluate(references, {"a": Halves()}, light, tmp_path / "run", ONE)
+
+
+@pytest.mark.parametrize("changes", [{"files": 3}, {"codecs": [1]}, {"metrics": None}, {"created": 5}])
+def test_a_damaged_description_is_named(references, tmp_path, light, changes):
+    out = evaluate(references, {"c": Halves()}, light[:1], tmp_path / "run", ONE)
+    path = out / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=rf"run.json is damaged \({next(iter(changes))} is no"):
+        evaluate(references, {"c": Halves()}, light[:1], out, ONE)
