@@ -1,6 +1,7 @@
 """What several test folders share: the reference signal and weights, small encoders, the bundled clips."""
 
 import importlib.util
+import os
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,9 @@ from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN, window_count
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.features.masked import MaskedAutoencoder
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # decides when Triton is first imported, by whatever test
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -296,7 +296,7 @@ def test_vectors_too_large_for_float32_distances() -> None:
     ("options", "message"),
     [
         ({"algorithm": "elkan"}, "algorithm 'elkan' is none of auto, lloyd, minibatch"),
-        ({"iterations": 0}, "iterations 0 is not positive"),
+        ({"iterations": 0}, "iterations 0 is not a positive whole number"),
         ({"tol": -1.0}, "tol -1.0"),
         ({"tol": float("nan")}, "tol nan"),
         ({"seed": -1}, "seed -1"),
