@@ -148,11 +148,15 @@ def survey_inputs(
     Raises:
         RunError: there is no audio, or none that can be read.
     """
-    chosen, files, bad = _choose(listed, most, seed)
+    chosen, files, bad, first = _choose(listed, most, seed)
     found = [(item, _seconds(item)) for item in chosen]
     readable = [(item, seconds) for item, seconds in found if seconds]
     if not readable:
-        raise RunError(f"none of {len(found)} files that were looked at can be read" if found else "no audio was found")
+        if found or first is None:
+            raise RunError(
+                f"none of {len(found)} files that were looked at can be read" if found else "no audio was found"
+            )
+        raise RunError(f"none of {bad} inputs can be read, such as {first.path}: {first.reason}")
     scale = files / len(found)
     lengths = [seconds for _, seconds in readable]
     samples = [round(seconds * SAMPLE_RATE) for seconds in lengths]
@@ -191,19 +195,21 @@ def estimate(survey: Survey, costs: Costs, fleet: Fleet) -> Estimate:
     )
 
 
-def _choose(listed: Iterable[AudioItem | BadItem], most: int, seed: int) -> tuple[list[AudioItem], int, int]:
-    """Return `most` of the files with the lowest hashes, how many there are, and how many inputs are none."""
+def _choose(
+    listed: Iterable[AudioItem | BadItem], most: int, seed: int
+) -> tuple[list[AudioItem], int, int, BadItem | None]:
+    """Return `most` of the files with the lowest hashes, how many there are, how many inputs are none, the first."""
     kept: list[tuple[int, str, AudioItem]] = []
-    files = bad = 0
+    files, bad, first = 0, 0, None
     for entry in listed:
         if not isinstance(entry, AudioItem):
-            bad += 1
+            bad, first = bad + 1, first or entry
             continue
         files += 1
         kept.append((hash_key(seed, entry.key), entry.key, entry))
         if len(kept) >= 2 * most:
             kept = sorted(kept, key=lambda each: each[:2])[:most]
-    return [item for _, _, item in sorted(kept, key=lambda each: each[:2])[:most]], files, bad
+    return [item for _, _, item in sorted(kept, key=lambda each: each[:2])[:most]], files, bad, first
 
 
 def _seconds(item: AudioItem) -> float:

@@ -180,6 +180,9 @@ def test_files_that_cannot_be_read_are_counted_and_no_audio_is_an_error(tmp_path
         survey_inputs([], stack=2, centroids=16)
     with pytest.raises(RunError, match="none of 1 files"):
         survey_inputs([item for item in listed if item.key == "bad"], stack=2, centroids=16)
+    gone = BadItem("", "gone.wav", "does not exist")
+    with pytest.raises(RunError, match=r"none of 2 inputs can be read, such as gone\.wav: does not exist"):
+        survey_inputs([gone, gone], stack=2, centroids=16)
 
 
 def test_the_calibration_measures_every_part(tmp_path, small_weights) -> None:
