@@ -200,7 +200,7 @@ def _safe(points: PointOperand, centroids: CentroidOperand) -> Tensor:
     lengths, largest = points.lengths.to(torch.float64), centroids.lengths.amax()
     fits = 4 * lengths * largest + largest.square() < _LARGEST
     # The reference itself overflows beyond this, and then calls all distances equal.
-    fits &= lengths + largest < _LONGEST * float(centroids.scale)
+    fits &= lengths + largest < _LONGEST * centroids.factor
     held = torch.isfinite(points.norms) & torch.isfinite(points.residuals)
     return fits & held if centroids.usable else torch.zeros_like(held)
 
@@ -208,7 +208,7 @@ def _safe(points: PointOperand, centroids: CentroidOperand) -> Tensor:
 def _score_error(lengths: Tensor, norms: Tensor, centroids: CentroidOperand) -> Tensor:
     """Bound float32 scores of points of norm `lengths` against centroids of norm `norms`, as float64."""
     wide = norms.to(torch.float64)
-    return error_bound(lengths.to(torch.float64), wide, wide.square(), centroids.dim, float(centroids.scale))
+    return error_bound(lengths.to(torch.float64), wide, wide.square(), centroids.dim, centroids.factor)
 
 
 def _rounded_up(values: Tensor) -> Tensor:

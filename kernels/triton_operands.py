@@ -42,8 +42,8 @@ class CentroidOperand:
     offsets: (K,) float32, ||c||^2, for bounds lowered by their own error, infinite in padding. ids: (K,) int64, index
     of the centroid. full: (k, dim) float32 z. squares: (k,) float32 and lengths: (k,) float64 ||c||, scaled.
     tile_norms and tile_residuals: (K / columns,) float32, upper bounds of ||z|| and ||z - ĉ|| + gamma ||ĉ||.
-    center: (dim,) float32. scale: (1,) float64. k, dim: true sizes. columns: of a tile. usable: whether every entry is
-    finite in the operand type.
+    center: (dim,) float32. scale: (1,) float64, and factor the same without a copy from the device. k, dim: true
+    sizes. columns: of a tile. usable: whether every entry is finite in the operand type.
     """
 
     source: Tensor
@@ -59,6 +59,7 @@ class CentroidOperand:
     tile_residuals: Tensor
     center: Tensor
     scale: Tensor
+    factor: float
     k: int
     dim: int
     columns: int
@@ -147,6 +148,7 @@ def prepare_operand(
         tile_residuals=_tile_bounds(residual, padded, columns),
         center=center.to(torch.float32).contiguous(),
         scale=torch.tensor([scale], dtype=torch.float64, device=centroids.device),
+        factor=scale,
         k=k,
         dim=dim,
         columns=columns,
@@ -176,7 +178,7 @@ def quantise_points(points: Tensor, centroids: CentroidOperand) -> PointOperand:
     growth, floor = 1 + 2 * (depth + 16) * _UNIT, math.sqrt(dim) * 2.0**-62
     lengths.mul_(growth).add_(floor)
     norms.mul_(growth).add_(floor)
-    lost = floor + math.sqrt(dim) * 2.0**-126 * max(1.0, float(centroids.scale))
+    lost = floor + math.sqrt(dim) * 2.0**-126 * max(1.0, centroids.factor)
     residuals.mul_(growth).add_(lengths, alpha=2 * _UNIT).add_(lost)
     return PointOperand(matrix, row_scale, residuals, norms, lengths)
 
