@@ -4,7 +4,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -126,8 +126,3 @@ def seconds_of(call: Callable[[], object], repeats: int, *, device: str) -> floa
         wait()
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def with_precision(system: System, precision: str) -> System:
-    """Return the system in another precision."""
-    return replace(system, precision=precision)

@@ -16,7 +16,7 @@ from sctok.audio.decode import stream_audio
 from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.features.mel_cache import VALIDATION_SHARE, key_share
+from sctok.features.mel_cache import VALIDATION_SHARE, chance_edges, key_share, pick
 from sctok.formats.files import read_json, write_json
 from sctok.kmeans_tools.distributed import ALONE, Group
 from sctok.kmeans_tools.memory import free_memory
@@ -148,10 +148,9 @@ class CropSampler:
         names = sorted({clip.group for clip in clips})
         self._members = [[clip for clip in clips if clip.group == name] for name in names]
         seconds = [np.array([clip.seconds for clip in members]) for members in self._members]
-        hours = np.array([each.sum() for each in seconds]) ** config.balance
-        self._group_edges = np.cumsum(hours / hours.sum())
+        self._group_edges = chance_edges(np.array([each.sum() for each in seconds]) ** config.balance)
         # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
-        self._clip_edges = [np.cumsum(np.sqrt(each) / np.sqrt(each).sum()) for each in seconds]
+        self._clip_edges = [chance_edges(np.sqrt(each)) for each in seconds]
         self._kept, self._room = OrderedDict[str, NDArray[np.float32]](), min(KEPT_BYTES, free_memory() // 8)
         self._ahead: dict[tuple[int, int, int], list[Future[NDArray[np.float32]]]] = {}
         self._pool = ThreadPoolExecutor(readers, "crops")
@@ -172,7 +171,7 @@ class CropSampler:
     def _crop(self, rng: np.random.Generator) -> NDArray[np.float32]:
         crop = np.zeros(self.config.samples, np.float32)
         for _ in range(TRIES):
-            group = _pick(self._group_edges, rng)
+            group = pick(self._group_edges, rng)
             packed, filled = rng.random() < self.config.packed, 0
             while filled < len(crop):
                 piece = self._piece(group, len(crop) - filled, rng)
@@ -186,7 +185,7 @@ class CropSampler:
 
     def _piece(self, group: int, samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
         for _ in range(TRIES):
-            clip = self._members[group][_pick(self._clip_edges[group], rng)]
+            clip = self._members[group][pick(self._clip_edges[group], rng)]
             start = rng.random() * max(0.0, clip.seconds - samples / SAMPLE_RATE)
             try:
                 piece = self._read(clip, start, samples)
@@ -288,7 +287,3 @@ def open_collection(
         index_clips(audio, folder, skipped, progress)
     group.broadcast(None)
     return Collection(*split_clips(index_clips(audio, folder)))
-
-
-def _pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:
-    return min(int(np.searchsorted(edges, rng.random(), side="right")), len(edges) - 1)

@@ -36,7 +36,6 @@ POOLINGS = ("mean", "rows")
 STABILITY_SECONDS = 10.24
 SECTIONS = ("tasks", "tokens", "abx", "notes", "failed", "errors", "done")
 Row = dict[str, Any]
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _append_group(
 
 def _chunk_mels(chunk: Chunk, device: torch.device) -> NDArray[np.float16]:
     # One window at a time on CPUs, where what comes out would otherwise depend on how many there are.
-    waves = torch.from_numpy(chunk.waves).to(device).split(1 if device.type == "cpu" else max(1, len(chunk.waves)))
+    waves = torch.from_numpy(chunk.waves).to(device).split(1 if device.type == "cpu" else len(chunk.waves))
     mels = [filterbank(each, torch.zeros(len(each), dtype=torch.bool, device=device)).half() for each in waves]
     return np.concatenate([each.flatten(0, 1).numpy(force=True) for each in mels])
 
@@ -146,9 +146,9 @@ class WindowSampler:
         groups = sorted({clip.group for clip in clips})
         self.members = [[clip for clip in clips if clip.group == group] for group in groups]
         frames = [np.array([clip.frames for clip in members], float) for members in self.members]
-        self._group_edges = _edges(np.array([each.sum() for each in frames]) ** balance)
+        self._group_edges = chance_edges(np.array([each.sum() for each in frames]) ** balance)
         # Short clips would never be drawn by length alone, and long ones would be lost among them by count.
-        self._clip_edges = [_edges(np.sqrt(each)) for each in frames]
+        self._clip_edges = [chance_edges(np.sqrt(each)) for each in frames]
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
         """Return what `cut_windows` makes `count` windows of.
@@ -162,11 +162,11 @@ class WindowSampler:
         return torch.from_numpy(frames), torch.from_numpy(levels)
 
     def _fill(self, frames: NDArray[np.int64], levels: NDArray[np.float32], rng: np.random.Generator) -> None:
-        group = _pick(self._group_edges, rng)
+        group = pick(self._group_edges, rng)
         packed = rng.random() < PACKED_SHARE
         filled = 0
         while filled < WINDOW_FRAMES:
-            clip = self.members[group][_pick(self._clip_edges[group], rng)]
+            clip = self.members[group][pick(self._clip_edges[group], rng)]
             spare = max(0, clip.frames - (WINDOW_FRAMES - filled))
             start = clip.start + int(rng.integers(spare + 1))
             count = min(WINDOW_FRAMES - filled, clip.frames)
@@ -184,12 +184,14 @@ def cut_windows(cache: Tensor, frames: Tensor, levels: Tensor) -> Tensor:
     return windows.where((frames >= 0)[..., None], SILENCE)
 
 
-def _edges(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def chance_edges(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what `pick` picks by: the running sums of chances, which weights (n,) stand for."""
     edges = np.cumsum(weights / weights.sum())
     return edges / edges[-1]
 
 
-def _pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:
+def pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """Return a random index, by the chances of `chance_edges`."""
     return int(edges.searchsorted(rng.random(), side="right"))
 
 

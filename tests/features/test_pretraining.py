@@ -93,6 +93,14 @@ def test_cached_frames_are_those_of_the_file(cache):
     assert cache.cut(clip, 150, 100).shape == (50, 128)
 
 
+def test_a_file_without_samples_leaves_no_clip(tmp_path):
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "empty.wav", np.zeros(0), 16_000)
+    soundfile.write(tmp_path / "audio" / "sound.wav", np.full(16_000, 0.1), 16_000)
+    built = build_mel_cache([str(tmp_path / "audio")], tmp_path / "mels", workers=0)
+    assert [clip.key for clip in built.clips] == ["0/sound"]
+
+
 def test_windows_are_reproducible_and_differ_by_step(cache):
     sampler = WindowSampler(cache, cache.clips, 0.5)
     frames = torch.from_numpy(cache.frames)
