@@ -33,7 +33,7 @@ from .metric_base import Metric
 from .pairs import length_problem, read_pcm, to_pcm, write_flac
 from .references import Reference
 from .score_processes import Task, score_tasks
-from .scores import Cell, Journal, Row, table_rows, write_tables
+from .scores import FACTS, Cell, Journal, Row, table_rows, write_tables
 
 RUN_FILE = "run.json"
 FORMAT, VERSION = "sctok-evaluation", 1
@@ -287,8 +287,7 @@ def _coded(run: _Run, codec: CodecUnderTest, key: str, wave: Any) -> dict[str, A
 
 
 def _facts(coded: Coded) -> dict[str, Any]:
-    names = ("bytes", "payload", "tokens", "sample_rate", "seconds_encode", "seconds_decode")
-    return {**{name: getattr(coded, name) for name in names}, "samples": len(coded.samples)}
+    return {**{name: getattr(coded, name) for name in (*FACTS, "sample_rate")}, "samples": len(coded.samples)}
 
 
 def _score(run: _Run, codecs: Sequence[str], metrics: Sequence[Metric]) -> None:

@@ -20,6 +20,7 @@ JOURNAL = "journal.jsonl"
 ALL = "all"
 RESAMPLES = 1000
 LEVEL = 95.0
+FACTS = ("bytes", "payload", "tokens", "seconds_encode", "seconds_decode")  # of a round trip
 _DRAWN_AT_ONCE = 1 << 18
 
 Row = dict[str, Any]
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 class Cell:
     """What is known of one file through one codec.
 
-    coded: bytes, payload, tokens, samples, sample_rate, seconds_encode, seconds_decode; or failed: why there is none.
+    coded: `FACTS`, samples and sample_rate; or failed: why there is none.
     values: of metrics and their further columns. errors: reasons of metrics without a value.
     """
 
@@ -94,16 +95,16 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def _read(self) -> None:
-        """Take in the lines; a last one that was cut short is taken off."""
+        """Take in the lines but damaged ones; a last one that was cut short is taken off."""
         self._file.seek(0)
         whole = 0
         for line in self._file:
-            entry = _entry(line)
-            if entry is None:
+            if not line.endswith(b"\n"):
                 self._file.truncate(whole)
                 break
             whole += len(line)
-            self.cell(entry.pop("codec"), entry.pop("key")).take(entry)
+            if entry := _entry(line):
+                self.cell(entry.pop("codec"), entry.pop("key")).take(entry)
 
     def __enter__(self) -> Self:
         return self
@@ -114,8 +115,8 @@ class Journal:
 
 def _entry(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and _fits(entry) else None
 
@@ -123,11 +124,14 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 def _fits(entry: Mapping[str, Any]) -> bool:
     """Return whether an entry is one that `Cell.take` understands."""
     texts = [entry.get("codec"), entry.get("key"), entry.get("metric", ""), entry.get("failed", "")]
-    tables = [entry.get("coded", {}), entry.get("details", {})]
+    coded = entry.get("coded", dict.fromkeys(FACTS))
     found = {"value", "failed"} if "metric" in entry else {"coded", "failed"}
     return (
         all(isinstance(text, str) for text in texts)
-        and all(isinstance(table, dict) for table in tables)
+        and isinstance(entry.get("value", 0.0), int | float)
+        and isinstance(entry.get("details", {}), dict)
+        and isinstance(coded, dict)
+        and coded.keys() >= set(FACTS)
         and bool(found & entry.keys())
     )
 

@@ -118,17 +118,25 @@ def test_intervals_are_the_same_each_time_and_need_two_files():
 @pytest.mark.parametrize(
     "line",
     [
+        "5",
+        "{}",
+        "\0" * 30,
+        "[" * 100_000,
         '{"codec": "a", "key": [1], "failed": "x"}',
         '{"codec": "a", "key": "k", "metric": "m"}',
-        '{"codec": "a", "key": "k", "coded": 5}',
+        '{"codec": "a", "key": "k", "metric": "m", "value": "1"}',
         '{"codec": "a", "key": "k", "metric": "m", "value": 1, "details": 2}',
+        '{"codec": "a", "key": "k", "coded": 5}',
+        '{"codec": "a", "key": "k", "coded": {"bytes": 1}}',
     ],
 )
-def test_lines_that_are_no_entries_are_taken_off(tmp_path, line):
+def test_a_line_that_is_no_entry_costs_no_other_one(tmp_path, line):
     with Journal(tmp_path) as journal:
         journal.add("a", "k", failed="why")
     with (tmp_path / JOURNAL).open("a") as file:
         file.write(line + "\n")
+    for value in (1.0, 2.0):
+        with Journal(tmp_path) as journal:
+            journal.add("b", "k", metric="mel", value=value)
     with Journal(tmp_path) as journal:
-        assert journal.cells == {("a", "k"): Cell(failed="why")}
-    assert (tmp_path / JOURNAL).read_text().count("\n") == 1
+        assert journal.cells == {("a", "k"): Cell(failed="why"), ("b", "k"): Cell(values={"mel": 2.0})}
