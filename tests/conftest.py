@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import signal
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,14 @@ def cut_windows(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDAr
     padded[: len(samples)] = samples
     waves = np.stack([padded[i * WINDOW_SAMPLES : i * WINDOW_SAMPLES + WINDOW_SPAN] for i in range(count)])
     return waves, np.arange(count) == count - 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> Iterator[None]:
+    """Let Ctrl-C interrupt, here and in the processes that tests start: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
