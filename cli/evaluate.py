@@ -73,7 +73,7 @@ def evaluate(
     to listen to beside them. Interrupted, the same command goes on; codecs and metrics can be added later. A file that
     a codec or a metric fails on has the reason in its row.
     """
-    from sctok.evaluation.codecs import open_codec
+    from sctok.evaluation.codecs_process import CodecProcess
     from sctok.evaluation.evaluate import Settings
     from sctok.evaluation.evaluate import evaluate as run_evaluation
     from sctok.evaluation.references import list_references, read_transcripts
@@ -83,10 +83,9 @@ def evaluate(
         references = [_chosen(recipe, references, root, seed)]
     listed = list_references(references, domain, read_transcripts(transcripts) if transcripts else None)
     chosen = _metrics(metrics, whisper, language, any(each.transcript is not None for each in listed))
-    codecs = {spec: open_codec(spec, device=device) for spec in codec}
     folder = out or root / "reports" / (Path(references[0]).resolve().name.split(".")[0] or "evaluation")
-    progress = _Stages()
-    with progress:
+    with CodecProcess(device) as process, _Stages() as progress:
+        codecs = {spec: process.open(spec) for spec in codec}
         run_evaluation(listed, codecs, chosen, folder, Settings(workers, audio, retry_failed), progress)
     _show(folder, codecs, chosen, read_json(folder / "summary.json"), as_json)
 

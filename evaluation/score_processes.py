@@ -19,7 +19,7 @@ from .metric_base import Measured, Metric
 from .pairs import read_pair
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-_PATIENCE = 5.0
+PATIENCE = 5.0
 _MAX_REASON = 300
 
 
@@ -79,7 +79,7 @@ class _Team:
             worker.process.terminate()
             connection.close()
         for worker in self._workers.values():
-            worker.process.join(_PATIENCE)
+            worker.process.join(PATIENCE)
             if worker.process.is_alive():
                 worker.process.kill()
 
@@ -121,8 +121,10 @@ class _Team:
         """Blame the metric at hand for the death of its process; have another process go on with the rest."""
         worker.process.join()
         if not worker.ready:  # whatever ends it would end every other one as well
-            raise ChildProcessError(f"no metric can be measured: {_cause(worker.process.exitcode)} at its start")
-        entry = {"metric": worker.task.metrics[0].name, "failed": _cause(worker.process.exitcode)}
+            raise ChildProcessError(
+                f"no metric can be measured: {cause_of_death(worker.process.exitcode)} at its start"
+            )
+        entry = {"metric": worker.task.metrics[0].name, "failed": cause_of_death(worker.process.exitcode)}
         self._take(worker, entry)
         self._dismiss(connection, worker)
         if worker.task.metrics:
@@ -141,7 +143,7 @@ def _send(connection: Connection, task: Task) -> None:
         connection.send(task)
 
 
-def _cause(code: int | None) -> str:
+def cause_of_death(code: int | None) -> str:
     if code is not None and code < 0:
         return f"its process was killed by {signal.Signals(-code).name}"
     return f"its process ended with exit code {code}"
@@ -179,14 +181,14 @@ def _measure(task: Task, send: Callable[[dict[str, Any]], None]) -> None:
         pair = read_pair(task.reference, task.estimate, task.transcript)
     except Exception as error:
         for metric in task.metrics:
-            send({"metric": metric.name, "failed": _reason(error)})
+            send({"metric": metric.name, "failed": reason_of(error)})
         return
     for metric in task.metrics:
         try:
             result = metric.score(pair)
             entry = _entry(result if isinstance(result, Measured) else Measured(float(result), {}))
         except Exception as error:  # of whatever library: the reason goes to the table
-            entry = {"failed": _reason(error)}
+            entry = {"failed": reason_of(error)}
         send({"metric": metric.name, **entry})
 
 
@@ -196,6 +198,6 @@ def _entry(found: Measured) -> dict[str, Any]:
     return {"value": found.value, "details": dict(found.details)}
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     text = " ".join(str(error).split())[:_MAX_REASON]
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
