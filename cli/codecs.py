@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import Progress, emit, one_of, say, table
-from .runs import WORKERS_ON_CPU, WORKERS_ON_GPU
+from .runs import WORKERS_ON_CPU, WORKERS_ON_GPU, checked_name
 
 if TYPE_CHECKING:
     from sctok.codec.codec import Codec
@@ -60,6 +60,17 @@ def load_codec(name: str, root: Path, device: str, precision: str, batch_windows
     from sctok.codec.codec import Codec
 
     return Codec.load(codec_path(name, root), device, precision, batch_windows)
+
+
+def codec_name(name: str) -> str:
+    """Return the name of a codec to be made: that of a folder, and of no bundled codec, which it would hide."""
+    from sctok.codec.artefact import BUNDLED_CODECS
+
+    if checked_name(name, "--name") in BUNDLED_CODECS:
+        raise typer.BadParameter(
+            f"{name} is the bundled codec, which this would hide: choose another", param_hint="--name"
+        )
+    return name
 
 
 def codec_path(name: str, root: Path) -> str:

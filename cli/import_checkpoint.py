@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .codecs import codec_name
 from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, say
-from .runs import checked_name
 
 
 def import_checkpoint(
@@ -36,7 +36,7 @@ def import_checkpoint(
     if rate not in (None, 25, 50, 100):
         raise typer.BadParameter(f"{rate} is none of 100, 50, 25", param_hint="--rate")
     if name is not None:
-        checked_name(name, "--name")
+        codec_name(name)
 
     from sctok.codec.artefact import save_codec
     from sctok.codec.published import read_published

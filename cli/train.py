@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .codecs import codec_name
 from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, emit, say
-from .runs import AudioArgument, checked_name
+from .runs import AudioArgument
 from .steps import StepProgress, exit_if_stopped, tell_skipped
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def train(
     books = [part.strip() for part in ",".join(codebooks).split(",")] if codebooks else None
     parts = {"encoder": encoder, "codebooks": books, "vae": vae, "vocoder": vocoder}
     plan = _read_plan(config, settings, parts)
-    name = checked_name(name or f"my-{Path(config).stem}", "--name")
+    name = codec_name(name or f"my-{Path(config).stem}")
 
     from sctok.codec.crops import open_collection
     from sctok.codec.training_pipeline import CodecRun

@@ -220,7 +220,7 @@ def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> Co
     vocoder: Any = parts.vocoder
     save_part(folder / "vocoder.safetensors", kind, arrays_of(vocoder), vocoder.config, dtype)
     encoder: str = parts.encoder.name
-    if encoder not in BUNDLED:
+    if encoder not in BUNDLED or load_weights(encoder).hash != parts.encoder.hash:  # a file of that name is another one
         save_weights(folder / ENCODER_FILE, parts.encoder.build(), parts.encoder.metadata, np.float32)
         encoder = ENCODER_FILE
     for book in parts.codebooks:

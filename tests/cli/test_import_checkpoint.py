@@ -64,7 +64,9 @@ def test_a_codec_of_this_name_is_replaced_only_when_asked_to(run, source):
     assert run(source, "--name", "mine", "--ema", "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("options", [("--rate", "75"), ("--name", "../x"), ("--name", ".x"), ("--name", "a\nb")])
+@pytest.mark.parametrize(
+    "options", [("--rate", "75"), ("--name", "../x"), ("--name", ".x"), ("--name", "a\nb"), ("--name", "mini")]
+)
 def test_wrong_usage(run, source, options):
     assert run(source, *options)[0] == 2
 

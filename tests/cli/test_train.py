@@ -75,6 +75,7 @@ def test_a_codec_and_a_run_that_goes_on(folder: Path, capsys: pytest.CaptureFixt
         (["--steps", "0"], "--steps"),
         (["--precision", "fp8"], "fp8"),
         (["--name", "../x"], "--name"),
+        (["--name", "mini"], "--name"),
         (["--vae", ""], "--vae"),
     ],
 )

@@ -40,6 +40,11 @@ def test_hifigan_comes_back(parts, tmp_path):
     assert torch.equal(load_codec(tmp_path / "codec").vocoder(mel), vocoder(mel))
 
 
+def test_an_encoder_that_is_only_called_like_a_bundled_one_comes_back(parts, tmp_path):
+    save_codec(tmp_path / "codec", dataclasses.replace(parts, encoder=dataclasses.replace(parts.encoder, name="mini")))
+    assert load_codec(tmp_path / "codec").encoder.hash == parts.encoder.hash
+
+
 @pytest.mark.parametrize("name", ["acoustic", "unet", "grid", "vae", "vocoder"])
 def test_modules_come_back_bit_for_bit(parts, folder, name):
     ours, theirs = getattr(parts, name).state_dict(), getattr(load_codec(folder), name).state_dict()
