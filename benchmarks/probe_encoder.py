@@ -4,13 +4,18 @@
 
 AUDIO holds `tasks/*.csv` with columns path, label, group; clips of one group never straddle training and test.
 Features are scaled to unit variance and a logistic regression is fitted in each of five grouped folds, its strength
-chosen by three grouped folds inside the training part. Poolings: `mean` over all patches (E values) or frames (128),
-and `mean, deviation` over frames (256).
+chosen by three grouped folds inside the training part; all of that is repeated with other folds (`--repeats`).
+Poolings: `mean` over all patches (E values) or frames (128), and `mean, deviation` over frames (256). `random` is the
+mean of several networks of random weights (`--random`). Differences are taken clip by clip: what share of its
+predictions was right, trained, less the same share of what it is compared with. Their standard errors are those of
+other clips.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +25,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sctok.evaluation.probe_features import LOG_MEL, LOG_MEL_DEVIATION, EncoderSystem, MelSystem, embed_clips
+from sctok.evaluation.probe_features import LOG_MEL, LOG_MEL_DEVIATION, EncoderSystem, MelSystem, System, embed_clips
 from sctok.evaluation.probe_labels import read_task
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE
@@ -30,74 +35,74 @@ from sctok.features.masked import MaskedAutoencoder
 TASKS = ("speech_digit", "music_pitch48", "music_instrument12", "music_drum_type", "general_events")
 FOLDS, INNER_FOLDS = 5, 3
 STRENGTHS = [0.001, 0.01, 0.1, 1.0, 10.0]
-COLUMNS = {
-    "trained/features-r100": ("trained", "mean"),
-    "random/features-r100": ("random", "mean"),
-    LOG_MEL: ("log-mel", "mean"),
-    LOG_MEL_DEVIATION: ("log-mel", "mean, deviation"),
-}
+TRAINED, RANDOM, MEAN, DEVIATION = "trained: mean", "random: mean", "log-mel: mean", "log-mel: mean, deviation"
 Rows = NDArray[np.float32]
+Shares = NDArray[np.float64]
 
 
-def random_encoder(like: EncoderWeights, seed: int = 0) -> EncoderWeights:
+def random_encoder(like: EncoderWeights, seed: int) -> EncoderWeights:
     """Return weights of the same shape as pretraining starts from."""
     torch.manual_seed(seed)
     model = MaskedAutoencoder(AudioMAE(like.config), 64, 1, 1).encoder
     return EncoderWeights("random", like.config, {k: v.detach() for k, v in model.state_dict().items()}, {})
 
 
-def probe_accuracy(features: Rows, labels: NDArray[np.str_], groups: NDArray[np.str_]) -> tuple[float, float]:
-    """Return the accuracy over all held-out clips of grouped folds, and its standard error."""
-    correct = np.zeros(len(labels), bool)
+def right(features: Rows, labels: NDArray[np.str_], groups: NDArray[np.str_], repeats: int) -> Shares:
+    """Return for each clip the share of the repeats in which its label was found, while it was held out."""
+    correct = np.zeros(len(labels))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    for train, test in GroupKFold(min(FOLDS, len(set(groups)))).split(features, labels, groups):
-        inner = GroupKFold(min(INNER_FOLDS, len(set(groups[train]))))
-        search = GridSearchCV(model, {"logisticregression__C": STRENGTHS}, cv=inner, n_jobs=-1)
-        search.fit(features[train], labels[train], groups=groups[train])
-        correct[test] = search.predict(features[test]) == labels[test]
-    return float(correct.mean()), float(correct.std() / np.sqrt(len(correct)))
+    for repeat in range(repeats):
+        folds = GroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=repeat)
+        for train, test in folds.split(features, labels, groups):
+            inner = GroupKFold(min(INNER_FOLDS, len(set(groups[train]))))
+            search = GridSearchCV(model, {"logisticregression__C": STRENGTHS}, cv=inner, n_jobs=-1)
+            search.fit(features[train], labels[train], groups=groups[train])
+            correct[test] += search.predict(features[test]) == labels[test]
+    return correct / repeats
 
 
-def probe_tasks(
-    audio: Path, weights: EncoderWeights, tasks: tuple[str, ...], seconds: float
-) -> list[dict[str, object]]:
-    """Return one row per task and kind of feature."""
-    cpu = torch.device("cpu")
-    encoders = {"trained": weights, "random": random_encoder(weights)}
-    systems = [EncoderSystem(FeatureExtractor(each, cpu, "fp32"), name=name) for name, each in encoders.items()]
-    results: list[dict[str, object]] = []
-    for task in tasks:
-        embedded = embed_clips(
-            read_task(audio / "tasks" / f"{task}.csv", audio).clips, [*systems, MelSystem()], seconds=seconds
-        )
-        if embedded.failed:
-            raise ValueError(f"{embedded.failed[0].source}: {embedded.failed[0].reason}")
-        labels = np.array([clip.label for clip in embedded.clips])
-        groups = np.array([clip.group for clip in embedded.clips])
-        majority = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-        about = {"task": task, "clips": len(labels), "classes": len(set(labels)), "majority": majority}
-        for which, (name, pooling) in COLUMNS.items():
-            accuracy, error = probe_accuracy(embedded.vectors[which], labels, groups)
-            results.append({**about, "features": name, "pooling": pooling, "accuracy": accuracy, "error": error})
-            print(results[-1], flush=True)
-    return results
+def probe_task(path: Path, audio: Path, systems: Sequence[System], seconds: float, repeats: int) -> dict[str, object]:
+    """Return what was found in one task: accuracy, and differences from that of the trained encoder."""
+    embedded = embed_clips(read_task(path, audio).clips, systems, seconds=seconds)
+    if embedded.failed:
+        raise ValueError(f"{embedded.failed[0].source}: {embedded.failed[0].reason}")
+    labels = np.array([clip.label for clip in embedded.clips])
+    groups = np.array([clip.group for clip in embedded.clips])
+    found = {name: right(rows, labels, groups, repeats) for name, rows in embedded.vectors.items()}
+    networks = [shares for name, shares in found.items() if name.startswith("random")]
+    columns = {TRAINED: found["trained/features-r100"], RANDOM: np.mean(networks, axis=0)}
+    columns |= {MEAN: found[LOG_MEL], DEVIATION: found[LOG_MEL_DEVIATION]}
+    return {
+        "task": path.stem,
+        "clips": len(labels),
+        "classes": len(set(labels)),
+        "majority": float(np.unique(labels, return_counts=True)[1].max() / len(labels)),
+        "accuracy": {name: mean_and_error(shares) for name, shares in columns.items()},
+        "random": [float(shares.mean()) for shares in networks],
+        "ahead": {name: mean_and_error(columns[TRAINED] - columns[name]) for name in (RANDOM, MEAN, DEVIATION)},
+    }
 
 
-def markdown(results: list[dict[str, object]], weights: EncoderWeights) -> str:
-    """Return the table for people: a row per task, a column per system and pooling."""
-    columns = list(dict.fromkeys((row["features"], row["pooling"]) for row in results))
-    lines = [
-        f"Encoder `{weights.name}`, hash `{weights.hash}`. Accuracy ± standard error, {FOLDS} grouped folds.",
-        "",
-        "| task | clips / classes | majority | " + " | ".join(f"{name}: {pooling}" for name, pooling in columns) + " |",
-        "|---|---|---|" + "---|" * len(columns),
-    ]
-    for task in dict.fromkeys(row["task"] for row in results):
-        rows = {(row["features"], row["pooling"]): row for row in results if row["task"] == task}
-        first = next(iter(rows.values()))
-        cells = [f"{rows[column]['accuracy']:.3f} ± {rows[column]['error']:.3f}" for column in columns]
-        about = f"| {task} | {first['clips']} / {first['classes']} | {first['majority']:.2f} | "
-        lines.append(about + " | ".join(cells) + " |")
+def mean_and_error(values: Shares) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def markdown(results: list[dict[str, Any]], weights: EncoderWeights, repeats: int, networks: int) -> str:
+    """Return the tables for people: a row per task, a column per features."""
+    about = f"{FOLDS} grouped folds, {repeats} times; random: mean of {networks} networks"
+    lines = [f"Encoder `{weights.name}`, hash `{weights.hash}`. Accuracy ± standard error; {about}.", ""]
+    lines += ["| task | clips / classes | majority | " + " | ".join((TRAINED, RANDOM, MEAN, DEVIATION)) + " |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for row in results:
+        cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in row["accuracy"].values()]
+        start = f"| {row['task']} | {row['clips']} / {row['classes']} | {row['majority']:.2f} | "
+        lines.append(start + " | ".join(cells) + " |")
+    lines += ["", "Ahead of them, clip by clip, ± standard error, and in standard errors:", ""]
+    lines += [f"| task | {RANDOM} | {MEAN} | {DEVIATION} |", "|---|---|---|---|"]
+    for row in results:
+        cells = [f"{mean:+.3f} ± {error:.3f} ({mean / error:+.1f})" for mean, error in row["ahead"].values()]
+        lines.append(f"| {row['task']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -108,11 +113,20 @@ def main() -> None:
     parser.add_argument("--encoder", default="mini")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seconds", type=float, default=30.0, help="of each clip, from its start")
+    parser.add_argument("--repeats", type=int, default=3, help="of all folds, with other folds")
+    parser.add_argument("--random", type=int, default=3, help="networks of random weights")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     weights = load_weights(args.encoder)
-    results = probe_tasks(args.audio, weights, tuple(args.tasks), args.seconds)
-    table = markdown(results, weights)
+    encoders = {"trained": weights} | {f"random-{i}": random_encoder(weights, i) for i in range(args.random)}
+    extractors = {name: FeatureExtractor(each, torch.device("cpu"), "fp32") for name, each in encoders.items()}
+    systems = [*(EncoderSystem(each, name=name) for name, each in extractors.items()), MelSystem()]
+    results = []
+    for task in args.tasks:
+        path = args.audio / "tasks" / f"{task}.csv"
+        results.append(probe_task(path, args.audio, systems, args.seconds, args.repeats))
+        print(results[-1], flush=True)
+    table = markdown(results, weights, args.repeats, args.random)
     print(table)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,16 @@ def held_out(audio: Path, work: Path, per_domain: int, seed: int) -> list[Refere
     return list_references([path])
 
 
+def installed(metrics: Iterable[str]) -> list[str]:
+    """Return those of the metrics that can be measured here."""
+    return [name for name in metrics if not all_metrics()[name].missing()]
+
+
+def better(metric: str) -> str:
+    """Return "higher" or "lower"."""
+    return all_metrics()[metric].better
+
+
 def score(references: Sequence[Reference], specs: Sequence[str], metrics: Sequence[str], work: Path) -> Scores:
     """Return what `sctok evaluate` finds; codecs that this machine lacks are left out with a message.
 

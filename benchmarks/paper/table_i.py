@@ -9,14 +9,14 @@ the nearest bit rate above ours.
 
 import argparse
 
-from paper_codecs import Scores, held_out, score
+from paper_codecs import Scores, better, held_out, installed, score
 from paper_common import DOMAINS, Interval, Report, add_options
 
 OURS = ("mini",)
 OTHERS = ("codec2:700C", "codec2:1200", "codec2:2400", "codec2:3200", "opus:6", "opus:12", "mp3:8", "mp3:16")
 ANCHORS = ("lowpass:3500", "original")
 QUICK = ("mini:steps=4,name=mini", "codec2:700C", "codec2:1200", "opus:6", "lowpass:3500")
-METRICS = {"mel_dac": "lower", "stft_dac": "lower", "mel_db": "lower", "visqol_audio": "higher", "stoi": "higher"}
+METRICS = ("mel_dac", "stft_dac", "mel_db", "visqol_audio", "stoi")
 CLAIMED = ("mel_dac", "visqol_audio")
 
 
@@ -51,10 +51,7 @@ def main() -> None:
     clips = options.clips or (2 if options.quick else 20)
     specs = [*QUICK, *options.codec] if options.quick else [*options.ours, *OTHERS, *ANCHORS, *options.codec]
     work = options.work / "table_i"
-    from sctok.evaluation.metrics import all_metrics
-
-    installed = [name for name in METRICS if not all_metrics()[name].missing()]
-    metrics = options.metrics or (["mel_dac", "stft_dac"] if options.quick else installed)
+    metrics = options.metrics or (["mel_dac", "stft_dac"] if options.quick else installed(METRICS))
     references = held_out(options.audio, work, clips, options.seed)
     scores = score(references, specs, metrics, work)
     settings = {"clips": len(references), "codecs": specs, "quick": options.quick, "seed": options.seed}
@@ -79,7 +76,7 @@ def claim(report: Report, scores: Scores, ours: str, metrics: list[str]) -> None
                 if found is None:
                     continue
                 text = f"{domain}: {ours} at {rate(scores, ours):.2f} kbit/s beats {rival} at {rate(scores, rival):.2f}"
-                report.claim(f"{text} on {metric}", found.held(METRICS[metric]), f"difference {found}")
+                report.claim(f"{text} on {metric}", found.held(better(metric)), f"difference {found}")
 
 
 if __name__ == "__main__":

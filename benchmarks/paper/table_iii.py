@@ -3,8 +3,8 @@
     python benchmarks/paper/table_iii.py AUDIO           about 2 hours on two cores; --quick: minutes
 
 The variable codec sees one of the codebooks at random in each batch and decodes tokens of any; each fixed one knows a
-single codebook. All are the mini codec's parts, trained alike for a fifth of its steps. The paper claims that the
-variable vocabulary costs little.
+single codebook. All begin as the bundled codec, which knows another codebook, and are trained alike. The paper claims
+that the variable vocabulary costs little.
 """
 
 import argparse
