@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .windows import FRAME_LENGTH, FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SPAN
+from .windows import FRAME_LENGTH, FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SPAN, span_columns
 
 FFT_SIZE = 512
 LOW_HZ = 20.0
@@ -37,20 +37,29 @@ def filterbank(waves: Tensor, last: Tensor) -> Tensor:
     removed per frame (which also removes the offset of the file), pre-emphasis 0.97, power spectrum, 20–8000 Hz.
 
     Args:
-        waves: float32 (B, 164,080) samples at 16 kHz; 240 more than a window so that its last frames are whole.
+        waves: float32 (B, 164,080) samples at 16 kHz; 240 more than a window so that its last frames are whole. Or
+            (B, 2560·c + 240), the first c columns of windows.
         last: bool (B,), true where the window is its file's last one.
 
     Returns:
-        float32 (B, 1024, 128) on the device of `waves`.
+        float32 (B, 1024, 128), or (B, 16·c, 128), on the device of `waves`.
 
     Raises:
         ValueError: `waves` has another shape.
     """
-    if waves.ndim != 2 or waves.shape[1] != WINDOW_SPAN:
-        raise ValueError(f"expected windows of shape (batch, {WINDOW_SPAN}), got {tuple(waves.shape)}")
-    if waves.device.type == "cpu" and len(waves) > 1:  # a window fits the cache, a batch does not
+    check_spans(waves)
+    if waves.device.type == "cpu" and waves.numel() > WINDOW_SPAN:  # a window fits the cache, a batch does not
         return torch.cat([_log_mel(waves[i : i + 1], last[i : i + 1]) for i in range(len(waves))])
     return _log_mel(waves, last)
+
+
+def check_spans(waves: Tensor) -> int:
+    """Return how many columns windows (B, 2560·c + 240) have. Raises ValueError for another shape."""
+    try:
+        return span_columns(waves.shape[1] if waves.ndim == 2 else 0)
+    except ValueError:
+        found = tuple(waves.shape)
+        raise ValueError(f"expected windows of shape (batch, {WINDOW_SPAN}), or whole columns, got {found}") from None
 
 
 def _log_mel(waves: Tensor, last: Tensor) -> Tensor:

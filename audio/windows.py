@@ -26,9 +26,35 @@ def window_count(samples: int) -> int:
     return samples // WINDOW_SAMPLES + 1
 
 
+def span_samples(columns: int) -> int:
+    """Return how many samples successive columns are made of: 240 more than they last, for their last frame."""
+    return columns * COLUMN_SAMPLES + FRAME_LENGTH - FRAME_SHIFT
+
+
+def span_columns(samples: int) -> int:
+    """Return how many columns, from 1 to 64, are made of so many samples. Raises ValueError where none are."""
+    columns = samples // COLUMN_SAMPLES
+    if not 1 <= columns <= WINDOW_COLUMNS or span_samples(columns) != samples:
+        raise ValueError(f"{samples} samples are not those of 1 to {WINDOW_COLUMNS} columns, such as {WINDOW_SPAN}")
+    return columns
+
+
+def windows_at_once(columns: int) -> int:
+    """Return how many windows of so many columns are encoded in place of a whole one: with at most half its patches.
+
+    Alone, short windows take up to 1.5 times as long on a CPU; more than these gain little, and fill up more slowly.
+    """
+    return max(1, WINDOW_COLUMNS // 2 // columns)
+
+
 def audio_columns(samples: int) -> int:
     """Return how many patch columns (0.16 s) of a file hold audio; those after them are padding."""
     return -(-samples // COLUMN_SAMPLES)
+
+
+def token_columns(samples: int) -> int:
+    """Return how many patch columns of a file get tokens, at any stack factor: those of audio, at times one more."""
+    return -(-token_count(samples, 1) // PATCH_ROWS)
 
 
 def token_count(samples: int, stack_factor: int) -> int:

@@ -50,7 +50,7 @@ def cluster_from_audio(audio: list[str], domain: str, plan: "DomainPlan", option
     config = ExtractionConfig(domain, channel, tokens, hours, seed)
     selection = select(*(options[name] for name in ("include", "exclude", "min_seconds", "max_seconds")))
     how = {name: options[name] for name in ("retry_failed", "engine", "address")}
-    named = (options[name] for name in ("encoder", "device", "encoder_precision", "batch_size", "workers"))
+    named = (options[name] for name in ("encoder", "device", "encoder_precision", "batch_size", "workers", "padding"))
     make_extractor, execution = prepare(*named, rank=0, world_size=1, **how)
     kmeans = replace(plan.config, device=execution.devices[0])
     with RunReporter(f"encode {domain}") as reporter:

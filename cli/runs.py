@@ -88,6 +88,14 @@ RetryOption = Annotated[
     bool,
     typer.Option("--retry-failed", help="Read what failed.jsonl names again; what is done stays as it is."),
 ]
+PaddingOption = Annotated[
+    str,
+    typer.Option(
+        "--padding",
+        help="keep, as published: the encoder sees the silence that fills up a file's last window; cut: it does not.",
+        callback=one_of("keep", "cut"),
+    ),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write to, instead of one below the root.")]
 
 
@@ -115,7 +123,13 @@ def select(
 
 
 def prepare(
-    encoder: str, device: str, precision: str, batch_size: int | None, workers: int | None, **how: Any
+    encoder: str,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    workers: int | None,
+    padding: str = "keep",
+    **how: Any,
 ) -> tuple["MakeExtractor", "Execution"]:
     """Return how to load the encoder, and the devices, batch size and workers that the options mean.
 
@@ -126,7 +140,7 @@ def prepare(
     from sctok.features.extractor import load_encoder
 
     execution, chosen = prepare_execution(device, precision, batch_size, workers, **how)
-    return partial(load_encoder, encoder, precision=chosen), execution
+    return partial(load_encoder, encoder, precision=chosen, padding=padding), execution
 
 
 def prepare_execution(

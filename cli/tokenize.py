@@ -98,7 +98,8 @@ def tokenize(
 
     With --codec, semantic and acoustic tokens: those of sctok encode, as pairs that sctok decode turns back into sound.
 
-    With several codebooks, audio is decoded and encoded once, and the tokens go to ROOT/tokens/NAME-SIZE for each.
+    With several codebooks, audio is decoded and encoded once, and the tokens go to ROOT/tokens/NAME-SIZE for each. With
+    codebooks of features that were extracted with --padding cut, the encoder does not see padding here either.
 
     Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
     commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl.
@@ -120,7 +121,8 @@ def tokenize(
     how |= {"engine": engine, "address": address}
     make: MakeEncoder
     if source is None:
-        make, execution = prepare(encoder or DEFAULT_ENCODER, device, precision, batch_size, workers, **how)
+        padding = _padding_of(books)
+        make, execution = prepare(encoder or DEFAULT_ENCODER, device, precision, batch_size, workers, padding, **how)
     else:
         make, execution = _prepare_codec(source, device, precision, batch_size, workers, **how)
     with RunReporter(f"tokenize {name}") as reporter:
@@ -163,15 +165,36 @@ def _codec_codebooks(
 
 def _of_codec(codec: str, books: "Sequence[Codebook]", wanted: str | None) -> "Codebook":
     """Return the codebook of some size or hash, or of a file, that a codec has; its largest where None."""
+    from sctok.features.extractor import CUT, padding_of
     from sctok.formats.codebooks import codebook_hash, load_codebook
 
     if wanted is not None and Path(wanted).suffix:
-        wanted = codebook_hash(load_codebook(wanted))
+        book = load_codebook(wanted)
+        if padding_of(book.metadata.encoder_hash) == CUT:
+            raise typer.BadParameter(
+                f"{wanted} is of features with --padding cut, which codecs do not know; leave --codec out, or take a "
+                "codebook of the codec",
+                param_hint="--codebook",
+            )
+        wanted = codebook_hash(book)
     fitting = [book for book in books if wanted in (None, str(book.k), codebook_hash(book))]
     if fitting:
         return max(fitting, key=lambda book: book.k)
     there = ", ".join(f"{codebook_hash(book)} ({book.k} rows)" for book in books)
     raise typer.BadParameter(f"the codec {codec} has no codebook {wanted}; it has {there}", param_hint="--codebook")
+
+
+def _padding_of(books: list["Codebook"]) -> str:
+    """Return the --padding of the features that codebooks were made of; several is wrong usage."""
+    from sctok.features.extractor import padding_of
+
+    found = {padding_of(book.metadata.encoder_hash) for book in books}
+    if len(found) > 1:
+        raise typer.BadParameter(
+            "some codebooks are of features with --padding keep, some with cut; run a command for each",
+            param_hint="--codebook",
+        )
+    return found.pop()
 
 
 def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"]) -> dict[Path, "Codebook"]:

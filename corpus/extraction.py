@@ -13,6 +13,7 @@ import torch
 from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem, list_audio
 from sctok.audio.windows import PATCH_ROWS
+from sctok.features.extractor import CUT
 from sctok.formats.feature_shards import FEATURES_VERSION, ClipRows, FeatureShard, FeatureShardWriter
 
 from .lanes import Ends, Waves, to_array
@@ -168,6 +169,7 @@ class FeatureJob:
         self.stage: Stage = nullcontext
         self._config = config
         self.device = torch.device(extractor.device)
+        self.cut = extractor.padding == CUT
         self._extractor = extractor
         self._provenance = {
             **{name: run.config[name] for name in PROVENANCE},
@@ -179,7 +181,7 @@ class FeatureJob:
         return chunks
 
     def encode(self, waves: Waves, last: Ends) -> npt.NDArray[np.float32]:
-        """Return the patch embeddings (w, 512, E) float32 of windows."""
+        """Return the patch embeddings (w, 8 · columns, E) float32 of windows."""
         self._extractor.stage = self.stage
         return to_array(self._extractor.embed(waves, last))
 
@@ -218,7 +220,7 @@ class FeatureClip:
         return window_columns(window, samples) > 0
 
     def audio_rows(self, window: int, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return those of a window's patches (512, E) that hold audio."""
+        """Return those of a window's patches (rows, E) that hold audio."""
         return patches[: window_columns(window, self._samples) * PATCH_ROWS]
 
 
@@ -229,7 +231,7 @@ class FeatureSink:
         self._writer = writer
 
     def take(self, clip: FeatureClip, window: int, values: npt.NDArray[np.float32]) -> None:
-        """Store a window's patches (512, E), or keep the chosen ones until the end of the file."""
+        """Store a window's patches (rows, E), or keep the chosen ones until the end of the file."""
         rows = clip.audio_rows(window, values)
         if clip.sampler is not None:
             clip.sampler.take(window, rows)

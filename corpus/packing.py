@@ -11,8 +11,11 @@ import numpy.typing as npt
 
 from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem
+from sctok.audio.windows import WINDOW_COLUMNS, span_columns, span_samples, token_columns, windows_at_once
 
 from .lanes import Lanes
+
+_BATCHES_UNDER_WAY = 8  # at most; with windows of many lengths, fewer would often be encoded in batches not full
 
 
 class Clip(Protocol):
@@ -51,14 +54,18 @@ Event = WindowResult[ClipT] | FileEnd[ClipT]
 
 
 def encode_files(
-    chunks: Iterable[Chunk], lanes: Lanes, open_clip: Callable[[AudioItem], ClipT]
+    chunks: Iterable[Chunk], lanes: Lanes, open_clip: Callable[[AudioItem], ClipT], *, cut: bool = False
 ) -> Generator[Event[ClipT], None, None]:
     """Encode the windows of files in full batches, whatever files they are of.
 
+    cut: give the encoder of a file's last window only the columns that get tokens; windows of as many columns are
+    encoded together.
+
     Yields:
-        for each file in order, its wanted windows in order and then its end. Memory: the lanes and one chunk.
+        for each file in order, its wanted windows in order and then its end. Memory: the lanes, and the windows and
+        results of a few batches.
     """
-    batch = _Batch[ClipT](lanes)
+    queue = _Queue[ClipT](lanes)
     for _, pieces in itertools.groupby(chunks, key=lambda chunk: chunk.item.key):
         end: FileEnd[ClipT] | None = None
         for chunk in pieces:
@@ -69,12 +76,22 @@ def encode_files(
             for position, wave in enumerate(chunk.waves if reason is None else ()):
                 last = chunk.last and position == len(chunk.waves) - 1
                 window = chunk.first_window + position
-                if end.clip.wants(window, end.samples if last else None) and batch.add(end.clip, window, wave, last):
-                    yield from batch.run()
+                if end.clip.wants(window, end.samples if last else None):
+                    seen = _cut_off(wave, window, end.samples) if cut and last else wave
+                    queue.add_window(end.clip, window, seen, last)
+                    yield from queue.ready()
         assert end is not None
-        yield from batch.end_file(end)
-    yield from batch.run()
-    yield from batch.flush()
+        queue.add_end(end)
+        yield from queue.ready()
+    queue.finish()
+    yield from queue.ready()
+
+
+def _cut_off(wave: npt.NDArray[np.float32], window: int, samples: int) -> npt.NDArray[np.float32]:
+    """Return the columns of a file's last window that get tokens."""
+    columns = min(WINDOW_COLUMNS, token_columns(samples) - window * WINDOW_COLUMNS)
+    # A copy, so that the rest does not stay in memory while the window waits.
+    return wave if columns == WINDOW_COLUMNS else wave[: span_samples(columns)].copy()
 
 
 def _fault(chunk: Chunk) -> str | None:
@@ -85,47 +102,79 @@ def _fault(chunk: Chunk) -> str | None:
     return None
 
 
-class _Batch(Generic[ClipT]):
-    """Windows that wait for the encoder or are with it, and the ends of files between them."""
+@dataclass(eq=False)
+class _Window(Generic[ClipT]):
+    """A window on its way, and once it is encoded its result."""
+
+    clip: ClipT
+    window: int
+    columns: int
+    result: WindowResult[ClipT] | None = None
+
+
+class _Queue(Generic[ClipT]):
+    """Windows and ends of files in their order, from when they are read until they are encoded and given out."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
-        self._waves, self._last = lanes.buffers()
-        self._waiting: list[tuple[ClipT, int] | FileEnd[ClipT]] = []
-        self._filled = 0
-        self._begun: deque[tuple[list[tuple[ClipT, int] | FileEnd[ClipT]], Callable[[], Iterable[Any]]]] = deque()
+        self._entries: deque[_Window[ClipT] | FileEnd[ClipT]] = deque()
+        self._columns = 0  # of the windows among them
+        self._most = _BATCHES_UNDER_WAY * lanes.size * WINDOW_COLUMNS
+        # For the encoder, by their columns: windows, and what there is of each to encode.
+        self._waiting: dict[int, list[tuple[_Window[ClipT], tuple[npt.NDArray[np.float32], bool]]]] = {}
+        self._begun: deque[tuple[list[_Window[ClipT]], Callable[[], Iterable[Any]]]] = deque()
 
-    def add(self, clip: ClipT, window: int, wave: npt.NDArray[np.float32], last: bool) -> bool:
-        """Add a window; return whether the batch is full."""
-        self._waves[self._filled] = wave
-        self._last[self._filled] = last
-        self._waiting.append((clip, window))
-        self._filled += 1
-        return self._filled == len(self._waves)
+    def add_window(self, clip: ClipT, window: int, wave: npt.NDArray[np.float32], last: bool) -> None:
+        """Take the next window, and encode those of its length if they fill a batch."""
+        entry = _Window(clip, window, span_columns(len(wave)))
+        self._entries.append(entry)
+        self._columns += entry.columns
+        waiting = self._waiting.setdefault(entry.columns, [])
+        waiting.append((entry, (wave, last)))
+        if len(waiting) == self._lanes.size * windows_at_once(entry.columns):
+            self._begin(entry.columns)
 
-    def end_file(self, end: FileEnd[ClipT]) -> Iterator[FileEnd[ClipT]]:
-        """Yield the end of a file at once if nothing is on its way before it, else let it wait."""
-        if self._waiting or self._begun:
-            self._waiting.append(end)
-        else:
-            yield end
+    def add_end(self, end: FileEnd[ClipT]) -> None:
+        """Take the end of a file."""
+        self._entries.append(end)
 
-    def run(self) -> Iterator[Event[ClipT]]:
-        """Begin to encode what waits, and yield in order what was begun before, but for what lies ahead."""
-        finish = self._lanes.begin(self._filled) if self._filled else tuple
-        self._begun.append((self._waiting, finish))
-        self._waiting, self._filled = [], 0
-        while len(self._begun) > self._lanes.ahead:
-            yield from self._take()
-        self._waves, self._last = self._lanes.buffers()
+    def ready(self) -> Iterator[Event[ClipT]]:
+        """Yield in order what is encoded; where too much waits behind one window, encode it and those like it."""
+        while self._entries:
+            first = self._entries[0]
+            if isinstance(first, FileEnd):
+                yield first
+            else:
+                if first.result is None and self._columns > self._most:
+                    self._hurry(first)
+                if first.result is None:
+                    return
+                self._columns -= first.columns
+                yield first.result
+            self._entries.popleft()
 
-    def flush(self) -> Iterator[Event[ClipT]]:
-        """Yield all that is on its way."""
+    def finish(self) -> None:
+        """Encode all that is left."""
+        for columns in list(self._waiting):
+            self._begin(columns)
         while self._begun:
-            yield from self._take()
+            self._take()
 
-    def _take(self) -> Iterator[Event[ClipT]]:
-        entries, finish = self._begun.popleft()
-        results = iter(finish())
-        for entry in entries:
-            yield entry if isinstance(entry, FileEnd) else WindowResult(*entry, next(results))
+    def _hurry(self, first: _Window[ClipT]) -> None:
+        waiting = self._waiting.get(first.columns)
+        if waiting and waiting[0][0] is first:
+            self._begin(first.columns)
+        while first.result is None:
+            self._take()
+
+    def _begin(self, columns: int) -> None:
+        """Begin to encode what waits; take the results of what was begun before, but for what lies ahead."""
+        windows, batch = zip(*self._waiting.pop(columns), strict=True)
+        self._begun.append((list(windows), self._lanes.begin(batch)))
+        while len(self._begun) > self._lanes.ahead:
+            self._take()
+
+    def _take(self) -> None:
+        windows, finish = self._begun.popleft()
+        for window, values in zip(windows, finish(), strict=True):
+            window.result = WindowResult(window.clip, window.window, values)

@@ -28,7 +28,7 @@ _EVENTS_AHEAD = 32  # results of windows that wait for the writer
 
 
 class Extractor(Protocol):
-    """A frozen encoder on one device, as `sctok.features.checkpoints.load_encoder` returns it."""
+    """A frozen encoder on one device, as `sctok.features.extractor.load_encoder` returns it."""
 
     stage: Stage  # as of `Job`
 
@@ -44,7 +44,7 @@ class Extractor(Protocol):
 
     @property
     def hash(self) -> str:
-        """Hash of its weights."""
+        """Hash of its weights, and of whether it cuts padding."""
         ...
 
     @property
@@ -57,11 +57,15 @@ class Extractor(Protocol):
         """Precision of its arithmetic: fp32, bf16 or fp16."""
         ...
 
+    @property
+    def padding(self) -> str:
+        """Whether it sees what fills up the last window of a file: keep, or cut."""
+        ...
+
     def embed(self, waves: Any, last: Any) -> Any:
         """Map windows (w, 164,080), and which of them end a file (w,), to patch embeddings (w, 512, width).
 
-        Arrays to an array, tensors to a tensor on the device.
-
+        Or with padding cut (w, 2560·c + 240) to (w, 8·c, width). Arrays to an array, tensors to a tensor on the device.
         What a window becomes does not depend on the others.
         """
         ...
@@ -125,11 +129,13 @@ class ShardSink(Protocol[_ClipT_contra]):
 class Job(Protocol[ClipT]):
     """What a command does with windows, on one device; its results go to one or several runs, counted from 0.
 
-    stage: called with the name of each stage of `encode`, gives the context in which to do it. device: of torch.
+    stage: called with the name of each stage of `encode`, gives the context in which to do it. device: of torch. cut:
+    whether `encode` wants of a file's last window only the columns that get tokens.
     """
 
     stage: Stage
     device: Any
+    cut: bool
 
     def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         """Return the windows of files as `encode` wants them."""
@@ -238,7 +244,7 @@ def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execut
         with (
             closing(chunks),
             lanes_for(encode, execution.batch_size, job.device) as lanes,
-            closing(encode_files(decoded, lanes, job.open_clip)) as events,
+            closing(encode_files(decoded, lanes, job.open_clip, cut=job.cut)) as events,
             ConsumerThread(write, _EVENTS_AHEAD) as writer,
         ):
             for event in events:

@@ -16,6 +16,7 @@ from sctok.audio.windows import SAMPLE_RATE, WINDOW_PATCHES, token_count
 from sctok.codec.encoding import centred
 from sctok.codec.semantic import UNDECIDED, SemanticQuantizer
 from sctok.codec.tokenizer import CodecTokenizer
+from sctok.features.extractor import CUT
 from sctok.formats.codebooks import Codebook
 from sctok.formats.files import FormatError
 from sctok.formats.stacking import stack_patches
@@ -51,6 +52,7 @@ class TokenJob:
         self._runs = runs
         self._encoder = encoder
         self.device = torch.device(device)
+        self.cut = extractor_of(encoder).padding == CUT
         self._stacks = [codebook.metadata.stack_factor for codebook in codebooks]
         self._quantizers = [SemanticQuantizer(codebook, self.device) for codebook in codebooks]
 
@@ -60,7 +62,7 @@ class TokenJob:
         return centred(chunks) if isinstance(encoder, CodecTokenizer) and encoder.windows.published_steps else chunks
 
     def encode(self, waves: Waves, last: Ends) -> Iterable[tuple[Tokens, ...]]:
-        """Return for each window the tokens (512 / stack factor, streams) int64 of each run.
+        """Return for each window the tokens (8 · columns / stack factor, streams) int64 of each run.
 
         They are -1 where a feature is not finite; with a codec, throughout such a window.
         """
@@ -128,7 +130,7 @@ class TokenSink:
     stack: int
 
     def take(self, clip: TokenClip, window: int, values: tuple[npt.NDArray[np.int64], ...]) -> None:
-        """Keep the tokens (512 / stack factor, streams) of a window."""
+        """Keep the tokens (8 · columns / stack factor, streams) of a window."""
         tokens = values[self.place]
         if (tokens == UNDECIDED).any():
             raise FormatError(f"the encoder gives features that are not finite in window {window}; check the audio")

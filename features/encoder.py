@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sctok.audio.windows import MEL_BINS, PATCH_ROWS, PATCH_SIZE, WINDOW_COLUMNS, WINDOW_FRAMES, WINDOW_PATCHES
+from sctok.audio.windows import MEL_BINS, PATCH_ROWS, PATCH_SIZE, WINDOW_FRAMES, WINDOW_PATCHES
 
 PATCH_VALUES = PATCH_SIZE * PATCH_SIZE
 CONTEXT_BLOCKS = 3  # the contextual embedding averages the outputs of this many last blocks
@@ -99,10 +99,10 @@ class PatchEmbedding(nn.Module):
 
 
 def split_patches(mel: Tensor) -> Tensor:
-    """Cut filterbanks (B, 1024, 128) into patches (B, 512, 256), time-major: patch t·8 + f, value 16·frame + bin."""
-    batch = mel.shape[0]
-    grid = mel.reshape(batch, WINDOW_COLUMNS, PATCH_SIZE, PATCH_ROWS, PATCH_SIZE)
-    return grid.transpose(2, 3).reshape(batch, WINDOW_PATCHES, PATCH_VALUES)
+    """Cut filterbanks (B, 16·c, 128) into patches (B, 8·c, 256), time-major: patch t·8 + f, value 16·frame + bin."""
+    batch, columns = mel.shape[0], mel.shape[1] // PATCH_SIZE
+    grid = mel.reshape(batch, columns, PATCH_SIZE, PATCH_ROWS, PATCH_SIZE)
+    return grid.transpose(2, 3).reshape(batch, columns * PATCH_ROWS, PATCH_VALUES)
 
 
 class AudioMAE(nn.Module):
@@ -121,13 +121,13 @@ class AudioMAE(nn.Module):
         """Embed patches and put the class token first.
 
         Args:
-            patches: (B, 512, 256).
+            patches: (B, 512, 256), or the first ones.
             keep: int64 (B, N), the patches to keep in the order given; all where None.
 
         Returns:
             (B, 1 + N, width), position embeddings added.
         """
-        positions = self.pos_embed[:, 1:].expand(patches.shape[0], -1, -1)
+        positions = self.pos_embed[:, 1 : 1 + patches.shape[1]].expand(patches.shape[0], -1, -1)
         if keep is not None:
             patches = patches.gather(1, keep[..., None].expand(-1, -1, PATCH_VALUES))
             positions = positions.gather(1, keep[..., None].expand(-1, -1, self.config.width))
@@ -138,15 +138,16 @@ class AudioMAE(nn.Module):
         """Return the contextual embedding of filterbanks: the mean of the normed outputs of the last three blocks.
 
         Args:
-            mel: (B, 1024, 128), normalised.
+            mel: (B, 1024, 128), normalised; or (B, 16·c, 128), the first c columns, of which alone it then knows.
 
         Returns:
-            (B, 512, width) without the class token, time-major, eight frequency rows per column.
+            (B, 512, width), or (B, 8·c, width), without the class token, time-major, eight frequency rows per column.
 
         Raises:
             ValueError: `mel` has another shape.
         """
-        if mel.ndim != 3 or mel.shape[1:] != (WINDOW_FRAMES, MEL_BINS):
+        frames = mel.shape[1] if mel.ndim == 3 and mel.shape[2] == MEL_BINS else 0
+        if frames % PATCH_SIZE or not 0 < frames <= WINDOW_FRAMES:
             raise ValueError(f"expected filterbanks (batch, {WINDOW_FRAMES}, {MEL_BINS}), got {tuple(mel.shape)}")
         x = self.embed_patches(split_patches(mel))
         total = torch.zeros((), dtype=x.dtype, device=x.device)

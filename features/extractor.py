@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sctok.audio.filterbank import filterbank
+from sctok.audio.filterbank import check_spans, filterbank
 from sctok.audio.published_filterbank import published_filterbank
-from sctok.audio.windows import MEL_BINS, WINDOW_FRAMES, WINDOW_PATCHES, WINDOW_SPAN
+from sctok.audio.windows import MEL_BINS, PATCH_ROWS, WINDOW_COLUMNS, WINDOW_FRAMES, windows_at_once
 from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 
 from .acceleration import Forward, accelerate
@@ -23,12 +23,28 @@ from .checkpoints import EncoderWeights, load_weights
 # H100 encodes 10,551 windows a second 16 at a time, 12,451 so, and 12,764 64 at a time (bundled encoder, bf16).
 GPU_BATCH = 32
 
+# What becomes of the silence that fills up the last window of a file: the encoder sees it, as in the published code, or
+# it is cut off. Features differ, so the hash of an encoder that cuts it has an ending of its own.
+KEEP, CUT = PADDINGS = ("keep", "cut")
+_CUT_ENDING = "-cut"
+
+
+def padding_of(encoder_hash: str) -> str:
+    """Return what an encoder did with padding, keep or cut, by the hash that features and codebooks know it by."""
+    return CUT if encoder_hash.endswith(_CUT_ENDING) else KEEP
+
 
 class FeatureExtractor:
-    """An AudioMAE encoder with its front end."""
+    """An AudioMAE encoder with its front end.
 
-    def __init__(self, weights: EncoderWeights, device: torch.device, precision: str) -> None:
-        self.name, self.hash, self.width = weights.name, weights.hash, weights.config.width
+    hash: of its weights, and whether it cuts padding. Raises ValueError for another `padding` than keep and cut.
+    """
+
+    def __init__(self, weights: EncoderWeights, device: torch.device, precision: str, padding: str = KEEP) -> None:
+        if padding not in PADDINGS:
+            raise ValueError(f"padding {padding!r} is none of {', '.join(PADDINGS)}")
+        self.name, self.width, self.padding = weights.name, weights.config.width, padding
+        self.hash = weights.hash + (_CUT_ENDING if padding == CUT else "")
         self.device, self.precision = device, precision
         self.batch_size = 1 if device.type == "cpu" else GPU_BATCH
         self.way = "eager" if device.type == "cpu" else "graph"  # of `accelerate`
@@ -51,12 +67,13 @@ class FeatureExtractor:
         Args:
             waves: float32 (n, 164,080) samples at 16 kHz, an array or a tensor on any device. With `published_steps`
                 the mean of the file should have been removed (`sctok.audio.published_filterbank.centre`), for else
-                features differ by some 1e-5.
+                features differ by some 1e-5. With padding cut also (n, 2560·c + 240): the c columns of last windows
+                that get tokens.
             last: bool (n,), true where the window is its file's last one; of the same kind.
 
         Returns:
-            float32 (n, 512, width), time-major, eight frequency rows per column: an array for arrays, for tensors one
-            on the extractor's device.
+            float32 (n, 512, width), or (n, 8·c, width), time-major, eight frequency rows per column: an array for
+            arrays, for tensors one on the extractor's device.
 
         Raises:
             ValueError: a shape is wrong.
@@ -75,15 +92,18 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def _embed(self, waves: Tensor, last: Tensor, mels: Tensor | None) -> Tensor:
-        if waves.ndim != 2 or waves.shape[1] != WINDOW_SPAN or last.shape != waves.shape[:1]:
-            found = f"{tuple(waves.shape)} and {tuple(last.shape)}"
-            raise ValueError(f"expected waves (n, {WINDOW_SPAN}) and last (n,), got {found}")
-        embedded = torch.empty(len(waves), WINDOW_PATCHES, self.width, device=self.device)
-        for start in range(0, len(waves), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        columns = check_spans(waves)
+        if last.shape != waves.shape[:1]:
+            raise ValueError(f"expected which of {len(waves)} windows are last ones, got {tuple(last.shape)}")
+        if columns < WINDOW_COLUMNS and self.padding == KEEP:
+            raise ValueError(f"expected windows of {WINDOW_COLUMNS} columns, got {columns}; load it with padding cut")
+        embedded = torch.empty(len(waves), columns * PATCH_ROWS, self.width, device=self.device)
+        size = self.batch_size * windows_at_once(columns)
+        for start in range(0, len(waves), size):
+            part = slice(start, start + size)
             count = len(waves[part])
             with self.stage("filterbank"):
-                batch, ends = (_filled(each[part], self.batch_size).to(self.device) for each in (waves, last))
+                batch, ends = (_filled(each[part], size).to(self.device) for each in (waves, last))
                 mel = self._filterbank(batch, ends)
                 if mels is not None:
                     mels[part] = mel[:count]
@@ -92,6 +112,8 @@ class FeatureExtractor:
         return embedded
 
     def _embed_batch(self, mel: Tensor) -> Tensor:
+        if mel.shape[1] < WINDOW_FRAMES:  # a graph for each of 63 shapes is not worth its memory
+            return self._autocast(mel)
         if self._forward is None:
             self._forward = accelerate(self._autocast, mel, self.way)
         return self._forward(mel)
@@ -115,16 +137,19 @@ def _filled(rows: Tensor, size: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])]) if len(rows) < size else rows
 
 
-def load_encoder(name_or_path: str | Path = "mini", device: str = "auto", precision: str = "auto") -> FeatureExtractor:
+def load_encoder(
+    name_or_path: str | Path = "mini", device: str = "auto", precision: str = "auto", padding: str = KEEP
+) -> FeatureExtractor:
     """Load an encoder by name or path onto a device.
 
     Args:
         name_or_path: see `sctok.features.checkpoints.load_weights`.
         device: auto, cpu, cuda or cuda:N.
         precision: auto, fp32, bf16 or fp16; low precision on a CPU is tried in a child process first.
+        padding: keep, or cut: whether the encoder sees what fills up the last window of a file.
 
     Raises:
-        ValueError: the encoder, device or precision is unknown or out of reach.
+        ValueError: the encoder, device, precision or padding is unknown or out of reach.
     """
     chosen = resolve_device(device)
-    return FeatureExtractor(load_weights(name_or_path), chosen, resolve_precision(precision, chosen))
+    return FeatureExtractor(load_weights(name_or_path), chosen, resolve_precision(precision, chosen), padding)

@@ -4,7 +4,7 @@ import torch
 from tests.conftest import cut_windows
 
 from sctok.audio.filterbank import SILENCE, filterbank
-from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
+from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN, span_samples
 
 
 def test_equals_the_published_filterbank(signal_windows, golden):
@@ -49,3 +49,11 @@ def test_a_batch_equals_its_windows():
 def test_refuses_other_lengths():
     with pytest.raises(ValueError, match="164080"):
         filterbank(torch.zeros(1, WINDOW_SAMPLES), torch.tensor([True]))
+
+
+@pytest.mark.parametrize("columns", [1, 7, 63])
+def test_the_first_columns_are_those_of_the_window(columns):
+    waves = torch.from_numpy(np.random.default_rng(3).standard_normal((2, WINDOW_SPAN)).astype(np.float32))
+    last = torch.tensor([False, True])
+    first = filterbank(waves[:, : span_samples(columns)], last)
+    assert torch.allclose(first, filterbank(waves, last)[:, : 16 * columns], atol=1e-6)

@@ -32,3 +32,23 @@ def test_the_windows_hold_every_token(samples, stack):
 @pytest.mark.parametrize(("samples", "columns"), [(0, 0), (1, 1), (2560, 1), (2561, 2)])
 def test_columns_that_hold_audio(samples, columns):
     assert windows.audio_columns(samples) == columns
+
+
+@pytest.mark.parametrize("stack", [1, 2, 4])
+def test_columns_with_tokens_hold_all_tokens_and_at_most_one_column_of_padding(stack):
+    for samples in range(1, 400_000, 97):
+        columns = windows.token_columns(samples)
+        assert windows.token_count(samples, stack) * stack <= columns * windows.PATCH_ROWS
+        assert 0 <= columns - windows.audio_columns(samples) <= 1
+
+
+@pytest.mark.parametrize(("columns", "samples"), [(1, 2800), (7, 18_160), (64, windows.WINDOW_SPAN)])
+def test_the_samples_of_columns(columns, samples):
+    assert windows.span_samples(columns) == samples
+    assert windows.span_columns(samples) == columns
+
+
+@pytest.mark.parametrize("samples", [0, 240, 2560, 2801, windows.WINDOW_SAMPLES, windows.span_samples(65)])
+def test_other_numbers_of_samples_are_no_columns(samples):
+    with pytest.raises(ValueError, match=f"{samples} samples"):
+        windows.span_columns(samples)

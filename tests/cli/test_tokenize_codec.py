@@ -240,3 +240,11 @@ def test_a_folder_of_one_stream_is_refused(sctok, corpus, codec_folder, tokenize
     assert main(["tokenize", *map(str, [corpus, *options])]) == 1
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert "codec_hash" in said
+
+
+def test_a_codebook_of_features_without_padding_is_no_codecs(sctok, corpus, tmp_path):
+    own = tiny_parts().codebooks[0]
+    cut = replace(own, metadata=replace(own.metadata, encoder_hash=f"{own.metadata.encoder_hash}-cut"))
+    save_codebook(tmp_path / "cut.safetensors", cut)
+    code, _, said = sctok("tokenize", corpus, "--out", tmp_path / "run", "--codebook", tmp_path / "cut.safetensors")
+    assert (code, "leave --codec out" in said) == (2, True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from sctok.audio.windows import WINDOW_PATCHES, WINDOW_SAMPLES
+from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, WINDOW_SAMPLES
 from sctok.corpus.extraction import ExtractionConfig, extract_features
 from sctok.corpus.processes import RunResult
 from sctok.corpus.sharding import Execution
@@ -34,15 +34,20 @@ class FakeExtractor:
     precision = "fp32"
     device = "cpu"
 
-    def __init__(self, delay: float = 0.0) -> None:
+    def __init__(self, delay: float = 0.0, padding: str = "keep") -> None:
         self.delay = delay
+        self.padding = padding
+        if padding == "cut":
+            self.hash += "-cut"
         self.batches: list[int] = []
 
     def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Return (w, 512, 8) float32."""
+        """Return (w, 8 · columns, 8) float32."""
         self.batches.append(len(waves))
         time.sleep(self.delay * len(waves))
-        stretches = np.abs(waves[:, :WINDOW_SAMPLES]).reshape(len(waves), WINDOW_PATCHES, WIDTH, -1).mean(axis=-1)
+        columns = waves.shape[1] // COLUMN_SAMPLES
+        heard = np.abs(waves[:, : columns * COLUMN_SAMPLES])
+        stretches = heard.reshape(len(waves), columns * PATCH_ROWS, WIDTH, -1).mean(axis=-1)
         return (stretches + last[:, None, None]).astype(np.float32)
 
 
@@ -90,6 +95,11 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
+def make_cut(device: str) -> FakeExtractor:
+    """Return the fake encoder, without padding."""
+    return FakeExtractor(padding="cut")
+
+
 def run_command(command: str, inputs: list[str | Path], folder: Path, **settings: Any) -> RunResult[Any]:
     """Extract or tokenize with the fake encoder; settings are those of Execution and of the configurations."""
     execution = {name: settings.pop(name) for name in EXECUTION if name in settings}
@@ -101,7 +111,7 @@ def run_command(command: str, inputs: list[str | Path], folder: Path, **settings
         return extract_features(inputs, folder, make, config, Execution(**execution), progress)
     from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 
-    targets = {folder: fake_codebook()}
+    targets = {folder: fake_codebook(encoder_hash=make("cpu").hash)}
     config = TokenizationConfig(**settings)
     return tokenize_corpus(inputs, targets, make, config, Execution(**execution), progress)[0]
 

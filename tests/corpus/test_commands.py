@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeExtractor, fake_codebook, write_audio
 
 from sctok.cli.app import main
-from sctok.formats.codebooks import codebook_path, export_npy, save_codebook
+from sctok.formats.codebooks import codebook_path, export_npy, load_codebook, save_codebook
 from sctok.formats.token_shards import read_token_shard
 
 Sctok = Callable[..., tuple[int, str, str]]
@@ -18,8 +18,8 @@ Sctok = Callable[..., tuple[int, str, str]]
 def sctok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sctok:
     """Run a command line below `tmp_path` and return its exit code, stdout and stderr."""
 
-    def load(name: str, device: str, precision: str) -> FakeExtractor:
-        return FakeExtractor()
+    def load(name: str, device: str, precision: str, padding: str = "keep") -> FakeExtractor:
+        return FakeExtractor(padding=padding)
 
     monkeypatch.setattr("sctok.features.extractor.load_encoder", load)
     monkeypatch.chdir(tmp_path)
@@ -168,3 +168,39 @@ def test_ctrl_c_says_how_to_go_on(sctok: Sctok, tmp_path: Path, monkeypatch: pyt
     assert "goes on from there" in err.splitlines()[-1]
     assert list(tmp_path.rglob("*.tmp-*")) == []
     assert sctok("extract", "audio", "--domain", "speech")[0] == 0
+
+
+def test_features_without_padding_make_codebooks_that_tokenize_knows(
+    sctok: Sctok, collection: Path, tmp_path: Path
+) -> None:
+    """From features, and straight from audio, to the same codebook and its tokens."""
+    sctok("extract", collection, "--domain", "speech", "--padding", "cut")
+    sctok("cluster", "--domain", "speech", "--k", 8)
+    options = ["--from-audio", collection, "--domain", "speech", "--k", 8, "--max-hours", 1]
+    code, _, err = sctok("cluster", *options, "--padding", "cut", "--output", tmp_path)
+    assert code == 0, err
+    for folder in (tmp_path, tmp_path / "sctok-data" / "codebooks"):
+        book = load_codebook(folder / "speech-8-r100.safetensors")
+        assert book.metadata.encoder_hash == f"{FakeExtractor.hash}-cut"
+        save_codebook(tmp_path / "book.safetensors", book)
+        code, _, err = sctok("tokenize", collection, "--codebook", "book.safetensors", "--name", "run")
+        assert code == 0, err
+    assert "nothing left to do" in err
+    run = json.loads((tmp_path / "sctok-data" / "tokens" / "run" / "run.json").read_text())
+    assert run["encoder_hash"] == f"{FakeExtractor.hash}-cut"
+
+
+def test_a_codebook_with_padding_is_no_reason_to_keep_it_from_audio(sctok: Sctok, collection: Path) -> None:
+    options = ["--from-audio", collection, "--domain", "speech", "--k", 8]
+    assert sctok("cluster", *options)[0] == 0
+    code, _, err = sctok("cluster", *options, "--padding", "cut")
+    assert code == 1
+    assert "--overwrite" in err
+
+
+def test_codebooks_with_padding_and_without_do_not_go_together(sctok: Sctok, collection: Path, tmp_path: Path) -> None:
+    for name, ending in (("keep", ""), ("cut", "-cut")):
+        save_codebook(f"{name}.safetensors", fake_codebook(8 + len(name), 1, FakeExtractor.hash + ending))
+    code, out, err = sctok("tokenize", collection, "--codebook", "keep.safetensors,cut.safetensors")
+    assert (code, out) == (2, "")
+    assert "run a command for each" in err

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import WIDTH, FakeExtractor, run_command, tree, write_audio, write_collection
+import soundfile
+from fakes import WIDTH, FakeExtractor, make_cut, run_command, tree, write_audio, write_collection
 
 from sctok.audio.errors import AudioError
-from sctok.audio.windows import WINDOW_SAMPLES, audio_columns
+from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN, audio_columns, span_samples
 from sctok.corpus.runs import RunError
 from sctok.formats.feature_shards import FeatureShard
 
@@ -43,8 +44,6 @@ def test_rows_are_what_the_encoder_gives(tmp_path: Path) -> None:
     samples = WINDOW_SAMPLES + 2561
     write_audio(tmp_path / "in" / "a.wav", samples)
     run_command("extract", [tmp_path / "in"], tmp_path / "out")
-    import soundfile
-
     audio = np.zeros(2 * WINDOW_SAMPLES, np.float32)
     audio[:samples] = soundfile.read(tmp_path / "in" / "a.wav", dtype="float32")[0]
     expected = FakeExtractor().embed(audio.reshape(2, -1), np.array([False, True])).reshape(-1, WIDTH)
@@ -284,3 +283,32 @@ def test_max_hours_does_not_grow_on_a_rerun(collection: Path, tmp_path: Path) ->
 def test_values_out_of_range_are_refused(collection: Path, tmp_path: Path, settings: dict[str, float]) -> None:
     with pytest.raises(RunError, match="must be"):
         run_command("extract", [collection], tmp_path / "run", **settings)
+
+
+def test_rows_without_padding_are_what_the_encoder_gives_of_the_columns_that_get_tokens(tmp_path: Path) -> None:
+    samples = WINDOW_SAMPLES + 2561
+    write_audio(tmp_path / "in" / "a.wav", samples)
+    run_command("extract", [tmp_path / "in"], tmp_path / "out", make=make_cut)
+    audio = np.zeros(WINDOW_SAMPLES + span_samples(2), np.float32)
+    audio[:samples] = soundfile.read(tmp_path / "in" / "a.wav", dtype="float32")[0]
+    whole = make_cut("cpu").embed(audio[None, :WINDOW_SPAN], np.array([False]))[0]
+    rest = make_cut("cpu").embed(audio[None, WINDOW_SAMPLES:], np.array([True]))[0]
+    expected = np.concatenate([whole, rest]).astype(np.float16)
+    np.testing.assert_array_equal(rows_by_key(tmp_path / "out")["a"], expected)
+    with FeatureShard(tmp_path / "out" / "shard-00000.h5") as shard:
+        assert shard.encoder_hash == f"{FakeExtractor.hash}-cut"
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokens_per_clip": 40}])
+def test_bytes_do_not_depend_on_packing_without_padding(
+    collection: Path, tmp_path: Path, settings: dict[str, int]
+) -> None:
+    for batch_size in (1, 64):
+        folder = tmp_path / str(batch_size)
+        run_command("extract", [collection], folder, make=make_cut, batch_size=batch_size, **settings)
+    assert tree(tmp_path / "1") == tree(tmp_path / "64")
+
+
+def test_features_with_padding_and_without_do_not_share_a_folder(collection: Path, extracted: Path) -> None:
+    with pytest.raises(RunError, match=r"encoder_hash.*-cut"):
+        run_command("extract", [collection], extracted, make=make_cut)

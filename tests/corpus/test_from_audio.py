@@ -23,8 +23,8 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[FakeExtractor]:
     """The encoders that were loaded, with the batches that they were given."""
     loaded: list[FakeExtractor] = []
 
-    def load(name: str, device: str, precision: str) -> FakeExtractor:
-        loaded.append(FakeExtractor())
+    def load(name: str, device: str, precision: str, padding: str = "keep") -> FakeExtractor:
+        loaded.append(FakeExtractor(padding=padding))
         return loaded[-1]
 
     monkeypatch.setattr("sctok.features.extractor.load_encoder", load)

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem
-from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
+from sctok.audio.windows import WINDOW_COLUMNS, WINDOW_SAMPLES, WINDOW_SPAN, span_columns, token_columns
 from sctok.corpus.lanes import DeviceLanes, DirectLanes
 from sctok.corpus.packing import FileEnd, WindowResult, encode_files
 
@@ -44,10 +45,16 @@ def encode(waves: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 
 def events(
-    chunks: list[Chunk], batch_size: int, clip: type[Everything] = Everything, lanes: DeviceLanes | None = None
+    chunks: list[Chunk],
+    batch_size: int,
+    clip: type[Everything] = Everything,
+    lanes: DeviceLanes | None = None,
+    *,
+    cut: bool = False,
 ) -> list[tuple]:
     found: list[tuple] = []
-    for event in encode_files(iter(chunks), lanes or DirectLanes(encode, batch_size), lambda item: clip(item.key)):
+    lanes = lanes or DirectLanes(encode_cut if cut else encode, batch_size)
+    for event in encode_files(iter(chunks), lanes, lambda item: clip(item.key), cut=cut):
         if isinstance(event, WindowResult):
             found.append((event.clip.key, event.window, event.values.tolist()))
         else:
@@ -119,3 +126,63 @@ def test_the_length_is_known_with_the_last_window_alone() -> None:
 
 def test_unwanted_windows_are_left_out() -> None:
     assert [event[1] for event in events(chunks_of("a", 3, 2), 2, EvenWindows)[:-1]] == [0, 2, 4]
+
+
+def clip_of(number: int, samples: int) -> Chunk:
+    waves = np.zeros((1, WINDOW_SPAN), np.float32)
+    waves[0, :samples] = number
+    return Chunk(AudioItem(f"{number}", f"/{number}"), 0, waves, True, samples, None)
+
+
+def encode_cut(waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+    return np.column_stack([waves[:, 0], np.full(len(waves), span_columns(waves.shape[1]))])
+
+
+LENGTHS = [16_000, 30_000, 16_100, 163_839, 400, 30_100, 16_200, 50_000, 2_559, 16_000] * 5
+CLIPS = [clip_of(number, samples) for number, samples in enumerate(LENGTHS, 1)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_without_padding_files_come_in_order_with_the_columns_that_get_tokens(batch_size: int) -> None:
+    found = events(CLIPS, batch_size, cut=True)
+    assert found[::2] == [
+        (str(number), 0, [number, min(WINDOW_COLUMNS, token_columns(samples))])
+        for number, samples in enumerate(LENGTHS, 1)
+    ]
+    assert [event[1] for event in found[1::2]] == LENGTHS
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_a_batch_of_short_windows_is_filled_while_another_is_encoded(batch_size: int) -> None:
+    def encode_tensors(waves: torch.Tensor, last: torch.Tensor) -> np.ndarray:
+        return encode_cut(waves.numpy(), last.numpy())
+
+    with DeviceLanes(encode_tensors, batch_size, torch.device("cpu")) as lanes:
+        assert events(CLIPS, batch_size, lanes=lanes, cut=True) == events(CLIPS, batch_size, cut=True)
+
+
+def test_short_windows_of_equal_length_are_encoded_together() -> None:
+    batches = []
+
+    def count(waves: np.ndarray, last: np.ndarray) -> np.ndarray:
+        batches.append((len(waves), span_columns(waves.shape[1])))
+        return encode_cut(waves, last)
+
+    clips = [clip_of(number, samples) for number, samples in enumerate([16_000, 30_000] * 9)]
+    list(encode_files(iter(clips), DirectLanes(count, 2), lambda item: Everything(item.key), cut=True))
+    assert batches == [(4, 12), (8, 8), (4, 12), (1, 8), (1, 12)]
+
+
+def test_no_window_waits_behind_more_than_some_batches() -> None:
+    read = 0
+
+    def reading() -> Iterator[Chunk]:
+        nonlocal read
+        for number in range(1000):
+            read += 1
+            yield clip_of(number, 30_000 if number == 0 else 16_000)
+
+    files = encode_files(reading(), DirectLanes(encode_cut, 1), lambda item: Everything(item.key), cut=True)
+    assert isinstance(next(files), WindowResult)
+    assert read <= 8 * WINDOW_COLUMNS // token_columns(16_000) + 1
+    assert len(list(files)) == 1999

@@ -5,14 +5,25 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fakes import FakeExtractor, fake_codebook, run_command, tree, write_audio, write_collection
+import torch
+from fakes import (
+    FakeExtractor,
+    fake_codebook,
+    make_cut,
+    make_fake,
+    run_command,
+    tree,
+    write_audio,
+    write_collection,
+)
 
-from sctok.audio.windows import WINDOW_SAMPLES, token_count
+from sctok.audio.windows import WINDOW_SAMPLES, span_samples, token_count
 from sctok.corpus.processes import RunResult
 from sctok.corpus.runs import RunError, RunFolder
 from sctok.corpus.sharding import Execution
 from sctok.corpus.tokenization import TokenizationConfig, choose_codebook, tokenize_corpus
-from sctok.formats.codebooks import Codebook, codebook_hash, codebook_path, save_codebook
+from sctok.features.extractor import CUT, FeatureExtractor
+from sctok.formats.codebooks import Codebook, CodebookInfo, codebook_hash, codebook_path, save_codebook
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import read_token_shard
 
@@ -223,3 +234,47 @@ def test_failures_are_tried_again_in_all_runs(tmp_path: Path) -> None:
     assert [result.summary.failed for result in results] == [2, 2, 2]
     tokenize_with([audio], {tmp_path / "clean" / name: book for name, book in BOOKS.items()})
     assert tree(tmp_path / "many") == tree(tmp_path / "clean")
+
+
+@pytest.fixture(scope="module")
+def cut(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "cut"
+    run_command("tokenize", [collection], folder, make=make_cut)
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 64}, {"workers": 2, "batch_size": 5}])
+def test_bytes_do_not_depend_on_packing_without_padding(
+    collection: Path, cut: Path, tmp_path: Path, settings: dict[str, int]
+) -> None:
+    run_command("tokenize", [collection], tmp_path / "run", make=make_cut, **settings)
+    assert tree(tmp_path / "run") == tree(cut)
+
+
+def test_tokens_of_a_file_do_not_depend_on_the_others_without_padding(tmp_path: Path, small_weights: Any) -> None:
+    """With a real encoder, whose batches of short windows are larger than one."""
+    extractor = FeatureExtractor(small_weights, torch.device("cpu"), "fp32", CUT)
+    audio = [write_audio(tmp_path / "in" / f"{n}.wav", length, n) for n, length in enumerate([16_000, 20_000] * 5)]
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (2, span_samples(16))).astype(np.float32)
+    vectors = stack_patches(extractor.embed(noise, np.ones(2, bool)), 2).reshape(128, 64)
+    book = Codebook(vectors, np.ones(128, np.int64), CodebookInfo("merged", (), 2, "small", extractor.hash))
+    tokenize_corpus([tmp_path / "in"], {tmp_path / "all": book}, lambda device: extractor)
+    together = tokens_by_key(tmp_path / "all")
+    assert len(np.unique(np.concatenate(list(together.values())))) > 20
+    for path in audio[::3]:
+        tokenize_corpus([path], {tmp_path / path.stem: book}, lambda device: extractor)
+        np.testing.assert_array_equal(tokens_by_key(tmp_path / path.stem)[path.stem], together[path.stem])
+
+
+def test_without_padding_only_last_windows_differ(tokenized: Path, cut: Path) -> None:
+    kept, seen = tokens_by_key(tokenized), tokens_by_key(cut)
+    assert {key: tokens.shape for key, tokens in kept.items()} == {key: tokens.shape for key, tokens in seen.items()}
+    long = "part 1/clïp4"  # 25 s
+    np.testing.assert_array_equal(seen[long][: 2 * 256], kept[long][: 2 * 256])
+
+
+def test_a_codebook_of_features_with_padding_is_refused_without(collection: Path, tmp_path: Path) -> None:
+    for make, hash_ in ((make_cut, FakeExtractor.hash), (make_fake, f"{FakeExtractor.hash}-cut")):
+        with pytest.raises(RunError, match=f"{FakeExtractor.hash}-cut"):
+            tokenize_corpus([collection], {tmp_path / "run": fake_codebook(encoder_hash=hash_)}, make)
+    assert not (tmp_path / "run").exists()

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sctok.audio.filterbank import filterbank
+from sctok.audio.windows import span_samples
 from sctok.features.encoder import AudioMAE, EncoderConfig, split_patches
-from sctok.features.extractor import FeatureExtractor
+from sctok.features.extractor import PADDINGS, FeatureExtractor, padding_of
 
 
 def test_patch_embedding_is_the_published_convolution(small_weights):
@@ -61,3 +63,59 @@ def test_the_extractor_says_what_it_does(small_weights):
     extractor.stage = stage
     extractor.embed(np.zeros((1, 164_080), np.float32), np.ones(1, bool))
     assert stages == ["filterbank", "encoder"]
+
+
+def cutting(weights):
+    return FeatureExtractor(weights, torch.device("cpu"), "fp32", "cut")
+
+
+@pytest.mark.parametrize("columns", [1, 3, 8, 13, 32, 40])
+def test_a_window_without_padding_does_not_depend_on_its_batch(small_weights, columns):
+    waves = np.random.default_rng(0).standard_normal((40, span_samples(columns))).astype(np.float32)
+    last = np.ones(40, bool)
+    extractor = cutting(small_weights)
+    together = extractor.embed(waves, last)
+    assert together.shape == (40, 8 * columns, 32)
+    for order in ([3], [39, 0], list(range(40))[::-1]):
+        assert np.array_equal(extractor.embed(waves[order], last[order]), together[order])
+
+
+def test_without_padding_the_encoder_sees_the_patches_of_the_columns_alone(small_weights):
+    """Against the blocks on those patches and their positions, taken out of a whole window, in float64."""
+    waves = torch.randn(2, 164_080)
+    last = torch.tensor([True, True])
+    model, kept = small_weights.build().double(), 8 * 5
+    order = torch.arange(kept).expand(2, -1)
+    x = model.embed_patches(split_patches(filterbank(waves, last).double()), order)
+    seen = []
+    for block in model.blocks:
+        x = block(x)
+        seen.append(model.norm(x)[:, 1:])
+    found = cutting(small_weights).embed(waves[:, : span_samples(5)], last)
+    assert torch.allclose(found.double(), sum(seen[-3:]) / 3, atol=1e-4)
+
+
+def test_whole_windows_are_as_published_whatever_becomes_of_padding(small_weights):
+    waves, last = torch.randn(2, 164_080), torch.tensor([False, True])
+    published = FeatureExtractor(small_weights, torch.device("cpu"), "fp32")
+    assert torch.equal(cutting(small_weights).embed(waves, last), published.embed(waves, last))
+
+
+def test_the_hash_tells_whether_padding_is_cut(small_weights):
+    hashes = {
+        padding: FeatureExtractor(small_weights, torch.device("cpu"), "fp32", padding).hash for padding in PADDINGS
+    }
+    assert hashes["keep"] == small_weights.hash
+    assert {padding_of(found): found for found in hashes.values()} == hashes
+
+
+def test_fewer_columns_are_refused_where_padding_is_kept(small_weights):
+    with pytest.raises(ValueError, match="padding cut"):
+        FeatureExtractor(small_weights, torch.device("cpu"), "fp32").embed(
+            np.zeros((1, span_samples(7)), np.float32), np.ones(1, bool)
+        )
+
+
+def test_unknown_paddings_are_refused(small_weights):
+    with pytest.raises(ValueError, match="'trim' is none of keep, cut"):
+        FeatureExtractor(small_weights, torch.device("cpu"), "fp32", "trim")
