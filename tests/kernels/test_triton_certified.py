@@ -1,6 +1,7 @@
 """Certified search returns the float64 argmin and runner-up on friendly, ragged and adversarial input."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sctok.kernels import triton_assign, triton_certified, triton_operands, triton_pairs
+from sctok.kernels import triton_assign, triton_certified, triton_groups, triton_operands, triton_pairs
 from sctok.kernels.assign import prepare_centroids
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.kernels.triton_certified import Certified, certified_labels, certified_operand
@@ -69,9 +70,13 @@ def test_ragged_sizes(rows: int, k: int, dim: int) -> None:
 
 
 @pytest.mark.slow
-def test_more_rows_than_sixteen_bits() -> None:
+def test_more_rows_than_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     points, centroids = _normal(0, 65_537, 3), _normal(1, 19, 3)
-    found = certified_labels(points, prepare_centroids(centroids))
+    high = None
+    if DEVICE == "cpu":
+        high = replace(TILES["ampere"]["fp16"], rows=2048)
+        monkeypatch.setattr(triton_groups, "ROWS", 1024)
+    found = certified_labels(points, prepare_centroids(centroids), tile=high)
     assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
 
 

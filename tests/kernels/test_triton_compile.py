@@ -10,20 +10,22 @@ import pytest
 pytest.importorskip("triton")
 
 from sctok.kernels.triton_compile import Resources, Variant, problems_of
+from sctok.kernels.triton_tiles import FAMILIES
 
 # Kernels of a process that runs the interpreter cannot be compiled, so another process compiles them.
 COMPILE = """
 import json, sys
 from sctok.kernels.triton_compile import compile_variant, machine_code, problems_of, resources_of, shipped_variants
-wanted = [tuple(entry) for entry in json.loads(sys.argv[2])]
-variants = [v for v in shipped_variants(sys.argv[1]) if (v.name, v.operand) in wanted]
-found = []
-for variant in variants:
-    compiled = compile_variant(variant)
-    resources = resources_of(compiled)
-    fused = sum(opcode.startswith("DFMA") for _, opcode, _ in machine_code(compiled))
-    problems = problems_of(variant, resources)
-    found.append([variant.name, variant.operand, sum(resources.tensor.values()), fused, problems])
+families, wanted = json.loads(sys.argv[1]), [tuple(entry) for entry in json.loads(sys.argv[2])]
+found = {family: [] for family in families}
+for family in families:
+    for variant in shipped_variants(family):
+        if (variant.name, variant.operand) in wanted:
+            compiled = compile_variant(variant)
+            resources = resources_of(compiled)
+            fused = sum(opcode.startswith("DFMA") for _, opcode, _ in machine_code(compiled))
+            tensor, problems = sum(resources.tensor.values()), problems_of(variant, resources)
+            found[family].append([variant.name, variant.operand, tensor, fused, problems])
 print(json.dumps(found))
 """
 SCANS = [("groups", "fp16"), ("groups", "int8"), ("index, runner-up", "fp16"), ("candidates", "fp16")]
@@ -31,16 +33,23 @@ PAIRS = ("float64 pairs, D = 768", "fp64")
 OTHERS = [("segment sums", "fp32"), ("combine sums", "fp32"), ("round", "fp16"), PAIRS]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["ampere", "hopper", "blackwell"])
-def test_nothing_spills_or_outgrows_shared_memory(family: str) -> None:
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, list[tuple[str, str, int, int, list[str]]]]:
+    """Per family: name, operand, tensor instructions, fused float64 products and problems of each kernel."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, family, json.dumps(SCANS + OTHERS)]
+    command = [sys.executable, "-c", COMPILE, json.dumps(FAMILIES), json.dumps(SCANS + OTHERS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    compiled = json.loads(done.stdout)
-    assert {(name, operand) for name, operand, *_ in compiled} == set(SCANS + OTHERS)
-    for name, operand, tensor_instructions, fused, problems in compiled:
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_spills_or_outgrows_shared_memory(
+    family: str, compiled: dict[str, list[tuple[str, str, int, int, list[str]]]]
+) -> None:
+    assert {(name, operand) for name, operand, *_ in compiled[family]} == set(SCANS + OTHERS)
+    for name, operand, tensor_instructions, fused, problems in compiled[family]:
         assert problems == []
         assert (tensor_instructions > 0) == ((name, operand) in SCANS)
         assert fused == 0 or (name, operand) != PAIRS, "a fused product changes the last bit of a distance"
