@@ -198,7 +198,10 @@ class Codec:
         samples: how much audio at 16 kHz they stand for; all that n tokens can where None.
         Raises ValueError for another shape, tokens outside the codebooks, and samples that need other tokens.
         """
-        given = np.asarray(pairs)
+        try:
+            given = np.asarray(pairs.cpu() if isinstance(pairs, torch.Tensor) else pairs)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"tokens must be integers (n, 2), semantic and acoustic: {error}") from None
         if given.ndim != 2:
             raise ValueError(f"tokens must be integers (n, 2), semantic and acoustic, not {given.dtype} {given.shape}")
         if samples is not None and not is_whole(samples):
@@ -320,6 +323,8 @@ class Codec:
 
     def _book(self, wanted: int | str | None) -> tuple[str, Codebook]:
         """Return hash and codebook by its number of rows or its hash, the largest where None."""
+        if not (wanted is None or isinstance(wanted, str) or is_whole(wanted)):
+            raise ValueError(f"codebook must be a number of rows or a hash, not {wanted!r:.80}")
         fitting = [(name, book) for name, book in self._books.items() if wanted in (None, name, book.k)]
         if fitting:
             return max(fitting, key=lambda found: found[1].k)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -59,6 +60,10 @@ class SamplerConfig:
         for value, choices in ((self.name, Sampler), (self.guidance_form, GuidanceForm), (self.spacing, Spacing)):
             if value not in get_args(choices):
                 raise ValueError(f"{value!r} is not one of {', '.join(get_args(choices))}")
+        for name, whole in (("steps", True), ("seed", True), ("eta", False), ("guidance", False)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+                raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r:.80}")
         if self.steps < 1:
             raise ValueError(f"steps {self.steps} is below 1")
         if not 0 <= self.eta <= 1:

@@ -46,6 +46,8 @@ def open_codec(spec: str, *, device: str = "auto") -> CodecUnderTest:
 
 
 def _parse(spec: str) -> Spec:
+    if not isinstance(spec, str):
+        raise ValueError(f"spec must be the text that names a codec, such as 'opus:6', not {spec!r:.80}")
     family = re.split("[:,]", spec, maxsplit=1)[0]
     rest = spec[len(family) + 1 :]
     if family == "cmd":  # the command may hold commas and equals signs of its own

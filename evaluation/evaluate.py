@@ -56,8 +56,8 @@ class Settings:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must be at least 0")
+        if not isinstance(self.workers, int) or self.workers < 0:
+            raise ValueError(f"workers must be a whole number of at least 0, not {self.workers!r}")
 
 
 @dataclass
@@ -76,7 +76,7 @@ def evaluate(
     references: Sequence[Reference],
     codecs: Mapping[str, CodecUnderTest],
     metrics: Sequence[Metric],
-    out: Path,
+    out: str | Path,
     settings: Settings = Settings(),
     progress: Progress = lambda stage, done, total: None,
 ) -> Path:
@@ -95,11 +95,13 @@ def evaluate(
         progress: called as the work goes on.
 
     Raises:
-        ValueError: there are no references or codecs, or none of the references can be read; two codecs share a name;
-            `out` holds an evaluation of other references, or other codecs or metrics of the same names; or another
-            process is at work on it.
+        ValueError: an argument is of another kind; there are no references or codecs, or none of the references can be
+            read; two codecs share a name; `out` holds an evaluation of other references, or other codecs or metrics of
+            the same names; or another process is at work on it.
     """
-    _check(references, codecs)
+    _check_kinds(references, codecs, metrics, settings)
+    _check_names(references, codecs)
+    out = Path(out)
     old = _old_run(out)
     with Journal(out) as journal:
         remove_stale_temporaries(out)
@@ -117,7 +119,25 @@ def evaluate(
     return out
 
 
-def _check(references: Sequence[Reference], codecs: Mapping[str, CodecUnderTest]) -> None:
+def _check_kinds(references: Any, codecs: Any, metrics: Any, settings: Any) -> None:
+    for name, found, kind, maker in (
+        ("references", references, Reference, "list_references"),
+        ("metrics", metrics, Metric, "choose_metrics"),
+    ):
+        if not isinstance(found, Sequence) or not all(isinstance(each, kind) for each in found):
+            raise ValueError(f"{name} must be a list of {kind.__name__}, as {maker} makes it, not {found!r:.80}")
+    if not isinstance(codecs, Mapping):
+        raise ValueError(f"codecs must be a dict of them by the text that opened each, not {codecs!r:.80}")
+    for spec, codec in codecs.items():
+        if not isinstance(getattr(codec, "name", None), str) or not hasattr(codec, "roundtrip"):
+            raise ValueError(
+                f"codec {spec!r} must have name, settings and roundtrip, as open_codec makes it: {codec!r:.80}"
+            )
+    if not isinstance(settings, Settings):
+        raise ValueError(f"settings must be Settings, not {settings!r:.80}")
+
+
+def _check_names(references: Sequence[Reference], codecs: Mapping[str, CodecUnderTest]) -> None:
     if not references or not codecs:
         raise ValueError(f"no {'codecs' if references else 'references'}: nothing to evaluate")
     names: dict[str, str] = {}

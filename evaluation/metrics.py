@@ -94,6 +94,8 @@ def choose_metrics(
     Raises ValueError for a name that is not known, ImportError where a metric that was asked for by its own name cannot
     run here.
     """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ValueError(f"names must be a list of names of metrics, not {names!r:.80}")
     unknown = [name for name in names if name not in {*available, *GROUPS, "all"}]
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is none of {', '.join([*available, *GROUPS, 'all'])}")

@@ -26,6 +26,10 @@ class Pair:
     transcript: str | None = None
 
     def __post_init__(self) -> None:
+        for name, wave in (("reference", self.reference), ("estimate", self.estimate)):
+            if not isinstance(wave, np.ndarray) or wave.dtype != np.float32:
+                what = wave.dtype if isinstance(wave, np.ndarray) else type(wave).__name__
+                raise ValueError(f"the {name} must be a float32 array (n,), not {what}")
         if self.reference.shape != self.estimate.shape or self.reference.ndim != 1:
             shapes = f"{self.reference.shape} and {self.estimate.shape}"
             raise ValueError(f"waves {shapes} are not of one shape (n,); cut or fill the second one")

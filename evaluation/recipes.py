@@ -73,6 +73,8 @@ def write_recipe(recipe: str, folders: Sequence[str | Path], out: Path, seed: in
 
 def choose_clips(recipe: str, folders: Sequence[str | Path], seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the rows that `write_recipe` writes; arguments and errors are the same."""
+    if isinstance(folders, str | Path) or not isinstance(folders, Sequence):
+        raise ValueError(f"folders must be a list of folders, not {folders!r:.80}")
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; there are {', '.join(RECIPES)}")
     parts = RECIPES[recipe]

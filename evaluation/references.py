@@ -80,12 +80,13 @@ def _text_beside(item: AudioItem | BadItem) -> str | None:
     return None
 
 
-def read_transcripts(path: Path) -> dict[str, str]:
+def read_transcripts(path: str | Path) -> dict[str, str]:
     """Return transcripts by key or path without suffix, from a CSV or TSV file or a folder of them.
 
     A file has a header with a column `path` or `key` and a column `text`, or no header and two columns: path, text.
     Raises ValueError naming the file for one that is neither, OSError where it cannot be read.
     """
+    path = Path(path)
     files = sorted(each for each in path.iterdir() if each.suffix in _TABLE_SUFFIXES) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: no .csv or .tsv files in this folder; give one with the columns path and text")

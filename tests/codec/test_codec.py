@@ -202,6 +202,7 @@ def test_tokens_from_elsewhere_can_be_decoded(codec: Codec) -> None:
     tokens = codec.tokens(pairs, codebook=24)
     assert tokens.samples == 50 * 1280
     assert len(codec.decode(tokens, QUICK)) == tokens.samples
+    assert np.array_equal(codec.tokens(torch.from_numpy(pairs)).tokens, pairs)
     assert codec.tokens(pairs, 63_000).samples == 63_000
     with pytest.raises(ValueError, match="50 tokens do not fit 64001 samples"):
         codec.tokens(pairs, 64_001)
@@ -308,6 +309,10 @@ WAVE = np.zeros(800, np.float32)
         (lambda codec: codec.decode("a.sct"), "str is not CodecTokens"),
         (lambda codec: codec.decode(codec.encode(WAVE, 16_000), 50), "SamplerConfig, not 50"),
         (lambda codec: codec.tokens(None), r"integers \(n, 2\)"),
+        (lambda codec: codec.tokens([[1, 2], [3]]), r"integers \(n, 2\)"),
+        (lambda codec: codec.tokens(torch.zeros(1, 2, dtype=torch.bfloat16)), r"integers \(n, 2\)"),
+        (lambda codec: codec.encode(WAVE, 16_000, codebook=np.array([24, 64])), "codebook must be"),
+        (lambda codec: codec.codebook_hash(0.5), "codebook must be a number of rows or a hash, not 0.5"),
         (lambda codec: codec.tokens(np.zeros((1, 2), int), "800"), "samples must be a whole number, not '800'"),
         (lambda codec: Codec.load(3), "3 is neither the name nor the folder of a codec"),
         (lambda codec: Codec.load("mini", "cpu", batch_windows="4"), "not '4'"),

@@ -197,6 +197,15 @@ def test_bad_settings_are_refused(change):
         replace(ODE, **change)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", "50"), ("steps", 2.5), ("steps", True), ("seed", None), ("seed", 0.5), ("eta", "1"), ("guidance", None)],
+)
+def test_settings_of_other_types_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a .*number, not {value!r}"):
+        replace(ODE, **{name: value})
+
+
 def test_more_steps_than_the_schedule_has_are_refused():
     with pytest.raises(ValueError, match="1001"):
         visited_steps(SamplerConfig(steps=1001), 1000)

@@ -1,6 +1,7 @@
 """Codecs opened by name, those of sctok, and the anchors."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,12 @@ def speech(samples_folder):
 )
 def test_what_no_codec_is_called_is_refused_with_a_reason(spec, said):
     with pytest.raises(ValueError, match=re.escape(said)):
+        open_codec(spec)
+
+
+@pytest.mark.parametrize("spec", [None, 3, ["mini"], Path("mini"), b"mini"])
+def test_a_name_that_is_no_text_is_refused(spec):
+    with pytest.raises(ValueError, match="spec must be the text that names a codec"):
         open_codec(spec)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -91,7 +92,7 @@ def rows_of(folder):
 
 
 def test_a_run_folder(references, tmp_path):
-    out = evaluate(references, {"half": Halves(), "same": Halves("same", 1.0)}, METRICS, tmp_path / "run", ONE)
+    out = evaluate(references, {"half": Halves(), "same": Halves("same", 1.0)}, METRICS, str(tmp_path / "run"), ONE)
     run = json.loads((out / "run.json").read_text())
     assert [codec["spec"] for codec in run["codecs"]] == ["half", "same"]
     assert [metric["name"] for metric in run["metrics"]] == ["mel_dac", "si_sdr"]
@@ -268,6 +269,31 @@ def test_what_cannot_be_evaluated(references, tmp_path, light):
         (tmp_path / "set" / f"{reference.key}.wav").write_bytes(b"no sound")
     with pytest.raises(ValueError, match="none of 3 references can be read; the first: "):
         evaluate(references, {"a": Halves()}, light, tmp_path / "run", ONE)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("references", ["a.wav"], "references must be a list of Reference, as list_references makes it, not ['a.wav']"),
+        ("references", None, "references must be a list of Reference"),
+        ("codecs", ["opus:6"], "codecs must be a dict"),
+        ("codecs", {"opus:6": "opus:6"}, "codec 'opus:6' must have name, settings and roundtrip"),
+        ("metrics", ["si_sdr"], "metrics must be a list of Metric, as choose_metrics makes it, not ['si_sdr']"),
+        ("metrics", all_metrics(), "metrics must be a list of Metric"),
+        ("settings", {"workers": 1}, "settings must be Settings, not {'workers': 1}"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(argument, value, said, references, tmp_path, light):
+    arguments = {"references": references, "codecs": {"a": Halves()}, "metrics": light, "out": tmp_path / "run"}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        evaluate(**{**arguments, argument: value})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [-1, 1.5, "2", None])
+def test_workers_are_a_whole_number(workers):
+    with pytest.raises(ValueError, match=f"workers must be a whole number of at least 0, not {workers!r}"):
+        Settings(workers)
 
 
 @pytest.mark.parametrize("changes", [{"files": 3}, {"codecs": [1]}, {"metrics": None}, {"created": 5}])

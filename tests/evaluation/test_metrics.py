@@ -64,6 +64,12 @@ def test_a_name_that_is_not_known():
         choose_metrics(["mel_dac", "mos"], all_metrics(), True)
 
 
+@pytest.mark.parametrize("names", ["signal", None, 3])
+def test_names_are_a_list(names):
+    with pytest.raises(ValueError, match=f"names must be a list of names of metrics, not {names!r}"):
+        choose_metrics(names, all_metrics(), True)
+
+
 def test_speech_metrics_are_not_measured_in_other_domains():
     stoi, wer = all_metrics()["stoi"], all_metrics()["wer"]
     assert [stoi.applies(domain, None) for domain in ("speech", "", "music")] == [True, True, False]

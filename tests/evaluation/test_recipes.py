@@ -94,6 +94,7 @@ def test_the_debian_recipe_takes_clips_that_the_bundled_models_never_saw(tmp_pat
     [
         ("papers", ["x"], "no recipe 'papers'; there are paper, debian"),
         ("paper", ["x"], "takes folders in this order: LibriTTS AudioSet MUSDB18; 1 are given"),
+        ("paper", "LibriTTS", "folders must be a list of folders, not 'LibriTTS'"),
         ("debian", ["/nowhere"], "/nowhere/speech: is no folder"),
     ],
 )

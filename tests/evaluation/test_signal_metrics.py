@@ -122,6 +122,14 @@ def test_lengths_that_differ():
         Pair(np.zeros(8, np.float32), np.zeros(9, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("wave", "what"), [(None, "NoneType"), ([0.1] * 8, "list"), (np.zeros(8), "float64"), (np.zeros(8, int), "int64")]
+)
+def test_waves_of_other_kinds(wave, what):
+    with pytest.raises(ValueError, match=rf"the estimate must be a float32 array \(n,\), not {what}"):
+        Pair(np.zeros(8, np.float32), wave)
+
+
 def third_octaves(frames):
     """Magnitudes in 15 bands from 150 Hz of spectra (frames, 257) at 10 kHz."""
     hertz = np.linspace(0, 5000, 257)
