@@ -19,11 +19,8 @@ from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import (
-    check_format,
-    damaged,
     hash_bytes,
     json_text,
-    read_json,
     remove_stale_temporaries,
     write_json,
 )
@@ -32,11 +29,10 @@ from .codecs_base import CodecUnderTest, Coded
 from .metric_base import Metric
 from .pairs import length_problem, read_pcm, to_pcm, write_flac
 from .references import Reference
+from .run_file import FORMAT, RUN_FILE, VERSION, read_run
 from .score_processes import Task, score_tasks
-from .scores import FACTS, Cell, Journal, Row, table_rows, write_tables
+from .scores import FACTS, JOURNAL, Cell, Journal, Row, table_rows, write_tables
 
-RUN_FILE = "run.json"
-FORMAT, VERSION = "sctok-evaluation", 1
 AUDIO, REFERENCE = "audio", "reference"
 
 # Gets a stage ("read", a codec's name, "score" or "transcribe"), what is done and how much there is.
@@ -150,20 +146,14 @@ def _check_names(references: Sequence[Reference], codecs: Mapping[str, CodecUnde
 
 
 def _old_run(out: Path) -> dict[str, Any] | None:
-    path = out / RUN_FILE
-    if not path.exists():
-        if out.is_dir() and any(each.name not in (AUDIO, "journal.jsonl") for each in out.iterdir()):
-            raise ValueError(f"{out}: holds something else than an evaluation; name another folder with --out")
-        return None
-    found: dict[str, Any] = read_json(path)
-    check_format(path, found, FORMAT, VERSION)
-    for part, needed in (("files", "key"), ("codecs", "name"), ("metrics", "name")):
-        entries = found.get(part)
-        if not isinstance(entries, list) or not all(isinstance(each, dict) and needed in each for each in entries):
-            raise damaged(path, f"{part} is no list of entries with a {needed}")
-    if not isinstance(found.get("created"), str):
-        raise damaged(path, "created is no text")
-    return found
+    if (out / RUN_FILE).exists():
+        return read_run(out)
+    journal = out / JOURNAL
+    if journal.is_file() and journal.stat().st_size:
+        raise ValueError(f"{out}: its {RUN_FILE} is gone; restore it, or delete the folder and evaluate again")
+    if out.is_dir() and any(each.name not in (AUDIO, JOURNAL) for each in out.iterdir()):
+        raise ValueError(f"{out}: holds something else than an evaluation; name another folder with --out")
+    return None
 
 
 def _read_references(

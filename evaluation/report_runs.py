@@ -10,9 +10,10 @@ from typing import Any
 
 from sctok.formats.files import FormatError, check_format, damaged, read_json
 
-RUN_FORMAT, RUN_VERSION = "sctok-evaluation", 1
+from .run_file import RUN_FILE, read_run
+
 PROBE_FORMAT, PROBE_VERSION = "sctok-probe", 1
-RUN_FILE, PROBE_FILE, SUMMARY_FILE, SCORES_FILE = "run.json", "probe.json", "summary.json", "scores.csv"
+PROBE_FILE, SUMMARY_FILE, SCORES_FILE = "probe.json", "summary.json", "scores.csv"
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,11 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         raise FileNotFoundError(
             f"{path} holds neither {RUN_FILE} nor {PROBE_FILE}; give a folder that sctok evaluate or sctok probe wrote"
         )
-    probe = _read(probe_file, PROBE_FORMAT, PROBE_VERSION) if probe_file.is_file() else None
+    probe = _read_probe(probe_file) if probe_file.is_file() else None
     if not run_file.is_file():
         name = str((probe or {}).get("name") or path.resolve().name)
         return Run(path, name, str((probe or {}).get("created", "")), str((probe or {}).get("sctok", "")), probe=probe)
-    head = _read(run_file, RUN_FORMAT, RUN_VERSION)
-    try:
-        return _evaluation(path, head, probe)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(run_file, f"{error} is missing or of another kind") from None
+    return _evaluation(path, read_run(path), probe)
 
 
 def _evaluation(path: Path, head: Mapping[str, Any], probe: Mapping[str, Any] | None) -> Run:
@@ -71,12 +68,12 @@ def _evaluation(path: Path, head: Mapping[str, Any], probe: Mapping[str, Any] | 
     return Run(
         folder=path,
         name=str(head.get("name") or path.resolve().name),
-        created=str(head.get("created", "")),
+        created=head["created"],
         sctok=str(head.get("sctok", "")),
-        settings=dict(head.get("settings") or {}),
-        codecs=tuple({"spec": codec["name"], **codec, "name": str(codec["name"])} for codec in head["codecs"]),
-        metrics=tuple({**metric, "name": str(metric["name"])} for metric in head["metrics"]),
-        files=tuple({**file, "key": str(file["key"]), "domain": str(file["domain"])} for file in head["files"]),
+        settings=head["settings"],
+        codecs=tuple(head["codecs"]),
+        metrics=tuple(head["metrics"]),
+        files=tuple(head["files"]),
         scores=tuple(scores or ()),
         summary=tuple(summary),
         probe=probe,
@@ -84,10 +81,10 @@ def _evaluation(path: Path, head: Mapping[str, Any], probe: Mapping[str, Any] | 
     )
 
 
-def _read(path: Path, format_name: str, version: int) -> dict[str, Any]:
-    head = read_json(path)
-    check_format(path, head, format_name, version)
-    return head
+def _read_probe(path: Path) -> dict[str, Any]:
+    probe: dict[str, Any] = read_json(path)
+    check_format(path, probe, PROBE_FORMAT, PROBE_VERSION)
+    return probe
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

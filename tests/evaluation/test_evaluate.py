@@ -301,5 +301,10 @@ def test_a_damaged_description_is_named(references, tmp_path, light, changes):
     out = evaluate(references, {"c": Halves()}, light[:1], tmp_path / "run", ONE)
     path = out / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ValueError, match=rf"run.json is damaged \({next(iter(changes))} is no"):
+    with pytest.raises(
+        ValueError, match=rf"run.json is damaged \(.*{next(iter(changes))} is .*; restore it, or delete the"
+    ):
+        evaluate(references, {"c": Halves()}, light[:1], out, ONE)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"its run\.json is gone; restore it, or delete the folder"):
         evaluate(references, {"c": Halves()}, light[:1], out, ONE)

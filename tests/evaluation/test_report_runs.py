@@ -115,7 +115,12 @@ def test_a_folder_without_a_run(tmp_path):
     [
         ("run.json", {"format": "sctok-extraction", "format_version": 1}, "not a file that sctok writes"),
         ("run.json", {"format": "sctok-evaluation", "format_version": 2}, "version 2"),
-        ("run.json", {"format": "sctok-evaluation", "format_version": 1}, "'files' is missing"),
+        (
+            "run.json",
+            {"format": "sctok-evaluation", "format_version": 1},
+            "files is no list of entries with key and domain",
+        ),
+        ("run.json", 3, "not a file that sctok writes"),
         ("summary.json", {"rows": 3}, "no list of records"),
         ("summary.json", [{"codec": "a"}], "no list of records"),
         ("probe.json", {"format": "sctok-probe", "format_version": 9}, "version 9"),
@@ -126,6 +131,25 @@ def test_other_versions_and_damage_are_refused_by_name(folder, name, content, me
     with pytest.raises(FormatError, match=message) as error:
         load_run(folder)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"files": None},
+        {"files": [{"key": 3, "domain": ""}]},
+        {"codecs": [{"name": "a", "spec": None}]},
+        {"metrics": ["a"]},
+        {"settings": "x"},
+        {"created": 5},
+        "nonsense",
+    ],
+)
+def test_a_damaged_description_is_named_with_what_to_do(folder, damage):
+    path = folder / "run.json"
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(FormatError, match=r"run\.json is damaged .*restore it, or delete the folder .*/run and run"):
+        load_run(folder)
 
 
 def test_a_row_of_scores_that_was_cut_off_is_refused(folder):
