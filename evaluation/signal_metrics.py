@@ -77,11 +77,12 @@ def si_sdr(pair: Pair) -> float:
 
     Le Roux et al. 2019, in float64. Raises ValueError where one of the waves does not vary.
     """
+    pair.check_sound()
     reference, estimate = (_centred(wave) for wave in (pair.reference, pair.estimate))
-    energy = reference @ reference
-    if not energy or not estimate.any():
-        raise ValueError(f"the {'decoded audio' if energy else 'reference'} is silent")
-    target = (estimate @ reference / energy) * reference
+    for name, wave in (("reference", reference), ("decoded audio", estimate)):
+        if not wave.any():
+            raise ValueError(f"the {name} is constant, and without its mean, which SI-SDR takes off, nothing")
+    target = (estimate @ reference / (reference @ reference)) * reference
     noise = estimate - target
     smallest = np.finfo(np.float64).tiny
     kept, lost = float(target @ target) + smallest, float(noise @ noise) + smallest

@@ -110,6 +110,14 @@ def test_silence_has_no_value(metric, silent):
         metric(pair)
 
 
+@pytest.mark.parametrize("constant", ["reference", "decoded audio"])
+def test_si_sdr_of_a_constant_has_no_value(constant):
+    wave, level = clip(CLIPS[0]), np.full(32_000, 0.1, np.float32)
+    pair = Pair(level, wave) if constant == "reference" else Pair(wave, level)
+    with pytest.raises(ValueError, match=f"the {constant} is constant, and without its mean"):
+        si_sdr(pair)
+
+
 @pytest.mark.parametrize("metric", DISTANCES)
 def test_too_short(metric):
     wave = clip(CLIPS[0])[:1000]
