@@ -135,8 +135,8 @@ def _auraloss_stft_db(pair: Pair) -> float:
     waves = [torch.from_numpy(wave)[None, None] for wave in (pair.estimate, pair.reference * np.float32(level))]
     total = 0.0
     for size in (2048, 512):
-        # auraloss holds the power at 1e-8 where we hold the magnitude at 1e-10: the same but in digital silence.
-        loss = STFTLoss(size, size // 4, size, window="ones", w_sc=0, w_log_mag=1, w_lin_mag=0)
+        # Its floor is of the power, ours of the magnitude, at 1e-10; left at 1e-8 it would differ in digital silence.
+        loss = STFTLoss(size, size // 4, size, window="ones", w_sc=0, w_log_mag=1, w_lin_mag=0, eps=1e-20)
         total += loss(*waves).item() * 10 / np.log(10) / 2
     return total
 

@@ -50,7 +50,8 @@ def stft_db(pair: Pair) -> float:
     """Return the STFT distance in dB, averaged over rectangular windows of 2048 and 512 samples, as the paper's scale.
 
     Levels as for `mel_db`; mean |10 log10 max(|X|, 1e-10) - 10 log10 max(|X'|, 1e-10)|: of the magnitude, so these are
-    half the decibels of its power.
+    half the decibels of its power. The floor is that of the public script with the paper's scale (torchaudio's
+    AmplitudeToDB, given |X|). auraloss has 1e-4 by default: it gives less where one side is digital silence.
     Raises ValueError for fewer than 1025 samples and where one of the waves is silent.
     """
     waves = _same_level(pair)

@@ -30,8 +30,8 @@ def htk_triangles(bins, size):
     return np.stack([np.interp(hertz, corners[i : i + 3], [0, 1, 0]) for i in range(bins)], axis=1)
 
 
-def decibels(power):
-    return 10 * np.log10(np.maximum(power, 1e-10))
+def decibels(power, floor=1e-10):
+    return 10 * np.log10(np.maximum(power, floor))
 
 
 def mel_db_defined(pair):
@@ -41,14 +41,14 @@ def mel_db_defined(pair):
     return np.mean([np.abs(ours - theirs).mean() for ours, theirs in spectra])
 
 
-def stft_db_defined(pair):
+def stft_db_defined(pair, floor=1e-10):
     total = []
     for size in (2048, 512):
         spectra = []
         for wave in levelled(pair):
             padded = np.pad(wave, size // 2, mode="reflect")
             blocks = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 4]
-            spectra.append(decibels(np.abs(np.fft.rfft(blocks))))
+            spectra.append(decibels(np.abs(np.fft.rfft(blocks)), floor))
         total.append(np.abs(spectra[0] - spectra[1]).mean())
     return np.mean(total)
 
@@ -79,6 +79,28 @@ def si_sdr_defined(pair):
 def test_agrees_with_its_definition(metric, defined, tolerance, name):
     pair = pair_of(name, seconds=1.0)
     assert metric(pair) == pytest.approx(defined(pair), rel=tolerance)
+
+
+def test_digital_silence_on_one_side_counts_from_the_floor_of_stft_db():
+    noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) * np.float32(0.1)
+    pair = Pair(np.where(np.arange(32_000) < 16_000, noise, np.float32(0)), noise)
+    found = stft_db(pair)
+    assert found == pytest.approx(stft_db_defined(pair), rel=1e-4)
+    # A floor 60 dB higher takes 60 dB off in each silent frame, which 29 of 63 and 124 of 251 are.
+    share = np.mean([29 / 63, 124 / 251])
+    assert found - stft_db_defined(pair, floor=1e-4) == pytest.approx(60 * share, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["general/horse_neigh", *CLIPS])
+def test_stft_db_is_that_of_auraloss_with_the_same_floor(name):
+    freq = pytest.importorskip("auraloss.freq", reason="auraloss is not installed")
+    import torch
+
+    pair = pair_of(name)
+    waves = [torch.from_numpy(wave.astype(np.float32))[None, None] for wave in levelled(pair)]
+    options = {"window": "ones", "w_sc": 0, "w_log_mag": 1, "w_lin_mag": 0, "eps": 1e-20}  # of the power
+    losses = [freq.STFTLoss(size, size // 4, size, **options)(*waves).item() for size in (2048, 512)]
+    assert stft_db(pair) == pytest.approx(np.mean(losses) * 10 / np.log(10), rel=1e-4)
 
 
 @pytest.mark.parametrize("metric", DISTANCES)
