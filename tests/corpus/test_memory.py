@@ -1,6 +1,7 @@
 """Memory does not grow with the length of a file."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -21,9 +22,9 @@ print(json.dumps({"code": code, "peak": resource.getrusage(resource.RUSAGE_SELF)
 def peak_bytes(audio, root, encoder):
     """Extract one file in a process of its own and return the most memory that it held."""
     arguments = ["extract", audio, "--domain", "d", "--root", root, "--encoder", encoder, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, *map(str, arguments)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["code"] == 0
     return result["peak"]
