@@ -151,6 +151,8 @@ def _old_run(out: Path) -> dict[str, Any] | None:
     journal = out / JOURNAL
     if journal.is_file() and journal.stat().st_size:
         raise ValueError(f"{out}: its {RUN_FILE} is gone; restore it, or delete the folder and evaluate again")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; name a folder with --out")
     if out.is_dir() and any(each.name not in (AUDIO, JOURNAL) for each in out.iterdir()):
         raise ValueError(f"{out}: holds something else than an evaluation; name another folder with --out")
     return None

@@ -1,5 +1,6 @@
 """What a metric is given: a reference and what a codec made of it, at one rate and of one length."""
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,9 +65,11 @@ def to_pcm(wave: Wave) -> NDArray[np.int16]:
 
 
 def write_flac(path: Path, pcm: NDArray[np.int16], sample_rate: int) -> None:
-    """Write 16-bit samples (n,) as a FLAC file, atomically."""
+    """Write 16-bit samples (n,) as a FLAC file, atomically. Raises DiskFullError, OSError."""
+    data = io.BytesIO()  # libsndfile says nothing of what a full disk does not take
+    soundfile.write(data, pcm, sample_rate, format="FLAC", subtype="PCM_16")
     with atomic_path(path) as temporary:
-        soundfile.write(temporary, pcm, sample_rate, format="FLAC", subtype="PCM_16")
+        temporary.write_bytes(data.getbuffer())
 
 
 def read_pcm(path: Path) -> Wave:

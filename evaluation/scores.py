@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sctok.formats.files import atomic_path, json_text, write_json
+from sctok.formats.files import atomic_path, disk_errors, json_text, write_json
 
 JOURNAL = "journal.jsonl"
 ALL = "all"
@@ -70,7 +71,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        self._file = self.path.open("a+b", buffering=0)  # so that nothing is left to be written at the end
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -84,10 +85,12 @@ class Journal:
         return self.cells.setdefault((codec, key), Cell())
 
     def add(self, codec: str, key: str, **entry: Any) -> None:
-        """Write down what was found; it is there after a kill at any moment."""
+        """Write down what was found; it is there after a kill at any moment. Raises DiskFullError."""
         # Text that is no UTF-8 and numbers that are not finite were refused before.
-        self._file.write((json_text({"codec": codec, "key": key, **entry}) + "\n").encode())
-        self._file.flush()
+        line = (json_text({"codec": codec, "key": key, **entry}) + "\n").encode()
+        with disk_errors(self.path):
+            while line:
+                line = line[self._file.write(line) :]
         self.cell(codec, key).take(entry)
 
     def sync(self) -> None:
@@ -98,7 +101,7 @@ class Journal:
         """Take in the lines but damaged ones; a last one that was cut short is taken off."""
         self._file.seek(0)
         whole = 0
-        for line in self._file:
+        for line in io.BytesIO(self._file.read()):
             if not line.endswith(b"\n"):
                 self._file.truncate(whole)
                 break

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from sctok.evaluation.codecs_base import Coded
 from sctok.evaluation.evaluate import Settings, evaluate
 from sctok.evaluation.metrics import Metric, all_metrics
 from sctok.evaluation.references import list_references
+from sctok.formats.files import DiskFullError
 
 METRICS = [all_metrics()[name] for name in ("mel_dac", "si_sdr")]
 ONE = Settings(workers=1)
@@ -208,6 +210,22 @@ def test_an_interrupted_evaluation_goes_on(references, tmp_path, light):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.parametrize("limit", [10_000, 600])
+def test_a_full_disk_ends_it_in_one_line_and_keeps_what_is_whole(references, tmp_path, light, limit):
+    whole = evaluate(references, {"c": Halves()}, light, tmp_path / "whole", ONE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(DiskFullError, match="the file size limit is reached; make room and run the same"):
+            evaluate(references, {"c": Halves()}, light, tmp_path / "run", ONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for path in (tmp_path / "run").rglob("*.flac"):
+        assert path.read_bytes() == (whole / path.relative_to(tmp_path / "run")).read_bytes()
+    out = evaluate(references, {"c": Halves()}, light, tmp_path / "run", ONE)
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+
+
 def test_codecs_and_metrics_are_added_to_what_is_there(references, tmp_path, light):
     first, second = Halves(), Halves("same", 1.0)
     evaluate(references, {"c": first}, light[:1], tmp_path / "run", ONE)
@@ -265,6 +283,8 @@ def test_what_cannot_be_evaluated(references, tmp_path, light):
         evaluate(references, {"a": Halves("reference")}, light, tmp_path / "run", ONE)
     with pytest.raises(ValueError, match="holds something else"):
         evaluate(references, {"a": Halves()}, light, tmp_path, ONE)
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        evaluate(references, {"a": Halves()}, light, references[0].item.path, ONE)
     for reference in references:
         (tmp_path / "set" / f"{reference.key}.wav").write_bytes(b"no sound")
     with pytest.raises(ValueError, match="none of 3 references can be read; the first: "):

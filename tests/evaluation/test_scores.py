@@ -2,12 +2,14 @@
 
 import csv
 import json
+import resource
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 
 from sctok.evaluation.scores import JOURNAL, Cell, Journal, interval, summarise, table_rows, write_tables
+from sctok.formats.files import DiskFullError
 
 CODED = {"bytes": 100, "payload": 80, "tokens": 30, "seconds_encode": 1.0, "seconds_decode": 3.0}
 FILES = [{"key": "a", "domain": "speech", "seconds": 2.0}, {"key": "b", "domain": "music", "seconds": 4.0}]
@@ -42,6 +44,22 @@ def test_a_line_that_was_cut_short_is_taken_off(tmp_path, cut):
         journal.add("opus", "b", metric="mel", value=3.0)
     with Journal(tmp_path) as journal:
         assert journal.cells["opus", "b"].values == {"mel": 3.0}
+
+
+def test_a_full_disk_costs_the_last_line_alone(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(tmp_path) as journal:
+        journal.add("opus", "a", metric="mel", value=1.0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (80, before[1]))
+        try:
+            with pytest.raises(DiskFullError, match=r"journal\.jsonl: the file size limit is reached; make room"):
+                journal.add("opus", "b", metric="mel", value=2.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with Journal(tmp_path) as journal:
+        journal.add("opus", "c", metric="mel", value=3.0)
+    with Journal(tmp_path) as journal:
+        assert list(journal.cells) == [("opus", "a"), ("opus", "c")]
 
 
 def test_two_processes_do_not_write_at_once(tmp_path):
