@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -336,14 +336,6 @@ class FeatureShard:
         except (OSError, RuntimeError) as error:
             raise damaged(self.path, error) from None
         return patches
-
-    def iter_blocks(self, stack: int = 1, block_rows: int = 8192) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the shard's stacked vectors in order, float32 (≤ block_rows, width·stack) at a time."""
-        if block_rows < 1:
-            raise ValueError(f"block_rows {block_rows} is not positive")
-        total = self.stacked_rows(stack)
-        for start in range(0, total, block_rows):
-            yield self.read(start, min(start + block_rows, total), stack)
 
     def verify(self) -> None:
         """Read all rows, one chunk at a time, and check them and the clip table against content_hash.
