@@ -28,7 +28,7 @@ from sctok.features.extractor import load_encoder
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.assign import nearest_centroid
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
-from sctok.kmeans_tools.fit import Progress, fit_codebooks
+from sctok.kmeans_tools.fit import Draft, Progress, fit_codebooks
 from sctok.kmeans_tools.sources import ArraySource, ShardSource
 
 DIM, LATENT, STACK = 768, 64, 4
@@ -149,8 +149,9 @@ def sctok_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[
 def sctok_curve(vectors: Vectors, k: int, seed: int) -> tuple[list[tuple[float, float]], dict[str, Any]]:
     """Return (seconds, inertia) of our centroids after seeding and after every pass, and checks of the whole run.
 
-    A pass reports the inertia of the centroids that it began with: those that were there when the pass before ended.
-    The checks compare it with an evaluation of their own after one pass and after the last.
+    The first point is the draft that the callback gets during seeding, evaluated afterwards. A pass reports the inertia
+    of the centroids that it began with: those that were there when the pass before ended. The checks compare it with an
+    evaluation of their own after one pass and after the last.
     """
     seconds: list[float] = []
     inertia: list[float] = []
@@ -162,18 +163,29 @@ def sctok_curve(vectors: Vectors, k: int, seed: int) -> tuple[list[tuple[float, 
             if event["event"] != "start":
                 inertia.append(event["inertia"])
 
-    result = _fit(vectors, k, seed, PASSES, progress)
+    drafts: list[tuple[float, Vectors]] = []
+    result = _fit(
+        vectors, k, seed, PASSES, progress, lambda _, found: drafts.append((time.perf_counter() - started, found))
+    )
     whole = time.perf_counter() - started
     after_one = exact_inertia(vectors, _fit(vectors, k, seed, 1).centroids)
     exact = exact_inertia(vectors, result.centroids)
     curve = list(zip(seconds, inertia, strict=False))
     errors = [abs(result.inertia - exact) / exact, abs(curve[1][1] - after_one) / after_one]
-    return curve, {"whole_call": whole, "final_inertia": result.inertia, "inertia_error": max(errors)}
+    early = [(at, exact_inertia(vectors, centroids)) for at, centroids in drafts]
+    return early + curve, {"whole_call": whole, "final_inertia": result.inertia, "inertia_error": max(errors)}
 
 
-def _fit(vectors: Vectors, k: int, seed: int, iterations: int, progress: Progress | None = None) -> FitResult:
+def _fit(
+    vectors: Vectors,
+    k: int,
+    seed: int,
+    iterations: int,
+    progress: Progress | None = None,
+    draft: Draft | None = None,
+) -> FitResult:
     config = KMeansConfig(seed=seed, iterations=iterations, tol=0, device="cpu")
-    return fit_codebooks(ArraySource(vectors), [k], config, progress=progress)[k]
+    return fit_codebooks(ArraySource(vectors), [k], config, progress=progress, draft=draft)[k]
 
 
 def gemm_labels(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:

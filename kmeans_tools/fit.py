@@ -26,12 +26,13 @@ from .reading import needed_blocks
 from .seeding import check_distinct, draw_sample, sample_size, seed_centroids, source_weights
 from .sources import TooFewVectorsError, Vectors, VectorSource
 
-ALGORITHM_VERSION = 2  # part of the configuration hash: raise it when results change
+ALGORITHM_VERSION = 3  # part of the configuration hash: raise it when results change
 
 _SAMPLE, _CHOICE = 4, 5  # keep the random numbers of different purposes apart
 
 Progress = Callable[[dict[str, Any]], None]
 Save = Callable[[FitResult], None]
+Draft = Callable[[int, Vectors], None]
 _Pass = LloydPass | FinalPass
 
 
@@ -59,6 +60,7 @@ def fit_codebooks(
     name: str = "kmeans",
     save: Save | None = None,
     progress: Progress | None = None,
+    draft: Draft | None = None,
     return_labels: bool = False,
     group: Group = ALONE,
 ) -> dict[int, FitResult]:
@@ -77,6 +79,7 @@ def fit_codebooks(
         save: called with each result as soon as it is there.
         return_labels: keep the label of every vector in the result, 4 bytes each.
         progress: called with {"event": "start" | "rows" | "pass" | "done", …}.
+        draft: called with k and centroids (k, D) that hierarchical seeding has before it is done, for who cannot wait.
         group: the ranks that share the work, all of which call this with the same arguments and return the same. Each
             reads its own part; `save` and `progress` are called on each, checkpoints are those of rank 0.
 
@@ -90,7 +93,7 @@ def fit_codebooks(
     sizes = list(dict.fromkeys(int(k) for k in ks))
     given = dict(initial or {})
     _validate(source, sizes, config, given)
-    return _Fit(source, config, given, checkpoint_dir, name, save, progress, return_labels, group).run(sizes)
+    return _Fit(source, config, given, checkpoint_dir, name, save, progress, draft, return_labels, group).run(sizes)
 
 
 def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, given: dict[int, Vectors]) -> None:
@@ -129,12 +132,13 @@ class _Fit:
         name: str,
         save: Save | None,
         progress: Progress | None,
+        draft: Draft | None,
         return_labels: bool,
         group: Group,
     ) -> None:
         self.source, self.config, self.given, self.group = shared(source, group), config, given, group
         self.folder, self.name, self.save = checkpoint_dir, name, save
-        self.return_labels = return_labels
+        self.draft, self.return_labels = draft, return_labels
         self.progress: Progress = progress or (lambda event: None)
         self.device = group.local_device(resolve_device(config.device))
         weights = source_weights(source)
@@ -225,7 +229,8 @@ class _Fit:
             return np.array(self.given[k], np.float32)
         sample, weights = draw_sample(self.source, _seeding_sample(self.source, k, config), (config.seed, k, _SAMPLE))
         generator = np.random.default_rng([config.seed, k, _CHOICE])
-        return seed_centroids(sample, k, config.seeding, generator, self.device, weights)
+        draft = None if self.draft is None else partial(self.draft, k)
+        return seed_centroids(sample, k, config.seeding, generator, self.device, weights, draft)
 
     def _one_round(self, states: dict[int, ClusterState]) -> dict[int, FitResult]:
         """Give every codebook one more pass, all in one reading of the vectors."""

@@ -42,6 +42,19 @@ _DRAWS = 3
 Indices = npt.NDArray[np.int64]
 
 
+class _Rows:
+    """Some rows of an array (n, D), which are copied when they are asked for and not before."""
+
+    def __init__(self, vectors: Vectors, places: Indices | None) -> None:
+        self._vectors, self._places = vectors, places
+
+    def __len__(self) -> int:
+        return len(self._vectors if self._places is None else self._places)
+
+    def __getitem__(self, wanted: slice | Indices) -> Vectors:
+        return self._vectors[wanted if self._places is None else self._places[wanted]]
+
+
 @dataclass(frozen=True)
 class _Cells:
     """Vectors (n, d) in the order of their m cells, with weights (n,) float32.
@@ -59,15 +72,23 @@ class _Cells:
 
 
 def hierarchical_centroids(
-    vectors: Vectors, masses: Weights, k: int, generator: np.random.Generator, device: torch.device
+    vectors: Vectors,
+    masses: Weights,
+    k: int,
+    generator: np.random.Generator,
+    device: torch.device,
+    places: Indices | None = None,
+    draft: Callable[[Vectors], None] | None = None,
 ) -> Vectors:
-    """Return k centroids (k, D) float32 of n >= k distinct vectors (n, D) of positive masses (n,).
+    """Return k centroids (k, D) float32 of n >= k distinct vectors, vectors[places] or all, of positive masses (n,).
 
-    Every centroid is the weighted mean of at least one vector, and every vector belongs to one.
+    Every centroid is the weighted mean of at least one vector, and every vector belongs to one. draft: called with such
+    centroids once, as soon as the cells are divided.
     """
-    if k == len(vectors):
-        return vectors.copy()
-    points = principal_components(vectors, generator, device)
+    rows = _Rows(vectors, places)
+    if k == len(rows):
+        return rows[np.arange(k)]
+    points = principal_components(rows, generator, device)
     weights = torch.from_numpy(masses / masses.max()).to(device, torch.float32)
     cells = _find_cells(points, weights, max(1, round(math.sqrt(k))), generator)
     numbers = allocate(cells.shares, np.diff(cells.starts), k)
@@ -75,17 +96,15 @@ def hierarchical_centroids(
     swapping = k > 1
     for number in range(_NEIGHBOUR_ROUNDS):
         labels = _move_to_neighbours(cells, centroids, owners)
+        if draft is not None and number == 0:
+            draft(_whole_means(rows, masses, cells, labels, centroids))
         centroids = _means(cells.points, cells.weights, labels, centroids)
         if swapping and number < _SWAPPING_ROUNDS:
             swapping = _swap(cells, labels, centroids, owners, generator) > 0
-    distances = (cells.points - centroids[labels]).square_().sum(dim=1) * cells.weights
-    filled = fill_empty(labels.cpu().numpy(), distances.cpu().numpy(), k)
-    found = np.empty(len(vectors), np.int64)
-    found[cells.order.cpu().numpy()] = filled
-    return _full_means(vectors, masses, found, k, device)
+    return _whole_means(rows, masses, cells, labels, centroids)
 
 
-def principal_components(vectors: Vectors, generator: np.random.Generator, device: torch.device) -> Tensor:
+def principal_components(vectors: "_Rows | Vectors", generator: np.random.Generator, device: torch.device) -> Tensor:
     """Return vectors (n, D), centred and scaled, in at most 48 leading principal components: (n, d) float32.
 
     The components are those of a random part of the vectors, by subspace iteration (Halko, Martinsson and Tropp 2011).
@@ -97,8 +116,8 @@ def principal_components(vectors: Vectors, generator: np.random.Generator, devic
     scale = max(float(sample.abs().max()), float(np.finfo(np.float32).tiny))
     sample /= scale
     basis = None
-    if vectors.shape[1] > _PROJECTED_FROM:
-        start = generator.standard_normal((vectors.shape[1], _COMPONENTS), np.float32)
+    if sample.shape[1] > _PROJECTED_FROM:
+        start = generator.standard_normal((sample.shape[1], _COMPONENTS), np.float32)
         basis = torch.linalg.qr(torch.from_numpy(start).to(device))[0]
         for _ in range(_PCA_ROUNDS):
             basis = torch.linalg.qr(sample.T @ (sample @ basis))[0]
@@ -300,7 +319,16 @@ def _means(points: Tensor, weights: Tensor, labels: Tensor, centroids: Tensor) -
     return torch.where(sums[:, -1:] > 0, means, centroids)
 
 
-def _full_means(vectors: Vectors, masses: Weights, labels: Indices, k: int, device: torch.device) -> Vectors:
+def _whole_means(vectors: _Rows, masses: Weights, cells: _Cells, labels: Tensor, centroids: Tensor) -> Vectors:
+    """Return the weighted means (k, D) of vectors (n, D), labels (n,) in the order of cells; none is of no vector."""
+    k, device = len(centroids), centroids.device
+    distances = (cells.points - centroids[labels]).square_().sum(dim=1) * cells.weights
+    found = np.empty(len(labels), np.int64)
+    found[cells.order.cpu().numpy()] = fill_empty(labels.cpu().numpy(), distances.cpu().numpy(), k)
+    return _full_means(vectors, masses, found, k, device)
+
+
+def _full_means(vectors: _Rows, masses: Weights, labels: Indices, k: int, device: torch.device) -> Vectors:
     """Return the weighted means (k, D) of vectors (n, D) under labels (n,), none of which is missing."""
     totals = None
     even = bool((masses == masses[0]).all())

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ SEEDINGS = ("hierarchical", "kmeans++", "random")
 _SMALLEST_SAMPLE = 16_384
 _SAMPLE_PER_CENTROID = {"hierarchical": 24, "kmeans++": 4, "random": 4}
 _SAMPLE_BYTES = 1 << 30
+_MOST = 0.9  # share of the vectors from which all of them are taken, which need not be copied
 _COMPARED_COLUMNS = 8
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -28,7 +29,8 @@ def sample_size(k: int, dim: int, rows: int, method: str, memory: int | None = N
     """
     wanted = max(_SMALLEST_SAMPLE, _SAMPLE_PER_CENTROID[method] * k)
     limit = _SAMPLE_BYTES if memory is None else min(_SAMPLE_BYTES, memory // 8)
-    return min(rows, max(2 * k, min(wanted, limit // (4 * dim))))
+    largest = limit // (4 * dim)
+    return rows if _MOST * rows <= wanted and rows <= largest else min(rows, max(2 * k, min(wanted, largest)))
 
 
 def source_weights(source: VectorSource) -> Weights | None:
@@ -57,12 +59,13 @@ def seed_centroids(
     generator: np.random.Generator,
     device: torch.device,
     weights: Weights | None = None,
+    draft: Callable[[Vectors], None] | None = None,
 ) -> Vectors:
     """Find first centroids (k, D) float32 in a sample (n, D) of positive weights (n,).
 
     method: "hierarchical" (means, see hierarchical.py), or distinct vectors of the sample: "kmeans++" (each next one
     drawn in proportion to the squared distance to those chosen, the best of 2 + ln k draws; Arthur and Vassilvitskii
-    2007) or "random" (uniformly).
+    2007) or "random" (uniformly). draft: of "hierarchical", called once with centroids that are there before.
 
     Raises:
         ValueError: fewer than k distinct vectors in the sample, or an unknown method.
@@ -70,9 +73,10 @@ def seed_centroids(
     if method not in SEEDINGS:
         raise ValueError(f"seeding {method!r} is none of {', '.join(SEEDINGS)}")
     places, masses = check_distinct(sample, k, weights)
-    distinct = sample if len(places) == len(sample) else sample[places]
     if method == "hierarchical":
-        return hierarchical_centroids(distinct, masses, k, generator, device)
+        chosen = None if len(places) == len(sample) else places
+        return hierarchical_centroids(sample, masses, k, generator, device, chosen, draft)
+    distinct = sample if len(places) == len(sample) else sample[places]
     if method == "random":
         chosen = generator.choice(len(places), k, replace=False)
     else:

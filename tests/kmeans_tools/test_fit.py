@@ -327,3 +327,21 @@ def test_a_result_makes_a_valid_codebook() -> None:
     result = fit(blobs(100, 4, 3), 5)
     info = CodebookInfo("x", (), 1, "mini", "0" * 16, certificate=result.certificate)
     assert Codebook(result.centroids, result.counts, info).k == 5
+
+
+def test_a_draft_is_given_before_the_first_pass_and_changes_nothing() -> None:
+    order: list[str] = []
+    drafts: dict[int, Vectors] = {}
+
+    def draft(k: int, centroids: Vectors) -> None:
+        order.append("draft")
+        drafts[k] = centroids.copy()
+
+    config = KMeansConfig(seed=1, seeding="hierarchical", device="cpu")
+    source = ArraySource(blobs(2_000, 12, 30))
+    watched = fit_codebooks(source, [20], config, draft=draft, progress=lambda event: order.append(event["event"]))[20]
+    assert order[:2] == ["draft", "start"]
+    assert order.count("draft") == 1
+    assert drafts[20].shape == watched.centroids.shape
+    assert np.isfinite(drafts[20]).all()
+    assert np.array_equal(fit_codebooks(source, [20], config)[20].centroids, watched.centroids)

@@ -174,3 +174,29 @@ def test_what_a_merge_costs_is_what_the_inertia_rises_by() -> None:
     for j, partner in enumerate(partners.tolist()):
         rise = spread((labels == j) | (labels == partner)) - spread(labels == j) - spread(labels == partner)
         assert costs[j] == pytest.approx(rise, rel=1e-4)
+
+
+def test_a_draft_comes_before_the_result_and_changes_nothing() -> None:
+    vectors = np.random.default_rng(0).standard_normal((3_000, 80)).astype(np.float32)
+    drafts: list[Vectors] = []
+    alone, watched = (
+        seed_centroids(vectors, 60, "hierarchical", np.random.default_rng(0), CPU, draft=draft)
+        for draft in (None, drafts.append)
+    )
+    assert np.array_equal(alone, watched)
+    assert [draft.shape for draft in drafts] == [(60, 80)]
+    inertias = [
+        nearest_centroid_reference(torch.from_numpy(vectors), torch.from_numpy(found))[1].sum()
+        for found in (vectors[:60], drafts[0], alone)
+    ]
+    assert inertias[0] > inertias[1] > inertias[2]
+
+
+def test_repeated_vectors_are_seen_once_without_a_copy() -> None:
+    distinct = np.random.default_rng(0).standard_normal((500, 70)).astype(np.float32)
+    places = np.arange(0, 1_000, 2)
+    repeated = np.repeat(distinct, 2, axis=0)
+    masses = np.full(500, 2.0)
+    by_places = hierarchical_centroids(repeated, masses, 20, np.random.default_rng(0), CPU, places)
+    copied = hierarchical_centroids(distinct, masses, 20, np.random.default_rng(0), CPU)
+    assert np.array_equal(by_places, copied)

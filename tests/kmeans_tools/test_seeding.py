@@ -58,6 +58,8 @@ def test_the_sample_is_bounded() -> None:
     assert sample_size(100, 768, 10**9, "kmeans++") == 16_384
     assert sample_size(16_384, 768, 10**9, "random") == 65_536
     assert sample_size(4096, 768, 10**9, "hierarchical") == 98_304
+    assert sample_size(4096, 768, 100_000, "hierarchical") == 100_000
+    assert sample_size(4096, 768, 100_000, "hierarchical", memory=8 * 4 * 768 * 99_000) == 98_304
     for method in SEEDINGS:
         assert sample_size(32_768, 3072, 10**9, method) * 3072 * 4 <= 1 << 30
 

@@ -254,3 +254,8 @@ def test_weights_go_with_their_vectors() -> None:
 def test_bad_weights_are_named(weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ArraySource(np.eye(3), weights=weights)
+
+
+def test_finite_vectors_whose_sum_overflows_are_no_error() -> None:
+    vectors = np.full((3, 2), 3e38, np.float32)
+    assert np.array_equal(ArraySource(vectors).take(np.arange(3)), vectors)
