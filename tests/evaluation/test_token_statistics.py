@@ -96,7 +96,7 @@ def by_hand(train, test, size):
     return unigram, bigram
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(clip_lists.filter(lambda clips: len(clips) > 1))
 def test_codes_are_those_of_the_definition(clips):
     flat = [clip.reshape(-1) for clip in clips]
@@ -107,7 +107,7 @@ def test_codes_are_those_of_the_definition(clips):
     np.testing.assert_allclose(found, [(one[0] + other[0]) / total, (one[1] + other[1]) / total], rtol=1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(clip_lists)
 def test_entropies_are_those_of_counted_pairs(clips):
     found = token_statistics(clips, 5, 1.0)
@@ -123,7 +123,7 @@ def test_entropies_are_those_of_counted_pairs(clips):
     assert found.entropy <= math.log2(5) + 1e-12
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(clip_lists)
 def test_run_lengths_are_those_of_walking_along_the_rows(clips):
     runs = sum(1 + sum(a != b for a, b in pairwise(row)) for clip in clips for row in clip.T)
