@@ -280,8 +280,8 @@ def mix_down(block: NDArray[np.float32], channel: int | None) -> NDArray[np.floa
         return np.ascontiguousarray(block[:, channel or 0])
     # Channel by channel, so that a sample's sum does not depend on how many samples are summed beside it.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = block[:, 0].copy()
-        for other in range(1, block.shape[1]):
+        total = block[:, 0] + block[:, 1]
+        for other in range(2, block.shape[1]):
             total += block[:, other]
         total /= np.float32(block.shape[1])
     return total
