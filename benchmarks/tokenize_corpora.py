@@ -11,7 +11,7 @@ import soxr
 
 from sctok.audio.decode import AudioError, read_audio
 from sctok.audio.sources import AudioItem, list_audio
-from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN, window_count
+from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN
 
 FILE_RATE = 44_100  # of the stereo files
 DISTINCT = 64  # files of one collection whose sound differs; the others are links to them
@@ -66,8 +66,3 @@ def windows_of(sound: Audio, count: int) -> tuple[Audio, npt.NDArray[np.bool_]]:
     """Return `count` windows (count, 164,080) of a sound, and which of them ends it: none."""
     starts = [index * WINDOW_SAMPLES % max(1, len(sound) - WINDOW_SPAN) for index in range(count)]
     return np.stack([sound[start : start + WINDOW_SPAN] for start in starts]), np.zeros(count, bool)
-
-
-def windows_in(count: int, seconds: float) -> int:
-    """Return how many windows files of equal length have."""
-    return count * window_count(round(seconds * SAMPLE_RATE))

@@ -89,9 +89,11 @@ def _lengths(found: list[dict[str, Any]]) -> str:
         rows.append(
             (
                 f"{each['files']:,} of {each['file_seconds']:g} s",
+                each["padding"],
                 f"{windows:,}",
                 f"{each['times_real_time']:,.1f}",
                 f"{1e3 * each['seconds'] / windows:.2f}",
+                f"{1e3 * each['cpu_seconds'] / audio:.2f}",
                 f"{1e3 * each['model_seconds'] / audio:.3f}",
                 f"{1e3 * each['rest_cpu_seconds'] / audio:.3f}",
                 f"{1e3 * each['rest_cpu_seconds'] / windows:.3f}",
@@ -99,19 +101,38 @@ def _lengths(found: list[dict[str, Any]]) -> str:
         )
     header = (
         "files",
+        "padding",
         "windows",
         "× real time",
         "ms/window",
+        "CPU ms/s of audio",
         "model ms/s of audio",
         "rest, CPU ms/s of audio",
         "rest, CPU ms/window",
     )
-    return "**Length of files**\n\n" + table(header, rows)
+    paddings = dict.fromkeys(each["padding"] for each in found)
+    ratios = "; ".join(
+        f"padding {padding}: {_pace(found, padding, 'seconds')}, of CPU time {_pace(found, padding, 'cpu_seconds')}"
+        for padding in paddings
+    )
+    ending = f"Time of a second of audio in the short files, beside the long ones: {ratios}."
+    return f"**Length of files**\n\n{table(header, rows)}\n\n{ending}"
+
+
+def _pace(found: list[dict[str, Any]], padding: str, what: str) -> str:
+    """Return how much more time a second of audio takes in the shortest files than in the longest."""
+    rows = sorted((each for each in found if each["padding"] == padding), key=lambda each: float(each["file_seconds"]))
+    short, long = (each[what] / each["audio_seconds"] for each in (rows[0], rows[-1]))
+    return f"{short / long:.3f}"
 
 
 def _memory(found: list[dict[str, Any]]) -> str:
-    rows = [(f"{each['files']:,}", f"{each['before_mb']:,.0f}", f"{each['peak_mb']:,.0f}") for each in found]
-    return "**Peak memory of the main process, MB**\n\n" + table(("files", "after 20 files", "at the end"), rows)
+    rows = [
+        (f"{each['files']:,}", each["padding"], f"{each['before_mb']:,.0f}", f"{each['peak_mb']:,.0f}")
+        for each in found
+    ]
+    header = ("files", "padding", "after 20 files", "at the end")
+    return "**Peak memory of the main process, MB**\n\n" + table(header, rows)
 
 
 def _loop(found: list[dict[str, Any]]) -> str:

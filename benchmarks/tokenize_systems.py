@@ -4,7 +4,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,7 @@ from sctok.corpus.token_job import TokenJob
 from sctok.corpus.tokenization import tokenize_corpus
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE, EncoderConfig
-from sctok.features.extractor import FeatureExtractor
+from sctok.features.extractor import CUT, KEEP, FeatureExtractor
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.formats.stacking import stack_patches
 
@@ -31,21 +31,28 @@ MODEL_STAGES = ("encoder", "nearest centroid")
 
 @dataclass(frozen=True)
 class System:
-    """An encoder by name, and a codebook for it."""
+    """An encoder by name, what it does with padding, and a codebook for it."""
 
     encoder: str
     device: str
     precision: str
     codebook: Codebook
+    padding: str = KEEP
 
     def load(self, device: str | None = None) -> FeatureExtractor:
         """Load the encoder onto the device."""
-        return load(self.encoder, device or self.device, self.precision)
+        return load(self.encoder, device or self.device, self.precision, self.padding)
+
+    def without_padding(self) -> "System":
+        """Return the system that cuts padding, with the same centroids: the time alone is of interest."""
+        loaded = load(self.encoder, "cpu", "fp32", CUT)
+        info = replace(self.codebook.metadata, encoder_hash=loaded.hash)
+        return replace(self, codebook=replace(self.codebook, metadata=info), padding=CUT)
 
 
-def load(encoder: str, device: str, precision: str) -> FeatureExtractor:
+def load(encoder: str, device: str, precision: str, padding: str = KEEP) -> FeatureExtractor:
     """Load an encoder: mini, a path, or random weights of the sizes base and tiny."""
-    return FeatureExtractor(_weights(encoder), torch.device(device), precision)
+    return FeatureExtractor(_weights(encoder), torch.device(device), precision, padding)
 
 
 def _weights(encoder: str) -> EncoderWeights:
@@ -89,7 +96,9 @@ def run_whole(system: System, audio: Path, out: Path, *, workers: int, batch: in
         elif event["event"] == "stages":
             seen["stages"] = {name: seen["stages"].get(name, 0.0) + value for name, value in event["times"].items()}
 
-    make: Callable[[str], FeatureExtractor] = partial(load, system.encoder, precision=system.precision)
+    make: Callable[[str], FeatureExtractor] = partial(
+        load, system.encoder, precision=system.precision, padding=system.padding
+    )
     result = tokenize_corpus([audio], {out: system.codebook}, make, None, execution, watch)[0]
     wall, cpu = seen.pop("begun")
     seconds = time.perf_counter() - wall
