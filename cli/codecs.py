@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Progress, emit, one_of, say, table
+from .common import Progress, StartsOver, emit, one_of, say, table
 from .runs import WORKERS_ON_CPU, WORKERS_ON_GPU, checked_name
 
 if TYPE_CHECKING:
@@ -140,10 +140,15 @@ class FileReporter:
         self._bar.update(count)
 
     def take(self, outcomes: "Iterable[Outcome]") -> None:
-        """Note what became of each file."""
+        """Note what became of each file. Raises StartsOver at Ctrl-C."""
         with self._bar:
-            for outcome in outcomes:
-                self._take(outcome)
+            try:
+                for outcome in outcomes:
+                    self._take(outcome)
+            except KeyboardInterrupt:
+                raise StartsOver(
+                    "files that are finished are kept; the same command with --skip-existing goes on from there"
+                ) from None
 
     def _take(self, outcome: "Outcome") -> None:
         if outcome.reason is not None:

@@ -57,7 +57,7 @@ def encode(
     if out is not None and out.suffix == SHARD_SUFFIX:
         try:
             reporter.take(encode_to_shard(loaded, jobs, reading, out, reporter.windows))
-        except KeyboardInterrupt:
+        except StartsOver:
             raise StartsOver(
                 f"nothing is kept of {out}, which is written at once; sctok tokenize --codec {codec} goes on where it "
                 "stopped"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .codecs import codec_name
-from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, say
+from .common import DEFAULT_ROOT, JsonOption, RootOption, StartsOver, emit, say
 
 
 def import_checkpoint(
@@ -42,10 +42,13 @@ def import_checkpoint(
     from sctok.codec.published import read_published
     from sctok.codec.published_files import find_published
 
-    parts = read_published(find_published(source, rate, codebooks), name, rate=rate, average=average)
-    folder = root / "codecs" / parts.info.name
-    say(f"writing {folder}")
-    info = save_codec(folder, parts, overwrite=overwrite)
+    try:
+        parts = read_published(find_published(source, rate, codebooks), name, rate=rate, average=average)
+        folder = root / "codecs" / parts.info.name
+        say(f"writing {folder}")
+        info = save_codec(folder, parts, overwrite=overwrite)
+    except KeyboardInterrupt:
+        raise StartsOver("nothing is kept of a codec that is not whole; run the same command again") from None
     result = {
         "name": info.name,
         "path": str(folder),

@@ -71,11 +71,13 @@ def encode_files(
         else:
             left.append(job)
     yield from done
+    tidy = _Tidy()
     for job, found in _encoded(codec, left, reading, progress):
         if isinstance(found, str):
             yield Outcome(_name(job), job.target, reason=found)
             continue
         try:
+            tidy(job.target)
             yield _done(_name(job), job.target, found, write_sct(job.target, found))
         except OSError as error:
             yield _not_written(_name(job), job.target, error)
@@ -150,6 +152,7 @@ def decode_files(
     Raises:
         DiskFullError: what has been written is whole.
     """
+    tidy = _Tidy()
     aside: list[Outcome] = []
     stopped: list[Exception] = []
 
@@ -171,6 +174,7 @@ def decode_files(
         assert isinstance(job.tokens, CodecTokens)
         sizes = codec.codebook_sizes(job.tokens.codebook_hash)  # which token shards do not record
         try:
+            tidy(job.target)
             yield _done(
                 job.source, job.target, replace(job.tokens, codebook_sizes=sizes), write_audio(job.target, blocks)
             )
@@ -217,6 +221,20 @@ def write_audio(path: Path, blocks: Iterable[NDArray[np.float32]]) -> int:
         if sink.failure is not None:
             raise sink.failure
     return path.stat().st_size
+
+
+class _Tidy:
+    """Removes what writers that were killed left beside a file that is to be written."""
+
+    def __init__(self) -> None:
+        self._left: dict[Path, set[str]] = {}
+
+    def __call__(self, path: Path) -> None:
+        folder = path.parent
+        if folder not in self._left:
+            self._left[folder] = {each.name.rpartition(".tmp-")[0] for each in folder.glob("*.tmp-*")}
+        if path.name in self._left[folder]:
+            remove_stale_temporaries(folder, path.name)
 
 
 class _Sink:

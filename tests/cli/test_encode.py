@@ -180,6 +180,40 @@ def test_ctrl_c_says_that_a_shard_starts_over_and_leaves_nothing(sctok, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_ctrl_c_says_how_to_go_on(sctok, tmp_path, monkeypatch, command):
+    for name in ("a", "b"):
+        write_noise(tmp_path / "in" / f"{name}.wav", 8_000)
+    options = ["--out", tmp_path / "out"] if command == "encode" else [tmp_path / "out", "--steps", 1]
+    written = []
+
+    def stop_at_the_second(path, *_, **__):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        return 1
+
+    writer = "write_sct" if command == "encode" else "write_audio"
+    monkeypatch.setattr(f"sctok.codec.files.{writer}", stop_at_the_second)
+    code, _, said = sctok(command, tmp_path / "in", *options)
+    assert code == 130
+    assert "finished are kept; the same command with --skip-existing goes on from there" in said
+
+
+def test_what_a_killed_command_left_beside_its_files_is_removed(sctok, tmp_path):
+    write_noise(tmp_path / "in" / "a.wav", 8_000)
+    stale, foreign = (tmp_path / "out" / f"{name}.sct.tmp-{2**31 - 1}" for name in ("a", "mine"))
+    sound = tmp_path / "sound" / f"a.wav.tmp-{2**31 - 1}"
+    for path in (stale, foreign, sound):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert sctok("encode", tmp_path / "in", "--out", tmp_path / "out")[0] == 0
+    assert sctok("decode", tmp_path / "out", "--out", tmp_path / "sound", "--steps", 1)[0] == 0
+    assert (stale.exists(), foreign.exists(), sound.exists()) == (False, True, False)
+
+
 def test_what_a_killed_command_left_beside_its_shard_is_removed(sctok, tmp_path):
     stale = tmp_path / f"t.tar.tmp-{2**31 - 1}"
     stale.touch()

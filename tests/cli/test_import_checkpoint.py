@@ -51,7 +51,9 @@ def test_an_import_that_is_interrupted_leaves_nothing(run, source, tmp_path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr("sctok.codec.artefact.save_codebook", stop)
-        assert run(source)[0] == 130
+        code, _, said = run(source)
+    assert code == 130
+    assert "nothing is kept" in said
     assert not list((tmp_path / "root" / "codecs").iterdir())
     assert run(source)[0] == 0
 
