@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 from sctok import Codec, KMeans
+from sctok.audio.windows import span_samples
 from sctok.codec.losses import mel_distance
 from sctok.codec.samplers import SamplerConfig
 from sctok.features.checkpoints import load_weights
@@ -80,6 +81,18 @@ def test_features_do_not_depend_on_the_batch(windows, precision):
     together = extractor.embed(*windows)
     alone = [extractor.embed(windows[0][i : i + 1], windows[1][i : i + 1]) for i in range(3)]
     assert np.array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("columns", [1, 8, 40])
+def test_features_without_padding_do_not_depend_on_the_batch(windows, precision, columns):
+    extractor = FeatureExtractor(load_weights("mini"), torch.device("cuda"), precision, "cut")
+    waves, last = np.ascontiguousarray(windows[0][:, : span_samples(columns)]), windows[1]
+    together = extractor.embed(waves, last)
+    alone = [extractor.embed(waves[i : i + 1], last[i : i + 1]) for i in range(3)]
+    assert np.array_equal(together, np.concatenate(alone))
+    published = FeatureExtractor(load_weights("mini"), torch.device("cuda"), precision)
+    assert np.array_equal(extractor.embed(*windows), published.embed(*windows))
 
 
 def test_codec_tokens_and_sound_agree(waves):
