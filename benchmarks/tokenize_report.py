@@ -70,11 +70,18 @@ def _stages(found: list[dict[str, Any]]) -> str:
 
 
 def _bare(found: dict[str, Any]) -> str:
+    seconds, cpu = found["seconds"], found["cpu_seconds"]
     rows = [
-        ("bare model, batches pre-loaded", f"{found['bare_windows_per_second']:,.2f}", "100 %"),
-        ("sctok tokenize", f"{found['windows_per_second']:,.2f}", f"{100 * found['share']:.1f} %"),
+        (
+            title,
+            f"{1 / seconds[name]:,.2f}",
+            f"{100 * seconds['bare'] / seconds[name]:.1f} %",
+            f"{1e3 * cpu[name]:.1f}",
+            f"{100 * cpu['bare'] / cpu[name]:.1f} %",
+        )
+        for name, title in (("bare", "bare model, a batch in memory"), ("whole", "sctok tokenize"))
     ]
-    return "**Beside the bare model**\n\n" + table(("", "windows/s", "share"), rows)
+    return "**Beside the bare model**\n\n" + table(("", "windows/s", "share", "CPU ms/window", "share of CPU"), rows)
 
 
 def _workers(found: list[dict[str, Any]]) -> str:
@@ -131,7 +138,7 @@ def _memory(found: list[dict[str, Any]]) -> str:
         (f"{each['files']:,}", each["padding"], f"{each['before_mb']:,.0f}", f"{each['peak_mb']:,.0f}")
         for each in found
     ]
-    header = ("files", "padding", "after 20 files", "at the end")
+    header = ("files", "padding", "20 files", "all files")
     return "**Peak memory of the main process, MB**\n\n" + table(header, rows)
 
 

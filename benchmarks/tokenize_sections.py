@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tokenize_corpora import Audio, real_audio, windows_of, write_collection
 from tokenize_device import encoder_rates, stage_rates, token_changes, ways_agree
 from tokenize_peers import plain_loop, sctok_steps, three_scripts
 from tokenize_report import report
-from tokenize_systems import MODEL_STAGES, System, bare_job, make_system, run_whole, seconds_of
+from tokenize_systems import MODEL_STAGES, System, bare_job, cpu_seconds, make_system, run_whole
 
 import sctok
 from sctok.features.extractor import CUT, KEEP, PADDINGS
@@ -74,21 +75,25 @@ def stages(setting: Setting) -> list[dict[str, Any]]:
 
 
 def bare(setting: Setting) -> dict[str, Any]:
-    """The bare model on pre-loaded batches: of windows, and of what the whole run needs for them."""
+    """The bare model on a batch in memory, over and over, and the whole run of as many windows: in turns, the best."""
     waves, last = windows_of(setting.sound, setting.batch)
     job = bare_job(setting.system)
-    if setting.system.device.startswith("cuda"):
-        there = [torch.from_numpy(each).to(setting.system.device) for each in (waves, last)]
-        call: Callable[[], object] = lambda: job(*there)  # type: ignore[arg-type]  # noqa: E731
-    else:
-        call = lambda: job(waves, last)  # noqa: E731
-    seconds = seconds_of(call, 5 if setting.quick else 20, device=setting.system.device) / setting.batch
-    whole = setting.run(setting.long())
-    return {
-        "bare_windows_per_second": 1 / seconds,
-        "windows_per_second": whole["windows"] / whole["seconds"],
-        "share": whole["windows"] * seconds / whole["seconds"],
-    }
+    on_gpu = setting.system.device.startswith("cuda")
+    batch: Any = (
+        [torch.from_numpy(each).to(setting.system.device) for each in (waves, last)] if on_gpu else (waves, last)
+    )
+    found: dict[str, list[tuple[float, float]]] = {"bare": [], "whole": []}  # seconds and CPU seconds of a window
+    for _ in range(setting.repeats):
+        whole = replace(setting, repeats=1).run(setting.long())
+        found["whole"].append((whole["seconds"] / whole["windows"], whole["cpu_seconds"] / whole["windows"]))
+        calls = -(-whole["windows"] // setting.batch)
+        start, cpu = time.perf_counter(), cpu_seconds()
+        for _ in range(calls):
+            job(*batch)
+        count = calls * setting.batch
+        found["bare"].append(((time.perf_counter() - start) / count, (cpu_seconds() - cpu) / count))
+    wall, cpu_time = ({name: min(each[i] for each in values) for name, values in found.items()} for i in (0, 1))
+    return {"seconds": wall, "cpu_seconds": cpu_time}
 
 
 def workers(setting: Setting) -> list[dict[str, Any]]:
@@ -271,21 +276,21 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def _peak_memory(audio: str, where: str, padding: str) -> None:
-    """Tokenize with a tiny encoder, in this process, and print its peak memory before and after."""
-    import resource
-
+    """Tokenize with a tiny encoder, in this process, and print its peak memory: of 20 files, and of those given."""
     sound = real_audio(None, 60)
     system = make_system("tiny", where, "fp32", 256, sound)
     if padding == CUT:
         system = system.without_padding()
+    peaks = []
     with tempfile.TemporaryDirectory() as folder:
-        warm = Path(folder, "warm")
-        write_collection(warm, sound, 20, SHORT)
-        run_whole(system, warm, Path(folder, "tokens"), workers=1, batch=8)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = run_whole(system, Path(audio), Path(folder, "tokens"), workers=1, batch=8)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"before_mb": before / 1024, "peak_mb": after / 1024, "seconds": found["seconds"]}))
+        few = Path(folder, "few")
+        write_collection(few, sound, 20, SHORT)
+        for inputs in (few, Path(audio)):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
+            found = run_whole(system, inputs, Path(folder, "tokens"), workers=1, batch=8)
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            peaks.append(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+    print(json.dumps({"before_mb": peaks[0], "peak_mb": peaks[1], "seconds": found["seconds"]}))
 
 
 if __name__ == "__main__":
