@@ -233,7 +233,9 @@ def _choose_search(points: Tensor, prepared: PreparedCentroids) -> tuple[Any, in
     """Return the search for these points and how many of them it takes at a time."""
     k, dim = prepared.centroids.shape
     if _scans(points, prepared):
-        return _scan_block, max(ROWS, _SCAN_ELEMENTS // dim // ROWS * ROWS)
+        most = max(ROWS, _SCAN_ELEMENTS // dim // ROWS * ROWS)
+        rows = -(-len(points) // max(1, -(-len(points) // most)))
+        return _scan_block, max(ROWS, -(-rows // ROWS) * ROWS)  # blocks of about one size
     if points.device.type == "cuda" and prepared.precision == "exact" and has_triton():
         return _triton_block, max(1, len(points))
     budget = _SCORES.get(points.device.type, _SCORES["cpu"])

@@ -60,9 +60,10 @@ class CentroidScan:
         self.frame = frame
         self.centroids = np.ascontiguousarray(centroids.numpy())
         coded, leading = encode(centroids, frame, 1)
-        order = np.arange(len(centroids), dtype=np.int64)
-        if leading is not None:
-            order = _order_in_tiles((leading @ turn(leading.shape[1])[:_ORDERED].T).numpy())
+        if leading is None:  # then the largest terms of a tile are near those of each of its centroids
+            order = np.argsort(coded.stats[:, NORM], kind="stable").astype(np.int64)
+        else:
+            order = _order_in_tiles(leading @ turn(leading.shape[1])[:_ORDERED].numpy().T)
         order = np.pad(order, (0, -len(order) % LANES), constant_values=-1)
         self._tiles, self._fine = pack_tiles(coded, order), pack_fine(coded.fine, order)
         self._largest = math.sqrt(float(coded.stats[:, NORM].max()))
@@ -121,7 +122,6 @@ class CentroidScan:
         projected = np.zeros_like(norms)
         if frame is not None:
             projected = (4.2 * frame.product_error + 6.3 * frame.defect) * norms * largest
-            projected += 2.1 * frame.blur * (norms + largest)
         rounding = (24 * UNIT + LANES * 2.0**-22) * (largest + 2 * norms) ** 2  # the second: lanes in the last bits
         underflow = dim * 2.0**-118 * (1 + norms + largest) + dim * 2.0**-1070 * self.frame.scale**2
         return np.where(inside, projected + rounding + underflow - squares, np.inf)

@@ -79,21 +79,21 @@ def empty_codes(rows: int, like: Coded) -> Coded:
     return Coded(codes, stats, like.frame, like.fine and empty_codes(rows, like.fine))
 
 
-def encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Tensor | None]:
+def encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Floats | None]:
     """Code rows (n, D) float32 or float64, filled up to a multiple of rows; return also their projection (n, d)."""
     if frame.basis is None:
         return _encode_all(rows, frame, row_multiple, ROW_BYTES), None
-    leading = frame.project(rows)
+    leading = np.empty((len(rows), frame.basis.shape[1]), np.float32)
     codes, stats = _room(len(rows), leading.shape[1], row_multiple, ROW_BYTES)
     fine_codes, fine_stats = (
         _room(len(rows), rows.shape[1], row_multiple, PIECE) if frame.refined else _room(0, 1, 1, 1)
     )
-    values, center, coordinates = rows.numpy(), frame.center.numpy(), leading.numpy()
-    slack, blur = 2.1 * frame.product_error + 3 * frame.defect, 2.1 * frame.blur
+    values, center, basis = rows.numpy(), frame.center.numpy(), frame.basis.numpy()
+    slack = 2.1 * frame.product_error + 3 * frame.defect
 
     def work(start: int, stop: int) -> None:
         encode_projected(
-            values, center, frame.scale, coordinates, slack, blur, codes, stats, fine_codes, fine_stats, start, stop
+            values, center, frame.scale, basis, slack, leading, codes, stats, fine_codes, fine_stats, start, stop
         )
 
     in_parallel(len(rows), work)

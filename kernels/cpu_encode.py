@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compiled import compiled
+from .cpu_vnni import COLUMNS, ROWS, column_products
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -31,32 +32,55 @@ def encode_centred(
     """
     y = np.empty(points.shape[1], np.float32)
     for i in range(start, stop):
-        for j in range(len(y)):
-            y[j] = np.float32(np.float64(points[i, j] - center[j]) * scale)
+        _center(points[i], center, scale, y)
         _encode(y, _square(y), codes[i], stats[i])
 
 
 @compiled()
 def encode_projected(
-    points: Any, center: Floats, scale: float, z: Floats, slack: float, blur: float, codes: Bytes, stats: Doubles,
+    points: Any, center: Floats, scale: float, basis: Floats, slack: float, z: Floats, codes: Bytes, stats: Doubles,
     fine_codes: Bytes, fine_stats: Doubles, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Code the coordinates z (n, d) of centred points for the rows start … stop, and all dimensions where wanted.
+    """Write the coordinates z (n, d) of centred points in a basis (D, d) for the rows start … stop, and code them.
 
-    slack, blur: the square of the residual |y - P z| is at most |y|^2 - |z|^2 + slack |y|^2 + blur |y|. codes and stats
-    as for `encode_centred`, with the residual as second number and z in place of y in those after it. fine_codes and
-    fine_stats: what `encode_centred` gives, or of length 0.
+    d: a multiple of COLUMNS. slack: the square of the residual |y - P z| is at most |y|^2 - |z|^2 + slack |y|^2. codes
+    and stats as for `encode_centred`, with the residual as second number and z in place of y in those after it.
+    fine_codes and fine_stats: what `encode_centred` gives for all dimensions, or of length 0.
     """
-    y = np.empty(points.shape[1], np.float32)
-    for i in range(start, stop):
+    dim, width = basis.shape
+    y, projected = np.zeros((ROWS, dim), np.float32), np.empty((ROWS, width), np.float32)
+    for first in range(start, stop, ROWS):
+        count = min(ROWS, stop - first)
+        for m in range(count):
+            _center(points[first + m], center, scale, y[m])
+        for column in range(0, width, COLUMNS):
+            column_products(
+                y.ctypes.data,
+                np.int64(dim),
+                basis.ctypes.data + 4 * column,
+                np.int64(width),
+                projected.ctypes.data + 4 * column,
+            )
+        z[first : first + count] = projected[:count]
+        for m in range(count):
+            i = first + m
+            inside, norm = _square(z[i]), _square(y[m])
+            _encode(z[i], inside, codes[i], stats[i])
+            stats[i, NORM] = norm if inside < np.inf else np.inf
+            stats[i, RESIDUAL] = math.sqrt(max(0.0, norm - inside + slack * norm))
+            if len(fine_codes):
+                _encode(y[m], norm, fine_codes[i], fine_stats[i])
+
+
+@compiled()
+def _center(point: Any, center: Floats, scale: float, y: Floats) -> None:
+    """Write y = (point - center) scale, rounded to float32."""
+    if scale == 1:
         for j in range(len(y)):
-            y[j] = np.float32(np.float64(points[i, j] - center[j]) * scale)
-        inside, norm = _square(z[i]), _square(y)
-        _encode(z[i], inside, codes[i], stats[i])
-        stats[i, NORM] = norm if inside < np.inf else np.inf
-        stats[i, RESIDUAL] = math.sqrt(max(0.0, norm - inside + slack * norm + blur * math.sqrt(norm)))
-        if len(fine_codes):
-            _encode(y, norm, fine_codes[i], fine_stats[i])
+            y[j] = point[j] - center[j]
+    else:
+        for j in range(len(y)):
+            y[j] = np.float32(np.float64(point[j] - center[j]) * scale)
 
 
 @compiled()

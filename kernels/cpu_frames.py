@@ -15,7 +15,8 @@ WIDTHS = (32, 64)  # of the projections that are tried
 
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS = 16, 512
 _BASIS_ROUNDS, _BASIS_SPARE = 2, 8
-_NEAR = 2.0  # norms of centroids within which a center is near
+_BETTER_CENTROIDS = 2048  # of which a better basis is made where that saves more than it takes
+_GAINED = 0.25  # of the candidates, about, that it excludes
 # Nanoseconds on one thread, measured: a byte product in the scan, a score's share of the rest of the scan, an exact
 # distance and a refined bound per dimension, a multiplication of the projection.
 _PRODUCT, _SCORE, _EXACT, _REFINED, _PROJECTED = 0.003, 0.06, 0.4, 0.02, 0.009
@@ -27,8 +28,7 @@ class Frame:
 
     center (D,) float32 and scale, a power of two: y = (x - center) scale. basis (D, d) float32 with nearly orthonormal
     columns, or None for all dimensions. refined: whether codes in all dimensions judge what the projection leaves.
-    defect: how far the basis is from orthonormal. offset: norm of a center so near that float32 points are projected
-    before they are centred, which saves a copy; infinite where that would blur the result.
+    defect: how far the basis is from orthonormal.
     """
 
     center: Tensor
@@ -36,7 +36,6 @@ class Frame:
     basis: Tensor | None = None
     refined: bool = False
     defect: float = 0.0
-    offset: float = math.inf
 
     @property
     def product_error(self) -> float:
@@ -46,22 +45,10 @@ class Frame:
         dim, width = self.basis.shape
         return gamma(dim) * math.sqrt(width) * (1 + self.defect)
 
-    @property
-    def blur(self) -> float:
-        """What projecting before centring adds to the error of a product, in norms of vectors."""
-        return 2 * self.product_error * self.offset if self.offset < math.inf else 0.0
-
     def center_rows(self, rows: Tensor) -> Tensor:
         """Return y (n, D) float32 of float32 or float64 rows."""
         shifted = rows - self.center
         return (shifted if self.scale == 1 else shifted.to(torch.float64).mul_(self.scale)).to(torch.float32)
-
-    def project(self, rows: Tensor) -> Tensor:
-        """Return the coordinates (n, d) float32 of rows in the basis."""
-        assert self.basis is not None
-        if self.offset < math.inf and rows.dtype == torch.float32:
-            return (rows @ self.basis).sub_(self.center @ self.basis)
-        return self.center_rows(rows) @ self.basis
 
 
 def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float) -> Frame:
@@ -76,18 +63,22 @@ def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float
         return whole
     y = whole.center_rows(points[_spread(len(points), _SAMPLE_ROWS)])
     w = whole.center_rows(centroids[_spread(k, _SAMPLE_CENTROIDS)])
-    basis = _leading_directions(w, widths[-1])
+    block = _leading_space(w, widths[-1])
+    basis = _leading_directions(w, block)[:, : widths[-1]]
     costs = {(0, False): k * (_PRODUCT * dim + _SCORE) + 2 * dim * _EXACT}
     costs |= _projected_costs(y, w, k, _nearest_scores(y, centroids, whole), basis, widths)
     width, refined = min(costs, key=lambda key: costs[key])
     if width == 0:
         return whole
+    better, products = min(k, _BETTER_CENTROIDS), k * (_PRODUCT * width + _SCORE)
+    price = 3 * better * dim * block.shape[1] * _PROJECTED
+    if better > len(w) and _GAINED * len(points) * (costs[width, refined] - products) > price:
+        w = whole.center_rows(centroids[_spread(k, better)])
+        basis = _leading_directions(w, _improved(w, block))
     chosen = (basis[:, :width] @ turn(width)).contiguous()
     wide = chosen.to(torch.float64)
     defect = float(torch.linalg.matrix_norm(wide.T @ wide - torch.eye(width, dtype=torch.float64))) * (1 + 1e-6)
-    offset = float(torch.linalg.vector_norm(center)) if scale == 1 else math.inf
-    near = offset <= _NEAR * float(torch.linalg.vector_norm(w, dim=1).mean())
-    return Frame(center, scale, chosen, refined, defect, offset if near else math.inf)
+    return Frame(center, scale, chosen, refined, defect)
 
 
 def _spread(count: int, most: int) -> Tensor:
@@ -95,14 +86,23 @@ def _spread(count: int, most: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
 
 
-def _leading_directions(rows: Tensor, width: int) -> Tensor:
-    """Return an orthonormal basis (D, width) float32 near the leading principal directions of rows, in their order."""
+def _leading_space(rows: Tensor, width: int) -> Tensor:
+    """Return orthonormal columns (D, width and some more) float32 near the leading principal directions of rows."""
     block = torch.randn(rows.shape[1], width + _BASIS_SPARE, generator=torch.Generator().manual_seed(0))
     for _ in range(_BASIS_ROUNDS):
-        block = torch.linalg.qr(rows.T @ (rows @ block))[0]
+        block = _improved(rows, block)
+    return block
+
+
+def _improved(rows: Tensor, block: Tensor) -> Tensor:
+    """Return orthonormal columns that are nearer to the leading principal directions of rows (n, D) than block's."""
+    return torch.linalg.qr(rows.T @ (rows @ block))[0]
+
+
+def _leading_directions(rows: Tensor, block: Tensor) -> Tensor:
+    """Return orthonormal columns (D, m) float32 that span what block's do: principal directions of rows, in order."""
     small = (rows @ block).to(torch.float64)  # with few distinct rows the solver does not converge in float32
-    directions = torch.linalg.eigh(small.T @ small)[1].flip(1).to(torch.float32)
-    return (block @ directions)[:, :width]
+    return block @ torch.linalg.eigh(small.T @ small)[1].flip(1).to(torch.float32)
 
 
 @cache

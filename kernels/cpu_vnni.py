@@ -1,4 +1,4 @@
-"""The inner loop of the CPU scan: products of 8-bit integers that turn into lower bounds without leaving registers.
+"""The inner loops of the CPU scan: products of 8-bit integers that turn into lower bounds without leaving registers.
 
 Numba compiles it for the CPU that it runs on; the byte products are x86's VPDPBUSD, in 512 bits (AVX-512 VNNI) or 256
 (AVX-VNNI of laptops), which LLVM offers as an intrinsic. Nothing here is rounded before the last conversion: sums of
@@ -38,6 +38,7 @@ WIDTH = BITS // 32  # int32 lanes of a register
 VECTORS = 4
 LANES = VECTORS * WIDTH  # centroids of a tile
 ROWS = {512: 6, 256: 3}[BITS]  # points of a tile: their sums fill most of the 32 or 16 registers
+COLUMNS = 2 * WIDTH  # that `column_products` takes at a time
 QUAD = 4  # bytes that one lane multiplies and sums at a time
 ROW_BYTES = 2 * QUAD  # a row of codes is a multiple of this
 PIECE = 2 * BITS // 8  # bytes that `byte_product` takes at a time
@@ -310,6 +311,45 @@ def _byte_product(typingctx: Any, x: Any, c: Any, pieces: Any) -> Any:
     return types.int32(x, c, pieces), codegen
 
 
+def _column_products(typingctx: Any, y: Any, dim: Any, basis: Any, width: Any, out: Any) -> Any:
+    """Store the float32 products (ROWS, COLUMNS) of ROWS rows with the first columns of a matrix.
+
+    Addresses and numbers, all int64: y float32 (ROWS, dim), basis float32 (dim, width), out float32 (ROWS, width).
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (y, basis, out), dim, width = _pointers(builder, *(arguments[i] for i in (0, 2, 4))), arguments[1], arguments[3]
+        emit = _Emitter(builder, [])
+        vectors = COLUMNS // WIDTH
+        entry, loop, done = builder.block, builder.append_basic_block("dims"), builder.append_basic_block("projected")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step = builder.phi(_I64)
+        step.add_incoming(emit.at(0), entry)
+        sums = [[builder.phi(_FLOATS) for _ in range(vectors)] for _ in range(ROWS)]
+        row = builder.mul(builder.mul(step, width), emit.at(4))
+        columns = [emit.load(basis, builder.add(row, emit.at(4 * WIDTH * n)), _FLOATS, 4) for n in range(vectors)]
+        following = builder.add(step, emit.at(1))
+        step.add_incoming(following, loop)
+        results = []
+        for m, before in enumerate(sums):
+            place = builder.mul(builder.add(builder.mul(dim, emit.at(m)), step), emit.at(4))
+            value = emit.broadcast(emit.load(y, place, _F32, 4), _FLOATS)
+            results.append([emit.multiply_add(value, *pair) for pair in zip(columns, before, strict=True)])
+            for total, after in zip(before, results[-1], strict=True):
+                total.add_incoming(ir.Constant(_FLOATS, [0.0] * WIDTH), entry)
+                total.add_incoming(after, loop)
+        builder.cbranch(builder.icmp_signed("<", following, dim), loop, done)
+        builder.position_at_end(done)
+        for m, values in enumerate(results):
+            for n, value in enumerate(values):
+                place = builder.mul(builder.add(builder.mul(width, emit.at(m)), emit.at(WIDTH * n)), emit.at(4))
+                emit.store(value, out, place, 4)
+        return context.get_dummy_value()
+
+    return types.void(y, dim, basis, width, out), codegen
+
+
 def _lowest_bit(typingctx: Any, mask: Any) -> Any:
     """Return the place of the lowest bit of an int64 that is not 0."""
 
@@ -324,4 +364,5 @@ tile_minima: Any = intrinsic(_tile_minima)
 row_estimates: Any = intrinsic(_row_estimates)
 gathered_bounds: Any = intrinsic(_gathered_bounds)
 byte_product: Any = intrinsic(_byte_product)
+column_products: Any = intrinsic(_column_products)
 lowest_bit: Any = intrinsic(_lowest_bit)

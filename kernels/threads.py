@@ -23,8 +23,12 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def in_parallel(rows: int, work: Callable[[int, int], Any], multiple: int = 1) -> None:
-    """Call work(start, stop) for ranges of rows that begin at multiples, on as many threads as PyTorch uses."""
-    step = min(_TASK_ROWS, -(-rows // torch.get_num_threads()))
+    """Call work(start, stop) for ranges of rows that begin at multiples, on as many threads as PyTorch uses.
+
+    The ranges are about equal, and as many for each thread.
+    """
+    threads = torch.get_num_threads()
+    step = -(-rows // max(1, -(-rows // (_TASK_ROWS * threads)) * threads))
     step = max(1, -(-step // multiple) * multiple)
     ranges = [(start, min(rows, start + step)) for start in range(0, rows, step)]
     run_tasks([partial(work, *part) for part in ranges])

@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sctok.kernels import assign, certify, cpu_frames, float_assign, threads
+from sctok.kernels import assign, certify, cpu_codes, cpu_frames, float_assign, threads
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
+from sctok.kernels.cpu_encode import RESIDUAL
 from sctok.kernels.cpu_vnni import vnni_bits
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 
@@ -364,36 +364,46 @@ def test_codes_of_another_number_of_points_are_refused(search: str) -> None:
             nearest_centroid(points, prepared, coded=code_points(points[:rows], prepared))
 
 
-def test_codes_are_made_with_full_float32(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if search == "float":
-        pytest.skip("there are no codes")
-    points = _normal(0, 500, 256)
-    inside, project = [False], cpu_frames.Frame.project
-    projected = []
-
-    @contextmanager
-    def full_float32() -> Iterator[None]:
-        inside[0] = True
-        yield
-        inside[0] = False
-
-    def watched(frame: cpu_frames.Frame, rows: Tensor) -> Tensor:
-        projected.append(inside[0])
-        return project(frame, rows)
-
-    monkeypatch.setattr(assign, "full_float32", full_float32)
-    monkeypatch.setattr(cpu_frames.Frame, "project", watched)
-    frame = cpu_frames.Frame(torch.zeros(256), 1.0, torch.eye(256)[:, :32].contiguous())
-    assert code_points(points, prepare_centroids(points[:200], frame=frame)) is not None
-    assert projected == [True, True]
-
-
 def test_few_distinct_sparse_centroids_have_directions() -> None:
     for seed in range(60):
         values = _normal(seed, 2, 127) * (torch.rand(2, 127, generator=torch.Generator().manual_seed(seed)) < 0.02)
         centroids = values[torch.arange(64) % 2]
-        directions = cpu_frames._leading_directions(centroids - centroids.mean(dim=0), 64)
-        torch.testing.assert_close(directions.T @ directions, torch.eye(64), rtol=0, atol=1e-4)
+        rows = centroids - centroids.mean(dim=0)
+        directions = cpu_frames._leading_directions(rows, cpu_frames._leading_space(rows, 64))
+        torch.testing.assert_close(directions.T @ directions, torch.eye(directions.shape[1]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not vnni_bits(), reason="needs a CPU with byte products")
+@pytest.mark.parametrize(
+    ("rows", "dim", "width", "scale"), [(1, 65, 32, 1.0), (500, 768, 64, 1.0), (15, 130, 64, 0.25)]
+)
+def test_projections_are_within_their_bounds(rows: int, dim: int, width: int, scale: float) -> None:
+    points, center = _normal(0, rows, dim).double() * 5 + 30, _normal(1, dim) + 30
+    basis = torch.linalg.qr(_normal(2, dim, width))[0].contiguous()
+    frame = cpu_frames.Frame(center, scale, basis, defect=1e-5)
+    coded, found = cpu_codes.encode(points, frame, 6)
+    shifted = ((points - center) * scale).float().double()
+    exact = shifted @ basis.double()
+    norms = torch.linalg.vector_norm(shifted, dim=1)
+    assert found is not None
+    off = torch.linalg.vector_norm(torch.from_numpy(found) - exact, dim=1)
+    assert bool((off <= frame.product_error * norms).all())
+    left = torch.linalg.vector_norm(shifted - torch.from_numpy(found).double() @ basis.double().T, dim=1)
+    assert bool((left <= torch.from_numpy(coded.stats[:, RESIDUAL])).all())
+
+
+def test_many_points_get_a_better_basis(monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = torch.linalg.qr(_normal(0, 256, 64))[0] * torch.logspace(0, -1, 64)
+    vectors = _normal(1, 6_000, 64) * 3 @ latent.T + 0.3 * _normal(2, 6_000, 256)
+    points, centroids = vectors[:4_000], vectors[4_000:]
+    center = centroids.mean(dim=0)
+    monkeypatch.setattr(cpu_frames, "_projected_costs", lambda *_: {(64, True): 1_700.0})
+    left = []
+    for count in (16, 4_000):
+        frame = cpu_frames.choose_frame(points[:count], centroids, center, 1.0)
+        assert frame.basis is not None
+        left.append(float((points - center).square().sum() - ((points - center) @ frame.basis).square().sum()))
+    assert left[1] < 0.98 * left[0]
 
 
 @pytest.mark.filterwarnings("error")
@@ -437,3 +447,10 @@ def test_points_with_too_many_candidates_are_still_decided() -> None:
     points = _normal(0, 30, 16) * 1e4
     centroids = _normal(1, 1500, 16) * 1e-3
     _assert_exact(points, centroids)
+
+
+def test_centroids_of_one_norm_share_tiles_where_nothing_is_projected() -> None:
+    points, centroids = _normal(0, 200, 48), _normal(1, 500, 48)
+    centroids[::2] *= 8
+    found = nearest_centroid(points, centroids)
+    assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
