@@ -7,7 +7,7 @@ import pytest
 
 from sctok.evaluation.pairs import Pair
 from sctok.evaluation.signal_metrics import log_spectral_distance, mel_dac, mel_db, si_sdr, stft_dac, stft_db
-from sctok.evaluation.signal_metrics_speech import pesq_wideband, stoi
+from sctok.evaluation.signal_metrics_speech import pesq_wideband, speaker_similarity, stoi
 
 from ..codec.test_losses import dac_mel, dac_stft, frames_of
 from .clips import CLIPS, clip, pair_of, spoilt
@@ -200,12 +200,28 @@ def test_stoi_agrees_with_its_definition():
     assert stoi(Pair(reference, estimate)) == pytest.approx(stoi_defined(*at_10_khz), abs=5e-3)
 
 
-def test_stoi_of_too_little_speech():
-    wave = clip(CLIPS[0])[:4000]
+@pytest.mark.parametrize("samples", [100, 400, 4000, 6349])
+def test_stoi_of_too_little_speech(samples):
+    wave = clip(CLIPS[0])[8000 : 8000 + samples]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="too little speech"):
             stoi(Pair(wave, spoilt(wave)))
+
+
+@pytest.mark.slow
+def test_speakers_are_told_apart_at_any_level():
+    pytest.importorskip("resemblyzer", reason="resemblyzer is not installed")
+    wave, other = clip("speech/fr_agent_login", 3.0), clip("speech/it_agent_login", 3.0)
+    length = min(len(wave), len(other))
+    wave, other = wave[:length], other[:length]
+    assert speaker_similarity(Pair(wave, wave)) == pytest.approx(1, abs=1e-5)
+    quiet = speaker_similarity(Pair(wave, wave * np.float32(0.1)))
+    assert speaker_similarity(Pair(wave, other)) < 0.7 < spoilt_similarity(wave) < quiet
+
+
+def spoilt_similarity(wave):
+    return speaker_similarity(Pair(wave, spoilt(wave)))
 
 
 def test_pesq_is_that_of_its_package():
