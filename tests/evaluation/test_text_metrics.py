@@ -1,5 +1,7 @@
 """Word errors: the paper's normalisation, and counts against an edit distance of our own."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +57,63 @@ def test_which_library_loads_a_checkpoint(tmp_path):
     assert whisper_library(str(tmp_path / "hf")) == "transformers"
     assert whisper_library("openai/whisper-large-v3") == "transformers"
     assert whisper_library("tiny.en") == "faster_whisper"
+
+
+LANGUAGES, TASKS = ("<|en|>", "<|fr|>"), ("<|translate|>", "<|transcribe|>")
+SIZES = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+MARKS = ("<|startoftranscript|>", *LANGUAGES, *TASKS, "<|startofprev|>", "<|notimestamps|>")
+
+
+@pytest.fixture
+def untrained_whisper(tmp_path):
+    """The folder of a Whisper of transformers with 62,000 random weights, whose tokens are bytes."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]  # as GPT-2 writes bytes: others from 256 on
+    codes = map(chr, [*printed, *range(256, 512 - len(printed))])
+    vocabulary = {text: number for number, text in enumerate([*codes, "<|endoftext|>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.WhisperTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    times = [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS, *times]})
+    number = tokenizer.convert_tokens_to_ids
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), number("<|endoftext|>"))
+    ends["decoder_start_token_id"] = number("<|startoftranscript|>")
+    sides = ("encoder", "decoder")
+    sizes = {f"{side}_{part}": value for side in sides for part, value in SIZES.items()}
+    torch.manual_seed(0)
+    model = transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(vocab_size=len(tokenizer), d_model=16, max_target_positions=64, **sizes, **ends)
+    )
+    model.generation_config = transformers.GenerationConfig(
+        max_length=32,
+        is_multilingual=True,
+        lang_to_id={language: number(language) for language in LANGUAGES},
+        task_to_id={task.strip("<|>"): number(task) for task in TASKS},
+        no_timestamps_token_id=number("<|notimestamps|>"),
+        prev_sot_token_id=number("<|startofprev|>"),
+        max_initial_timestamp_index=50,
+        suppress_tokens=[],
+        begin_suppress_tokens=[],
+        **ends,
+    )
+    model.save_pretrained(tmp_path)
+    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_whisper_of_transformers_hears_the_same_each_time(untrained_whisper):
+    wave = clip("speech/en_conf_only_person", 3.0)
+    pair = Pair(wave, wave, "only one person")
+    found = [word_error_rate(pair, untrained_whisper, "en") for _ in range(2)]
+    heard = [str(each.details["wer_heard"]) for each in found]
+    assert heard[0] == heard[1] != ""
+    errors, words = count_word_errors("only one person", heard[0])
+    assert (found[0].value, found[0].details["wer_words"]) == (errors / words, 3)
+    assert isinstance(word_error_rate(pair, untrained_whisper, None).value, float)
 
 
 @pytest.mark.slow
