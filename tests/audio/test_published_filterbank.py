@@ -15,7 +15,9 @@ def windows(signal_windows):
 def test_the_filterbank_of_the_published_code(windows, golden):
     waves, last = windows
     mel = published_filterbank(centre(waves), last)
-    assert np.abs(mel.numpy().reshape(-1, 128) - golden[100]["mel"][0]).max() < 1e-5
+    differences = np.abs(mel.numpy().reshape(-1, 128) - golden[100]["mel"][0])
+    assert differences.max() < 2e-4  # in the weakest bands: a float32 FFT rounds otherwise on CPUs of another maker
+    assert differences.mean() < 1e-6
 
 
 def test_what_the_other_filterbank_gives(windows):
