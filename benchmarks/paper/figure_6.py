@@ -76,7 +76,7 @@ def claims(
     add("Guidance 3 is better than none", (at[0], 3.0), (at[0], 1.0))
     for less, more in pairwise(g for g in guidance if g >= 3):
         add(f"Guidance {less:g} is better than {more:g}", (at[0], less), (at[0], more))
-    for few, many in pairwise(steps):
+    for few, many in [*pairwise(steps), (steps[0], steps[-1])]:
         add(f"{many} steps are better than {few}", (many, at[1]), (few, at[1]))
 
 
