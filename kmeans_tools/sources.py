@@ -306,9 +306,8 @@ def _encoder(provenance: dict[str, Any], encoder_hash: str) -> str:
 
 def check_finite(rows: Vectors, places: npt.NDArray[np.int64], name: str, unit: str) -> None:
     """Raise ValueError naming the place of the first of the rows (n, D) that holds NaN or infinity."""
-    if math.isfinite(
-        float(torch.from_numpy(rows).sum())
-    ):  # which many threads add up; that of finite ones may overflow
+    total = float(torch.from_numpy(rows).sum())  # by many threads; that of finite values may overflow
+    if math.isfinite(total):
         return
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
