@@ -56,8 +56,11 @@ def audio_columns(samples: int) -> int:
 
 
 def token_columns(samples: int) -> int:
-    """Return how many patch columns of a file get tokens, at any stack factor: those of audio, at times one more."""
-    return -(-token_count(samples, 1) // PATCH_ROWS)
+    """Return how many patch columns of a file get tokens at some stack factor: those of audio and up to three more.
+
+    An even number, as stack factor 4 joins pairs of columns.
+    """
+    return 2 * -(-token_count(samples, 1) // (2 * PATCH_ROWS))
 
 
 def token_count(samples: int, stack_factor: int) -> int:

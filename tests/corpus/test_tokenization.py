@@ -273,6 +273,21 @@ def test_without_padding_only_last_windows_differ(tokenized: Path, cut: Path) ->
     np.testing.assert_array_equal(seen[long][: 2 * 256], kept[long][: 2 * 256])
 
 
+def test_as_many_tokens_without_padding_as_with_at_each_token_rate(tmp_path: Path) -> None:
+    for number, samples in enumerate([160, 2560, 33_000, 50_000, WINDOW_SAMPLES - 1, WINDOW_SAMPLES + 40_000]):
+        write_audio(tmp_path / "in" / f"{number}.wav", samples)
+    for make in (make_fake, make_cut):
+        books = {
+            tmp_path / make.__name__ / str(stack): fake_codebook(8, stack, make("cpu").hash) for stack in (1, 2, 4)
+        }
+        tokenize_corpus([tmp_path / "in"], books, make)
+    for stack in ("1", "2", "4"):
+        kept, seen = (tokens_by_key(tmp_path / make.__name__ / stack) for make in (make_fake, make_cut))
+        assert {key: tokens.shape for key, tokens in kept.items()} == {
+            key: tokens.shape for key, tokens in seen.items()
+        }
+
+
 def test_a_codebook_of_features_with_padding_is_refused_without(collection: Path, tmp_path: Path) -> None:
     for make, hash_ in ((make_cut, FakeExtractor.hash), (make_fake, f"{FakeExtractor.hash}-cut")):
         with pytest.raises(RunError, match=f"{FakeExtractor.hash}-cut"):
