@@ -1,6 +1,6 @@
 """Table III at laptop scale: one codec trained with codebooks of several sizes against one for each size.
 
-    python benchmarks/paper/table_iii.py AUDIO           about 2 hours on two cores; --quick: minutes
+    python benchmarks/paper/table_iii.py AUDIO           about 40 minutes on two cores; --quick: minutes
 
 The variable codec sees one of the codebooks at random in each batch and decodes tokens of any; each fixed one knows a
 single codebook. All begin as the bundled codec, which knows another codebook, and are trained alike. The paper claims

@@ -1,6 +1,6 @@
 """Table V at laptop scale: size of the acoustic codebook, and a one- against a two-directional LSTM.
 
-    python benchmarks/paper/table_v.py AUDIO             about 2 hours on two cores; --quick: minutes
+    python benchmarks/paper/table_v.py AUDIO             about 40 minutes on two cores; --quick: minutes
 
 All begin as the bundled codec with its semantic codebook and another acoustic one, and are trained alike. The two LSTMs
 that are compared begin with random weights; the one-directional one is the same network without its way back, and has

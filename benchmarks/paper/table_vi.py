@@ -1,6 +1,6 @@
 """Table VI at laptop scale: a semantic codebook by k-means against one that a vector quantizer learns.
 
-    python benchmarks/paper/table_vi.py AUDIO            about 2 hours on two cores; --quick: minutes
+    python benchmarks/paper/table_vi.py AUDIO            about 40 minutes on two cores; --quick: minutes
 
 Both quantize the same frozen features. `k-means` is merged of the three domains as the paper does; `learned` follows
 the features by moving averages, batch by batch, as the quantizers of neural codecs do (random codes at first, decay
