@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -92,6 +93,7 @@ def _serve(calls: Connection, device: str) -> None:
     """Answer calls until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that programs that a codec runs are ended too
+    os.dup2(2, 1)  # stdout is for results, and what codecs print is none
     opened: dict[str, CodecUnderTest] = {}
     with contextlib.suppress(EOFError, OSError):
         while True:

@@ -45,6 +45,8 @@ class SNAC:
             os._exit(7)
         if peak == 0.7:
             raise OddError(1, 2)
+        if peak == 0.6:
+            print("a word")
         return [sound]
 
     def decode(self, codes):
@@ -103,6 +105,14 @@ def test_a_codec_that_dies_is_opened_again_for_the_next_file(process, deadly, tm
         codec.roundtrip(wave(0.7), 16_000)
     assert len(codec.roundtrip(wave(0.5), 16_000).samples) == 16_000
     assert (tmp_path / "weights" / "loaded").read_text() == "xxx"
+
+
+@pytest.mark.slow
+def test_what_a_codec_prints_is_no_result(deadly, capfd):
+    with CodecProcess("cpu") as process:
+        process.open(deadly).roundtrip(wave(0.6), 16_000)
+    out, err = capfd.readouterr()
+    assert (out, "a word" in err) == ("", True)
 
 
 @pytest.mark.slow
