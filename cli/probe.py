@@ -151,7 +151,8 @@ def _load_systems(
         if info.encoder_hash not in hashes:
             raise typer.BadParameter(
                 f"a codebook is for the encoder {info.encoder} ({info.encoder_hash}), which is none of "
-                f"{', '.join(f'{each.name} ({each.hash})' for each in extractors)}; name it with --encoder",
+                f"{', '.join(f'{each.name} ({each.hash})' for each in extractors)}; name it with --encoder, or take "
+                "a codebook of features with --padding keep where its hash ends in -cut",
                 param_hint="--codebook",
             )
     systems: list[System] = [MelSystem()]

@@ -177,7 +177,8 @@ def _describe(
         if book.metadata.encoder_hash != known:
             raise ValueError(
                 f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
-                f"({book.metadata.encoder_hash}), not with {encoder.name} ({known})"
+                f"({book.metadata.encoder_hash}), not with {encoder.name} ({known}); cluster features "
+                "of that encoder that were extracted with --padding keep"
             )
         if book.centroids.shape[1] != config.feature_width:
             raise ValueError(

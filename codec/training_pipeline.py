@@ -73,7 +73,8 @@ class CodecRun:
             if book.metadata.encoder_hash != parts.encoder.hash:
                 raise ValueError(
                     f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
-                    f"({book.metadata.encoder_hash}), not with {parts.encoder.name} ({parts.encoder.hash})"
+                    f"({book.metadata.encoder_hash}), not with {parts.encoder.name} ({parts.encoder.hash}); "
+                    "cluster features of that encoder that were extracted with --padding keep"
                 )
 
     def train(self, progress: Callable[[dict[str, Any]], None], heard: Heard | None = None) -> int:

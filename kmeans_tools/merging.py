@@ -231,7 +231,7 @@ def _check_same(chosen: Mapping[str, Codebook], called: Mapping[str, str]) -> No
         if other.encoder_hash != one.encoder_hash:
             raise ValueError(
                 f"{called[domain]} was made with encoder {other.encoder} ({other.encoder_hash}), {called[first]} with "
-                f"{one.encoder} ({one.encoder_hash}); cluster both from features of one encoder"
+                f"{one.encoder} ({one.encoder_hash}); cluster both from features of one encoder and one --padding"
             )
         if other.stack_factor != one.stack_factor or chosen[domain].width != chosen[first].width:
             raise ValueError(

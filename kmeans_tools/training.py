@@ -163,7 +163,8 @@ def load_first_centroids(path: Path, source: ShardSource) -> Vectors:
     if info is not None and (info.encoder_hash, info.stack_factor) != (source.encoder_hash, source.stack):
         raise ValueError(
             f"{path} is of encoder {info.encoder} ({info.encoder_hash}) and stack factor {info.stack_factor}, the "
-            f"features are of {source.encoder} ({source.encoder_hash}) and {source.stack}"
+            f"features are of {source.encoder} ({source.encoder_hash}) and {source.stack}; give a "
+            "codebook of such features"
         )
     if centroids.ndim != 2 or centroids.shape[1] != source.dim or not np.isfinite(centroids).all():
         raise ValueError(f"{path} holds {centroids.shape}, not finite vectors of width {source.dim}")

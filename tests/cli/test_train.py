@@ -96,12 +96,15 @@ def failure(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (["--encoder", "mini"], "codebook of 8 centroids was made with the encoder tiny"),
         (["--codebooks", "8,99"], "no merged codebook of 99 centroids at 25 tokens per second"),
         (["--codebooks", "other.safetensors"], "for 50 tokens per second, the codec for 25"),
+        (["--codebooks", "cut.safetensors"], "extracted with --padding keep"),
         (["--vae", "vocoder.safetensors"], "vocoder.safetensors is a part of the kind 'istft', not vae"),
         (["--vocoder", "nowhere"], "nowhere"),
     ],
 )
 def test_parts_that_do_not_fit(more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_codebook(folder / "other.safetensors", codebook(8, 0, load_weights(folder / "encoder.safetensors").hash, 2))
+    known = load_weights(folder / "encoder.safetensors").hash
+    save_codebook(folder / "other.safetensors", codebook(8, 0, known, 2))
+    save_codebook(folder / "cut.safetensors", codebook(8, 0, f"{known}-cut"))
     assert message in failure(capsys, *more)
 
 
