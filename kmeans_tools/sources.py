@@ -229,7 +229,7 @@ class ShardSource:
         if shard.encoder_hash != self.encoder_hash:
             raise ValueError(
                 f"{path} holds features of encoder {_encoder(shard.provenance, shard.encoder_hash)}, {first} of "
-                f"{self.encoder} ({self.encoder_hash}); keep features of one encoder per folder"
+                f"{self.encoder} ({self.encoder_hash}); keep features of one encoder and one --padding per folder"
             )
         if shard.provenance.get("filterbank") != self._filterbank:
             raise ValueError(f"{path} and {first} were made with different filterbank settings; keep them apart")
@@ -306,8 +306,8 @@ def _encoder(provenance: dict[str, Any], encoder_hash: str) -> str:
 
 def check_finite(rows: Vectors, places: npt.NDArray[np.int64], name: str, unit: str) -> None:
     """Raise ValueError naming the place of the first of the rows (n, D) that holds NaN or infinity."""
-    total = float(torch.from_numpy(rows).sum())  # by many threads; that of finite values may overflow
-    if math.isfinite(total):
+    # A sum takes many threads, but warns of read-only rows; that of finite values may overflow.
+    if rows.flags.writeable and math.isfinite(float(torch.from_numpy(rows).sum())):
         return
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():

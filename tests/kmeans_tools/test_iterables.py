@@ -1,5 +1,6 @@
 """Iterables of blocks: the same vectors as an array of them, and what cannot be read twice."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -98,6 +99,14 @@ def test_other_vectors_the_second_time(later: int) -> None:
 def test_bad_blocks_are_named(blocks: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IterableSource(blocks)
+
+
+def test_read_only_blocks_are_read_without_a_warning() -> None:
+    block = np.ones((3, 2), np.float32)
+    block.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert IterableSource([block]).rows == 3
 
 
 def test_an_error_of_the_iterable_comes_through() -> None:
