@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -93,12 +94,20 @@ def _serve(calls: Connection, device: str) -> None:
     """Answer calls until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that programs that a codec runs are ended too
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # stdout is for results, and what codecs print is none
     opened: dict[str, CodecUnderTest] = {}
     with contextlib.suppress(EOFError, OSError):
         while True:
             spec, call = calls.recv()
             calls.send(_answer(opened, spec, device, call))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # whatever a codec is at
 
 
 def _answer(opened: dict[str, CodecUnderTest], spec: str, device: str, call: Mapping[str, Any]) -> Any:

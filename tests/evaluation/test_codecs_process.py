@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +136,23 @@ def test_a_program_that_a_codec_runs_ends_with_the_process(tmp_path):
             os.sched_yield()
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_a_program_that_a_codec_runs_ends_when_the_first_process_is_killed(tmp_path):
+    note = tmp_path / "pid"
+    spec = f"cmd:slow=sh -c 'echo $$ > {note}.new; mv {note}.new {note}; sleep 100' {{in}} {{out}}"
+    code = "import sys; import numpy as np; from sctok.evaluation.codecs_process import CodecProcess\n"
+    code += "CodecProcess('cpu').open(sys.argv[1]).roundtrip(np.zeros(16_000, np.float32), 16_000)"
+    with subprocess.Popen([sys.executable, "-c", code, spec]) as first:
+        while not note.exists():
+            assert first.poll() is None
+            os.sched_yield()
+        first.kill()
+    program, deadline = Path("/proc", note.read_text().strip()), time.monotonic() + 20
+    while program.exists() and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not program.exists()
 
 
 @pytest.mark.slow
