@@ -53,10 +53,11 @@ class CodecProcess:
     def _start(self) -> None:
         self.close()
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._device), daemon=True)
-        self._process.start()
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._device), daemon=True)
+        process.start()
         theirs.close()
+        self._process, self._connection = process, ours
 
     def close(self) -> None:
         """End the process; codecs that are used afterwards start another one."""

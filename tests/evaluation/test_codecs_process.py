@@ -125,6 +125,15 @@ def test_a_codec_that_dies_when_it_is_opened_is_named(process, deadly, tmp_path)
         process.open(deadly)
 
 
+def test_a_process_that_cannot_be_started_is_told(process, monkeypatch):
+    def start(self):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", start)
+    with pytest.raises(OSError, match="no more processes"), process:
+        process.open("original")
+
+
 def test_a_program_that_a_codec_runs_ends_with_the_process(tmp_path):
     note = tmp_path / "pid"
     command = f"sh -c 'echo $$ > {note}.new; mv {note}.new {note}; sleep 100' {{in}} {{out}}"
