@@ -15,8 +15,10 @@ def windows(signal_windows):
 def test_the_filterbank_of_the_published_code(windows, golden):
     waves, last = windows
     mel = published_filterbank(centre(waves), last)
-    differences = np.abs(mel.numpy().reshape(-1, 128) - golden[100]["mel"][0])
+    expected = golden[100]["mel"][0]
+    differences = np.abs(mel.numpy().reshape(-1, 128) - expected)
     assert differences.max() < 2e-4  # in the weakest bands: a float32 FFT rounds otherwise on CPUs of another maker
+    assert differences[expected > -0.5].max() < 2e-5
     assert differences.mean() < 1e-6
 
 
