@@ -1,6 +1,6 @@
 """How fast are the k-means kernels on this GPU, and are they right? One command for the day there is one.
 
-    python benchmarks/gpu.py [--points 1000000] [--quick] [--operands fp16,int8] [--json FILE]
+    python benchmarks/gpu.py [--points 1000000] [--quick] [--shapes 768x16384] [--operands fp16,int8] [--json FILE]
 
 Correctness against float64 comes first, and nothing is timed after a failure. Then each system's time, TFLOP/s
 (2 N K D per search) and share of the roofline of its operand type: the peak of the tensor cores, or what reading the
@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +40,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--quick", action="store_true", help="one shape, no large checks")
-    parser.add_argument("--operands", default=",".join(OPERANDS), help="that are timed; all are checked")
+    parser.add_argument("--shapes", help="dimensions and centroids, such as 768x1024,3072x4096, instead of the nine")
+    parser.add_argument("--operands", default=",".join(OPERANDS), help="that are checked and timed")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu.py: no CUDA device here, nothing was measured", file=sys.stderr)
         return 1
-    failures = check(large=not args.quick)
+    operands = args.operands.split(",")
+    failures = check(operands, large=not args.quick)
     if failures:
         print("\n".join(failures), file=sys.stderr)
         return 1
-    shapes = [(768, 16_384)] if args.quick else [(d, k) for d in (768, 1536, 3072) for k in (1024, 4096, 16_384)]
-    operands = args.operands.split(",")
-    rows = [row for dim, k in shapes for row in measure(args.points, k, dim, operands)]
     device = torch.cuda.get_device_name()
     print(f"{device}, {args.points} points, median of {REPEATS}, all checks passed")
     print(f"{'D':>5} {'K':>6} {'system':40s} {'ms':>9} {'TFLOP/s':>8} {'roofline':>9}")
-    for row in rows:
-        share = "-" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
-        print(f"{row['dim']:5} {row['k']:6} {row['system']:40s} {row['ms']:9.3f} {row['tflops']:8.1f} {share:>9}")
-    if args.json:
-        report = {"device": device, "torch": torch.__version__, "points": args.points, "rows": rows}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    rows = []
+    for dim, k in chosen_shapes(args.shapes, args.quick):
+        for row in measure(args.points, k, dim, operands):
+            share = "-" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
+            print(f"{dim:5} {k:6} {row['system']:40s} {row['ms']:9.3f} {row['tflops']:8.1f} {share:>9}", flush=True)
+            rows.append(row)
+            if args.json:
+                report = {"device": device, "torch": torch.__version__, "points": args.points, "rows": rows}
+                args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def check(*, large: bool) -> list[str]:
+def chosen_shapes(given: str | None, quick: bool) -> list[tuple[int, int]]:
+    """Return dimensions and centroids of what is measured."""
+    if given:
+        return [(int(dim), int(k)) for dim, k in (shape.split("x") for shape in given.split(","))]
+    return [(768, 16_384)] if quick else [(dim, k) for dim in (768, 1536, 3072) for k in (1024, 4096, 16_384)]
+
+
+def check(operands: list[str], *, large: bool) -> list[str]:
     """Return what is wrong, compared with float64."""
-    failures = [message for operand in OPERANDS for message in check_search(operand)]
+    failures = [message for operand in operands for message in check_search(operand)]
     failures += check_update()
     return failures + (check_large() if large else [])
 
@@ -156,8 +165,8 @@ def check_large() -> list[str]:
     return failures
 
 
-def measure(n: int, k: int, dim: int, operands: list[str]) -> list[dict[str, Any]]:
-    """Return one row per system for one shape; float16 points around K centres, as features are."""
+def measure(n: int, k: int, dim: int, operands: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield one row per system for one shape; float16 points around K centres, as features are."""
     generator = torch.Generator(device="cuda").manual_seed(0)
     centroids = torch.randn(k, dim, generator=generator, device="cuda")
     chosen = torch.randint(0, k, (n,), generator=generator, device="cuda")
@@ -166,7 +175,6 @@ def measure(n: int, k: int, dim: int, operands: list[str]) -> list[dict[str, Any
         part = chosen[start : start + 65_536]
         noise = torch.randn(len(part), dim, generator=generator, device="cuda")
         points[start : start + 65_536] = centroids[part] + noise
-    rows = []
     for system, operand, search in systems(points, centroids, operands):
         if search is None:
             print(f"{system}: not installed")
@@ -174,18 +182,15 @@ def measure(n: int, k: int, dim: int, operands: list[str]) -> list[dict[str, Any
         ms = median_ms(search)
         tflops = 0.0 if operand == "memory" else 2e-9 * n * k * dim / ms
         limit = roofline_ms(n, k, dim, operand)
-        rows.append(
-            {
-                "dim": dim,
-                "k": k,
-                "system": system,
-                "operand": operand,
-                "ms": ms,
-                "tflops": tflops,
-                "roofline": None if limit is None else limit / ms,
-            }
-        )
-    return rows
+        yield {
+            "dim": dim,
+            "k": k,
+            "system": system,
+            "operand": operand,
+            "ms": ms,
+            "tflops": tflops,
+            "roofline": None if limit is None else limit / ms,
+        }
 
 
 def systems(

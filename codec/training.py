@@ -17,6 +17,7 @@ from sctok.features.encoder import AudioMAE
 from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_factor, stack_patches
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
+from sctok.kernels.cuda_graphs import captured_on_gpus
 from sctok.kernels.devices import DTYPES
 from sctok.kmeans_tools.distributed import ALONE, Group
 
@@ -30,9 +31,10 @@ from .training_run import Task, check_training, warm_up_and_decay
 from .tunet import TUNet, TUNetConfig
 from .vae import AutoencoderKL, sample_posterior
 
+Losses = dict[str, Tensor]
+
 # What a random draw is for, so that draws of one step do not repeat each other.
 _LATENT, _NOISE, _TIME, _CODEBOOK, _DROPOUT = range(5)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -128,19 +130,25 @@ class Trained(nn.Module):
         found = self.acoustic(batch.features, batch.semantic, batch.padded)
         return build_condition(found.vectors, batch.semantic, batch.padded, order=self.config.order), found.commit_loss
 
-    def losses(
-        self, batch: Batch, noise: Tensor, timestep: Tensor, schedule: Schedule, dropped: bool
-    ) -> dict[str, Tensor]:
-        """Return reconstruction (paper Eq. 8, on v), commitment (Eq. 4) and estimate losses, each ()."""
-        context, commitment = self.condition(batch, dropped)
+    def denoise(self, noisy: Tensor, timestep: Tensor, context: Tensor, target: Tensor, latent: Tensor) -> Losses:
+        """Return the reconstruction loss (paper Eq. 8, on v) and, with a grid, that of its estimate, each ()."""
         extra = self.grid(context) if self.grid is not None else None
-        noisy = schedule.add_noise(batch.latent, noise, timestep)
         predicted = self.unet(noisy, timestep, context, extra)
-        target = schedule.velocity(batch.latent, noise, timestep)
-        losses = {"reconstruction": (predicted.float() - target).square().mean(), "commitment": commitment}
+        losses = {"reconstruction": (predicted.float() - target).square().mean()}
         if self.grid is not None and extra is not None:
-            losses["estimate"] = (self.grid.estimate(extra).float() - batch.latent).square().mean()
+            losses["estimate"] = (self.grid.estimate(extra).float() - latent).square().mean()
         return losses
+
+    def losses(self, batch: Batch, noise: Tensor, timestep: Tensor, schedule: Schedule, dropped: bool) -> Losses:
+        """Return the losses of `denoise` and the commitment loss (paper Eq. 4), each ()."""
+        context, commitment = self.condition(batch, dropped)
+        noisy = schedule.add_noise(batch.latent, noise, timestep)
+        target = schedule.velocity(batch.latent, noise, timestep)
+        return self.denoise(noisy, timestep, context, target, batch.latent) | {"commitment": commitment}
+
+    def denoising_parameters(self) -> list[nn.Parameter]:
+        """Return what `denoise` has gradients for beside the context."""
+        return [*self.unet.parameters(), *(self.grid.parameters() if self.grid is not None else ())]
 
 
 class _Counter(nn.Module):
@@ -187,6 +195,7 @@ class CodecTraining(Task):
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.updates = _Counter()
         self.held_out = held_out
+        self._denoise: Callable[..., tuple[Losses, Tensor]] | None = None
         self._validation: list[Batch] | None = None
         self._kept: dict[tuple[int, int], Batch] = {}
         self.listen: Callable[[int], dict[str, float]] = lambda step: {}
@@ -213,11 +222,23 @@ class CodecTraining(Task):
         if float(self.model.scale_factor) == 0:
             self._measure_scale()
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         parts = [self._backward(step, part) for part in range(self.config.accumulate)]
         self._descend(step)
         self._follow()
         return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+    def _clear_gradients(self) -> None:
+        self.model.acoustic.zero_grad(set_to_none=True)
+        torch._foreach_zero_(self._kept_gradients())
+
+    def _kept_gradients(self) -> list[Tensor]:
+        """Return the gradients of what denoises, which stay where they lie: `_denoising_gradients` adds to them."""
+        parameters = self.model.denoising_parameters()
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def _backward(self, step: int, part: int) -> dict[str, float]:
         config, size = self.config, self.config.batch_size
@@ -225,15 +246,38 @@ class CodecTraining(Task):
         first = (part * self.group.world + self.group.rank) * size
         batch = self._batch(step % config.cycle_steps if config.cycle_steps else step, first)
         noise = self._noise((step, first), batch.latent.shape)
-        timestep = torch.stack([_generator_int(self.config.seed, step, first + i) for i in range(size)])
+        timestep = self._timesteps(step, first).to(self.device)
         dropped = self._draw(step, _DROPOUT) < config.condition_dropout
-        with torch.autocast(self.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
-            losses = self.model.losses(batch, noise, timestep.to(self.device), self.schedule, dropped)
-        total = losses["reconstruction"] + losses["commitment"]
+        with self._autocast():
+            context, commitment = self.model.condition(batch, dropped)
+        noisy = self.schedule.add_noise(batch.latent, noise, timestep)
+        target = self.schedule.velocity(batch.latent, noise, timestep)
+        scale = self.scaler.scale(torch.full((), 1 / config.accumulate, device=self.device))
+        tensors = (noisy, timestep, context.detach(), target, batch.latent, scale)
+        if self._denoise is None:
+            self._denoise = captured_on_gpus(self._denoising_gradients, tensors)
+            self._clear_gradients()  # a capture tries the function out
+        losses, gradient = self._denoise(*tensors)
+        if context.requires_grad:
+            torch.autograd.backward([context, commitment], [gradient.to(context.dtype), scale])
+        return {name: loss.item() for name, loss in {**losses, "commitment": commitment}.items()}
+
+    def _denoising_gradients(
+        self, noisy: Tensor, timestep: Tensor, context: Tensor, target: Tensor, latent: Tensor, scale: Tensor
+    ) -> tuple[Losses, Tensor]:
+        """Add the gradients of what denoises to theirs; return the losses and the context's gradient."""
+        context = context.detach().requires_grad_()
+        with self._autocast():
+            losses = self.model.denoise(noisy, timestep, context, target, latent)
+        total = losses["reconstruction"]
         if "estimate" in losses:
-            total = total + config.estimate_weight * losses["estimate"]
-        self.scaler.scale(total / config.accumulate).backward()
-        return {name: loss.item() for name, loss in losses.items()}
+            total = total + self.config.estimate_weight * losses["estimate"]
+        gradient, *others = torch.autograd.grad(total * scale, [context, *self.model.denoising_parameters()])
+        torch._foreach_add_(self._kept_gradients(), others)
+        return {name: loss.detach() for name, loss in losses.items()}, gradient
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, DTYPES[self.config.precision], enabled=self.config.precision != "fp32")
 
     def _batch(self, step: int, first: int) -> Batch:
         found = self._kept.get((step, first))
@@ -321,16 +365,19 @@ class CodecTraining(Task):
     def _noise(self, draw: tuple[int, int], shape: Sequence[int], purpose: int = _NOISE) -> Tensor:
         """Return standard normal noise of a shape whose row i depends on the seed and (step, first + i) alone."""
         step, first = draw
-        noise = torch.empty(shape, device=self.device)
+        noise, generator = torch.empty(shape, device=self.device), torch.Generator(self.device)
         for i, row in enumerate(noise):
-            row.normal_(generator=_generator(self.config.seed, purpose, step, first + i, device=self.device))
+            row.normal_(generator=generator.manual_seed(_seed(self.config.seed, purpose, step, first + i)))
         return noise
 
+    def _timesteps(self, step: int, first: int) -> Tensor:
+        """Return the timesteps int64 (batch,) of a batch: each depends on the seed and (step, first + i) alone."""
+        timesteps, generator = torch.empty(self.config.batch_size, dtype=torch.long), torch.Generator()
+        for i, row in enumerate(timesteps):
+            row.random_(0, 1000, generator=generator.manual_seed(_seed(self.config.seed, _TIME, step, first + i)))
+        return timesteps
 
-def _generator(*numbers: int, device: torch.device = CPU) -> torch.Generator:
-    seed = np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(seed >> np.uint64(1)))
 
-
-def _generator_int(seed: int, step: int, index: int) -> Tensor:
-    return torch.randint(0, 1000, (), generator=_generator(seed, _TIME, step, index))
+def _seed(*numbers: int) -> int:
+    words = [number & 0xFFFFFFFF for number in numbers]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

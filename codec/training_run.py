@@ -240,13 +240,13 @@ def check_training(config: Any, positive: Sequence[str], not_negative: Sequence[
         raise ValueError(f"decay_share {config.decay_share} must lie between 0 and 1")
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:
-    """Take one optimiser step down a loss, its gradient clipped; none where that is not finite."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+def descend(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], rate: float, clip: float) -> None:
+    """Take one step along the gradients of the parameters that require one, clipped; none where they are not finite."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     if math.isfinite(float(nn.utils.clip_grad_norm_(parameters, clip))):
         optimizer.step()
 

@@ -82,7 +82,8 @@ class VAETraining(Task):
         reconstruction, divergence = self._losses(waves, noise)
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
         loss = reconstruction + config.kl_weight * divergence
-        descend(self.optimizer, loss, rate, config.gradient_clip)
+        gradients = torch.autograd.grad(loss, [p for p in self.model.parameters() if p.requires_grad])
+        descend(self.optimizer, gradients, rate, config.gradient_clip)
         return {"mel_error": reconstruction.item(), "kl": divergence.item()}
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
 """Training a small vocoder: spectral distances first, then against discriminators of complex spectrograms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sctok.audio.mel import hann_window, log_mel
+from sctok.kernels.cuda_graphs import captured_on_gpus
 
 from .crops import CropSampler
 from .losses import mel_distance, stft_distance
 from .training_run import Task, check_training, descend, warm_up_and_decay
 from .vocoder import IstftVocoder, VocoderConfig
+
+Result = TypeVar("Result")
+Gradients = tuple[Tensor, ...]
 
 DISCRIMINATOR_WINDOWS = (256, 512, 1024)
 COMPRESSION = 0.3  # power of the magnitudes that discriminators see
@@ -56,6 +61,7 @@ class VocoderTraining(Task):
         self.model = IstftVocoder(config.model).to(device)
         self.judges = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+        self._functions: dict[str, Callable[[Tensor], Any]] = {}
         self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -68,18 +74,23 @@ class VocoderTraining(Task):
 
     def train_step(self, step: int) -> dict[str, float]:
         """See Task."""
-        config = self.config
+        config, judged = self.config, 0.0
         real = torch.from_numpy(self.crops.draw(step, 0, config.batch_size)).to(self.device)
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
-        fake = self.model(log_mel(real))
-        mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
-        loss, judged = mel + 0.3 * stft, 0.0
-        if step >= config.adversarial_after:
-            judged = self._train_judges(real, fake.detach(), rate)
-            adversarial, matching = self._judge(real, fake)
-            loss = loss + config.adversarial_weight * adversarial + config.matching_weight * matching
-        descend(self.optimizer, loss, rate, config.gradient_clip)
-        return {"mel_distance": mel.item(), "stft_distance": stft.item(), "discriminators": judged}
+        adversarial = step >= config.adversarial_after
+        if adversarial:
+            judging, gradients = self._replay(self._judge_gradients, real)
+            judged = judging.item()
+            descend(self.judge_optimizer, gradients, rate, config.gradient_clip)
+        function = self._adversarial_gradients if adversarial else self._distance_gradients
+        losses, gradients = self._replay(function, real)
+        descend(self.optimizer, gradients, rate, config.gradient_clip)
+        return {name: loss.item() for name, loss in losses.items()} | {"discriminators": judged}
+
+    def _replay(self, function: Callable[[Tensor], Result], real: Tensor) -> Result:
+        if function.__name__ not in self._functions:
+            self._functions[function.__name__] = captured_on_gpus(function, [real])
+        return self._functions[function.__name__](real)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -92,14 +103,36 @@ class VocoderTraining(Task):
         mel, stft = totals / len(self.held_out)
         return {"mel_distance": float(mel), "stft_distance": float(stft)}
 
-    def _train_judges(self, real: Tensor, fake: Tensor, rate: float) -> float:
+    def _distance_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the distances and the gradients of the vocoder's parameters."""
+        _, losses, loss = self._distances(real)
+        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
+
+    def _adversarial_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the same, the discriminators' opinion joined to the distances."""
+        fake, losses, loss = self._distances(real)
+        adversarial, matching = self._judge(real, fake)
+        loss = loss + self.config.adversarial_weight * adversarial + self.config.matching_weight * matching
+        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
+
+    def _distances(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        fake = self.model(log_mel(real))
+        mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
+        return fake, {"mel_distance": mel.detach(), "stft_distance": stft.detach()}, mel + 0.3 * stft
+
+    def _judge_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
+        """Return the hinge loss of the discriminators and the gradients of their parameters."""
+        with torch.no_grad():
+            fake = self.model(log_mel(real))
+        loss = self._judging(real, fake)
+        return loss.detach(), torch.autograd.grad(loss, list(self.judges.parameters()))
+
+    def _judging(self, real: Tensor, fake: Tensor) -> Tensor:
         losses = []
         for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
             scores = [judge(wave)[-1] for wave in (real, fake)]
             losses.append(F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
-        loss = torch.stack(losses).mean()
-        descend(self.judge_optimizer, loss, rate, self.config.gradient_clip)
-        return loss.item()
+        return torch.stack(losses).mean()
 
     def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Return the hinge loss of the vocoder and the distance of the discriminators' inner features."""

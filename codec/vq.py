@@ -153,7 +153,8 @@ class EMAVectorQuantizer(nn.Module):
                 raise ValueError("the acoustic codebook is empty: train the codec first")
         if self.training:  # other codes at every step
             return nearest_centroid(rows, codes).labels
-        key = (codes.data_ptr(), codes.device, len(codes), codes._version)
+        version = 0 if codes.is_inference() else codes._version
+        key = (codes.data_ptr(), codes.device, len(codes), version)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = key, prepare_centroids(codes)
         return nearest_centroid(rows, self._prepared[1]).labels

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sctok.kernels.cuda_graphs import captured
+
 WAYS = ("eager", "graph", "compile")
-_WARM_UP = 3  # calls before a capture, in which libraries choose their kernels and take their workspace
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -31,26 +32,4 @@ def accelerate(forward: Forward, example: Tensor, way: str) -> Forward:
     if way == "graph" and example.device.type != "cuda":
         raise ValueError(f"CUDA graphs need a CUDA device, not {example.device}")
     wanted: Forward = torch.compile(forward, dynamic=False) if way == "compile" else forward
-    return _captured(wanted, example) if example.device.type == "cuda" else wanted
-
-
-def _captured(forward: Forward, example: Tensor) -> Forward:
-    given = example.clone()
-    with torch.cuda.device(example.device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                forward(given)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may copy and allocate meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            made = forward(given)
-
-    def replay(values: Tensor) -> Tensor:
-        given.copy_(values)
-        graph.replay()
-        return made
-
-    return replay
+    return captured(wanted, [example]) if example.device.type == "cuda" else wanted

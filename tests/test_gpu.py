@@ -17,6 +17,8 @@ from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 from sctok.kernels.assign import nearest_centroid
 
+from .codec.trainings import make_task, write_audio
+
 CLIPS = ["speech", "music", "general"]
 
 
@@ -105,3 +107,20 @@ def test_codec_tokens_and_sound_agree(waves):
         one, other = here.decode(expected, sampler), there.decode(expected, sampler)
         assert one.shape == other.shape
         assert mel_distance(torch.from_numpy(one)[None], torch.from_numpy(other)[None]) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["codec", "grid", "vocoder"])
+def test_replayed_training_steps_are_those_taken_one_by_one(kind, tmp_path, monkeypatch):
+    inputs = write_audio(tmp_path)
+    replaying, plain = (make_task(kind, inputs, tmp_path / name, torch.device("cuda")) for name in "ab")
+    found = [replaying.train_step(step) for step in range(5)]
+    for module in ("training", "vocoder_training"):
+        monkeypatch.setattr(f"sctok.codec.{module}.captured_on_gpus", lambda function, tensors: function)
+    for step in range(5):
+        assert found[step] == pytest.approx(plain.train_step(step), rel=5e-3, abs=1e-5)
+
+
+def test_a_codec_loaded_for_inference_alone_encodes(waves):
+    with torch.inference_mode():
+        codec = Codec.load("mini", device="cuda")
+        assert codec.encode(waves[0], 16_000).tokens.any()

@@ -56,13 +56,25 @@ def task(inputs: list[str], tmp_path: Path) -> CodecTraining:
 def watched(task: CodecTraining) -> list[dict[str, Any]]:
     """Return what the task's model is asked for: one entry for each batch, filled as it trains."""
     seen: list[dict[str, Any]] = []
-    losses = task.model.losses
+    condition, backward, noise, timesteps = task.model.condition, task._backward, task._noise, task._timesteps
 
-    def watch(batch: Any, noise: Any, timestep: Any, schedule: Any, dropped: bool) -> Any:
-        seen.append({"batch": batch, "noise": noise, "timestep": timestep, "dropped": dropped})
-        return losses(batch, noise, timestep, schedule, dropped)
+    def watch_part(step: int, part: int) -> dict[str, float]:
+        seen.append({})
+        return backward(step, part)
 
-    task.model.losses = watch  # type: ignore[method-assign]
+    def watch_condition(batch: Any, dropped: bool) -> Any:
+        seen[-1] |= {"batch": batch, "dropped": dropped}
+        return condition(batch, dropped)
+
+    def note(key: str, value: Any) -> Any:
+        if seen:  # the scale is measured before the first batch
+            seen[-1][key] = value
+        return value
+
+    task._backward = watch_part  # type: ignore[method-assign]
+    task.model.condition = watch_condition  # type: ignore[method-assign]
+    task._noise = lambda *arguments: note("noise", noise(*arguments))  # type: ignore[method-assign]
+    task._timesteps = lambda *arguments: note("timestep", timesteps(*arguments))  # type: ignore[method-assign]
     return seen
 
 
@@ -183,9 +195,9 @@ def test_a_step_does_not_depend_on_the_steps_before(inputs: list[str], tmp_path:
 def test_steps_that_overflow_are_left_out(task: CodecTraining) -> None:
     task.train_step(0)
     before = state_of(task)
-    losses = task.model.losses
-    task.model.losses = lambda *arguments: {  # type: ignore[method-assign]
-        name: loss * float("inf") for name, loss in losses(*arguments).items()
+    denoise = task.model.denoise
+    task.model.denoise = lambda *arguments: {  # type: ignore[method-assign]
+        name: loss * float("inf") for name, loss in denoise(*arguments).items()
     }
     task.train_step(1)
     assert all(

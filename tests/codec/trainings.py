@@ -1,5 +1,6 @@
 """Small trainings for tests: seconds of audio, tiny models, and one name for each kind of training."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,12 @@ def codec_config(**changes: Any) -> CodecTrainingConfig:
 
 
 def codec_task(
-    inputs: list[str], folder: Path, group: Group = ALONE, crops: dict[str, Any] | None = None, **changes: Any
+    inputs: list[str],
+    folder: Path,
+    group: Group = ALONE,
+    crops: dict[str, Any] | None = None,
+    device: torch.device = CPU,
+    **changes: Any,
 ) -> CodecTraining:
     """Return the task of a tiny codec training."""
     torch.manual_seed(1)
@@ -107,19 +113,19 @@ def codec_task(
     train, held_out = split_clips(index_clips(inputs, folder))
     drawn = CropConfig(**(crops or {"packed": 0.5}))
     held = validation_crops(held_out, drawn, 3)
-    return CodecTraining(codec_config(**changes), frozen, CropSampler(train, drawn), held, CPU, group)
+    return CodecTraining(codec_config(**changes), frozen, CropSampler(train, drawn), held, device, group)
 
 
-def _vae_task(inputs: list[str], folder: Path) -> VAETraining:
+def _vae_task(inputs: list[str], folder: Path, device: torch.device = CPU) -> VAETraining:
     clips, crops = index_clips(inputs, folder), CropConfig(samples=20_480)
     config = VAETrainingConfig(model=VAE, batch_size=2, steps=6)
-    return VAETraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), CPU)
+    return VAETraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), device)
 
 
-def _vocoder_task(inputs: list[str], folder: Path) -> VocoderTraining:
+def _vocoder_task(inputs: list[str], folder: Path, device: torch.device = CPU) -> VocoderTraining:
     clips, crops = index_clips(inputs, folder), CropConfig(samples=4800)
     config = VocoderTrainingConfig(model=VocoderConfig(8, 1, 2), batch_size=2, steps=6, adversarial_after=2)
-    return VocoderTraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), CPU)
+    return VocoderTraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), device)
 
 
 GRID_CHANGES: dict[str, Any] = {
@@ -136,14 +142,19 @@ GRID_CHANGES: dict[str, Any] = {
 RANKED = {"paper": {"learning_rate": 1e-4}, "grid": {"learning_rate": 1e-4, "scale_batches": 2, **GRID_CHANGES}}
 
 
-def _grid_task(inputs: list[str], folder: Path) -> CodecTraining:
-    return codec_task(inputs, folder, cycle_steps=3, **GRID_CHANGES)
+def _grid_task(inputs: list[str], folder: Path, device: torch.device = CPU) -> CodecTraining:
+    return codec_task(inputs, folder, device=device, cycle_steps=3, **GRID_CHANGES)
 
 
-def make_task(kind: str, inputs: list[str], folder: Path) -> Task:
+def make_task(kind: str, inputs: list[str], folder: Path, device: torch.device = CPU) -> Task:
     """Return a small task of a kind: vae, vocoder, codec as in the paper, or grid, a codec as the bundled one."""
-    makers = {"vae": _vae_task, "vocoder": _vocoder_task, "codec": codec_task, "grid": _grid_task}
-    return makers[kind](inputs, folder)
+    makers: dict[str, Callable[..., Task]] = {
+        "vae": _vae_task,
+        "vocoder": _vocoder_task,
+        "codec": codec_task,
+        "grid": _grid_task,
+    }
+    return makers[kind](inputs, folder, device=device)
 
 
 def state_of(task: Task) -> dict[str, torch.Tensor]:
