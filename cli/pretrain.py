@@ -12,6 +12,8 @@ from .runs import AudioArgument, checked_name
 from .steps import StepProgress, exit_if_stopped, tell_skipped
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sctok.codec.vae import AutoencoderKL
     from sctok.codec.vae_training import VAETrainingConfig
     from sctok.codec.vocoder_training import VocoderTrainingConfig
@@ -149,9 +151,10 @@ def vae(
 
     Run it again to resume or to add steps.
     """
+    from sctok.codec.part_files import module_hash
     from sctok.codec.part_sources import open_vae
     from sctok.codec.vae import VAEConfig
-    from sctok.codec.vae_training import VAETrainingConfig, vae_hash
+    from sctok.codec.vae_training import VAETrainingConfig
 
     initial = open_vae(decoder_of, root / "codecs") if decoder_of else None
     model = VAEConfig(channels=channels, res_blocks=1, latent_channels=latent_channels, patch=patch)
@@ -163,7 +166,7 @@ def vae(
         decay_share=decay_share,
         kl_weight=kl_weight,
         seed=seed,
-        decoder_of=vae_hash(initial) if initial else None,
+        decoder_of=module_hash(initial) if initial else None,
     )
     _train_part("vae", config, audio, name, device, root, as_json, initial)
 
@@ -175,13 +178,20 @@ def vocoder(
     steps: Annotated[
         int, typer.Option(help="Optimiser steps; a finished run goes on where more are asked for.", min=1)
     ] = 3400,
-    batch_size: Annotated[int, typer.Option(help="Crops of 1 s in a step.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Crops of 1.28 s in a step.", min=1)] = 8,
     width: Annotated[int, typer.Option(help="Channels of its blocks.", min=1)] = 256,
     blocks: Annotated[int, typer.Option(help="ConvNeXt blocks.", min=1)] = 6,
     adversarial_after: Annotated[
         int, typer.Option(help="Steps of spectral distances alone, before discriminators join in.", min=0)
     ] = 2500,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.", min=0)] = 5e-4,
+    initial: Annotated[
+        str | None, typer.Option(help="Small vocoder to begin with, as train --vocoder; its sizes are taken.")
+    ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(help="VAE that half of the spectrograms go through, as train --vae: those it will be fed."),
+    ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     root: RootOption = DEFAULT_ROOT,
@@ -191,13 +201,26 @@ def vocoder(
 
     Run it again to resume or to add steps.
     """
-    from sctok.codec.vocoder import VocoderConfig
+    from sctok.codec.part_files import module_hash
+    from sctok.codec.part_sources import open_vae, open_vocoder
+    from sctok.codec.vocoder import IstftVocoder, VocoderConfig
     from sctok.codec.vocoder_training import VocoderTrainingConfig
 
+    first = open_vocoder(initial, root / "codecs") if initial else None
+    if first is not None and not isinstance(first, IstftVocoder):
+        raise typer.BadParameter(f"{initial} is not of the small kind that is trained here", param_hint="--initial")
+    through = open_vae(vae, root / "codecs") if vae else None
     config = VocoderTrainingConfig(
-        VocoderConfig(width, blocks), batch_size, steps, learning_rate, adversarial_after=adversarial_after, seed=seed
+        first.config if first else VocoderConfig(width, blocks),
+        batch_size,
+        steps,
+        learning_rate,
+        adversarial_after=adversarial_after,
+        seed=seed,
+        initial=module_hash(first) if first else None,
+        through=module_hash(through) if through else None,
     )
-    _train_part("vocoder", config, audio, name, device, root, as_json)
+    _train_part("vocoder", config, audio, name, device, root, as_json, first, through)
 
 
 def _train_part(
@@ -208,7 +231,8 @@ def _train_part(
     device: str,
     root: Path,
     as_json: bool,
-    initial: "AutoencoderKL | None" = None,
+    initial: "nn.Module | None" = None,
+    through: "AutoencoderKL | None" = None,
 ) -> None:
     from sctok.codec.crops import open_collection
     from sctok.codec.pretraining import PartRun
@@ -219,7 +243,7 @@ def _train_part(
     tune_for_training(chosen)
     with Progress("listing", unit="s of audio") as bar:
         collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update)
-    part = PartRun(config, collection, folder, chosen, tell_skipped(), initial)
+    part = PartRun(config, collection, folder, chosen, tell_skipped(), initial, through)
     say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
     loss = {"vae": "mel_error", "vocoder": "mel_distance"}[kind]
     with StepProgress(f"pretrain {kind}", part.run.step, config.steps, loss) as show:

@@ -41,6 +41,10 @@ def train(
             "--vocoder", help="A codec, a vocoder.safetensors, a published decoder.ckpt or a diffusers folder."
         ),
     ] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option("--initial", help="A codec to begin with: all parts that are not given are its own."),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option("--steps", help="Optimiser steps; a finished run goes on where more are asked for.", min=1),
@@ -72,7 +76,7 @@ def train(
     }
     books = [part.strip() for part in ",".join(codebooks).split(",")] if codebooks else None
     parts = {"encoder": encoder, "codebooks": books, "vae": vae, "vocoder": vocoder}
-    plan = _read_plan(config, settings, parts)
+    plan = _read_plan(config, settings, parts, initial)
     name = codec_name(name or f"my-{Path(config).stem}")
 
     from sctok.codec.crops import open_collection
@@ -84,7 +88,7 @@ def train(
     with join_group() as group:
         chosen = group.local_device(resolve_device(device))
         tune_for_training(chosen)
-        loaded = _load_parts(plan, root)
+        loaded = _load_parts(plan, root, initial, given={name for name, value in parts.items() if value})
         exact = resolve_precision(plan.settings.get("precision", "auto"), chosen)
         completed = plan.complete(loaded.encoder.config.width, loaded.vae.config, exact)
         with Progress("listing", unit="s of audio") as bar:
@@ -98,7 +102,7 @@ def train(
             _save(run, target, name, as_json)
 
 
-def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any]) -> "TrainingPlan":
+def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], initial: str | None) -> "TrainingPlan":
     from sctok.codec.training_config import read_plan
 
     given = [{key: value for key, value in each.items() if value is not None} for each in (settings, parts)]
@@ -106,21 +110,38 @@ def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any]) -> 
         plan = read_plan(config, *given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from None
+    if initial and parts["encoder"]:
+        raise typer.BadParameter("goes without --initial, whose own is taken", param_hint="--encoder")
     for option in ("codebooks", "vae", "vocoder"):
-        if not getattr(plan.parts, option):
+        if not initial and not getattr(plan.parts, option):
             raise typer.BadParameter("is not in the configuration and has to be given", param_hint=f"--{option}")
     return plan
 
 
-def _load_parts(plan: "TrainingPlan", root: Path) -> "TrainingParts":
-    from sctok.codec.part_sources import open_vae, open_vocoder
+def _load_parts(plan: "TrainingPlan", root: Path, initial: str | None, given: set[str]) -> "TrainingParts":
+    """Return the parts of a plan, or of the codec `initial` but for what is `given` on the command line."""
+    from sctok.codec.artefact import load_codec
+    from sctok.codec.part_sources import find_codec, open_vae, open_vocoder
     from sctok.codec.training_pipeline import TrainingParts
     from sctok.features.checkpoints import load_weights
 
-    weights = load_weights(plan.parts.encoder)
-    books = [_codebook(str(each), plan, weights, root / "codebooks") for each in plan.parts.codebooks]
     codecs = root / "codecs"
-    return TrainingParts(weights, books, open_vae(plan.parts.vae, codecs), open_vocoder(plan.parts.vocoder, codecs))
+
+    def books(encoder: "EncoderWeights") -> "list[Codebook]":
+        return [_codebook(str(each), plan, encoder, root / "codebooks") for each in plan.parts.codebooks]
+
+    if initial is None:
+        weights = load_weights(plan.parts.encoder)
+        vae, vocoder = open_vae(plan.parts.vae, codecs), open_vocoder(plan.parts.vocoder, codecs)
+        return TrainingParts(weights, books(weights), vae, vocoder)
+    first = load_codec(find_codec(initial, codecs) or initial)
+    return TrainingParts(
+        first.encoder,
+        books(first.encoder) if "codebooks" in given else first.codebooks,
+        open_vae(plan.parts.vae, codecs) if "vae" in given else first.vae,
+        open_vocoder(plan.parts.vocoder, codecs) if "vocoder" in given else first.vocoder,
+        first,
+    )
 
 
 def _codebook(wanted: str, plan: "TrainingPlan", encoder: "EncoderWeights", folder: Path) -> "Codebook":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctok import __version__
-from sctok.formats.files import FormatError, damaged
+from sctok.formats.files import FormatError, damaged, hash_arrays
 from sctok.formats.tensors import map_tensors, save_tensors
 
 from .acoustic import AcousticConfig, AcousticEncoder
@@ -127,3 +127,8 @@ class Cast(Mapping[str, Array]):
 def arrays_of(module: nn.Module) -> dict[str, Array]:
     """Return the tensors of a module by name; on a CPU they share its memory."""
     return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
+
+
+def module_hash(module: nn.Module) -> str:
+    """Return the hash of a module's tensors."""
+    return hash_arrays(arrays_of(module))

@@ -24,7 +24,7 @@ def open_vae(source: str, codecs: Path | None = None) -> AutoencoderKL:
     Raises:
         ValueError: there is none, or it is damaged or no VAE; the message says what.
     """
-    place = _codec(source, codecs)
+    place = find_codec(source, codecs)
     if place is not None:
         return load_codec(place).vae
     path = Path(source)
@@ -37,7 +37,7 @@ def open_vae(source: str, codecs: Path | None = None) -> AutoencoderKL:
 
 def open_vocoder(source: str, codecs: Path | None = None) -> nn.Module:
     """Return a vocoder on the CPU, float32 in evaluation mode; arguments and errors are those of `open_vae`."""
-    place = _codec(source, codecs)
+    place = find_codec(source, codecs)
     if place is not None:
         return load_codec(place).vocoder
     path = Path(source)
@@ -48,7 +48,7 @@ def open_vocoder(source: str, codecs: Path | None = None) -> nn.Module:
     return load_vocoder(path)
 
 
-def _codec(source: str, codecs: Path | None) -> Path | str | None:
+def find_codec(source: str, codecs: Path | None) -> Path | str | None:
     """Return what `load_codec` takes where a source is a codec: one of the user's own comes before a bundled one."""
     for folder in [codecs / source] if codecs else []:
         if (folder / INFO_FILE).is_file():

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .crops import Collection, CropConfig, CropSampler, Skipped
 from .part_files import arrays_of, save_part
 from .training_run import Schedule, TrainingRun
 from .vae import AutoencoderKL
 from .vae_training import VAETraining, VAETrainingConfig
+from .vocoder import IstftVocoder
 from .vocoder_training import VocoderTraining, VocoderTrainingConfig
 
 VAE_CROPS = CropConfig(packed=0.8, level="random")
-VOCODER_CROPS = CropConfig(samples=16_000, packed=0.9, level="random")
+VOCODER_CROPS = CropConfig(samples=20_480, packed=0.9, level="random")  # 128 frames, which all VAEs divide
 VOCODER_VALIDATION = CropConfig(samples=48_000)
 VALIDATION_CROPS = 32
 VALIDATE_EVERY = 250
@@ -31,23 +33,27 @@ class PartRun:
         folder: Path,
         device: torch.device,
         skipped: Skipped = lambda path, reason: None,
-        initial: AutoencoderKL | None = None,
+        initial: nn.Module | None = None,
+        through: AutoencoderKL | None = None,
     ) -> None:
         """Set the training up, or continue from its checkpoint. Raises ValueError where that is of another training.
 
-        initial: the VAE whose decoder is trained on.
+        initial: the VAE whose decoder is trained on, or the vocoder to begin with. through: as in
+        `VocoderTrainingConfig`.
         """
         self.config, self.collection = config, collection
         self.task: VAETraining | VocoderTraining
         if isinstance(config, VAETrainingConfig):
             drawn = CropConfig(**{**asdict(VAE_CROPS), "seed": config.seed})
             crops, held = CropSampler(collection.train, drawn, skipped), collection.validation(drawn, VALIDATION_CROPS)
+            assert initial is None or isinstance(initial, AutoencoderKL)
             self.task = VAETraining(config, crops, held, device, initial)
         else:
             drawn = CropConfig(**{**asdict(VOCODER_CROPS), "seed": config.seed})
             crops = CropSampler(collection.train, drawn, skipped)
             held = collection.validation(VOCODER_VALIDATION, VALIDATION_CROPS)
-            self.task = VocoderTraining(config, crops, held, device)
+            assert initial is None or isinstance(initial, IstftVocoder)
+            self.task = VocoderTraining(config, crops, held, device, initial, through)
         self.run = TrainingRun(self.task, folder, {**asdict(config), "crops": asdict(drawn)})
 
     def train(self, progress: Callable[[dict[str, Any]], None], validate_every: int = VALIDATE_EVERY) -> int:

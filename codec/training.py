@@ -189,6 +189,7 @@ class CodecTraining(Task):
         torch.manual_seed(config.seed)
         self.model = Trained(config).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.average.acoustic.encoder.flatten_parameters()  # as GPUs want them, which copies are not
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sctok.features.checkpoints import EncoderWeights
 from sctok.formats.codebooks import Codebook, codebook_hash
@@ -15,28 +15,37 @@ from sctok.kmeans_tools.distributed import ALONE, Group
 
 from .artefact import CodecParts, describe_codec, save_codec
 from .crops import Collection, CropSampler, Skipped
-from .part_files import arrays_of
+from .part_files import arrays_of, module_hash
 from .samplers import SamplerConfig
 from .training import CodecTraining, CodecTrainingConfig, Frozen
 from .training_config import RunConfig, TrainingPlan
 from .training_run import Schedule, TrainingRun
 from .training_samples import Heard, Listening
+from .training_state import mismatches
 from .vae import AutoencoderKL
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingParts:
-    """What a training does not change, and the vocoder that its results are heard through."""
+    """What a training does not change, and the vocoder that its results are heard through.
+
+    initial: a codec whose weights and noise schedule the training begins with.
+    """
 
     encoder: EncoderWeights
     codebooks: Sequence[Codebook]
     vae: AutoencoderKL
     vocoder: nn.Module
+    initial: CodecParts | None = None
 
     def hashes(self) -> dict[str, Any]:
         """Return what identifies the parts that decide what is learned."""
         books = [codebook_hash(book) for book in self.codebooks]
-        return {"encoder": self.encoder.hash, "codebooks": books, "vae": hash_arrays(arrays_of(self.vae))}
+        found = {"encoder": self.encoder.hash, "codebooks": books, "vae": module_hash(self.vae)}
+        if self.initial:
+            arrays = {name: value.numpy() for name, value in _trained_tensors(self.initial).items()}
+            found["initial"] = hash_arrays(arrays)
+        return found
 
 
 class CodecRun:
@@ -62,6 +71,10 @@ class CodecRun:
         self.task = CodecTraining(config, frozen, crops, held_out, device, group)
         settings = {**config.to_json(), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
         self.run = TrainingRun(self.task, folder, settings, group)
+        if parts.initial:
+            self.task.schedule = parts.initial.schedule
+            if self.run.step == 0:
+                begin_with(self.task, parts.initial)
 
     def _check(self, parts: TrainingParts) -> None:
         for book in parts.codebooks:
@@ -95,6 +108,37 @@ class CodecRun:
         parts = trained_codec(self.task, self.parts, name, provenance)
         save_codec(folder, parts, overwrite=True)
         return parts
+
+
+def begin_with(task: CodecTraining, codec: CodecParts) -> None:
+    """Give what a training trains, and the averages of it, the weights of a codec, and the latent's scale.
+
+    Raises ValueError where its condition has another order or its VAE other latents, or naming every tensor that does
+    not fit.
+    """
+    if codec.info.order != task.config.order:
+        raise ValueError(
+            f"the condition of {codec.info.name} has the {codec.info.order} order, not {task.config.order}"
+        )
+    for part in ("encoder", "quant_conv"):
+        ours, theirs = (arrays_of(getattr(vae, part)) for vae in (task.vae, codec.vae))
+        if hash_arrays(ours) != hash_arrays(theirs):
+            raise ValueError(
+                f"the latents of the VAE are not those that {codec.info.name} knows: take a VAE whose decoder alone "
+                "was trained on (sctok pretrain vae --decoder-of)"
+            )
+    given = _trained_tensors(codec)
+    shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (task.model.state_dict(), given)]
+    if problems := mismatches(*shapes):
+        raise ValueError(f"the codec {codec.info.name} does not fit the configuration: {'; '.join(problems)}")
+    for model in (task.model, task.average):
+        model.load_state_dict(given)
+
+
+def _trained_tensors(codec: CodecParts) -> dict[str, Tensor]:
+    modules = {"acoustic": codec.acoustic, "unet": codec.unet} | ({"grid": codec.grid} if codec.grid else {})
+    tensors = {f"{name}.{key}": value for name, each in modules.items() for key, value in each.state_dict().items()}
+    return tensors | {"scale_factor": torch.tensor(codec.scale_factor)}
 
 
 def listening(task: CodecTraining, vocoder: nn.Module, run: RunConfig, heard: Heard | None = None) -> Listening:

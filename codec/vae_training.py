@@ -8,18 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctok.audio.mel import log_mel
-from sctok.formats.files import hash_arrays
 
 from .crops import CropSampler
+from .part_files import module_hash
 from .training_run import Task, check_training, descend, warm_up_and_decay
 from .vae import AutoencoderKL, VAEConfig, sample_posterior
 
 MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
-
-
-def vae_hash(vae: AutoencoderKL) -> str:
-    """Return the hash of a VAE's tensors."""
-    return hash_arrays({name: value.numpy(force=True) for name, value in vae.state_dict().items()})
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class VAETraining(Task):
         device: torch.device,
         initial: AutoencoderKL | None = None,
     ) -> None:
-        if (vae_hash(initial) if initial else None) != config.decoder_of:
+        if (module_hash(initial) if initial else None) != config.decoder_of:
             raise ValueError(f"the configuration trains the decoder of the VAE {config.decoder_of}, not of this one")
         self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
         torch.manual_seed(config.seed)

@@ -16,7 +16,9 @@ from sctok.kernels.cuda_graphs import captured_on_gpus
 
 from .crops import CropSampler
 from .losses import mel_distance, stft_distance
+from .part_files import module_hash
 from .training_run import Task, check_training, descend, warm_up_and_decay
+from .vae import AutoencoderKL
 from .vocoder import IstftVocoder, VocoderConfig
 
 Result = TypeVar("Result")
@@ -31,6 +33,8 @@ class VocoderTrainingConfig:
     """Everything that decides what a vocoder learns.
 
     From step `adversarial_after` on, hinge and feature-matching losses of three discriminators join the distances.
+    initial: the hash of a vocoder to begin with. through: that of a VAE which the spectrograms of half of each batch
+    go through, so that the vocoder learns what it will be fed.
     """
 
     model: VocoderConfig = field(default_factory=VocoderConfig)
@@ -44,6 +48,8 @@ class VocoderTrainingConfig:
     matching_weight: float = 0.5
     gradient_clip: float = 10.0
     seed: int = 0
+    initial: str | None = None
+    through: str | None = None
 
     def __post_init__(self) -> None:
         weights = ("learning_rate", "warm_up", "adversarial_after", "adversarial_weight", "matching_weight")
@@ -54,11 +60,23 @@ class VocoderTraining(Task):
     """The task of training a vocoder (see `training_run.Task`)."""
 
     def __init__(
-        self, config: VocoderTrainingConfig, crops: CropSampler, held_out: NDArray[np.float32], device: torch.device
+        self,
+        config: VocoderTrainingConfig,
+        crops: CropSampler,
+        held_out: NDArray[np.float32],
+        device: torch.device,
+        initial: IstftVocoder | None = None,
+        through: AutoencoderKL | None = None,
     ) -> None:
+        for name, given in (("initial", initial), ("through", through)):
+            if (module_hash(given) if given else None) != getattr(config, name):
+                raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not what is given")
         self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
+        self.through = through.to(device).eval().requires_grad_(False) if through else None
         torch.manual_seed(config.seed)
         self.model = IstftVocoder(config.model).to(device)
+        if initial:
+            self.model.load_state_dict(initial.state_dict())
         self.judges = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
         self._functions: dict[str, Callable[[Tensor], Any]] = {}
@@ -116,14 +134,23 @@ class VocoderTraining(Task):
         return losses, torch.autograd.grad(loss, list(self.model.parameters()))
 
     def _distances(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        fake = self.model(log_mel(real))
+        fake = self.model(self._heard(real))
         mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
         return fake, {"mel_distance": mel.detach(), "stft_distance": stft.detach()}, mel + 0.3 * stft
+
+    @torch.no_grad()
+    def _heard(self, real: Tensor) -> Tensor:
+        """Return the spectrograms that the vocoder trains on."""
+        mel = log_mel(real)
+        if self.through is None:
+            return mel
+        half = len(mel) // 2
+        return torch.cat((self.through.decode(self.through.encode(mel[:half, None])[0])[:, 0], mel[half:]))
 
     def _judge_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
         """Return the hinge loss of the discriminators and the gradients of their parameters."""
         with torch.no_grad():
-            fake = self.model(log_mel(real))
+            fake = self.model(self._heard(real))
         loss = self._judging(real, fake)
         return loss.detach(), torch.autograd.grad(loss, list(self.judges.parameters()))
 

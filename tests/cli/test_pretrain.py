@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sctok.cli.app import main
-from sctok.codec.part_files import load_vae, load_vocoder
+from sctok.codec.part_files import load_vae, load_vocoder, module_hash
 from sctok.codec.part_sources import open_vae, open_vocoder
 from sctok.formats.tensors import read_header
 
@@ -57,6 +57,23 @@ def test_what_was_trained_is_what_is_saved(folder: Path) -> None:
     with torch.no_grad():
         mel = vae.decode(vae.encode(torch.zeros(1, 1, 64, 64))[0])
         assert vocoder(mel[:, 0]).shape == (1, 64 * 160)
+
+
+def test_a_vocoder_that_goes_on_from_another_behind_a_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("vae", "--steps", 1) == 0
+    assert run("vocoder", "--steps", 1) == 0
+    vae, vocoder = (f"sctok-data/pretrain/{kind}/{kind}.safetensors" for kind in TINY)
+    more = ("--vae", vae, "--batch-size", 2, "--name", "second", "--steps", 2)
+    assert run("vocoder", "--initial", vocoder, "--learning-rate", 0, *more) == 0
+    second = "sctok-data/pretrain/second/vocoder.safetensors"
+    for name, value in load_vocoder(Path(vocoder)).state_dict().items():
+        assert torch.equal(load_vocoder(Path(second)).state_dict()[name], value)
+    trained = read_header(second)[0]["trained"]
+    assert trained["through"] == module_hash(load_vae(Path(vae)))
+    assert trained["initial"] == module_hash(load_vocoder(Path(vocoder)))
+    assert run("vocoder", *more, "--learning-rate", 0) == 1
+    assert "other settings (initial)" in capsys.readouterr().err
+    assert run("vocoder", "--initial", vae) == 1
 
 
 def test_other_sizes_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

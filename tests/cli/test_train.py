@@ -67,6 +67,24 @@ def test_a_codec_and_a_run_that_goes_on(folder: Path, capsys: pytest.CaptureFixt
     assert load_codec("sctok-data/codecs/my-tiny").info.token_hash != before.info.token_hash
 
 
+def test_a_training_that_begins_with_a_codec(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments()) == 0
+    further = ["train", "a", "b", "--config", "tiny.toml", "--initial", "my-tiny", "--name", "second"]
+    for part in ("vae.safetensors", "vocoder.safetensors", "encoder.safetensors"):
+        (folder / part).unlink()  # the codec has its own
+    assert main([*further, "--device", "cpu"]) == 0
+    first, second = (load_codec(f"sctok-data/codecs/{name}") for name in ("my-tiny", "second"))
+    assert sorted(book.k for book in second.codebooks) == [8, 12]
+    assert second.encoder.hash == first.encoder.hash
+    assert second.info.token_hash != first.info.token_hash
+    assert "initial" in second.info.provenance["trained"]["parts"]
+    capsys.readouterr()
+    assert main([*further, "--encoder", "mini"]) == 2
+    assert "goes without --initial" in capsys.readouterr().err
+    assert main([*further, "--initial", "nowhere"]) == 1
+    assert "nowhere is neither a bundled codec" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -16,7 +16,7 @@ from sctok.kernels.devices import cpu_supports
 from sctok.kmeans_tools.distributed import Group
 
 from ..kmeans_tools.ranks import run_ranks
-from .trainings import GRID, UNET_AND_GRID, codec_config, codec_task, make_task, state_of, write_audio
+from .trainings import GRID, GRID_CHANGES, UNET_AND_GRID, codec_config, codec_task, make_task, state_of, write_audio
 
 _RANKS = """
 import os
@@ -85,6 +85,25 @@ def test_the_loss_is_reconstruction_and_commitment(task: CodecTraining) -> None:
     assert losses.keys() == {"reconstruction", "commitment"}
     assert batch["batch"].latent.shape == (2, 2, 64, 4)
     assert batch["noise"].shape == batch["batch"].latent.shape
+
+
+def test_gradients_are_those_of_the_weighted_sum_of_all_losses(inputs: list[str], tmp_path: Path) -> None:
+    changes = {**GRID_CHANGES, "estimate_weight": 0.7, "condition_dropout": 0.0}
+    found, expected = (codec_task(inputs, tmp_path, **changes) for _ in range(2))
+    found._descend = lambda step: None  # type: ignore[method-assign]
+    found.train_step(0)
+    expected._measure_scale()
+    expected.model.train()
+    for part in range(2):
+        batch = expected._batch(0, 2 * part)
+        noise, timestep = expected._noise((0, 2 * part), batch.latent.shape), expected._timesteps(0, 2 * part)
+        losses = expected.model.losses(batch, noise, timestep, expected.schedule, dropped=False)
+        total = losses["reconstruction"] + losses["commitment"] + 0.7 * losses["estimate"]
+        (total / 2).backward()
+    for (name, ours), theirs in zip(found.model.named_parameters(), expected.model.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_one_of_the_codebooks_is_drawn_for_each_batch(task: CodecTraining) -> None:

@@ -1,6 +1,7 @@
 """From audio to a codec folder: what a training leaves behind, and how it sounds on the way."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from sctok.codec.artefact import load_codec
+from sctok.codec.artefact import CodecParts, load_codec
 from sctok.codec.crops import open_collection
+from sctok.codec.schedule import Schedule as NoiseSchedule
 from sctok.codec.training_config import read_plan
 from sctok.codec.training_log import TensorBoard
-from sctok.codec.training_pipeline import CodecRun, TrainingParts
+from sctok.codec.training_pipeline import CodecRun, TrainingParts, begin_with
 from sctok.codec.training_run import Schedule
+from sctok.codec.tunet import TUNet
 from sctok.codec.vae import AutoencoderKL
 from sctok.codec.vocoder import IstftVocoder, VocoderConfig
 from sctok.features.checkpoints import EncoderWeights
@@ -89,6 +92,46 @@ def test_other_parts_are_refused(inputs: list[str], tmp_path: Path) -> None:
         parts.vae.post_quant_conv.bias += 1
     with pytest.raises(ValueError, match=r"other settings \(parts\.vae\)"):
         tiny_run(inputs, tmp_path, parts)
+
+
+def begun(inputs: list[str], folder: Path, **settings: Any) -> tuple[CodecRun, CodecParts]:
+    """Return a run that begins with a codec that another has trained, and that codec."""
+    (folder / "first").mkdir()
+    first = tiny_run(inputs, folder / "first")
+    first.train(lambda row: None)
+    first.save(folder / "codec", "first")
+    codec = load_codec(folder / "codec")
+    linear = replace(codec, schedule=NoiseSchedule.linear())
+    parts = TrainingParts(linear.encoder, linear.codebooks, linear.vae, linear.vocoder, linear)
+    return tiny_run(inputs, folder, parts, **settings), linear
+
+
+def test_a_training_begins_with_a_codec(inputs: list[str], tmp_path: Path) -> None:
+    run, codec = begun(inputs, tmp_path)
+    for model in (run.task.model, run.task.average):
+        for name, value in codec.unet.state_dict().items():
+            assert torch.equal(model.unet.state_dict()[name], value)
+        assert torch.equal(model.acoustic.quantizer.codes, codec.acoustic.quantizer.codes)
+        assert float(model.scale_factor) == pytest.approx(codec.scale_factor)
+    assert run.train(lambda row: None) == 0
+    again = tiny_run(inputs, tmp_path, run.parts, steps=5)
+    assert again.run.step == 4
+    assert torch.equal(again.task.model.unet.state_dict()[name], run.task.model.unet.state_dict()[name])
+    assert not torch.equal(again.task.model.unet.state_dict()[name], value)
+    assert torch.equal(again.task.schedule.alphas_cumprod, codec.schedule.alphas_cumprod)
+    with pytest.raises(ValueError, match=r"other settings \(parts\.initial\)"):
+        tiny_run(inputs, tmp_path, replace(run.parts, initial=None))
+
+
+def test_a_codec_of_other_sizes_is_no_beginning(inputs: list[str], tmp_path: Path) -> None:
+    run, codec = begun(inputs, tmp_path)
+    unet = TUNet(replace(codec.unet.config, head_width=4, model_channels=12))
+    with pytest.raises(ValueError, match=r"first does not fit .*unet\.time_embed\.0\.weight has shape \(48, 12\)"):
+        begin_with(run.task, replace(codec, unet=unet))
+    with pytest.raises(ValueError, match="the latents of the VAE are not those that first knows"):
+        begin_with(run.task, replace(codec, vae=AutoencoderKL(VAE)))
+    with pytest.raises(ValueError, match="the paper order, not published"):
+        begin_with(run.task, replace(codec, info=replace(codec.info, order="paper")))
 
 
 def test_codebooks_of_another_encoder_or_rate_are_refused(inputs: list[str], tmp_path: Path) -> None:

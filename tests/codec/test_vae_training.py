@@ -9,8 +9,9 @@ import torch
 
 from sctok.audio.mel import log_mel
 from sctok.codec.crops import CropConfig, CropSampler, index_clips
+from sctok.codec.part_files import module_hash
 from sctok.codec.vae import AutoencoderKL
-from sctok.codec.vae_training import MINI, VAETraining, VAETrainingConfig, vae_hash
+from sctok.codec.vae_training import MINI, VAETraining, VAETrainingConfig
 
 from .trainings import CPU, VAE, make_task, write_audio
 
@@ -68,7 +69,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 def test_a_decoder_is_trained_on_without_moving_the_latents(tmp_path: Path) -> None:
     first = AutoencoderKL(VAE)
-    task = tiny_task(tmp_path, first, decoder_of=vae_hash(first), learning_rate=1e-2)
+    task = tiny_task(tmp_path, first, decoder_of=module_hash(first), learning_rate=1e-2)
     task.train_step(0)
     moved = {
         name.split(".")[0]

@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sctok.audio.mel import log_mel
 from sctok.codec.crops import CropConfig, CropSampler, index_clips
+from sctok.codec.part_files import module_hash
 from sctok.codec.training_run import descend
+from sctok.codec.vae import AutoencoderKL
 from sctok.codec.vocoder import VocoderConfig
 from sctok.codec.vocoder_training import SpectrogramDiscriminator, VocoderTraining, VocoderTrainingConfig
 
-from .trainings import CPU, write_audio
+from .trainings import CPU, VAE, write_audio
 
 
 def tiny_task(folder: Path, **changes: Any) -> VocoderTraining:
@@ -54,6 +58,22 @@ def test_the_vocoder_step_leaves_the_discriminators_alone(tmp_path: Path) -> Non
     task.train_step(0)
     assert all(map(torch.equal, before[0], weights(task.judges)))
     assert not all(map(torch.equal, before[1], weights(task.model)))
+
+
+def test_half_of_the_spectrograms_go_through_a_vae(tmp_path: Path) -> None:
+    vae = AutoencoderKL(VAE)
+    clips, crops = index_clips(write_audio(tmp_path), tmp_path), CropConfig(samples=5120)
+    config = VocoderTrainingConfig(VocoderConfig(16, 1, 2), batch_size=2, through=module_hash(vae))
+    with pytest.raises(ValueError, match=r"through is .* in the configuration, not what is given"):
+        VocoderTraining(config, CropSampler(clips, crops), np.zeros((1, 5120), np.float32), CPU)
+    task = VocoderTraining(config, CropSampler(clips, crops), np.zeros((1, 5120), np.float32), CPU, through=vae)
+    real = torch.randn(2, 5120)
+    heard, mel = task._heard(real), log_mel(real)
+    assert torch.equal(heard[1], mel[1])
+    assert torch.equal(heard[:1], vae.decode(vae.encode(mel[:1, None])[0])[:, 0])
+    before = [value.clone() for value in vae.state_dict().values()]
+    assert task.train_step(0)["mel_distance"] > 0
+    assert all(map(torch.equal, before, vae.state_dict().values()))
 
 
 def test_discriminators_learn_to_tell_noise_from_tones(tmp_path: Path) -> None:
