@@ -11,7 +11,6 @@ from .windows import FRAME_SHIFT, SAMPLE_RATE
 DECODER_BINS = 64
 FFT_SIZE = 1024
 LOG_FLOOR = 1e-5
-LOG_SILENCE = -11.512925464970229  # ln(1e-5): a bin without sound
 
 
 def log_mel(waves: Tensor) -> Tensor:
