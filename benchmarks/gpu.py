@@ -40,7 +40,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--quick", action="store_true", help="one shape, no large checks")
-    parser.add_argument("--shapes", help="dimensions and centroids, such as 768x1024,3072x4096, instead of the nine")
+    parser.add_argument(
+        "--shapes", type=shapes_option, help="dimensions and centroids, such as 768x1024,3072x4096, instead of the nine"
+    )
     parser.add_argument("--operands", default=",".join(OPERANDS), help="that are checked and timed")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -53,10 +55,11 @@ def main() -> int:
         print("\n".join(failures), file=sys.stderr)
         return 1
     device = torch.cuda.get_device_name()
-    print(f"{device}, {args.points} points, median of {REPEATS}, all checks passed")
+    print(f"{device}, {args.points} points, median of {REPEATS}, all checks of these operands passed")
     print(f"{'D':>5} {'K':>6} {'system':40s} {'ms':>9} {'TFLOP/s':>8} {'roofline':>9}")
     rows = []
-    for dim, k in chosen_shapes(args.shapes, args.quick):
+    nine = [(dim, k) for dim in (768, 1536, 3072) for k in (1024, 4096, 16_384)]
+    for dim, k in args.shapes or ([(768, 16_384)] if args.quick else nine):
         for row in measure(args.points, k, dim, operands):
             share = "-" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
             print(f"{dim:5} {k:6} {row['system']:40s} {row['ms']:9.3f} {row['tflops']:8.1f} {share:>9}", flush=True)
@@ -67,11 +70,12 @@ def main() -> int:
     return 0
 
 
-def chosen_shapes(given: str | None, quick: bool) -> list[tuple[int, int]]:
-    """Return dimensions and centroids of what is measured."""
-    if given:
-        return [(int(dim), int(k)) for dim, k in (shape.split("x") for shape in given.split(","))]
-    return [(768, 16_384)] if quick else [(dim, k) for dim in (768, 1536, 3072) for k in (1024, 4096, 16_384)]
+def shapes_option(text: str) -> list[tuple[int, int]]:
+    """Return the dimensions and centroids of an option such as 768x1024,3072x4096."""
+    pairs = [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(text)
+    return [(dim, k) for dim, k in pairs]
 
 
 def check(operands: list[str], *, large: bool) -> list[str]:

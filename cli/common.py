@@ -32,6 +32,13 @@ def one_of(*names: str) -> Callable[[str], str]:
     return check
 
 
+def not_empty(value: str | None) -> str | None:
+    """Check that an option that is given has a value."""
+    if value == "":
+        raise typer.BadParameter("is empty")
+    return value
+
+
 def device_names(value: str) -> str:
     """Check that an option's value names devices, whether they are there or not."""
     if not re.fullmatch(r"auto|all|(cpu|cuda(:\d+)?)(, *(cpu|cuda(:\d+)?))*", value):

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, SeedOption, emit, say
+from .common import (
+    DEFAULT_ROOT,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    Progress,
+    RootOption,
+    SeedOption,
+    emit,
+    not_empty,
+    say,
+)
 from .runs import AudioArgument, checked_name
 from .steps import StepProgress, exit_if_stopped, tell_skipped
 
@@ -186,11 +197,15 @@ def vocoder(
     ] = 2500,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.", min=0)] = 5e-4,
     initial: Annotated[
-        str | None, typer.Option(help="Small vocoder to begin with, as train --vocoder; its sizes are taken.")
+        str | None,
+        typer.Option(help="Small vocoder to begin with, as train --vocoder; its sizes are taken.", callback=not_empty),
     ] = None,
     vae: Annotated[
         str | None,
-        typer.Option(help="VAE that half of the spectrograms go through, as train --vae: those it will be fed."),
+        typer.Option(
+            help="VAE that half of the spectrograms go through, as train --vae: those it will be fed.",
+            callback=not_empty,
+        ),
     ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .codecs import codec_name
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, emit, say
+from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, emit, not_empty, say
 from .runs import AudioArgument
 from .steps import StepProgress, exit_if_stopped, tell_skipped
 
@@ -43,7 +43,9 @@ def train(
     ] = None,
     initial: Annotated[
         str | None,
-        typer.Option("--initial", help="A codec to begin with: all parts that are not given are its own."),
+        typer.Option(
+            "--initial", help="A codec to begin with: all parts that are not given are its own.", callback=not_empty
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -88,9 +90,10 @@ def train(
     with join_group() as group:
         chosen = group.local_device(resolve_device(device))
         tune_for_training(chosen)
-        loaded = _load_parts(plan, root, initial, given={name for name, value in parts.items() if value})
+        loaded = _load_parts(plan, root, initial, given={part for part, value in parts.items() if value})
         exact = resolve_precision(plan.settings.get("precision", "auto"), chosen)
         completed = plan.complete(loaded.encoder.config.width, loaded.vae.config, exact)
+        loaded.check(completed)
         with Progress("listing", unit="s of audio") as bar:
             collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update, group)
         run = CodecRun(plan, completed, loaded, collection, folder, chosen, group, tell_skipped())
@@ -111,7 +114,7 @@ def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], ini
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from None
     if initial and parts["encoder"]:
-        raise typer.BadParameter("goes without --initial, whose own is taken", param_hint="--encoder")
+        raise typer.BadParameter("--initial has its own encoder, leave this out", param_hint="--encoder")
     for option in ("codebooks", "vae", "vocoder"):
         if not initial and not getattr(plan.parts, option):
             raise typer.BadParameter("is not in the configuration and has to be given", param_hint=f"--{option}")

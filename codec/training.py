@@ -234,7 +234,7 @@ class CodecTraining(Task):
         torch._foreach_zero_(self._kept_gradients())
 
     def _kept_gradients(self) -> list[Tensor]:
-        """Return the gradients of what denoises, which stay where they lie: `_denoising_gradients` adds to them."""
+        """Return the gradients of what denoises. They stay where they lie: a captured graph adds to them there."""
         parameters = self.model.denoising_parameters()
         for parameter in parameters:
             if parameter.grad is None:
@@ -375,7 +375,9 @@ class CodecTraining(Task):
         """Return the timesteps int64 (batch,) of a batch: each depends on the seed and (step, first + i) alone."""
         timesteps, generator = torch.empty(self.config.batch_size, dtype=torch.long), torch.Generator()
         for i, row in enumerate(timesteps):
-            row.random_(0, 1000, generator=generator.manual_seed(_seed(self.config.seed, _TIME, step, first + i)))
+            row.random_(
+                0, len(self.schedule), generator=generator.manual_seed(_seed(self.config.seed, _TIME, step, first + i))
+            )
         return timesteps
 
 

@@ -13,15 +13,17 @@ from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.files import hash_arrays
 from sctok.kmeans_tools.distributed import ALONE, Group
 
+from .acoustic import AcousticConfig
 from .artefact import CodecParts, describe_codec, save_codec
 from .crops import Collection, CropSampler, Skipped
-from .part_files import arrays_of, module_hash
+from .grid import GridConfig
+from .part_files import module_hash
 from .samplers import SamplerConfig
 from .training import CodecTraining, CodecTrainingConfig, Frozen
 from .training_config import RunConfig, TrainingPlan
 from .training_run import Schedule, TrainingRun
 from .training_samples import Heard, Listening
-from .training_state import mismatches
+from .tunet import TUNetConfig
 from .vae import AutoencoderKL
 
 
@@ -43,9 +45,43 @@ class TrainingParts:
         books = [codebook_hash(book) for book in self.codebooks]
         found = {"encoder": self.encoder.hash, "codebooks": books, "vae": module_hash(self.vae)}
         if self.initial:
-            arrays = {name: value.numpy() for name, value in _trained_tensors(self.initial).items()}
-            found["initial"] = hash_arrays(arrays)
+            tensors = _trained_tensors(self.initial) | self.initial.schedule.buffers()
+            found["initial"] = hash_arrays({name: value.numpy() for name, value in tensors.items()})
         return found
+
+    def check(self, config: CodecTrainingConfig) -> None:
+        """Raise ValueError where the codebooks do not fit, or `initial` is no beginning of such a training."""
+        for book in self.codebooks:
+            if book.metadata.token_rate != config.token_rate:
+                raise ValueError(
+                    f"the codebook of {book.k} centroids is for {book.metadata.token_rate} tokens per second, "
+                    f"the codec for {config.token_rate}"
+                )
+            if book.metadata.encoder_hash != self.encoder.hash:
+                raise ValueError(
+                    f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
+                    f"({book.metadata.encoder_hash}), not with {self.encoder.name} ({self.encoder.hash}); "
+                    "cluster features of that encoder that were extracted with --padding keep"
+                )
+        if self.initial:
+            self._check_initial(self.initial, config)
+
+    def _check_initial(self, codec: CodecParts, config: CodecTrainingConfig) -> None:
+        name = codec.info.name
+        if codec.encoder.hash != self.encoder.hash:
+            raise ValueError(f"{name} was trained with the encoder {codec.encoder.hash}, not with {self.encoder.hash}")
+        ours = _sizes(config.acoustic, config.unet, config.grid) | {"order": config.order}
+        theirs = _sizes(codec.acoustic.config, codec.unet.config, codec.grid.config if codec.grid else None)
+        theirs["order"] = codec.info.order
+        if differing := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
+            told = ", ".join(f"{key} {theirs.get(key)} instead of {ours.get(key)}" for key in differing)
+            raise ValueError(f"the configuration is not that of {name}, which has {told}: train with its settings")
+        for part in ("encoder", "quant_conv"):
+            if module_hash(getattr(self.vae, part)) != module_hash(getattr(codec.vae, part)):
+                raise ValueError(
+                    f"the latents of the VAE are not those that {name} knows: take a VAE whose decoder alone was "
+                    "trained on (sctok pretrain vae --decoder-of)"
+                )
 
 
 class CodecRun:
@@ -64,7 +100,7 @@ class CodecRun:
     ) -> None:
         """Set the training up, or continue from its checkpoint. Raises ValueError where that is of another training."""
         self.plan, self.config, self.parts, self.collection = plan, config, parts, collection
-        self._check(parts)
+        parts.check(config)
         crops = CropSampler(collection.train, plan.crops, skipped, plan.run.readers)
         held_out = collection.validation(plan.crops, plan.run.validation_windows)
         frozen = Frozen(parts.encoder.build(), parts.codebooks, parts.vae)
@@ -75,20 +111,6 @@ class CodecRun:
             self.task.schedule = parts.initial.schedule
             if self.run.step == 0:
                 begin_with(self.task, parts.initial)
-
-    def _check(self, parts: TrainingParts) -> None:
-        for book in parts.codebooks:
-            if book.metadata.token_rate != self.plan.token_rate:
-                raise ValueError(
-                    f"the codebook of {book.k} centroids is for {book.metadata.token_rate} tokens per second, "
-                    f"the codec for {self.plan.token_rate}"
-                )
-            if book.metadata.encoder_hash != parts.encoder.hash:
-                raise ValueError(
-                    f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
-                    f"({book.metadata.encoder_hash}), not with {parts.encoder.name} ({parts.encoder.hash}); "
-                    "cluster features of that encoder that were extracted with --padding keep"
-                )
 
     def train(self, progress: Callable[[dict[str, Any]], None], heard: Heard | None = None) -> int:
         """Train to the last step, as `TrainingRun.run`; `heard` is that of `Listening`."""
@@ -111,28 +133,17 @@ class CodecRun:
 
 
 def begin_with(task: CodecTraining, codec: CodecParts) -> None:
-    """Give what a training trains, and the averages of it, the weights of a codec, and the latent's scale.
-
-    Raises ValueError where its condition has another order or its VAE other latents, or naming every tensor that does
-    not fit.
-    """
-    if codec.info.order != task.config.order:
-        raise ValueError(
-            f"the condition of {codec.info.name} has the {codec.info.order} order, not {task.config.order}"
-        )
-    for part in ("encoder", "quant_conv"):
-        ours, theirs = (arrays_of(getattr(vae, part)) for vae in (task.vae, codec.vae))
-        if hash_arrays(ours) != hash_arrays(theirs):
-            raise ValueError(
-                f"the latents of the VAE are not those that {codec.info.name} knows: take a VAE whose decoder alone "
-                "was trained on (sctok pretrain vae --decoder-of)"
-            )
-    given = _trained_tensors(codec)
-    shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (task.model.state_dict(), given)]
-    if problems := mismatches(*shapes):
-        raise ValueError(f"the codec {codec.info.name} does not fit the configuration: {'; '.join(problems)}")
+    """Give what a training trains, and its averages, the weights of a codec of its sizes, and the latent's scale."""
     for model in (task.model, task.average):
-        model.load_state_dict(given)
+        model.load_state_dict(_trained_tensors(codec))
+
+
+def _sizes(acoustic: AcousticConfig, unet: TUNetConfig, grid: GridConfig | None) -> dict[str, Any]:
+    """Return the numbers that decide the shapes of what is trained, named as in a configuration file."""
+    found = {"hidden": acoustic.hidden_width, "acoustic_width": acoustic.quantizer.dim}
+    found |= {name: getattr(acoustic, name) for name in ("feature_width", "layers", "codebook_size")}
+    parts = {"acoustic": found, "unet": asdict(unet), "grid": asdict(grid) if grid else {}}
+    return {f"[{part}] {name}": value for part, sizes in parts.items() for name, value in sizes.items()}
 
 
 def _trained_tensors(codec: CodecParts) -> dict[str, Tensor]:

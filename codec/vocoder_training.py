@@ -52,6 +52,8 @@ class VocoderTrainingConfig:
     through: str | None = None
 
     def __post_init__(self) -> None:
+        if self.through and self.batch_size < 2:
+            raise ValueError(f"batch_size {self.batch_size} has no half that goes through a VAE: take 2 or more")
         weights = ("learning_rate", "warm_up", "adversarial_after", "adversarial_weight", "matching_weight")
         check_training(self, positive=("batch_size", "steps"), not_negative=weights)
 
@@ -71,6 +73,8 @@ class VocoderTraining(Task):
         for name, given in (("initial", initial), ("through", through)):
             if (module_hash(given) if given else None) != getattr(config, name):
                 raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not what is given")
+        if initial and initial.config != config.model:
+            raise ValueError(f"the vocoder to begin with has the sizes {initial.config}, not {config.model}")
         self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
         self.through = through.to(device).eval().requires_grad_(False) if through else None
         torch.manual_seed(config.seed)
@@ -79,8 +83,8 @@ class VocoderTraining(Task):
             self.model.load_state_dict(initial.state_dict())
         self.judges = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
-        self._functions: dict[str, Callable[[Tensor], Any]] = {}
         self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+        self._captured: dict[Callable[[Tensor], Any], Callable[[Tensor], Any]] = {}
 
     def modules(self) -> dict[str, nn.Module]:
         """See Task."""
@@ -97,18 +101,19 @@ class VocoderTraining(Task):
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
         adversarial = step >= config.adversarial_after
         if adversarial:
-            judging, gradients = self._replay(self._judge_gradients, real)
+            self._captured.pop(self._distance_gradients, None)  # its memory
+            judging, gradients = self._run(self._judge_gradients, real)
             judged = judging.item()
             descend(self.judge_optimizer, gradients, rate, config.gradient_clip)
         function = self._adversarial_gradients if adversarial else self._distance_gradients
-        losses, gradients = self._replay(function, real)
+        losses, gradients = self._run(function, real)
         descend(self.optimizer, gradients, rate, config.gradient_clip)
         return {name: loss.item() for name, loss in losses.items()} | {"discriminators": judged}
 
-    def _replay(self, function: Callable[[Tensor], Result], real: Tensor) -> Result:
-        if function.__name__ not in self._functions:
-            self._functions[function.__name__] = captured_on_gpus(function, [real])
-        return self._functions[function.__name__](real)
+    def _run(self, function: Callable[[Tensor], Result], real: Tensor) -> Result:
+        if function not in self._captured:
+            self._captured[function] = captured_on_gpus(function, [real])
+        return self._captured[function](real)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:

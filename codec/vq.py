@@ -153,8 +153,9 @@ class EMAVectorQuantizer(nn.Module):
                 raise ValueError("the acoustic codebook is empty: train the codec first")
         if self.training:  # other codes at every step
             return nearest_centroid(rows, codes).labels
-        version = 0 if codes.is_inference() else codes._version
-        key = (codes.data_ptr(), codes.device, len(codes), version)
+        if codes.is_inference():  # nothing tells when they change
+            return nearest_centroid(rows, codes).labels
+        key = (codes.data_ptr(), codes.device, len(codes), codes._version)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = key, prepare_centroids(codes)
         return nearest_centroid(rows, self._prepared[1]).labels

@@ -109,15 +109,25 @@ def test_codec_tokens_and_sound_agree(waves):
         assert mel_distance(torch.from_numpy(one)[None], torch.from_numpy(other)[None]) < 0.1
 
 
+def flat_gradient(task):
+    """Return copies of all gradients of a training in one vector."""
+    return torch.cat([parameter.grad.flatten() for parameter in task.model.parameters() if parameter.grad is not None])
+
+
 @pytest.mark.parametrize("kind", ["codec", "grid", "vocoder"])
 def test_replayed_training_steps_are_those_taken_one_by_one(kind, tmp_path, monkeypatch):
     inputs = write_audio(tmp_path)
     replaying, plain = (make_task(kind, inputs, tmp_path / name, torch.device("cuda")) for name in "ab")
-    found = [replaying.train_step(step) for step in range(5)]
+    found = [replaying.train_step(0)]
+    gradient = flat_gradient(replaying)
+    found += [replaying.train_step(step) for step in range(1, 5)]
     for module in ("training", "vocoder_training"):
         monkeypatch.setattr(f"sctok.codec.{module}.captured_on_gpus", lambda function, tensors: function)
     for step in range(5):
         assert found[step] == pytest.approx(plain.train_step(step), rel=5e-3, abs=1e-5)
+        if step == 0:
+            expected = flat_gradient(plain)
+            assert float((gradient - expected).norm()) < 1e-2 * float(expected.norm())
 
 
 def test_a_codec_loaded_for_inference_alone_encodes(waves):

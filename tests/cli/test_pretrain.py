@@ -74,6 +74,9 @@ def test_a_vocoder_that_goes_on_from_another_behind_a_vae(folder: Path, capsys: 
     assert run("vocoder", *more, "--learning-rate", 0) == 1
     assert "other settings (initial)" in capsys.readouterr().err
     assert run("vocoder", "--initial", vae) == 1
+    assert run("vocoder", "--vae", vae, "--name", "third") == 1
+    assert "batch_size 1 has no half" in capsys.readouterr().err
+    assert run("vocoder", "--initial", "") == 2
 
 
 def test_other_sizes_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def test_a_training_that_begins_with_a_codec(folder: Path, capsys: pytest.Captur
     assert "initial" in second.info.provenance["trained"]["parts"]
     capsys.readouterr()
     assert main([*further, "--encoder", "mini"]) == 2
-    assert "goes without --initial" in capsys.readouterr().err
+    assert "its own encoder" in capsys.readouterr().err
     assert main([*further, "--initial", "nowhere"]) == 1
     assert "nowhere is neither a bundled codec" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from sctok.codec.crops import open_collection
 from sctok.codec.schedule import Schedule as NoiseSchedule
 from sctok.codec.training_config import read_plan
 from sctok.codec.training_log import TensorBoard
-from sctok.codec.training_pipeline import CodecRun, TrainingParts, begin_with
+from sctok.codec.training_pipeline import CodecRun, TrainingParts
 from sctok.codec.training_run import Schedule
 from sctok.codec.tunet import TUNet
 from sctok.codec.vae import AutoencoderKL
@@ -119,19 +119,26 @@ def test_a_training_begins_with_a_codec(inputs: list[str], tmp_path: Path) -> No
     assert torch.equal(again.task.model.unet.state_dict()[name], run.task.model.unet.state_dict()[name])
     assert not torch.equal(again.task.model.unet.state_dict()[name], value)
     assert torch.equal(again.task.schedule.alphas_cumprod, codec.schedule.alphas_cumprod)
-    with pytest.raises(ValueError, match=r"other settings \(parts\.initial\)"):
-        tiny_run(inputs, tmp_path, replace(run.parts, initial=None))
+    for other in (None, replace(codec, schedule=NoiseSchedule.cosine())):
+        with pytest.raises(ValueError, match=r"other settings \(parts\.initial\)"):
+            tiny_run(inputs, tmp_path, replace(run.parts, initial=other))
 
 
 def test_a_codec_of_other_sizes_is_no_beginning(inputs: list[str], tmp_path: Path) -> None:
     run, codec = begun(inputs, tmp_path)
-    unet = TUNet(replace(codec.unet.config, head_width=4, model_channels=12))
-    with pytest.raises(ValueError, match=r"first does not fit .*unet\.time_embed\.0\.weight has shape \(48, 12\)"):
-        begin_with(run.task, replace(codec, unet=unet))
-    with pytest.raises(ValueError, match="the latents of the VAE are not those that first knows"):
-        begin_with(run.task, replace(codec, vae=AutoencoderKL(VAE)))
-    with pytest.raises(ValueError, match="the paper order, not published"):
-        begin_with(run.task, replace(codec, info=replace(codec.info, order="paper")))
+    beginnings = {
+        r"which has \[unet\] model_channels 12 instead of 8, \[unet\] head_width 4 instead of 8: train with its": {
+            "unet": TUNet(replace(codec.unet.config, head_width=4, model_channels=12))
+        },
+        "the latents of the VAE are not those that first knows": {"vae": AutoencoderKL(VAE)},
+        "first was trained with the encoder .*, not with": {
+            "encoder": EncoderWeights("other", ENCODER, {k: v + 1 for k, v in codec.encoder.tensors.items()}, {})
+        },
+        "which has order paper instead of published": {"info": replace(codec.info, order="paper")},
+    }
+    for message, changes in beginnings.items():
+        with pytest.raises(ValueError, match=message):
+            replace(run.parts, initial=replace(codec, **changes)).check(run.config)
 
 
 def test_codebooks_of_another_encoder_or_rate_are_refused(inputs: list[str], tmp_path: Path) -> None:

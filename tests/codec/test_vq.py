@@ -27,6 +27,15 @@ def quantizer_of(codes, **settings):
     return quantizer
 
 
+def test_codes_that_change_in_inference_mode():
+    x = torch.tensor([[[0.0, 0.1], [1.0, 0.9]]])
+    with torch.inference_mode():
+        quantizer = quantizer_of([[0.0, 0.0], [1.0, 1.0]]).eval()
+        assert quantizer(x).indices.tolist() == [[0, 1]]
+        quantizer._codebook.embed.copy_(quantizer._codebook.embed.flip(1))
+        assert quantizer(x).indices.tolist() == [[1, 0]]
+
+
 def test_nearest_code_and_the_lowest_of_equal_ones():
     quantizer = quantizer_of([[3.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]).eval()
     found = quantizer(torch.tensor([[[0.9, 0.0], [0.0, 0.0], [9.0, 0.0]]]))
