@@ -1,6 +1,7 @@
 """From audio to a codec folder: what a training leaves behind, and how it sounds on the way."""
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ def test_tensorboard_files(tmp_path: Path) -> None:
         board.close()
 
     write(0, 1.0)
+    time.sleep(1.1)  # the files' names, and so their order, begin with whole seconds
     write(10, 2.0)  # goes on from step 10 after an interruption
     found = EventAccumulator(str(tmp_path)).Reload()
     assert [(each.step, each.value) for each in found.Scalars("training/loss")] == [(10, 1.0), (20, 2.0), (30, 2.0)]
