@@ -1,6 +1,9 @@
 """What benchmarks/codec.py makes of its measurements: tables in Markdown and figures."""
 
 import importlib.util
+import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +111,14 @@ def quality_report(results: dict[str, Any]) -> str:
         f"{results['seconds']:.0f} s\n\nMean over clips, smaller is better, ± one standard error."
     )
     floors = ", ".join(f"{name} {each['mean']:.3f}" for name, each in results["floors"].items())
-    parts = [
-        head,
-        f"Without tokens: {floors}.",
-        _curves("steps", results["steps"], f"guidance {runs['at']['guidance']:g}"),
-    ]
-    parts.append(_curves("guidance", results["guidance"], f"{runs['at']['steps']} steps"))
+    at, base = runs["at"], results["shuffled"]["none"]
+    kind = f"{at['name']}, η = {at['eta']:g}, {at['steps']} steps, guidance {at['guidance']:g}"
+    parts = [head, f"Without tokens: {floors}."]
+    for axis, fixed in (("steps", f"guidance {at['guidance']:g}"), ("guidance", f"{at['steps']} steps")):
+        parts.append(_curves(axis, results[axis], fixed, _value))
+    parts.append(f"Difference from {kind}, clip by clip:")
+    for axis in ("steps", "guidance"):
+        parts.append(_curves(axis, results[axis], "difference", partial(_difference, base)))
     parts.append(_shuffled(results["shuffled"]))
     return "\n\n".join(parts)
 
@@ -127,10 +132,18 @@ def _shuffled(shuffled: dict[str, dict[str, Any]]) -> str:
     return table(("tokens shuffled within each clip", "distance", "unshuffled is lower by"), rows)
 
 
-def _curves(axis: str, curves: dict[str, list[dict[str, Any]]], fixed: str) -> str:
+def _curves(
+    axis: str, curves: dict[str, list[dict[str, Any]]], fixed: str, cell: Callable[[dict[str, Any]], str]
+) -> str:
     values = [f"{each[axis]:g}" for each in next(iter(curves.values()))]
-    rows = [(name, *map(_value, runs)) for name, runs in curves.items()]
+    rows = [(name, *map(cell, runs)) for name, runs in curves.items()]
     return table((f"{axis} ({fixed})", *values), rows)
+
+
+def _difference(base: dict[str, Any], run: dict[str, Any]) -> str:
+    found = [ours - theirs for ours, theirs in zip(run["distances"], base["distances"], strict=True)]
+    spread = f" ± {statistics.stdev(found) / len(found) ** 0.5:.3f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):+.3f}{spread}"
 
 
 def _value(run: dict[str, Any]) -> str:
