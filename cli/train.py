@@ -123,7 +123,7 @@ def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], ini
     if lacking and not initial:
         raise typer.BadParameter(
             f"{config} names no {' and no '.join(part.removeprefix('--') for part in lacking)}: give "
-            f"{' and '.join(lacking)}, or --initial CODEC, which has all parts"
+            f"{' and '.join(lacking)} (a codec such as mini, or a file), or --initial CODEC, which has all parts"
         )
     return plan
 

@@ -105,4 +105,4 @@ def test_train_says_at_once_what_the_configurations_of_the_paper_need(sctok: Sct
     code, _, err = sctok("train", "audio", "--config", config)
     assert code == 2
     said = " ".join(err.replace("│", " ").split())
-    assert f"{config} names no vae and no vocoder: give --vae and --vocoder, or --initial CODEC" in said
+    assert f"{config} names no vae and no vocoder: give --vae and --vocoder (a codec such as mini, or a file)" in said
