@@ -1,6 +1,5 @@
 """The lines of a run's plan and of its failures: what is listed, where it goes, and what came to nothing."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from sctok.audio.known import KeyTable
 from sctok.audio.remote import is_url
 from sctok.audio.sources import AudioItem, BadItem
+from sctok.formats.bounds import parse_json, read_lines
 from sctok.formats.files import atomic_path, damaged, json_text
 
 _FAILURE = {"key": str, "path": str, "reason": str}
@@ -133,10 +133,12 @@ def failure_of(problem: BadItem) -> Failure:
 
 def _read_lines(path: Path, parse: Callable[[Any], RowT]) -> Iterator[RowT]:
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_lines(lines), 1):
             try:
-                row = parse(json.loads(line))
-            except (ValueError, RecursionError) as error:
+                if line is None:
+                    raise ValueError("is longer than any line of a run")
+                row = parse(parse_json(line))
+            except ValueError as error:
                 raise damaged(path, f"line {number}: {error}") from None
             yield row
 
