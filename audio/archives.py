@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from sctok.formats.bounds import max_metadata_bytes
 from sctok.formats.tars import next_member, open_tar
 
 from .containers import AUDIO_SUFFIXES
@@ -18,7 +19,6 @@ from .manifests import plain
 from .remote import RemoteFile, is_url
 
 MAX_METADATA_BYTES = 65_536
-_MAX_SAMPLE_METADATA_BYTES = 1 << 20
 
 _BLOCK = 512
 _METADATA_SUFFIXES = (".json", ".txt")
@@ -54,7 +54,7 @@ class _Sample:
 
     def takes(self, size: int) -> bool:
         """Count a member of so many bytes among the metadata if it is small, and all of them together are."""
-        if size > MAX_METADATA_BYTES or self.described + size > _MAX_SAMPLE_METADATA_BYTES:
+        if size > MAX_METADATA_BYTES or self.described + size > max_metadata_bytes():
             return False
         self.described += size
         return True

@@ -73,10 +73,14 @@ def read_failures(path: Path) -> Iterator[Failure]:
     return _read_lines(path, _failure)
 
 
-def write_failures(path: Path, failures: Iterable[Failure]) -> None:
-    """Write failures to a file, atomically."""
+def write_failures(path: Path, failures: Iterable[Failure]) -> int:
+    """Write failures to a file, atomically, and return how many there are."""
+    count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as out:
-        out.writelines(json_line(failure.to_json()) for failure in failures)
+        for failure in failures:
+            out.write(json_line(failure.to_json()))
+            count += 1
+    return count
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
@@ -89,12 +93,12 @@ class KnownInputs:
 
     def __init__(self) -> None:
         self._places = KeyTable()
-        self._bad: set[tuple[str, str]] = set()
+        self._bad = KeyTable()
 
     def remember(self, row: Planned | Failure) -> None:
         """Know a row of the manifest."""
         if isinstance(row, Failure):
-            self._bad.add(row.identity)
+            self._bad.add(_joined(row.identity), "")
         else:
             self._places.add(row.item.key, _place(row.item))
 
@@ -112,10 +116,12 @@ class KnownInputs:
                 path = place.partition("\0")[0]
                 reason = f"its key {entry.key!r} stands for {path} in this run already; rename one, or use another run"
                 entry = BadItem(entry.key, entry.path, reason)
-            identity = failure_of(entry).identity
-            if identity not in self._bad:
-                self._bad.add(identity)
+            if self._bad.add(_joined(failure_of(entry).identity), "") is None:
                 yield entry
+
+
+def _joined(identity: tuple[str, str]) -> str:
+    return "\0".join(identity)
 
 
 def _absolute(path: str) -> str:

@@ -12,6 +12,7 @@ DEFAULT_LIMIT = 1 << 29
 MAX_NESTING = 100  # far below the depth at which Python fails to read, copy or write a value
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_ROWS_HELD = 512  # twice the files of a shard
 _JSON_GROWTH = 32  # Python's objects take up to so many bytes for each byte of JSON: `[],` is three and becomes 64
 
 
@@ -34,14 +35,12 @@ def max_json_bytes() -> int:
     return max(1 << 12, max_input_bytes() // _JSON_GROWTH)
 
 
-def size_problem(size: int, what: str = "unpacks to") -> str | None:
-    """Return why so many bytes are too many, with the remedy, or None if they are within the limit."""
-    limit = max_input_bytes()
-    if size <= limit:
-        return None
-    return (
-        f"{what} {size:,} bytes, more than the {limit:,} that {LIMIT_VARIABLE} allows; raise it if the data are meant"
-    )
+def max_metadata_bytes() -> int:
+    """Return how much text an input row may say about its audio: 1 MiB, or 1/512 of another limit.
+
+    The rows of a whole shard are held at once.
+    """
+    return max(1 << 12, max_input_bytes() // _ROWS_HELD)
 
 
 def parse_json(text: str | bytes, limit: int | None = None) -> Any:
@@ -67,7 +66,7 @@ def parse_json(text: str | bytes, limit: int | None = None) -> Any:
 def check_nesting(value: Any) -> None:
     """Raise ValueError if dicts and lists are nested more than 100 levels deep in a value."""
     level = [value]
-    for _ in range(MAX_NESTING + 1):
+    for _ in range(MAX_NESTING):
         level = [part for each in level for part in _parts(each)]
         if not level:
             return

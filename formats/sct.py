@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .bounds import LIMIT_VARIABLE, max_input_bytes
 from .files import HASH_CHARACTERS, atomic_path, check_format, damaged, foreign, hash_bytes
 from .stacking import stack_factor
 
@@ -35,6 +36,7 @@ _VERSION = slice(8, 10)
 _CHECKSUM_BYTES = HASH_CHARACTERS // 2
 _OVERHEAD_BYTES = _HEADER.size + _CHECKSUM_BYTES
 _BLOCK_PAIRS = 1 << 16  # a multiple of 8, so that blocks end with whole bytes
+_GROWTH = 64  # bytes of pairs for each byte of a file: 16 for two bits
 MAX_ROWS = (1 << 32) - 1
 
 TokenPairs = npt.NDArray[np.int64]
@@ -141,6 +143,9 @@ def read_sct(path: str | os.PathLike[str]) -> CodecTokens:
         data = file.read(len(SCT_MAGIC))
         if data != SCT_MAGIC:
             raise foreign(path, SCT_FORMAT)
+        size = os.fstat(file.fileno()).st_size
+        if size > max_input_bytes() // _GROWTH:
+            raise damaged(path, f"its {size:,} bytes unpack to more than {LIMIT_VARIABLE} allows")
         data += file.read()
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if len(data) < _OVERHEAD_BYTES or checksum != _checksum(body):

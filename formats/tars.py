@@ -43,7 +43,7 @@ def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     with _tar_errors():
         member = tar.next()
     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
-    if member is not None and (member.size < 0 or tar.offset <= member.offset):  # type: ignore[attr-defined]
+    if member is not None and (member.size < 0 or tar.offset <= member.offset):
         raise tarfile.ReadError(f"a member of {member.size:,} bytes")
     if len(tar.pax_headers) > _MAX_GLOBAL_FIELDS:
         raise tarfile.ReadError(f"more than {_MAX_GLOBAL_FIELDS:,} global fields")
