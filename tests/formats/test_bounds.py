@@ -16,7 +16,7 @@ from sctok.formats.bounds import LIMIT_VARIABLE, MAX_NESTING, max_input_bytes, p
 from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError
 from sctok.formats.npy import read_npy
-from sctok.formats.sct import SCT_MAGIC, read_sct
+from sctok.formats.sct import SCT_MAGIC, CodecTokens, read_sct, write_sct
 from sctok.formats.tars import next_member, open_tar
 from sctok.formats.tensors import read_header
 from sctok.formats.token_shards import read_token_shard
@@ -220,7 +220,15 @@ def test_feature_shards_that_promise_more_than_they_hold_are_refused(tmp_path, e
 def test_a_token_file_is_not_read_past_the_limit(tmp_path, monkeypatch):
     monkeypatch.setenv(LIMIT_VARIABLE, "1M")
     (tmp_path / "a.sct").write_bytes(SCT_MAGIC + bytes(1 << 20))
-    with little_memory(1 << 20), pytest.raises(FormatError, match="unpack to more"):
+    with little_memory(1 << 20), pytest.raises(FormatError, match="are more than"):
+        read_sct(tmp_path / "a.sct")
+
+
+def test_a_token_file_is_not_unpacked_past_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv(LIMIT_VARIABLE, "1M")
+    tokens = CodecTokens(np.zeros((100_000, 2), np.int64), 1 << 30, 100, (2, 2), "a" * 16, "b" * 16)
+    write_sct(tmp_path / "a.sct", tokens)
+    with pytest.raises(FormatError, match="100,000 pairs of tokens unpack to more"):
         read_sct(tmp_path / "a.sct")
 
 
