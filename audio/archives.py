@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from sctok.formats.bounds import max_metadata_bytes
+from sctok.formats.tars import next_member, open_tar
+
 from .containers import AUDIO_SUFFIXES
 from .errors import AudioError
 from .manifests import plain
@@ -47,6 +50,14 @@ class _Sample:
     base: str
     audio: list[tuple[str, int, int]] = field(default_factory=list)  # member name, offset, size
     metadata: dict[str, Any] = field(default_factory=dict)
+    described: int = 0  # bytes of its metadata so far
+
+    def takes(self, size: int) -> bool:
+        """Count a member of so many bytes among the metadata if it is small, and all of them together are."""
+        if size > MAX_METADATA_BYTES or self.described + size > max_metadata_bytes():
+            return False
+        self.described += size
+        return True
 
     def members(self) -> Iterator[Member]:
         """Yield the sample's audio; several files of one sample are told apart by the rest of their names."""
@@ -64,7 +75,7 @@ def scan_tar(path: str | Path) -> Iterator[Member | BadMember]:
     What follows a cut or a damaged place is reported once, after all that is whole.
     """
     try:
-        with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with _open(path) as file, open_tar(file) as tar:
             yield from _scan(file, tar)
     except tarfile.TarError as error:
         yield BadMember("", f"is damaged, or not an uncompressed tar archive ({error})")
@@ -92,10 +103,9 @@ def _scan(file: BinaryIO, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
     while True:
         header = tar.offset
         try:
-            info = tar.next()
-        except tarfile.ReadError as error:
+            info = next_member(tar)
+        except tarfile.TarError as error:
             info, problem = None, f"is cut short or damaged at byte {header} ({error})"
-        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
         if info is None:
             problem = problem or _end_problem(file, header)
             break
@@ -116,7 +126,7 @@ def _scan(file: BinaryIO, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
                 sample.audio.append((name, info.offset_data, info.size))
             else:
                 yield BadMember(name, "is a link or a sparse file inside a tar, which cannot be read in place")
-        elif suffix in _METADATA_SUFFIXES and info.isreg() and info.size <= MAX_METADATA_BYTES:
+        elif suffix in _METADATA_SUFFIXES and info.isreg() and sample.takes(info.size):
             _add_metadata(sample.metadata, match[2], _read_at(file, info.offset_data, info.size))
     yield from sample.members()
     if problem:

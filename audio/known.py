@@ -6,16 +6,21 @@ from contextlib import closing
 _CACHE_KIB = 16_384
 
 
+def open_spill() -> sqlite3.Connection:
+    """Return a private database; beyond 16 MiB it goes to an unnamed temporary file, in TMPDIR."""
+    database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}", "locking_mode=EXCLUSIVE"):
+        database.execute(f"PRAGMA {setting}")
+    database.execute("BEGIN")
+    return database
+
+
 class KeyTable:
     """What was said first of each key. Memory: 16 MiB, however many there are; the rest is on disk, in TMPDIR."""
 
     def __init__(self) -> None:
-        # The empty name is a private database that is written to a temporary file only when its cache is full.
-        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}", "locking_mode=EXCLUSIVE"):
-            self._database.execute(f"PRAGMA {setting}")
+        self._database = open_spill()
         self._database.execute("CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
-        self._database.execute("BEGIN")
 
     def add(self, key: str, value: str) -> str | None:
         """Remember `value` for a key that is new and return None; else return what is remembered."""

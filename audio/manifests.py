@@ -8,9 +8,12 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TextIO
+
+from sctok.formats.bounds import LIMIT_VARIABLE, MAX_NESTING, max_metadata_bytes, read_lines
 
 from .errors import AudioError, os_reason
+from .parquet import iter_group, open_table
 
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 
@@ -18,7 +21,6 @@ PATH_COLUMNS = ("file_name", "audio_filepath")  # of Hugging Face audio folders 
 
 _GZIPPED = (".jsonl.gz", ".ndjson.gz")  # as lhotse writes
 _BATCH_ROWS = 1024
-_MAX_NESTING = 100  # far below the depth at which copying or writing a value would fail
 
 
 def is_manifest(path: PurePath) -> bool:
@@ -67,7 +69,7 @@ def _renamed(row: dict[str, Any], column: str, path_column: str) -> dict[str, An
 
 def _csv_rows(path: Path, path_column: str, delimiter: str) -> Iterator[dict[str, Any] | str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
+        reader = csv.DictReader(_short_lines(file), delimiter=delimiter)
         columns = list(reader.fieldnames or [])
         column = _find_column(path, columns, path_column)
         for row in reader:
@@ -77,10 +79,21 @@ def _csv_rows(path: Path, path_column: str, delimiter: str) -> Iterator[dict[str
                 yield _renamed(row, column, path_column)
 
 
+def _short_lines(file: TextIO) -> Iterator[str]:
+    """Yield the lines of a CSV file. Raises csv.Error at one that is too long for any row."""
+    for line in read_lines(file, max_metadata_bytes()):
+        if line is None:
+            raise csv.Error(f"a line is longer than {max_metadata_bytes():,} characters")
+        yield line
+
+
 def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
     column = None
     with _open_text(path) as file:
-        for line in file:
+        for line in read_lines(file, max_metadata_bytes()):
+            if line is None:
+                yield f"is longer than {max_metadata_bytes():,} characters; {LIMIT_VARIABLE} raises that"
+                continue
             if not line.strip():
                 continue
             try:
@@ -101,7 +114,7 @@ def is_cut(row: dict[str, Any]) -> bool:
     return isinstance(row.get("id"), str) and isinstance(row.get("recording"), dict) and "start" in row
 
 
-def _open_text(path: Path) -> io.TextIOBase:
+def _open_text(path: Path) -> TextIO:
     if path.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
@@ -109,26 +122,44 @@ def _open_text(path: Path) -> io.TextIOBase:
 
 def _parquet_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            column = _find_column(path, table.schema_arrow.names, path_column)
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    yield _renamed(plain(row), column, path_column)
-    except pyarrow.ArrowInvalid as error:
+        with open_table(path) as table:
+            names = table.schema_arrow.names
+            column = _find_column(path, names, path_column)
+            for group in range(table.num_row_groups):
+                for batch in iter_group(path, table, group, names, _BATCH_ROWS):
+                    for row in batch.to_pylist():
+                        yield size_problem(row) or _renamed(plain(row), column, path_column)
+    except pyarrow.ArrowException as error:
         raise AudioError(path, f"is not a readable Parquet file ({error})") from error
 
 
-def plain(value: Any, nesting: int = _MAX_NESTING) -> Any:
+def size_problem(row: Any) -> str | None:
+    """Return why a row of a table says too much about its audio, or None."""
+    if (size := _text_bytes(row)) <= max_metadata_bytes():
+        return None
+    return (
+        f"has {size:,} bytes besides audio, more than the {max_metadata_bytes():,} kept; {LIMIT_VARIABLE} raises that"
+    )
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(len(name) + _text_bytes(part) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return 8 * len(value) + sum(map(_text_bytes, value))
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
+def plain(value: Any, nesting: int = MAX_NESTING) -> Any:
     """Return `value` as JSON can hold it; raise ValueError if it is nested more than `nesting` levels deep."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if nesting == 0:
-        raise ValueError(f"nested more than {_MAX_NESTING} levels deep")
+        raise ValueError(f"nested more than {MAX_NESTING} levels deep")
     if isinstance(value, dict):
         return {str(key): plain(part, nesting - 1) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -340,6 +340,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _list_table(table: Path, column: str, key_column: str) -> Iterator[Listed]:
     for row, inside, metadata in list_rows(table, column):
+        if isinstance(metadata, str):
+            yield BadItem("", str(table), f"row {row + 1} {metadata}")
+            continue
         key = str(metadata.pop(key_column, None) or _strip_suffix(inside.lstrip("/")) or f"{table.stem}/{row:08d}")
         yield AudioItem(key, str(table), row, 0, PurePosixPath(inside).suffix.lower(), metadata)
 

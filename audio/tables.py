@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import AudioError, os_reason
-from .manifests import plain
+from .errors import AudioError
+from .manifests import plain, size_problem
+from .parquet import iter_group, open_table
 
 TABLE_SUFFIX = ".parquet"
 _BYTES, _PATH = "bytes", "path"  # the fields of such a column
@@ -23,24 +24,35 @@ def audio_column(table: Path, path_column: str) -> str | None:
 
     if table.suffix.lower() != TABLE_SUFFIX:
         return None
-    schema = _open_table(table).schema_arrow
+    schema = open_table(table).schema_arrow
     for field in schema if path_column not in schema.names else ():
         if pyarrow.types.is_struct(field.type) and field.type.get_field_index(_BYTES) >= 0:
             return str(field.name)
     return None
 
 
-def list_rows(table: Path, column: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield (row number from 0, file name that the row gives its audio or "", other columns) without reading audio."""
-    file = _open_table(table)
+def list_rows(table: Path, column: str) -> Iterator[tuple[int, str, dict[str, Any] | str]]:
+    """Yield (row number from 0, file name that the row gives its audio or "", other columns) without reading audio.
+
+    A row whose other columns are too long comes with its fault, a str, in their place. Raises AudioError if other
+    columns may unpack to more than is allowed, or cannot be read.
+    """
+    import pyarrow
+
+    file = open_table(table)
     others = [name for name in file.schema_arrow.names if name != column]
     named = file.schema_arrow.field(column).type.get_field_index(_PATH) >= 0
+    columns = [*others, *([f"{column}.{_PATH}"] if named else [])]
     row = 0
-    for batch in file.iter_batches(_LISTED_ROWS, columns=[*others, *([f"{column}.{_PATH}"] if named else [])]):
-        for values in batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows:
-            inside = (values.pop(column, None) or {}).get(_PATH)
-            yield row, inside if isinstance(inside, str) else "", plain(values)
-            row += 1
+    try:
+        for group in range(file.num_row_groups):
+            for batch in iter_group(table, file, group, columns, _LISTED_ROWS):
+                for values in batch.to_pylist() if batch.num_columns else ({} for _ in range(batch.num_rows)):
+                    inside = (values.pop(column, None) or {}).get(_PATH)
+                    yield row, inside if isinstance(inside, str) else "", size_problem(values) or plain(values)
+                    row += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise AudioError(table, f"cannot be read from row {row} on: {_one_line(error)}") from error
 
 
 def read_row(table: str, row: int) -> bytes:
@@ -51,17 +63,22 @@ def read_row(table: str, row: int) -> bytes:
     try:
         return reader.read(row)
     except AudioError:
-        _last.reader = None
+        if reader.problem is None:
+            _last.reader = None
         raise
 
 
 class _RowReader:
-    """Reads rows of a table in ascending order; holds a few of them at a time."""
+    """Reads rows of a table in ascending order; holds a few of them at a time.
+
+    problem: why the rows of the row group in hand are not read.
+    """
 
     def __init__(self, table: str) -> None:
         self.table = table
         self.first = self._end = 0  # rows of the batch in hand
-        self._file = _open_table(Path(table))
+        self.problem: str | None = None
+        self._file = open_table(Path(table))
         self._column = audio_column(Path(table), "") or ""
         self._batches: Iterator[Any] = iter(())
         self._batch: Any = None
@@ -74,7 +91,9 @@ class _RowReader:
             while row >= self._end:
                 self._advance(row)
         except (OSError, pyarrow.ArrowException) as error:
-            raise AudioError(f"{self.table}: row {row}", f"cannot be read: {' '.join(str(error).split())}") from error
+            raise AudioError(f"{self.table}: row {row}", f"cannot be read: {_one_line(error)}") from error
+        if self.problem is not None:
+            raise AudioError(f"{self.table}: row {row}", self.problem)
         value = self._batch.column(0)[row - self.first].as_py()
         found = (value or {}).get(_BYTES)
         if not isinstance(found, bytes):
@@ -84,6 +103,9 @@ class _RowReader:
     def _advance(self, row: int) -> None:
         if row >= self._group_end:
             self._open_group(row)
+        if self.problem is not None:
+            self.first, self._end = self._end, self._group_end
+            return
         self._batch = next(self._batches, None)
         if self._batch is None:
             raise AudioError(f"{self.table}: row {row}", _CHANGED)
@@ -96,8 +118,13 @@ class _RowReader:
             self._group_end += self._file.metadata.row_group(group).num_rows
             self._group += 1
             if row < self._group_end:
-                columns = [f"{self._column}.{_BYTES}"]
-                self._batches = self._file.iter_batches(_READ_ROWS, row_groups=[group], columns=columns)
+                self.problem = None
+                self._batch = None
+                try:
+                    columns = [f"{self._column}.{_BYTES}"]
+                    self._batches = iter_group(Path(self.table), self._file, group, columns, _READ_ROWS)
+                except AudioError as error:
+                    self.problem = error.args[1]
                 return
         raise AudioError(f"{self.table}: row {row}", _CHANGED)
 
@@ -105,13 +132,5 @@ class _RowReader:
 _last = threading.local()  # the reader that each thread has used last
 
 
-def _open_table(table: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(table)
-    except pyarrow.ArrowInvalid as error:
-        raise AudioError(table, f"is not a readable Parquet file ({error})") from error
-    except OSError as error:
-        raise AudioError(table, os_reason(error)) from error
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

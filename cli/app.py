@@ -10,7 +10,7 @@ import typer
 from sctok import __version__
 
 from .cluster import cluster
-from .common import StartsOver, say, show_library_messages
+from .common import StartsOver, say, show_library_messages, visible
 from .decode import decode
 from .demo import demo
 from .doctor import doctor
@@ -91,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="sctok", standalone_mode=False)
     except CLICK_EXCEPTION as error:
+        error.message = visible(error.message)
         error.show()
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 1
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RecursionError) as error:
         if debug:
             raise
         say(f"error: {_one_line(error)}")

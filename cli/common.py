@@ -15,6 +15,10 @@ import typer
 
 DEFAULT_ROOT = Path("sctok-data")
 LINE_SECONDS = 10.0
+# Controls, marks of direction, separators of lines, invisible marks and halves of characters.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 class StartsOver(Exception):
@@ -70,9 +74,22 @@ def byte_count(memory: str | None) -> int | None:
         raise typer.BadParameter(str(error), param_hint="--memory") from None
 
 
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""Return text as a terminal may get it, whatever file it comes from: `\x1b` in place of an escape character.
+
+    Written out are control characters, line separators, marks that change the direction of text or are not seen, and
+    bytes of file names that are no text. lines: leave line breaks as they are.
+    """
+    return _UNSEEN.sub(lambda found: found[0] if lines and found[0] == "\n" else _written_out(found), text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
 def say(message: str) -> None:
-    """Print a message for people on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a message for people on stderr, in one line."""
+    print(visible(message), file=sys.stderr, flush=True)
 
 
 def emit(result: dict[str, Any] | list[dict[str, Any]], as_json: bool, text: str | Callable[[], str]) -> None:
@@ -81,7 +98,10 @@ def emit(result: dict[str, Any] | list[dict[str, Any]], as_json: bool, text: str
     Raises:
         OSError: stdout is closed or full; Python's own flush at exit then finds nothing to complain about.
     """
-    line = json.dumps(result, ensure_ascii=False, default=str) if as_json else text if isinstance(text, str) else text()
+    if as_json:
+        line = _UNSEEN.sub(_in_json, json.dumps(result, ensure_ascii=False, default=str))
+    else:
+        line = visible(text if isinstance(text, str) else text(), lines=True)
     try:
         print(line, flush=True)
     except OSError:
@@ -89,8 +109,13 @@ def emit(result: dict[str, Any] | list[dict[str, Any]], as_json: bool, text: str
         raise
 
 
+def _in_json(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]  # the characters that JSON leaves as they are only occur inside texts
+
+
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Lay out rows under a header in aligned columns; numbers to the right."""
+    header, *rows = [tuple(map(visible, row)) for row in [header, *rows]]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
@@ -112,7 +137,7 @@ class Progress:
         if sys.stderr.isatty() and not os.environ.get("NO_PROGRESS"):
             from tqdm import tqdm
 
-            self.bar = tqdm(desc=label, total=total, unit=unit, dynamic_ncols=True, leave=False)
+            self.bar = tqdm(desc=visible(label), total=total, unit=unit, dynamic_ncols=True, leave=False)
 
     def update(self, amount: float = 1, note: str = "") -> None:
         """Advance by `amount` and show `note` beside the count."""
@@ -120,7 +145,7 @@ class Progress:
         self.note = note or self.note
         if self.bar is not None:
             if note:
-                self.bar.set_postfix_str(note, refresh=False)
+                self.bar.set_postfix_str(visible(note), refresh=False)
             self.bar.update(amount)
         elif time.monotonic() - self.printed >= LINE_SECONDS:
             self.printed = time.monotonic()
@@ -129,7 +154,7 @@ class Progress:
     def message(self, text: str) -> None:
         """Print a line without breaking the bar."""
         if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
+            self.bar.write(visible(text), file=sys.stderr)
         else:
             say(text)
 

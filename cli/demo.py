@@ -61,7 +61,8 @@ def _run(arguments: list[str], quiet: bool) -> None:
 
     from .app import app
 
-    say(f"\n$ sctok {shlex.join(arguments)}")
+    say("")
+    say(f"$ sctok {shlex.join(arguments)}")
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
         app(arguments, prog_name="sctok", standalone_mode=False)
 

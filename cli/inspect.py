@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import JsonOption, emit
+from .common import JsonOption, emit, visible
 
 
 def inspect(
@@ -28,15 +28,15 @@ def inspect(
 
 
 def _lines(facts: dict[str, Any], indent: int = 0) -> list[str]:
-    width = max((len(str(key)) for key in facts), default=0)
+    width = max((len(visible(str(key))) for key in facts), default=0)
     lines = []
     for key, value in facts.items():
-        label = " " * indent + str(key).ljust(width)
+        label = " " * indent + visible(str(key)).ljust(width)
         if isinstance(value, dict) and value:
             lines += [label.rstrip(), *_lines(value, indent + 2)]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             lines.append(label.rstrip())
-            lines += [" " * (indent + 2) + ", ".join(f"{k} {v}" for k, v in row.items()) for row in value]
+            lines += [" " * (indent + 2) + visible(", ".join(f"{k} {v}" for k, v in row.items())) for row in value]
         else:
             lines.append(f"{label}  {_cell(value)}")
     return lines
@@ -47,4 +47,4 @@ def _cell(value: object) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return str(value)
+    return visible(str(value))

@@ -260,7 +260,8 @@ def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json
         whole: list[dict[str, Any]] = [{**one, **timing} for one in facts]
         emit(whole if len(whole) > 1 else whole[0], as_json, lambda: _text(facts, speed))
     if reporter.stages:
-        say(_profile_text(reporter.stages, reporter.elapsed))
+        for line in _profile_text(reporter.stages, reporter.elapsed).splitlines():
+            say(line)
     if left:
         say(f"{_count(left, 'shard')} left to other processes that are at work on them")
     failed = f"{results[0].folder / 'failed.jsonl'}"

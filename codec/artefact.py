@@ -26,6 +26,7 @@ from sctok.formats.files import (
     write_json,
 )
 from sctok.formats.folders import whole_folder
+from sctok.formats.paths import is_file_name
 from sctok.formats.stacking import token_rate
 from sctok.formats.tensors import map_tensors, save_tensors
 
@@ -285,6 +286,10 @@ def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         check_format(folder / INFO_FILE, stored, CODEC_FORMAT, CODEC_VERSION)
         if not isinstance(stored.get("codebooks"), dict) or stored.get("condition_order") not in get_args(Order):
             raise damaged(folder / INFO_FILE, "codebooks or condition_order is none")
+        if stored.get("encoder") not in (ENCODER_FILE, *BUNDLED):
+            raise damaged(folder / INFO_FILE, f"its encoder is neither {ENCODER_FILE} nor {' or '.join(BUNDLED)}")
+        if not all(is_file_name(name) for name in stored["codebooks"]):
+            raise damaged(folder / INFO_FILE, "its codebooks are not files of this folder")
         try:
             yield folder, stored
         except FileNotFoundError as error:

@@ -17,6 +17,7 @@ from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.features.mel_cache import VALIDATION_SHARE, chance_edges, key_share, pick
+from sctok.formats.bounds import max_input_bytes
 from sctok.formats.files import read_json, write_json
 from sctok.kmeans_tools.distributed import ALONE, Group
 from sctok.kmeans_tools.memory import free_memory
@@ -70,7 +71,7 @@ def index_clips(
             raise ValueError(f"no readable audio in {', '.join(map(str, inputs))}")
         rows = [[clip.key, clip.group, clip.item.to_json(), clip.seconds] for clip in clips]
         write_json(folder / INDEX_FILE, {"inputs": names, "clips": rows})
-    index = read_json(folder / INDEX_FILE)
+    index = read_json(folder / INDEX_FILE, max_input_bytes())
     if index["inputs"] != names:
         raise ValueError(f"{folder} belongs to a training on {', '.join(index['inputs'])}: choose another --name")
     return [Clip(key, group, AudioItem.from_json(item), seconds) for key, group, item, seconds in index["clips"]]

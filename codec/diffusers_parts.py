@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sctok.audio.mel import DECODER_BINS
 from sctok.audio.windows import FRAME_SHIFT, SAMPLE_RATE
+from sctok.features.checkpoints import load_pickle
 from sctok.formats.files import is_repository, read_json
+from sctok.formats.tensors import check_header
 
 from .hifigan import SLOPE, HifiGan, HifiGanConfig
 from .vae import AutoencoderKL, VAEConfig
@@ -236,10 +239,11 @@ def _read_tensors(folder: Path, filenames: Sequence[str]) -> dict[str, Tensor]:
     path = next(folder / name for name in filenames if (folder / name).is_file())
     try:
         if path.suffix == ".safetensors":
+            check_header(path)
             loaded = load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler of junk raises whatever its bytes lead it to
+            loaded = load_pickle(path)
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} holds no tensors that load without running code ({_first_line(error)})") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} is not a dictionary of tensors")

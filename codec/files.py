@@ -65,7 +65,7 @@ def encode_files(
     codebook = codec.codebook_hash(reading.codebook)
     left, done = [], []
     for job in jobs:
-        there = _tokens_there(job.target) if keep else None
+        there = _tokens_there(job.target) if keep and isinstance(job.item, AudioItem) else None
         if there is not None and (there.codec_hash, there.codebook_hash) == (codec.hash, codebook):
             done.append(Outcome(_name(job), job.target, there.samples))
         else:
@@ -306,7 +306,7 @@ def _tokens_there(path: Path) -> CodecTokens | None:
 def _is_audio(path: Path, samples: int | None = None) -> bool:
     """Return whether there is audio at 16 kHz, of so many samples."""
     try:
-        found = soundfile.info(path)
-    except soundfile.LibsndfileError:
+        found = soundfile.info(path) if path.is_file() else None  # opening a pipe would wait for its writer
+    except (soundfile.LibsndfileError, OSError):
         return False
-    return found.samplerate == SAMPLE_RATE and samples in (None, found.frames)
+    return found is not None and found.samplerate == SAMPLE_RATE and samples in (None, found.frames)

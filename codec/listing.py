@@ -13,6 +13,7 @@ from sctok.audio.containers import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
 from sctok.audio.sources import AudioItem, BadItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError
+from sctok.formats.paths import path_inside
 from sctok.formats.sct import MAX_ROWS, SCT_SUFFIX, CodecTokens, read_sct
 from sctok.formats.token_shards import read_token_shard
 
@@ -57,16 +58,19 @@ def list_audio_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
 
 
 def _audio_job(item: AudioItem | BadItem, out: Path | None, suffix: str, taken: set[Path]) -> AudioJob:
+    if isinstance(item, BadItem):
+        return AudioJob(item, out or Path(item.path))
     if out is None:
-        if isinstance(item, AudioItem) and item.offset is not None:
+        if item.offset is not None:
             raise ValueError(f"{item.path} is a tar shard: name a folder for the results with --out")
         target = Path(item.path).with_suffix(suffix)
     else:
-        target = out if _is_file(out, suffix) else out / f"{item.key}{suffix}"
-    if isinstance(item, BadItem):
-        return AudioJob(item, target)
-    place = target.resolve()
-    if place == Path(item.path).resolve():
+        try:
+            target = out if _is_file(out, suffix) else path_inside(out, item.key, suffix)
+        except FormatError as error:
+            return AudioJob(BadItem(item.key, item.path, str(error)), out)
+    place = Path(os.path.realpath(target))
+    if place == Path(os.path.realpath(item.path)):
         return AudioJob(BadItem(item.key, item.path, "its result would replace it; name another place"), target)
     if place in taken:
         reason = f"{target} is the place of another input's result; name a folder with --out"
@@ -95,7 +99,7 @@ def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
     """
     taken: set[Path] = set()
     for job in _token_jobs(inputs, out, suffix):
-        place = job.target.resolve()
+        place = Path(os.path.realpath(job.target))
         if isinstance(job.tokens, str):
             yield job
         elif place in taken:
@@ -121,8 +125,10 @@ def _token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> 
             yield from _shard_jobs(path, out, suffix)
         elif out is None:
             yield _sct_job(path, path.with_suffix(f".decoded{suffix}"))
+        elif _is_file(out, suffix):
+            yield _sct_job(path, out)
         else:
-            yield _sct_job(path, out if _is_file(out, suffix) else (out / relative).with_suffix(suffix))
+            yield _placed(_sct_job(path, out), out, str(relative.with_suffix("")), suffix)
 
 
 def _check_out(out: Path | None, suffixes: Sequence[str]) -> None:
@@ -159,9 +165,17 @@ def _sct_job(path: Path, target: Path) -> TokenJob:
 def _shard_jobs(path: Path, out: Path, suffix: str) -> Iterator[TokenJob]:
     try:
         for key, tokens, info in read_token_shard(path):
-            yield TokenJob(f"{path}:{key}", _shard_tokens(tokens, info), out / f"{key}{suffix}")
+            yield _placed(TokenJob(f"{path}:{key}", _shard_tokens(tokens, info), out), out, key, suffix)
     except FormatError as error:
         yield TokenJob(str(path), str(error).removeprefix(f"{path} "), out)
+
+
+def _placed(job: TokenJob, out: Path, key: str, suffix: str) -> TokenJob:
+    """Return a job whose audio goes below `out`, or one that says why it cannot."""
+    try:
+        return replace(job, target=path_inside(out, key, suffix))
+    except FormatError as error:
+        return job if isinstance(job.tokens, str) else replace(job, tokens=str(error))
 
 
 def _shard_tokens(tokens: NDArray[Any], info: dict[str, Any]) -> CodecTokens | str:

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sctok.audio.windows import WINDOW_FRAMES, WINDOW_SAMPLES
+from sctok.formats.bounds import check_nesting
 from sctok.formats.stacking import stack_factor
 from sctok.kernels.devices import PRECISIONS
 
@@ -22,6 +23,7 @@ from .vae import VAEConfig
 
 CONFIG_PACKAGE = "sctok.configs"
 SUFFIX = ".toml"
+_MAX_BYTES, _MAX_DOTS = 1 << 20, 1000  # the time that dotted keys take grows with the square of their parts
 
 T = TypeVar("T")
 
@@ -117,8 +119,13 @@ def read_plan(
     """
     name, text = _read(name_or_path)
     try:
+        if max(line.count(".") for line in text.split("\n")) > _MAX_DOTS:
+            raise ValueError(f"nested: a line has more than {_MAX_DOTS} dots")
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        check_nesting(table)
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deep") from None
+    except ValueError as error:
         raise ValueError(f"{name} is not TOML: {error}") from None
     try:
         return _plan(table, settings or {}, parts or {})
@@ -132,7 +139,10 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     if not Path(name_or_path).is_file():
         raise ValueError(f"{name_or_path} is neither a file nor one of {', '.join(config_names())}")
     try:
-        return str(name_or_path), Path(name_or_path).read_text("utf-8")
+        content = Path(name_or_path).read_bytes()
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"{name_or_path} has {len(content):,} bytes; a configuration has at most {_MAX_BYTES:,}")
+        return str(name_or_path), content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name_or_path} is not TOML: {error}") from None
 
@@ -153,7 +163,7 @@ def _plan(table: Mapping[str, Any], settings: Mapping[str, Any], parts: Mapping[
     found = {name: table.get(name, {}) for name in _SECTIONS if name != "grid" or name in table}
     for name, section in found.items():
         if not isinstance(section, dict):
-            raise ValueError(f"{name} = {section!r} is not a section")
+            raise ValueError(f"{name} = {section!r:.200} is not a section")
     found["parts"] = {**found["parts"], **parts}
     sections = {name: _checked(_SECTIONS[name], name, section) for name, section in found.items()}
     if "token_rate" not in top:
@@ -179,7 +189,7 @@ def _checked(
         raise ValueError(f"{where}unknown {names} (allowed: {', '.join(allowed)})")
     for key, value in table.items():
         if not _fits(value, hints[key]):
-            raise ValueError(f"{where}{key} = {value!r} is no {_words(hints[key])}")
+            raise ValueError(f"{where}{key} = {value!r:.200} is no {_words(hints[key])}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sctok
+from sctok.formats.bounds import max_input_bytes
 from sctok.formats.files import FormatError, hash_json, json_text, read_json, sync_folder, write_json
 from sctok.formats.layouts import LAYOUTS, StreamLayout, deduplicate, make_layout
 
@@ -153,7 +154,7 @@ def export_tokens(
             (partial / "data").replace(folder)
             sync_folder(folder.parent)
         shutil.rmtree(partial)
-    return _result(folder, read_json(folder / EXPORT), existed=found is not None)
+    return _result(folder, read_json(folder / EXPORT, max_input_bytes()), existed=found is not None)
 
 
 def _describe(source: TokenSource, config: ExportConfig, placement: Placement) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _find_export(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     """Return what the export in a folder says of itself; None if the folder is absent or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    found = read_json(folder / EXPORT) if (folder / EXPORT).is_file() else None
+    found = read_json(folder / EXPORT, max_input_bytes()) if (folder / EXPORT).is_file() else None
     if not isinstance(found, dict) or found.get("format") != EXPORT_FORMAT:
         raise RunError(f"{folder} holds something else than an export of tokens; give another folder")
     if differing := [name.replace("_", " ") for name, value in facts.items() if found.get(name) != value]:
@@ -241,7 +242,7 @@ class _Exporter:
     def _resume(self) -> None:
         """Take up the journal if it is of this export, and remove what it does not list."""
         self._data.mkdir(exist_ok=True)
-        found = read_json(self._journal) if self._journal.exists() else {}
+        found = read_json(self._journal, max_input_bytes()) if self._journal.exists() else {}
         if found.get("hash") == self._hash:
             self._parts = [_Part(**part) for part in found["parts"]]
         kept = {name: facts["bytes"] for part in self._parts for name, facts in part.files.items()}

@@ -1,6 +1,5 @@
 """The lines of a run's plan and of its failures: what is listed, where it goes, and what came to nothing."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from sctok.audio.known import KeyTable
 from sctok.audio.remote import is_url
 from sctok.audio.sources import AudioItem, BadItem
+from sctok.formats.bounds import parse_json, read_lines
 from sctok.formats.files import atomic_path, damaged, json_text
 
 _FAILURE = {"key": str, "path": str, "reason": str}
@@ -73,10 +73,14 @@ def read_failures(path: Path) -> Iterator[Failure]:
     return _read_lines(path, _failure)
 
 
-def write_failures(path: Path, failures: Iterable[Failure]) -> None:
-    """Write failures to a file, atomically."""
+def write_failures(path: Path, failures: Iterable[Failure]) -> int:
+    """Write failures to a file, atomically, and return how many there are."""
+    count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as out:
-        out.writelines(json_line(failure.to_json()) for failure in failures)
+        for failure in failures:
+            out.write(json_line(failure.to_json()))
+            count += 1
+    return count
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
@@ -89,12 +93,12 @@ class KnownInputs:
 
     def __init__(self) -> None:
         self._places = KeyTable()
-        self._bad: set[tuple[str, str]] = set()
+        self._bad = KeyTable()
 
     def remember(self, row: Planned | Failure) -> None:
         """Know a row of the manifest."""
         if isinstance(row, Failure):
-            self._bad.add(row.identity)
+            self._bad.add(_joined(row.identity), "")
         else:
             self._places.add(row.item.key, _place(row.item))
 
@@ -112,10 +116,12 @@ class KnownInputs:
                 path = place.partition("\0")[0]
                 reason = f"its key {entry.key!r} stands for {path} in this run already; rename one, or use another run"
                 entry = BadItem(entry.key, entry.path, reason)
-            identity = failure_of(entry).identity
-            if identity not in self._bad:
-                self._bad.add(identity)
+            if self._bad.add(_joined(failure_of(entry).identity), "") is None:
                 yield entry
+
+
+def _joined(identity: tuple[str, str]) -> str:
+    return "\0".join(identity)
 
 
 def _absolute(path: str) -> str:
@@ -133,10 +139,12 @@ def failure_of(problem: BadItem) -> Failure:
 
 def _read_lines(path: Path, parse: Callable[[Any], RowT]) -> Iterator[RowT]:
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_lines(lines), 1):
             try:
-                row = parse(json.loads(line))
-            except (ValueError, RecursionError) as error:
+                if line is None:
+                    raise ValueError("is longer than any line of a run")
+                row = parse(parse_json(line))
+            except ValueError as error:
                 raise damaged(path, f"line {number}: {error}") from None
             yield row
 

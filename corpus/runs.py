@@ -21,6 +21,7 @@ from sctok.formats.files import hash_json, sync_folder, write_json
 
 from .checksums import RECORD_SUFFIX, write_record
 from .claims import Claim, take_lock, try_lock
+from .complaints import Complaints
 from .manifest import Failure, Planned, read_failures, read_manifest, write_failures
 
 CONFIG = "run.json"
@@ -163,21 +164,17 @@ class RunFolder:
 
     def failures(self) -> Iterator[Failure]:
         """Yield everything that failed: first what could not be listed, then shard by shard."""
-        listed: dict[tuple[str, str], Failure] = {}
-        whole: dict[str, list[tuple[str, str]]] = {}  # complaints about whole tars
+        listed = Complaints()
         shards: dict[int, None] = {}
         for row in self.manifest():
             if isinstance(row, Failure):
-                listed[row.identity] = row
-                if not row.key:
-                    whole.setdefault(row.path, []).append(row.identity)
+                listed.add(row)
             else:
                 # The same input listed later without trouble takes its complaint back, and a tar that gives more than
                 # before, its own.
-                for identity in ((row.item.key, row.item.path), *whole.pop(row.item.path, ())):
-                    listed.pop(identity, None)
+                listed.take_back(row.item.key, row.item.path)
                 shards[row.shard] = None
-        yield from listed.values()
+        yield from listed
         for index in shards:
             if self.finished(index):
                 yield from self.shard_failures(index)
@@ -188,9 +185,7 @@ class RunFolder:
             for index, paths in self.temporaries().items():
                 for path in paths if self.finished(index) else ():
                     path.unlink(missing_ok=True)
-            failures = list(self.failures())
-            write_failures(self.path / FAILED, failures)
-        return len(failures)
+            return write_failures(self.path / FAILED, self.failures())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Rewrite `summary.json`."""

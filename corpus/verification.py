@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
 from . import extraction, token_job, tokenization
 from .checksums import RECORD_SUFFIX, measure_shard, read_record
-from .manifest import Failure, read_failures
+from .manifest import read_failures
 from .runs import CONFIG, FAILED, FORMAT, FORMAT_VERSION, SUMMARY, RunError, RunFolder, Shard
 
 _KINDS = {
@@ -126,13 +127,14 @@ class _Checker:
             if index not in planned:
                 whole = False
                 self._fault(run.shard_path(index), "is not in the manifest")
-        failures = list(run.failures())
-        self._result.failed += len(failures)
+        count = sum(1 for _ in run.failures())
+        self._result.failed += count
         if whole:
-            self._check_lists(run, failures, lambda: asdict(summarise(run, list(planned), len(failures))))
+            self._check_lists(run, lambda: asdict(summarise(run, list(planned), count)))
 
-    def _check_lists(self, run: RunFolder, failures: list[Failure], summary: Callable[[], Any]) -> None:
-        if not (run.path / FAILED).exists() or list(read_failures(run.path / FAILED)) != failures:
+    def _check_lists(self, run: RunFolder, summary: Callable[[], Any]) -> None:
+        path = run.path / FAILED
+        if not path.exists() or any(a != b for a, b in zip_longest(read_failures(path), run.failures())):
             self._fault(run.path / FAILED, "does not list what failed; run the same command again")
         if not (run.path / SUMMARY).exists() or read_json(run.path / SUMMARY) != summary():
             self._fault(run.path / SUMMARY, "does not say what the shards hold; run the same command again")

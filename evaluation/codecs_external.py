@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from sctok.formats.paths import path_problem
+
 from .codecs_base import CodecUnavailable, Coded, Spec, Wave, plain_name, resampled, split_options, timed
 from .codecs_tools import TIMEOUT_SECONDS, run_tool
 
@@ -81,12 +83,12 @@ class DecodedFolder:
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
         """See `CodecUnderTest`; ValueError where there is no file of that key."""
+        if problem := path_problem(key):
+            raise ValueError(f"{self.folder}: the key {key!r:.200} cannot be a file there: it {problem}")
         beside = [self.folder / f"{key}{suffix}" for suffix in _AUDIO_SUFFIXES]
         found = next((path for path in beside if path.is_file() and path.suffix[1:] != self.code), None)
-        if not key or found is None:
-            raise ValueError(
-                f"{self.folder}: holds no decoded {key or 'file without a key'} ({', '.join(_AUDIO_SUFFIXES)})"
-            )
+        if found is None:
+            raise ValueError(f"{self.folder}: holds no decoded {key} ({', '.join(_AUDIO_SUFFIXES)})")
         decoded, rate = _read(found, str(found))
         written = _stated_bytes(self.kbps, len(wave) / sample_rate)
         if self.code is not None:

@@ -1,6 +1,5 @@
 """Codecs of sctok under test."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from sctok.codec.artefact import BUNDLED_CODECS, INFO_FILE
 from sctok.codec.codec import Codec
 from sctok.codec.samplers import SamplerConfig
+from sctok.formats.bounds import parse_json
 from sctok.formats.sct import sct_bytes, write_sct
 
 from .codecs_base import Coded, Spec, Wave, plain_name, timed
@@ -43,7 +43,7 @@ def _decoder_hashes(name_or_path: str) -> Any:
     """Return what identifies the decoder of a codec that has been loaded."""
     bundled = name_or_path in BUNDLED_CODECS
     folder = files("sctok.weights") / f"codec-{name_or_path}" if bundled else Path(name_or_path)
-    return json.loads((folder / INFO_FILE).read_text("utf-8"))["decoder_hashes"]
+    return parse_json((folder / INFO_FILE).read_bytes())["decoder_hashes"]
 
 
 def open_spec(spec: Spec, device: str) -> SctokCodec:

@@ -18,12 +18,8 @@ from sctok.audio.decode import read_audio
 from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.formats.files import (
-    hash_bytes,
-    json_text,
-    remove_stale_temporaries,
-    write_json,
-)
+from sctok.formats.files import hash_bytes, json_text, remove_stale_temporaries, write_json
+from sctok.formats.paths import path_inside, path_problem
 
 from .codecs_base import CodecUnderTest, Coded
 from .metric_base import Metric
@@ -65,7 +61,7 @@ class _Run:
     settings: Settings
 
     def audio(self, codec: str, key: str) -> Path:
-        return self.folder / AUDIO / codec / f"{key}.flac"
+        return path_inside(self.folder / AUDIO / codec, key, ".flac")
 
 
 def evaluate(
@@ -138,7 +134,7 @@ def _check_names(references: Sequence[Reference], codecs: Mapping[str, CodecUnde
         raise ValueError(f"no {'codecs' if references else 'references'}: nothing to evaluate")
     names: dict[str, str] = {}
     for spec, codec in codecs.items():
-        if codec.name in (REFERENCE, "", ".", "..") or "/" in codec.name:
+        if codec.name == REFERENCE or "/" in codec.name or path_problem(codec.name):
             raise ValueError(f"codec {spec!r} cannot be called {codec.name!r}; add the option name=")
         if codec.name in names:
             raise ValueError(f"codecs {names[codec.name]!r} and {spec!r} are both called {codec.name}; add name=")
@@ -166,8 +162,7 @@ def _read_references(
     files: list[dict[str, Any]] = []
     for number, reference in enumerate(references):
         progress("read", number, len(references))
-        target = out / AUDIO / REFERENCE / f"{reference.key}.flac"
-        files.append(_read_reference(reference, target, known.get(reference.key)))
+        files.append(_read_reference(reference, out / AUDIO / REFERENCE, known.get(reference.key)))
     progress("read", len(references), len(references))
     if old and (files != list(known.values())):
         raise ValueError(
@@ -179,7 +174,7 @@ def _read_references(
     return files
 
 
-def _read_reference(reference: Reference, target: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
+def _read_reference(reference: Reference, folder: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
     item = reference.item
     file: dict[str, Any] = {"key": reference.key, "domain": reference.domain, "path": item.path, "seconds": None}
     if reference.transcript is not None:
@@ -187,6 +182,7 @@ def _read_reference(reference: Reference, target: Path, known: Mapping[str, Any]
     if isinstance(item, BadItem):
         return {**file, "error": item.reason}
     try:
+        target = path_inside(folder, reference.key, ".flac")
         pcm = to_pcm(_read_item(item))
     except (ValueError, OSError) as error:
         return {**file, "error": str(error)}

@@ -292,4 +292,4 @@ def _save_all(drawn: Sequence[Plot], clips: Sequence[Clip], folder: Path) -> lis
 
 
 def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)[:80]

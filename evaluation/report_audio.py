@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from sctok.audio.errors import AudioError
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.formats.files import hash_bytes
+from sctok.formats.files import FormatError, hash_bytes
+from sctok.formats.paths import path_inside
 
 from .codecs_anchors import LowPass
 from .report_runs import Run, number
@@ -66,9 +68,12 @@ class Clip:
 
 def audio_file(run: Run, codec: str | None, key: str) -> Path | None:
     """Return a reference (codec None) or decoded file that a run keeps; None if it is missing or outside the run."""
-    folder = run.folder / "audio"
-    path = folder / (codec or "reference") / f"{key}.flac"
-    return path if path.resolve().is_relative_to(folder.resolve()) and path.is_file() else None
+    try:
+        path = path_inside(run.folder / "audio", f"{codec or 'reference'}/{key}", ".flac")
+    except FormatError:
+        return None
+    folder = os.path.realpath(run.folder / "audio")
+    return path if path.is_file() and Path(os.path.realpath(path)).is_relative_to(folder) else None
 
 
 def choose_files(run: Run, count: int) -> list[dict[str, Any]]:

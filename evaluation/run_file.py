@@ -1,9 +1,9 @@
 """The description of an evaluation, run.json: read by those who go on with it and those who show it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from sctok.formats.bounds import max_input_bytes, parse_json
 from sctok.formats.files import FormatError, check_format
 
 RUN_FILE = "run.json"
@@ -18,8 +18,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN_FILE
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        found = parse_json(path.read_bytes(), max_input_bytes())
+    except ValueError as error:
         raise _damaged(path, str(error)) from None
     check_format(path, found, FORMAT, VERSION)
     for part, texts in _TEXTS.items():

@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import io
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sctok.formats.bounds import parse_json
 from sctok.formats.files import atomic_path, disk_errors, json_text, write_json
 
 JOURNAL = "journal.jsonl"
@@ -118,8 +118,8 @@ class Journal:
 
 def _entry(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parse_json(line)
+    except ValueError:
         return None
     return entry if isinstance(entry, dict) and _fits(entry) else None
 

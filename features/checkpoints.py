@@ -1,9 +1,13 @@
 """AudioMAE weights: sctok's own files, the public layouts, and names that the Hugging Face hub knows."""
 
 import argparse
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from mmap import ACCESS_READ
+from mmap import mmap as mmap_file
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ FORMAT_VERSION = 1
 FORMAT_KEYS = ("format", "format_version", "config", "sctok_version")
 HEAD_WIDTH = 64  # of every published AudioMAE; sctok's own files say it themselves
 PROBE_KEY = "cls_token"  # tells where in a checkpoint the encoder's tensors start
+_MAKES_BYTES = b"bytearray"  # of a number, as many as that says; PyTorch's unpickler allows it
+_DEEPEST_TENSOR = 2  # a state dict inside a checkpoint
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -119,6 +125,7 @@ def _read_weights(path: Path, name: str) -> EncoderWeights:
         for key, value in expected.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
+    problems += [f"{key} is no plain array of numbers" for key, value in tensors.items() if not is_plain(value)]
     if problems:
         raise ValueError(f"{path} does not fit AudioMAE: {'; '.join(problems)}")
     return EncoderWeights(name, config, {key: tensors[key].float().contiguous() for key in expected}, metadata)
@@ -144,11 +151,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: it needs more, is no checkpoint, or holds something else. OSError.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint that loads without running code ({_refusal(error)})") from error
+    loaded = load_pickle(path, mmap=_is_zip(path))
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -157,9 +160,61 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
+def load_pickle(path: Path, *, mmap: bool = False) -> Any:
+    """Return what a PyTorch file holds; no code in it is run, and nothing is unpacked that is larger than the file.
+
+    mmap: leave tensors in the file until they are used.
+    Raises ValueError naming `path` for anything that needs more than tensors, containers and a Namespace. OSError.
+    """
+    try:
+        _check_pickle(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # PyTorch's thoughts on pickles that it is about to refuse
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            _check_tensors(loaded, path.stat().st_size)
+    except Exception as error:  # an unpickler of junk raises whatever its bytes lead it to
+        raise ValueError(f"{path} is not a checkpoint that loads without running code ({_refusal(error)})") from error
+    return loaded
+
+
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+def _check_pickle(path: Path) -> None:
+    """Raise ValueError for a pickle that makes bytes out of a number, and for an archive that grows when unpacked."""
+    if _is_zip(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("parts of its archive are compressed, which PyTorch never does to tensors")
+            found = any(_MAKES_BYTES in archive.read(e) for e in entries if e.filename.endswith("data.pkl"))
+    else:
+        with path.open("rb") as file, mmap_file(file.fileno(), 0, access=ACCESS_READ) as content:
+            found = content.find(_MAKES_BYTES) >= 0
+    if found:
+        raise ValueError(f"it needs {_MAKES_BYTES.decode()}")
+
+
+def _check_tensors(loaded: Any, size: int) -> None:
+    """Raise ValueError for a tensor that is larger than the file, because it repeats what is stored of it."""
+    for tensor in _tensors(loaded, 0):
+        if is_plain(tensor) and tensor.numel() * tensor.element_size() > size:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} repeats what is stored of it")
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor's values lie one after the other in memory: it is neither sparse nor without values."""
+    return tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict) and depth < _DEEPEST_TENSOR:
+        for part in value.values():
+            yield from _tensors(part, depth + 1)
 
 
 def _refusal(error: Exception) -> str:

@@ -15,6 +15,7 @@ from sctok.audio.filterbank import SILENCE, filterbank
 from sctok.audio.loader import Chunk, load_windows
 from sctok.audio.sources import AudioItem, list_audio
 from sctok.audio.windows import FRAME_SHIFT, MEL_BINS, WINDOW_FRAMES
+from sctok.formats.bounds import max_input_bytes
 from sctok.formats.files import atomic_path, read_json, write_json
 
 FRAMES_FILE = "frames.f16"
@@ -40,7 +41,7 @@ class MelCache:
     """Filterbanks of many clips, memory-mapped: `frames.f16` (frames, 128) and `clips.json` in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        index = read_json(folder / INDEX_FILE)
+        index = read_json(folder / INDEX_FILE, max_input_bytes())
         self.inputs: list[str] = index["inputs"]
         self.clips = [Clip(**row) for row in index["clips"]]
         self.frames = np.memmap(folder / FRAMES_FILE, np.float16, "r").reshape(-1, MEL_BINS)

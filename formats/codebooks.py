@@ -13,6 +13,7 @@ import numpy.typing as npt
 import sctok
 
 from .files import FormatError, atomic_path, damaged, hash_arrays, hash_json
+from .npy import read_npy
 from .stacking import TOKEN_RATES, token_rate
 from .tensors import read_tensors, save_tensors
 
@@ -272,7 +273,7 @@ def load_npy(
     """
     try:
         with Path(path).open("rb") as file:
-            centroids = np.lib.format.read_array(file, allow_pickle=False)
+            centroids = read_npy(file, os.fstat(file.fileno()).st_size)
         if centroids.dtype.kind != "f":
             raise ValueError(f"its values are {centroids.dtype}")
         info = CodebookInfo(domain, (), stack_factor, encoder, encoder_hash, algorithm="published")

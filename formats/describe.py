@@ -13,7 +13,8 @@ import numpy.typing as npt
 from .bundled import bundled_name
 from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_codebook
 from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
-from .files import FormatError, foreign, read_json
+from .files import FormatError, damaged, foreign, read_json
+from .paths import is_file_name
 from .sct import SCT_FORMAT, SCT_MAGIC, read_sct
 from .stacking import TOKEN_RATES
 from .tensors import begins_as_safetensors, encoder_hash, read_arrays, read_header
@@ -261,14 +262,19 @@ def _describe_codec(folder: Path) -> dict[str, Any]:
     content = read_json(folder / CODEC_FILE)
     if not isinstance(content, dict) or content.get("format") != CODEC_FORMAT:
         raise foreign(folder / CODEC_FILE, CODEC_FORMAT)
-    if missing := [name for name in _codec_parts(content) if not (folder / name).is_file()]:
+    parts = _codec_parts(content)
+    if foreign_names := [name for name in parts if not is_file_name(name)]:
+        raise damaged(folder / CODEC_FILE, f"{foreign_names[0]!r:.200} is not a file of this folder")
+    if missing := [name for name in parts if not (folder / name).is_file()]:
         raise FormatError(f"{folder} is no whole codec: {', '.join(missing)} is missing; make or import it again")
-    parts = []
+    described = []
     for path in sorted(folder.glob("*.safetensors")):
         metadata, shapes = read_header(path)
         kind = metadata.get("kind") or str(metadata.get("format", "")).removeprefix("sctok-")
-        parts.append({"file": path.name, "kind": kind, "values": _count_values(shapes), "bytes": path.stat().st_size})
-    return {"kind": "codec folder", "path": str(folder), "codec": content, "parts": parts}
+        described.append(
+            {"file": path.name, "kind": kind, "values": _count_values(shapes), "bytes": path.stat().st_size}
+        )
+    return {"kind": "codec folder", "path": str(folder), "codec": content, "parts": described}
 
 
 def _codec_parts(content: Mapping[str, Any]) -> list[str]:

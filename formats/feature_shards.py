@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 import sctok
 
+from .bounds import parse_json
 from .files import (
     HASH_CHARACTERS,
     FormatError,
@@ -27,6 +28,7 @@ from .files import (
     is_key,
     json_text,
 )
+from .hdf5 import iter_rows, open_dataset, read_attribute
 from .row_file import RowFile, chunk_rows
 from .stacking import PATCHES_PER_COLUMN, stack_patches, token_rate
 
@@ -34,6 +36,7 @@ FEATURES_FORMAT = "sctok-features"
 FEATURES_VERSION = 1
 SAMPLE_RATE = 16_000  # of `ClipRows.samples`
 
+_ATTRIBUTES = ("format", "format_version", "provenance", "content_hash", "encoder_hash")
 _STRING = h5py.string_dtype()
 _CLIP_TABLE = np.dtype(
     [("key", _STRING), ("first_row", "<i8"), ("rows", "<i8"), ("samples", "<i8"), ("metadata", _STRING)]
@@ -268,18 +271,20 @@ class FeatureShard:
 
     def _read_tables(self) -> None:
         try:
-            attributes = {name: _plain_attribute(value) for name, value in self._file.attrs.items()}
+            attributes = {name: read_attribute(self._file, name) for name in _ATTRIBUTES}
             check_format(self.path, attributes, FEATURES_FORMAT, FEATURES_VERSION)
-            self.provenance: dict[str, Any] = json.loads(attributes["provenance"])
-            self._data = self._file["features"]
+            self.provenance: dict[str, Any] = parse_json(attributes["provenance"])
+            self._data = open_dataset(self._file, "features", 2)
             self.rows, self.width = (int(size) for size in self._data.shape)
-            self.clips = _read_clips(self._file["clips"][:])
+            self.clips = _read_clips(iter_rows(self._file, open_dataset(self._file, "clips", 1), 2))
             self.content_hash = str(attributes["content_hash"])
+            if attributes["content_hash"] is None or not isinstance(self.provenance, dict) or not self.width:
+                raise ValueError("its content_hash, provenance or width is missing")
         except FormatError:
             raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise damaged(self.path, error) from None
-        self.encoder_hash = str(attributes.get("encoder_hash", ""))
+        self.encoder_hash = str(attributes["encoder_hash"] or "")
         if self._data.dtype != np.dtype("<f2"):
             raise damaged(self.path, f"its features are {self._data.dtype}, not float16")
         self._check_clips()
@@ -359,12 +364,8 @@ class FeatureShard:
         self.close()
 
 
-def _plain_attribute(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _read_clips(table: npt.NDArray[Any]) -> tuple[ClipRows, ...]:
+def _read_clips(table: Iterable[tuple[Any, ...]]) -> tuple[ClipRows, ...]:
     return tuple(
-        ClipRows(key.decode("utf-8", "surrogateescape"), int(first_row), int(rows), int(samples), json.loads(metadata))
-        for key, first_row, rows, samples, metadata in table.tolist()
+        ClipRows(key.decode("utf-8", "surrogateescape"), int(first_row), int(rows), int(samples), parse_json(metadata))
+        for key, first_row, rows, samples, metadata in table
     )

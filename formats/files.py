@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bounds import max_json_bytes, parse_json
+
 HASH_CHARACTERS = 16
 _WEIGHT_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".npy")
 _TEMPORARY = re.compile(r".+\.tmp-(\d+)")
@@ -45,6 +47,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     try:
         with disk_errors(final):
+            temporary.unlink(missing_ok=True)  # a link of this name would be written through
             yield temporary
             _sync(temporary)
             temporary.replace(final)
@@ -155,7 +158,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     separators = (",", ":") if indent is None else (",", ": ")
     try:
         return json.dumps(value, sort_keys=True, indent=indent, separators=separators, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"this cannot be written as JSON: {error}") from None
 
 
@@ -172,11 +175,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(text + "\n", encoding="ascii")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the content of the JSON file at `path`. Raises FormatError if it is not JSON, OSError if unreadable."""
+def read_json(path: str | os.PathLike[str], limit: int | None = None) -> Any:
+    """Return the content of the JSON file at `path`, of at most `limit` bytes, as `parse_json` takes them.
+
+    Raises FormatError if it is not JSON, longer, or nested too deep; OSError if unreadable.
+    """
+    limit = max_json_bytes() if limit is None else limit
+    with Path(path).open("rb") as file:
+        content = file.read(limit + 1)
     try:
-        return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse_json(content, limit)
+    except ValueError as error:
         raise FormatError(
             f"{path} is not valid JSON ({_one_line(error)}); restore it, or delete it and make it again"
         ) from None

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .bounds import LIMIT_VARIABLE, max_input_bytes
 from .files import HASH_CHARACTERS, atomic_path, check_format, damaged, foreign, hash_bytes
 from .stacking import stack_factor
 
@@ -35,6 +36,7 @@ _VERSION = slice(8, 10)
 _CHECKSUM_BYTES = HASH_CHARACTERS // 2
 _OVERHEAD_BYTES = _HEADER.size + _CHECKSUM_BYTES
 _BLOCK_PAIRS = 1 << 16  # a multiple of 8, so that blocks end with whole bytes
+_PAIR_BYTES = 16  # of two tokens in memory
 MAX_ROWS = (1 << 32) - 1
 
 TokenPairs = npt.NDArray[np.int64]
@@ -141,6 +143,8 @@ def read_sct(path: str | os.PathLike[str]) -> CodecTokens:
         data = file.read(len(SCT_MAGIC))
         if data != SCT_MAGIC:
             raise foreign(path, SCT_FORMAT)
+        if (size := os.fstat(file.fileno()).st_size) > max_input_bytes():
+            raise damaged(path, f"its {size:,} bytes are more than {LIMIT_VARIABLE} allows")
         data += file.read()
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if len(data) < _OVERHEAD_BYTES or checksum != _checksum(body):
@@ -174,6 +178,8 @@ def _unpack(payload: bytes, pairs: int, sizes: tuple[int, int]) -> TokenPairs:
     acoustic_bits, width = _bits(sizes[1]), sum(map(_bits, sizes))
     if len(payload) != _payload_bytes(pairs, width):
         raise ValueError(f"{len(payload)} bytes do not hold {pairs} pairs of {width} bits")
+    if pairs * _PAIR_BYTES > max_input_bytes():
+        raise ValueError(f"{pairs:,} pairs of tokens unpack to more than {LIMIT_VARIABLE} allows")
     words = np.zeros(pairs, np.uint64)
     for start in range(0, pairs, _BLOCK_PAIRS):
         count = min(_BLOCK_PAIRS, pairs - start)

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from .bounds import max_json_bytes, parse_json
 from .files import FormatError, atomic_path, check_format, damaged, foreign, hash_arrays, json_text
 
 # safetensors writes several metadata entries in random order, so ours are one entry: a JSON object.
 _METADATA_KEY = "sctok"
-_HEADER_LIMIT = 100_000_000  # bytes, of the safetensors library
+_HEADER_LIMIT = 100_000_000  # bytes, of the safetensors library; `check_header` has a lower one
 # NumPy's names of types and those of safetensors, the order in which its library puts them last to first.
 _TYPES = {
     "bool": "BOOL",
@@ -119,6 +120,7 @@ def map_tensors(
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of any safetensors file. Raises FormatError naming `path` if it is damaged."""
     try:
+        check_header(path)
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise damaged(path, error) from None
@@ -132,16 +134,25 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     with Path(path).open("rb") as file:  # a missing or forbidden file gets the system's own error
         if not begins_as_safetensors(file.read(16)):
             raise foreign(path)
+    check_header(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             plain = dict(file.metadata() or {})
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-        ours = json.loads(plain.pop(_METADATA_KEY, "{}"))
+        ours = parse_json(plain.pop(_METADATA_KEY, "{}"))
     except (safetensors.SafetensorError, ValueError) as error:
         raise damaged(path, f"not a whole safetensors file: {error}") from None
     if not isinstance(ours, dict):
         raise damaged(path, "its metadata is not a JSON object")
     return {**plain, **ours}, shapes
+
+
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Raise FormatError if the header of a safetensors file is longer than the JSON that is read at once."""
+    with Path(path).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > max_json_bytes():
+        raise damaged(path, f"its header promises {size:,} bytes, more than the {max_json_bytes():,} that are read")
 
 
 def begins_as_safetensors(head: bytes) -> bool:

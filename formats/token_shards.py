@@ -1,13 +1,13 @@
 """Token shards: WebDataset tar files with the tokens of many audio files."""
 
 import io
-import json
 import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +15,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from .bounds import max_input_bytes, max_json_bytes, parse_json
 from .files import FormatError, atomic_path, check_format, damaged, disk_errors, foreign, is_key, json_text
+from .npy import read_npy
+from .tars import next_member, open_tar
 
 TOKENS_FORMAT = "sctok-tokens"
 TOKENS_VERSION = 1
@@ -161,8 +164,9 @@ class _Member:
 def _check_members(path: str | os.PathLike[str]) -> list[_Member]:
     """Return the members, having checked that they come in pairs and that the archive is whole."""
     with Path(path).open("rb") as file, _open_tar(path, file) as tar:
+        size = file.seek(0, os.SEEK_END)
         try:
-            members = [_Member(member.name, member.offset_data, member.size) for member in tar]
+            members = [_checked_member(member, size) for member in iter(partial(next_member, tar), None)]
         except (tarfile.TarError, ValueError) as error:
             raise damaged(path, error) from None
         names = [member.name.removesuffix(_TOKENS_SUFFIX) for member in members[::2]]
@@ -175,9 +179,19 @@ def _check_members(path: str | os.PathLike[str]) -> list[_Member]:
     return members
 
 
+def _checked_member(member: tarfile.TarInfo, size: int) -> _Member:
+    """Return where a member lies in a shard of `size` bytes. Raises ValueError unless its bytes can be read."""
+    limit = max_json_bytes() if member.name.endswith(_INFO_SUFFIX) else max_input_bytes()
+    if not member.isreg() or member.issparse():
+        raise ValueError(f"{member.name!r:.200} is a link, a folder or a sparse file")
+    if member.size > limit or member.offset_data + member.size > size:
+        raise ValueError(f"{member.name!r:.200} promises {member.size:,} bytes, more than there are or may be")
+    return _Member(member.name, member.offset_data, member.size)
+
+
 def _open_tar(path: str | os.PathLike[str], file: io.BufferedReader) -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=file, mode="r:", encoding="utf-8")
+        return open_tar(file, encoding="utf-8")
     except (tarfile.TarError, ValueError):
         raise foreign(path, TOKENS_FORMAT) from None
 
@@ -186,8 +200,8 @@ def _check_end(path: str | os.PathLike[str], file: io.BufferedReader, end: int) 
     # tarfile takes a missing end for the end; what we write closes with zeros up to whole records.
     size = file.seek(0, os.SEEK_END)
     file.seek(end)
-    tail = file.read()
-    if size % tarfile.RECORDSIZE or len(tail) < 2 * tarfile.BLOCKSIZE or any(tail):
+    tail = file.read(2 * tarfile.RECORDSIZE)
+    if size % tarfile.RECORDSIZE or size - end != len(tail) or len(tail) < 2 * tarfile.BLOCKSIZE or any(tail):
         raise damaged(path, "the end of the archive is missing")
 
 
@@ -198,8 +212,8 @@ def _read_members(
         for pair in zip(members[::2], members[1::2], strict=True):
             try:
                 data, text = (_read_content(file, member) for member in pair)
-                tokens = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-                info = json.loads(text)
+                tokens = read_npy(io.BytesIO(data), len(data))
+                info = parse_json(text)
                 check_format(path, info, TOKENS_FORMAT, TOKENS_VERSION)
                 key = decode_key(pair[0].name.removesuffix(_TOKENS_SUFFIX))
                 if tokens.ndim != 2 or tokens.dtype not in (np.uint16, np.uint32) or info["key"] != key:

@@ -117,7 +117,12 @@ def test_the_bytes_of_decoded_files_are_those_of_the_coded_files_beside_them(fol
 
 @pytest.mark.parametrize(
     ("options", "key", "said"),
-    [("", "speech/b", "holds no decoded speech/b"), ("", "", "without a key"), (",code=x", "speech/a", "a.x: is not")],
+    [
+        ("", "speech/b", "holds no decoded speech/b"),
+        ("", "", "cannot be a file there"),
+        ("", "../speech/a", "cannot be a file there"),
+        (",code=x", "speech/a", "a.x: is not"),
+    ],
 )
 def test_a_missing_file_is_named(folder, options, key, said):
     codec = open_codec(f"dir:{folder}{options}")

@@ -1,0 +1,94 @@
+"""How much memory one row of somebody else's data may take: a setting that readers ask before they unpack anything."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import IO, Any, AnyStr
+
+LIMIT_VARIABLE = "SCTOK_MAX_INPUT_BYTES"
+# Parquet files that the Hugging Face hub splits by its default have 500 MB, so that any row of theirs passes.
+DEFAULT_LIMIT = 1 << 29
+MAX_NESTING = 100  # far below the depth at which Python fails to read, copy or write a value
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_ROWS_HELD = 512  # twice the files of a shard
+_JSON_GROWTH = 32  # Python's objects take up to so many bytes for each byte of JSON: `[],` is three and becomes 64
+
+
+def max_input_bytes() -> int:
+    """Return what one input row may unpack to, in bytes: SCTOK_MAX_INPUT_BYTES, as a number or such as 2G, or 512 MiB.
+
+    Raises ValueError if the variable holds something else.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "").strip()
+    if not text:
+        return DEFAULT_LIMIT
+    found = re.fullmatch(r"(\d{1,18})([KMGT]?)(?:i?B)?", text, re.IGNORECASE | re.ASCII)
+    if found is None or int(found[1]) == 0:
+        raise ValueError(f"{LIMIT_VARIABLE}={text!r:.50} is not a number of bytes such as 536870912 or 512M")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def max_json_bytes() -> int:
+    """Return how long the JSON text of one row may be, in bytes: Python's objects take up to 32 times as much."""
+    return max(1 << 12, max_input_bytes() // _JSON_GROWTH)
+
+
+def max_metadata_bytes() -> int:
+    """Return how much text an input row may say about its audio: 1 MiB, or 1/512 of another limit.
+
+    The rows of a whole shard are held at once.
+    """
+    return max(1 << 12, max_input_bytes() // _ROWS_HELD)
+
+
+def parse_json(text: str | bytes, limit: int | None = None) -> Any:
+    """Return the value of a JSON text of at most `limit` bytes (default: `max_json_bytes`), nested 100 levels at most.
+
+    Raises ValueError, saying what is wrong, for longer, deeper and invalid text.
+    """
+    limit = max_json_bytes() if limit is None else limit
+    if len(text) > limit:
+        raise ValueError(
+            f"{len(text):,} bytes of JSON are more than the {limit:,} that are read; {LIMIT_VARIABLE} raises that"
+        )
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_NESTING} levels deep") from None
+    opened = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
+    if opened > MAX_NESTING:
+        check_nesting(value)
+    return value
+
+
+def check_nesting(value: Any) -> None:
+    """Raise ValueError if dicts and lists are nested more than 100 levels deep in a value."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [part for each in level for part in _parts(each)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {MAX_NESTING} levels deep")
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (part for part in inner if isinstance(part, dict | list))
+
+
+def read_lines(file: IO[AnyStr], limit: int | None = None) -> Iterator[AnyStr | None]:
+    """Yield the lines of an open file, None in place of each that is longer than `limit` (default: `max_json_bytes`).
+
+    What is too long is read piece by piece and dropped.
+    """
+    limit = max_json_bytes() if limit is None else limit
+    end = 10 if isinstance(file.read(0), bytes) else "\n"
+    while line := file.readline(limit + 1):
+        if len(line) <= limit or line[-1] == end:
+            yield line
+            continue
+        while line and line[-1] != end:
+            line = file.readline(limit)
+        yield None
