@@ -19,7 +19,6 @@ _SHOWN = (
     "median_centroid_distance",
     "iterations",
     "certified_rows",
-    "rescored_rows",
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .certify import as_real, pair_distances
+from .certify import as_real, check_real, pair_distances
 from .cpu_assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
 from .cpu_codes import Coded, empty_codes
 from .cpu_frames import Frame, choose_frame
@@ -153,6 +153,8 @@ def nearest_centroid(
     for name, given in (("points", points), ("centroids", centroids)):
         if not isinstance(given, Tensor | PreparedCentroids):
             raise ValueError(f"{name} must be a tensor, not {type(given).__name__}: wrap arrays in torch.from_numpy")
+        if isinstance(given, Tensor):
+            check_real(given, name)
     prepared = _prepared(centroids, precision)
     k, dim = prepared.centroids.shape
     if points.ndim != 2 or points.shape[1] != dim:

@@ -16,11 +16,29 @@ def as_real(values: Tensor) -> Tensor:
     """Return float32 for narrower floats and float64 for integers and float64: no value changes below 2^53.
 
     The result has no gradient.
+
+    Raises:
+        ValueError: numbers that are not real, or a tensor that is not dense and in memory.
     """
+    check_real(values)
     values = values.detach()
     if values.dtype in (torch.float32, torch.float64):
         return values
     return values.to(torch.float32 if values.is_floating_point() else torch.float64)
+
+
+def check_real(values: Tensor, name: str = "the tensor") -> None:
+    """Raise ValueError unless a tensor holds real numbers, each of them in memory."""
+    kinds = {
+        "complex": values.is_complex(),
+        "nested": values.is_nested,
+        "quantized": values.is_quantized,
+        "sparse": values.layout is not torch.strided,
+        "on the meta device, without data,": values.is_meta,
+    }
+    for kind, found in kinds.items():
+        if found:
+            raise ValueError(f"{name} is {kind} and not a dense matrix of real numbers; convert it first")
 
 
 def gamma(dim: int) -> float:

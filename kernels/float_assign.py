@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from .certify import error_bound, nearest_pairs, pair_distances, row_norms
+from .double_assign import double_candidates
 
 _LARGEST = 2.0**126  # scores beyond this could overflow on the way
+_MANY_PAIRS = 4  # per row, beyond which a float64 product is cheaper than the distances of all pairs
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,16 @@ def assign_block(points: Tensor, centroids: FloatOperand, wanted: int, first_row
         if wanted == 1:
             keep = _candidates(scores[rows, columns], norms, rows, columns, centroids)
             rows, columns = rows[keep], columns[keep]
+        rescored = int((torch.bincount(rows, minlength=len(points)) > wanted).sum())
+        if torch.float64 in (points.dtype, centroids.centroids.dtype) and len(rows) > _MANY_PAIRS * int(
+            undecided.sum()
+        ):
+            rows, columns = double_candidates(points, centroids.centroids, undecided.nonzero()[:, 0], wanted)
         decided = _decide(points, centroids.centroids, rows, columns, wanted)
         labels[undecided] = decided[undecided]
-        rescored = int((torch.bincount(rows, minlength=len(points)) > wanted).sum())
     unsafe = (~safe).nonzero()[:, 0]
     if len(unsafe):
-        labels[unsafe] = _brute_force(points, centroids.centroids, unsafe, wanted, first_row)
+        labels[unsafe] = _search_wide(points, centroids.centroids, unsafe, wanted, first_row)
     return labels, rescored + len(unsafe)
 
 
@@ -175,11 +181,10 @@ def _decide(points: Tensor, centroids: Tensor, rows: Tensor, columns: Tensor, wa
     return torch.stack(labels, dim=1)
 
 
-def _brute_force(points: Tensor, centroids: Tensor, rows: Tensor, wanted: int, first_row: int) -> Tensor:
+def _search_wide(points: Tensor, centroids: Tensor, rows: Tensor, wanted: int, first_row: int) -> Tensor:
     """Return the float64 labels (r, wanted) of points[rows] over all centroids, for values that float32 cannot hold."""
     bad = (~torch.isfinite(points[rows]).all(dim=1)).nonzero()
     if len(bad):
         raise ValueError(f"point {first_row + int(rows[bad[0, 0]])} holds NaN or infinity")
-    indices = torch.arange(len(centroids), device=points.device)
-    zeros = torch.zeros_like(indices)
-    return torch.cat([_decide(points[row : row + 1], centroids, zeros, indices, wanted) for row in rows.tolist()])
+    pairs = double_candidates(points, centroids, rows, wanted)
+    return _decide(points, centroids, *pairs, wanted)[rows]

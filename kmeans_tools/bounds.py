@@ -124,7 +124,7 @@ class Bounds:
         grown: there are vectors now that the last pass did not have.
         """
         self._touched = torch.zeros_like(self.labels, dtype=torch.bool)
-        self.totals.inertia, self.totals.rescored = 0.0, 0
+        self.totals.start_pass()
         if self.age >= _REBUILD:
             self.age = 0
         if self.age == 0:

@@ -25,13 +25,18 @@ def checkpoint_path(folder: Path, name: str, k: int, config_hash: str) -> Path:
     return folder / f"{name}-{k}-{config_hash}.safetensors"
 
 
-def save_state(path: Path, state: ClusterState) -> None:
-    """Write a state atomically, bit for bit: beside the centroids 12 bytes per vector. Raises DiskFullError."""
+def save_state(path: Path, state: ClusterState, *, vectors: bool = True) -> None:
+    """Write a state atomically, bit for bit: the centroids, and with `vectors` 12 bytes per vector.
+
+    Raises DiskFullError.
+    """
     tensors = {"centroids": state.centroids.cpu().numpy(), "history": np.array(state.history, np.float64)}
     tensors["assigned"] = np.array(state.assigned, np.int64)
     if (bounds := state.bounds) is not None:
-        tensors |= {name: getattr(bounds, name).cpu().numpy() for name in _BOUNDS}
         tensors["numbers"] = np.array([getattr(bounds, name) for name in _NUMBERS], np.float64)
+        tensors["origin"] = bounds.origin.cpu().numpy()
+    if bounds is not None and vectors:
+        tensors |= {name: getattr(bounds, name).cpu().numpy() for name in _BOUNDS}
         for name in ("sums", "counts", "mass"):
             if (values := getattr(bounds.totals, name)) is not None:
                 tensors[name] = values.cpu().numpy()
@@ -61,10 +66,12 @@ def load_state(path: Path, device: torch.device) -> ClusterState | None:
         converged=bool(metadata["converged"]),
         settled=bool(metadata["settled"]),
     )
+    if "numbers" in tensors:
+        spread, age, gap, ranked = arrays["numbers"].tolist()
+        state.spread = spread, int(age), tensors["origin"]
     if "labels" in tensors:
         totals = Totals(len(tensors["sums"]), tensors["sums"].shape[1], device)
         totals.sums, totals.counts, totals.mass = tensors["sums"], tensors["counts"], tensors.get("mass")
-        spread, age, gap, ranked = arrays["numbers"].tolist()
         kept = {name: tensors[name] for name in _BOUNDS}
         state.bounds = Bounds(**kept, totals=totals, spread=spread, age=int(age), gap=gap, ranked=bool(ranked))
     return state

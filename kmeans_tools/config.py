@@ -128,6 +128,8 @@ class FitResult:
     settings and data, empty where nothing is kept or saved. seconds: spent here, less than in all after an
     interruption. labels: (n_vectors,) int32, if they were asked for. assigned: vectors of each pass that had to be
     compared with the centroids, in part where it was with a part of them; the others were known to stay where they are.
+    rescored, kept: vectors of the final pass that float64 decided, and that kept their label by their bounds. Of all
+    fields only `assigned`, `rescored`, `kept` and `seconds` depend on where a fit was interrupted.
     """
 
     centroids: Vectors
@@ -142,6 +144,8 @@ class FitResult:
     seconds: float
     labels: npt.NDArray[np.int32] | None = None
     assigned: tuple[int, ...] = ()
+    rescored: int = 0
+    kept: int = 0
 
     @property
     def k(self) -> int:

@@ -1,33 +1,27 @@
 """`KMeans` and `MiniBatchKMeans` with scikit-learn's conventions, on the engine that `sctok cluster` uses."""
 
 import warnings
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sctok.kernels.devices import resolve_device
 
 from .config import GIVEN, FitResult, KMeansConfig
-from .estimator_data import (
-    Array,
-    Problem,
-    Wide,
-    as_source,
-    assigned_blocks,
-    check_finite_rows,
-    check_tensor,
-    distances,
-    evaluate,
-    point_blocks,
-    pose_problem,
-    read_weights,
-)
+from .distances import distances, evaluate, point_blocks, predict_blocks, warn_of_overflow
+from .estimator_data import Array, as_source, check_finite_rows, check_kind, check_tensor, read_weights
 from .fit import fit_codebooks
+from .frames import Wide
 from .minibatch import RunningMeans
-from .sources import Vectors, VectorSource, as_array
+from .problem import Problem, pose_problem
+from .sources import TooFewVectorsError, VectorSource, as_array
+from .wide import safe_exponent
+from .wide_seeding import run_wide
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -38,6 +32,7 @@ except ImportError as error:
     raise ImportError("install sctok[sklearn] to use KMeans and MiniBatchKMeans") from error
 
 _SEEDINGS = {"auto": "auto", "hierarchical": "hierarchical", "k-means++": "kmeans++", "random": "random"}
+_SMALL_STEPS = 1 / 16  # of `tol`, for float64 in float32
 
 
 class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -71,17 +66,18 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         Raises:
             ValueError: a row with NaN or infinity, named; n_clusters above n; parameters or weights out of range.
         """
-        data = self._read(as_array(X) if isinstance(X, Tensor) else X, reset=True)
+        data = self._read(_on_host(X), reset=True)
         weights = read_weights(sample_weight, data)
         self._check_parameters()
         problem = pose_problem(data, weights)
-        self.cluster_centers_, result = self._cluster(problem, data)
-        self._n_features_out = len(self.cluster_centers_)
-        self.n_iter_ = max(1, result.iterations) if result else 1
-        if result and result.labels is not None and problem.whole and self.precision == "exact":
-            self.labels_, self.inertia_ = result.labels, result.inertia
+        best = self._cluster(problem, data, weights)
+        self.cluster_centers_ = best.centers
+        self._n_features_out = len(best.centers)
+        self.n_iter_ = max(1, best.iterations)
+        if best.labels is not None:
+            self.labels_, self.inertia_ = best.labels, warn_of_overflow(best.inertia)
         else:
-            self.labels_, self.inertia_ = evaluate(data, weights, self._centers())
+            self._evaluate(data, weights)
         self.counts_ = np.bincount(self.labels_, weights, self.n_clusters).astype(np.float64)
         return self
 
@@ -96,14 +92,15 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         X is anything that `fit` takes. int32, or an int64 tensor on its device where X is a tensor.
         """
         check_is_fitted(self)
-        labels = torch.cat([found for _, found in assigned_blocks(self._read(X), self._centers())])
+        labels = torch.cat(list(predict_blocks(self._read(X), self._centers())))
         return labels.to(X.device) if isinstance(X, Tensor) else labels.cpu().numpy().astype(np.int32)
 
     def transform(self, X: Any) -> Any:
         """Return the Euclidean distances (n, n_clusters) to all centers.
 
-        X is anything that `fit` takes. An array of its dtype, float64 or float32, or a tensor on its device, of its
-        dtype where that is floating, where X is a tensor.
+        X is anything that `fit` takes. The distances of float64 and integers are float64; those of float32, bfloat16
+        and float16 are float32. They are computed in float64; a RuntimeWarning says if one exceeds its dtype. The
+        result is a tensor on the device of X if X is a tensor, else an array.
         """
         check_is_fitted(self)
         centers = self._centers()
@@ -114,7 +111,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Return minus the inertia: the weighted sum of the squared distances of X to the nearest centers."""
         check_is_fitted(self)
         data = self._read(X)
-        return -evaluate(data, read_weights(sample_weight, data), self._centers())[1]
+        return -warn_of_overflow(evaluate(data, read_weights(sample_weight, data), self._centers()).inertia)
 
     def __sklearn_tags__(self) -> Any:
         """Say that float32 stays float32."""
@@ -122,37 +119,88 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _cluster(self, problem: Problem, data: Array | VectorSource) -> tuple[Array, FitResult | None]:
-        """Return the best centers (k, D) of all runs in the space and dtype of data, and their result."""
+    def _evaluate(self, data: Any, weights: Wide | None) -> None:
+        """Set labels and inertia of data (n, D) by the centers."""
+        found = evaluate(data, weights, self._centers())
+        self.labels_, self.inertia_ = found.labels, warn_of_overflow(found.inertia)
+
+    def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> "_Run":
+        """Return the best of all runs."""
         k = int(self.n_clusters)
         rows = len(data) if isinstance(data, np.ndarray) else data.rows
         if rows < k:
             raise ValueError(f"n_samples={rows} should be >= n_clusters={k}")
         random = check_random_state(self.random_state)
-        results = []
+        runs: list[_Run] = []
+        narrow = problem.wide is None or not problem.is_small(k, given=not isinstance(self.init, str))
         for seed in random.randint(2**31 - 1, size=self._runs()).tolist():
             given = self._given_centers(data, random)
-            if problem.distinct is not None and len(problem.distinct) < k:
-                return problem.outside(_repeat_first(problem.distinct, k)), None
-            results.append(self._run(problem.source, seed, None if given is None else problem.inside(given)))
-        best = min(results, key=lambda result: result.inertia)
-        return problem.outside(best.centroids), best
+            try:
+                if narrow:
+                    runs += self._run_narrow(problem, seed, given, data, weights)
+                    narrow = len(runs) > 0
+                if not narrow:
+                    runs.append(self._run_wide(problem, seed, given))
+            except TooFewVectorsError:
+                return _Run(_repeat_first(problem.all_distinct(k), k), 0.0, 0)
+        return min(runs, key=lambda run: run.inertia)
 
-    def _run(self, source: VectorSource, seed: int, given: Vectors | None) -> FitResult:
-        """Fit once from a seed, or from first centers (k, D)."""
-        k = int(self.n_clusters)
-        config = KMeansConfig(
-            device=self.device,
-            precision=self.precision,
-            seeding=_SEEDINGS[self.init] if given is None else GIVEN,
+    def _run_narrow(
+        self, problem: Problem, seed: int, given: Wide | None, data: Array | VectorSource, weights: Wide | None
+    ) -> "list[_Run]":
+        """Return what the float32 engine finds, or nothing if float32 does not resolve the data."""
+        frame = problem.frame
+        if frame is not None and given is not None and not frame.holds(given):
+            return []
+        try:
+            result = self._run(problem, seed, given)
+        except TooFewVectorsError:
+            if frame is None:
+                raise
+            return []
+        centers = problem.outside(result.centroids)
+        if frame is None:
+            whole = problem.whole and self.precision == "exact"
+            return [_Run(centers, result.inertia, result.iterations, result.labels if whole else None)]
+        found = evaluate(data, weights, torch.from_numpy(centers).to(resolve_device(self.device)), frame)
+        return [_Run(centers, found.inertia, result.iterations, found.labels)] if found.resolved else []
+
+    def _run_wide(self, problem: Problem, seed: int, given: Wide | None) -> "_Run":
+        """Fit once in float64 from a seed, or from first centers (k, D)."""
+        assert problem.wide is not None
+        found = run_wide(
+            problem.wide,
+            int(self.n_clusters),
+            method=_SEEDINGS[self.init] if isinstance(self.init, str) else GIVEN,
+            given=given,
+            seed=seed,
             iterations=int(self.max_iter),
             tol=float(self.tol),
+            device=resolve_device(self.device),
+            progress=_print_pass if self.verbose else None,
+        )
+        return _Run(problem.wide.outside(found.centers), found.inertia, found.iterations)
+
+    def _run(self, problem: Problem, seed: int, given: Wide | None) -> FitResult:
+        """Fit once in float32 from a seed, or from first centers (k, D) in the space of the data."""
+        k = int(self.n_clusters)
+        # Lloyd's iterations from centers that are not seeded well go on in small steps for long.
+        tol = float(self.tol) * (_SMALL_STEPS if given is not None and problem.wide else 1)
+        config = self._config(seed, given is not None, tol)
+        initial = None if given is None else {k: problem.inside(given)}
+        progress = _print_pass if self.verbose else None
+        return fit_codebooks(problem.source, [k], config, initial=initial, return_labels=True, progress=progress)[k]
+
+    def _config(self, seed: int, given: bool, tol: float) -> KMeansConfig:
+        return KMeansConfig(
+            device=self.device,
+            precision=self.precision,
+            seeding=GIVEN if given else _SEEDINGS[self.init],
+            iterations=int(self.max_iter),
+            tol=tol,
             seed=seed,
             **self._engine_options(),
         )
-        initial = None if given is None else {k: given}
-        progress = _print_pass if self.verbose else None
-        return fit_codebooks(source, [k], config, initial=initial, return_labels=True, progress=progress)[k]
 
     def _given_centers(self, data: Array | VectorSource, random: Any) -> Wide | None:
         """Return the first centers (k, D) that `init` holds or returns, None where it names a seeding."""
@@ -175,6 +223,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Return X as an array (n, D) float32 or float64, a tensor or a source: finite, and of the width fitted."""
         source = X if isinstance(X, Tensor) else as_source(X)
         if source is None:
+            check_kind(X)
             half = getattr(X, "dtype", None) == np.float16
             kept = np.float32 if half else [np.float64, np.float32]
             array = validate_data(self, X, reset=reset, dtype=kept, ensure_all_finite=False)
@@ -203,6 +252,8 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise ValueError(f"tol {self.tol!r} is not a number")
         if isinstance(self.init, str) and self.init not in _SEEDINGS:
             raise ValueError(f"init {self.init!r} is none of {', '.join(_SEEDINGS)}, centers or a function")
+        self._config(0, not isinstance(self.init, str), float(self.tol))
+        resolve_device(self.device)
 
     def _runs(self) -> int:
         """Return how many runs there are to choose from."""
@@ -333,19 +384,19 @@ class MiniBatchKMeans(_BaseKMeans):
             ValueError: as for `fit`; a width other than that of the first batch.
         """
         first = not hasattr(self, "cluster_centers_")
-        data = self._read(as_array(X) if isinstance(X, Tensor) else X, reset=first)
+        data = self._read(_on_host(X), reset=first)
         if not isinstance(data, np.ndarray):
             raise ValueError("partial_fit takes one batch, an array or a tensor; fit takes shards and iterables")
         weights = read_weights(sample_weight, data)
         self._check_parameters()
         if first:
             given = self._given_centers(data, check_random_state(self.random_state))
-            seeds = self._cluster(pose_problem(data, weights), data)[0] if given is None else given
+            seeds = self._cluster(pose_problem(data, weights), data, weights).centers if given is None else given
             self.cluster_centers_, self._n_features_out = seeds.astype(data.dtype), len(seeds)
             self.counts_, self.n_steps_ = np.zeros(len(seeds)), 0
         self._step(data, weights)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
-        self.labels_, self.inertia_ = evaluate(data, weights, self._centers())
+        self._evaluate(data, weights)
         return self
 
     def _step(self, data: Array, weights: Wide | None) -> None:
@@ -354,18 +405,40 @@ class MiniBatchKMeans(_BaseKMeans):
         if not np.array_equal(means.astype(self.cluster_centers_.dtype), self.cluster_centers_):
             means = self.cluster_centers_
         device = resolve_device(self.device)
-        running = RunningMeans(
-            torch.tensor(means, dtype=torch.float64).to(device), torch.tensor(self.counts_).to(device)
-        )
-        running.add(torch.from_numpy(data.copy()).to(device), weights)
-        self._means, self.counts_ = running.centroids.cpu().numpy(), running.mass.cpu().numpy()
+        exponent = safe_exponent(max(float(np.abs(data).max()), float(np.abs(means).max())))
+        points, centers = (torch.tensor(np.ldexp(values, -exponent)).to(device) for values in (data, means))
+        running = RunningMeans(centers.to(torch.float64), torch.tensor(self.counts_).to(device))
+        running.add(points, weights)
+        self._means = np.ldexp(running.centroids.cpu().numpy(), exponent)
+        self.counts_ = running.mass.cpu().numpy()
         self.cluster_centers_ = self._means.astype(self.cluster_centers_.dtype)
 
 
-def _repeat_first(distinct: Vectors, k: int) -> Vectors:
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What one run finds: centers (k, D) in the space and dtype of the data, and an inertia to compare runs by.
+
+    labels: (n,) int32, if they and the inertia are those of all the data.
+    """
+
+    centers: Array
+    inertia: float
+    iterations: int
+    labels: npt.NDArray[np.int32] | None = None
+
+
+def _on_host(X: Any) -> Any:
+    """Return a tensor as an array, anything else as it is."""
+    if not isinstance(X, Tensor):
+        return X
+    check_tensor(X)
+    return as_array(X)
+
+
+def _repeat_first(distinct: Array, k: int) -> Array:
     """Return fewer than k distinct vectors, the first repeated to make k of them, with a warning."""
     message = f"X has {len(distinct)} distinct rows, fewer than n_clusters={k}: the first center is repeated"
-    warnings.warn(message, ConvergenceWarning, stacklevel=4)
+    warnings.warn(message, ConvergenceWarning, stacklevel=5)
     return np.concatenate([distinct, np.repeat(distinct[:1], k - len(distinct), axis=0)])
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,25 @@ from .bounds import Bounds, bounds_fit
 from .checkpoints import checkpoint_path, load_state, save_state
 from .codes import CodeCache
 from .config import GIVEN, FitResult, KMeansConfig
-from .distributed import ALONE, Group, shared
+from .distributed import ALONE, Group, SharedSource, shared
 from .faiss_backend import SUPERKMEANS, require_faiss, superkmeans_sample_size, train_superkmeans
 from .lloyd import ClusterState, FinalPass, LloydPass, Population
 from .minibatch import first_share
 from .quality import codebook_certificate
 from .reading import needed_blocks
-from .seeding import check_distinct, draw_sample, sample_size, seed_centroids, source_weights
-from .sources import TooFewVectorsError, Vectors, VectorSource
+from .seeding import (
+    CHOICE,
+    SAMPLE,
+    check_distinct,
+    draw_sample,
+    gather_distinct,
+    sample_size,
+    seed_centroids,
+    source_weights,
+)
+from .sources import TooFewVectorsError, Vectors, VectorSource, Weights
 
 ALGORITHM_VERSION = 3  # part of the configuration hash: raise it when results change
-
-_SAMPLE, _CHOICE = 4, 5  # keep the random numbers of different purposes apart
 
 Progress = Callable[[dict[str, Any]], None]
 Save = Callable[[FitResult], None]
@@ -184,12 +190,13 @@ class _Fit:
         if state is None:
             return None
         state.centroids = state.centroids.to(self.device)
+        state.spread = state.spread and (*state.spread[:2], state.spread[2].to(self.device))
         return self._with_bounds(state)
 
     def _save(self, path: Path, state: ClusterState) -> None:
         # What a rank remembers of its vectors stays with it: it saves time, and does not change the result.
         if self.group.leads:
-            save_state(path, state if self.group.world == 1 else replace(state, bounds=None))
+            save_state(path, state, vectors=self.group.world == 1)
 
     def _resolved(self, k: int) -> KMeansConfig:
         return self.config.resolved(self.source.rows, self.source.dim, k)
@@ -210,11 +217,13 @@ class _Fit:
         config, rows = self._resolved(state.k), self.source.rows
         exact = config.precision == "exact" and config.backend not in ("faiss", SUPERKMEANS)
         state.bounds = Bounds.empty(rows, state.centroids) if exact and bounds_fit(rows, config.memory) else None
+        if state.bounds is not None and state.spread is not None:
+            state.bounds.spread, state.bounds.age, state.bounds.origin = state.spread
         return state
 
     def _superkmeans(self, k: int, config: KMeansConfig) -> ClusterState:
         """Let SuperKMeans do all iterations on a sample; only the final pass is left."""
-        sample = self.source.sample(_seeding_sample(self.source, k, config), (config.seed, k, _SAMPLE))
+        sample = self.source.sample(_seeding_sample(self.source, k, config), (config.seed, k, SAMPLE))
         check_distinct(sample, k)
         found = train_superkmeans(sample, k, config.most_iterations, config.seed) if self.group.leads else None
         found = self.group.broadcast(found)
@@ -227,10 +236,21 @@ class _Fit:
     def _seed(self, k: int, config: KMeansConfig) -> Vectors:
         if k in self.given:
             return np.array(self.given[k], np.float32)
-        sample, weights = draw_sample(self.source, _seeding_sample(self.source, k, config), (config.seed, k, _SAMPLE))
-        generator = np.random.default_rng([config.seed, k, _CHOICE])
+        count = _seeding_sample(self.source, k, config)
+        sample, weights = draw_sample(self.source, count, (config.seed, k, SAMPLE))
         draft = None if self.draft is None else partial(self.draft, k)
-        return seed_centroids(sample, k, config.seeding, generator, self.device, weights, draft)
+
+        def seed(vectors: Vectors, masses: Weights | None) -> Vectors:
+            generator = np.random.default_rng([config.seed, k, CHOICE])
+            return seed_centroids(vectors, k, config.seeding, generator, self.device, masses, draft)
+
+        try:
+            return seed(sample, weights)
+        except TooFewVectorsError:
+            if len(sample) == self.source.rows:
+                raise
+        whole = self.source.own.source if isinstance(self.source, SharedSource) else self.source
+        return seed(*gather_distinct(whole, k, count, self.config.ordered_rows(self.source.dim)))
 
     def _one_round(self, states: dict[int, ClusterState]) -> dict[int, FitResult]:
         """Give every codebook one more pass, all in one reading of the vectors."""
@@ -287,9 +307,7 @@ class _Fit:
         exact = self.config.precision == "exact"
         quality |= {
             "assignment": "float64 argmin, lowest index" if exact else "float32 scores",
-            "certified_rows": rows - totals.rescored if exact else 0,
-            "rescored_rows": totals.rescored,
-            "kept_rows": final.kept,
+            "certified_rows": rows if exact else 0,
             "iterations": state.passes - 1,
             "converged": state.converged,
             "config_hash": self.hashes.get(state.k, ""),
@@ -307,6 +325,8 @@ class _Fit:
             seconds=self.seconds[state.k],
             labels=final.labels,
             assigned=tuple(state.assigned),
+            rescored=totals.rescored,
+            kept=final.kept,
         )
 
     def _checkpoint(self, k: int) -> Path | None:

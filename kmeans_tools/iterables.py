@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .read_ahead import read_ahead
-from .sources import Block, Vectors, as_array, check_finite, plan_blocks, sample_places
+from .sources import Block, Vectors, as_array, check_finite, check_finite_wide, is_wide, plan_blocks, sample_places
 
 Blocks = Iterable[Any] | Callable[[], Iterable[Any]]
 _HASH_CHARACTERS = 16
@@ -20,22 +20,27 @@ class IterableSource:
     blocks: an iterable that starts afresh each time it is iterated over, or a function that returns one; arrays of
     NumPy or torch. It is read once here to count and check the vectors, and once per pass; one of its
     arrays and two blocks are in memory at a time. It must yield the same vectors each time, and cannot be shuffled:
-    "shuffled" blocks come in its own order.
+    "shuffled" blocks come in its own order. wide: whether any array holds float64 or integers.
+    beyond_float32: accept finite values that exceed the range of float32, which only `wide_blocks` can give.
 
     Raises:
         ValueError: no vectors; a one-shot iterator; arrays of different D or none; NaN or infinity, naming the vector;
             later also where it yields fewer, more or wider vectors than the first time.
     """
 
-    def __init__(self, blocks: Blocks, name: str = "iterable") -> None:
+    def __init__(self, blocks: Blocks, name: str = "iterable", *, beyond_float32: bool = False) -> None:
         self.name = name
+        self._beyond = beyond_float32
         self._make = blocks if callable(blocks) else lambda: blocks
         if not callable(blocks) and iter(blocks) is blocks:
             raise ValueError(f"{name} can be read only once; pass a function that returns a new iterator each time")
         self.dim = self.rows = 0
+        self.wide = False
         digest = hashlib.sha256()
-        for start, rows in self._arrays(None):
+        for start, array in self._arrays(None):
+            rows = self._narrow(start, array)
             self.dim, self.rows = rows.shape[1], start + len(rows)
+            self.wide = self.wide or is_wide(array.dtype)
             digest.update(rows.data)
         if not self.rows:
             raise ValueError(f"{name} yields no vectors")
@@ -44,6 +49,13 @@ class IterableSource:
     def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
         """See VectorSource."""
         return read_ahead(self._blocks(self._wanted(block_rows, seed, part)))
+
+    def wide_blocks(self, block_rows: int) -> Iterator[Block]:
+        """Yield all vectors in order as float64, at most block_rows at a time."""
+        for start, array in self._arrays(self.rows):
+            for first in range(0, len(array), block_rows):
+                rows = np.ascontiguousarray(array[first : first + block_rows], np.float64)
+                yield Block(np.arange(start + first, start + first + len(rows), dtype=np.int64), rows)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
         """See VectorSource."""
@@ -76,13 +88,22 @@ class IterableSource:
                 result[done:stop] = held[places[done:stop] - first]
                 done = stop
                 if done < len(places):
-                    first, held = next(arrays)
+                    first, array = next(arrays)
+                    held = self._narrow(first, array)
             yield Block(places, result)
         if first + len(held) >= self.rows:
             for _ in arrays:  # there must be none left
                 pass
 
-    def _arrays(self, expected: int | None) -> Iterator[tuple[int, Vectors]]:
+    def _narrow(self, start: int, array: npt.NDArray[Any]) -> Vectors:
+        """Return an array as float32, C order."""
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(array, np.float32)
+        if not self._beyond:
+            check_finite(rows, np.arange(start, start + len(rows)), self.name, "vector")
+        return rows
+
+    def _arrays(self, expected: int | None) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield each array that is not empty with the place of its first vector, `expected` vectors in all."""
         start, dim = 0, self.dim
         for index, values in enumerate(self._make()):
@@ -94,11 +115,10 @@ class IterableSource:
             if dim and array.shape[1] != dim:
                 raise ValueError(f"{self.name}: block {index} has vectors of width {array.shape[1]}, others of {dim}")
             dim = array.shape[1]
-            with np.errstate(over="ignore"):
-                rows = np.ascontiguousarray(array, np.float32)
-            if len(rows):
-                check_finite(rows, np.arange(start, start + len(rows)), self.name, "vector")
-                yield start, rows
-                start += len(rows)
+            if len(array):
+                if self._beyond:
+                    check_finite_wide(array, start, self.name, "vector")
+                yield start, array
+                start += len(array)
         if expected is not None and start != expected:
             raise ValueError(f"{self.name} yields {start} vectors, and {expected} the first time it was read")

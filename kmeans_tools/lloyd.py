@@ -50,15 +50,17 @@ class ClusterState:
     """One codebook in the making, complete between two passes.
 
     centroids: (k, D) float32. share: of the vectors, those that take part in passes. bounds: what is remembered of
-    every vector, None for nothing. history: inertia of each pass, scaled to all vectors. assigned: vectors that
-    each pass compared with the centroids, in part where it was with a part of them. steady: passes with this
-    share. read: passes over all vectors that those so far amount to. converged: the tolerance was reached. settled:
-    only the final pass is left.
+    every vector, None for nothing. spread: that of the bounds, with their age and origin, from the checkpoint of
+    several ranks, which keeps nothing of single vectors; with it the inertia of later passes has the same bits.
+    history: inertia of each pass, scaled to all vectors. assigned: vectors that each pass compared with the centroids,
+    in part where it was with a part of them. steady: passes with this share. read: passes over all vectors that those
+    so far amount to. converged: the tolerance was reached. settled: only the final pass is left.
     """
 
     centroids: Tensor
     share: float = 1.0
     bounds: Bounds | None = None
+    spread: tuple[float, int, Tensor] | None = None
     history: list[float] = field(default_factory=list)
     assigned: list[int] = field(default_factory=list)
     steady: int = 0
@@ -104,8 +106,7 @@ def make_assigner(centroids: Tensor, config: KMeansConfig, codes: CodeCache, *, 
     if config.backend == "faiss" and not (final and config.precision == "exact"):
         faiss = FaissAssigner(centroids)
         return lambda points, places, runner_up: faiss(points)
-    # The final pass has a frame of its own: that of the others depends on where a fit began or went on, and with it how
-    # many rows the certificate counts as rescored.
+    # The final pass has a frame of its own: that of the others depends on where a fit began or resumed.
     prepare = prepare_centroids if final else codes.prepare
     prepared = prepare(centroids, precision=config.precision)
 

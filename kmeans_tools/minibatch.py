@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sctok.kernels.assign import Assignment, nearest_centroid
+from sctok.kernels.update import centroid_sums
 
 from .sources import Weights
-from .totals import Totals
 
 STARVED = 0.05  # share of the mean cluster below which a cluster may be given up when the batch grows
 
@@ -57,15 +57,15 @@ class RunningMeans:
         """Assign points (n, D) of weights (n,), move the centroids that they go to, and return where they went.
 
         Raises:
-            ValueError: a point with NaN or infinity, or squared distances that overflow float32.
+            ValueError: a point with NaN or infinity.
         """
         found = nearest_centroid(points, self.centroids, precision=precision)
-        totals = Totals(len(self.centroids), self.centroids.shape[1], self.centroids.device)
-        totals.add(points, found, weights)
-        touched = (totals.counts > 0).nonzero()[:, 0]
-        added = totals.weights[touched].to(torch.float64)
-        self.mass[touched] += added
-        old = self.centroids[touched].to(torch.float64)
-        step = (totals.sums[touched] - added[:, None] * old) / self.mass[touched, None]
-        self.centroids[touched] = (old + step).to(self.centroids.dtype)
+        k, old = len(self.centroids), self.centroids.to(torch.float64)
+        masses = torch.ones(len(points)) if weights is None else torch.from_numpy(weights)
+        masses = masses.to(points.device, torch.float64)[:, None]
+        self.mass += centroid_sums(masses, found.labels, k)[0][:, 0]
+        # Differences keep the digits that sums would lose to an offset.
+        shares = masses / self.mass[found.labels, None].clamp(min=torch.finfo(torch.float64).tiny)
+        steps = centroid_sums(shares * (points.to(torch.float64) - old[found.labels]), found.labels, k)[0]
+        self.centroids.copy_(old + steps)
         return found

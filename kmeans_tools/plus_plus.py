@@ -12,7 +12,7 @@ Indices = npt.NDArray[np.int64]
 
 @compiled()
 def _distances(columns: Any, place: int, squares: Any) -> None:
-    """Write the squared distances float32 (n,) of all points, the columns of (d, n), to the one at a place."""
+    """Write the squared distances (n,) of all points, the columns of (d, n), to the one at a place."""
     squares[:] = 0
     for j in range(columns.shape[0]):
         row = columns[j]
@@ -26,14 +26,15 @@ def _distances(columns: Any, place: int, squares: Any) -> None:
 def greedy_plus_plus(columns: Any, masses: Any, first: int, uniforms: Any) -> Indices:
     """Return the places (k,) of k different points: each next one the best of some draws.
 
-    columns: float32 (d, n), C order, n >= k. masses: float64 (n,), positive. first: the place to begin with. uniforms:
-    (k - 1, draws) in [0, 1); a draw is in proportion to mass times squared distance to those chosen, or the first
-    point that is left where none has any distance.
+    columns: float32 or float64 (d, n), C order, n >= k; squared distances have their dtype. masses: float64 (n,),
+    positive. first: the place to begin with. uniforms: (k - 1, draws) in [0, 1); a draw is in proportion to mass times
+    squared distance to those chosen, or the first point that is left where none has any distance.
     """
     count, draws = columns.shape[1], uniforms.shape[1]
     chosen = np.empty(len(uniforms) + 1, np.int64)
     chosen[0] = first
-    closest, trial, best = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
+    kind = columns.dtype
+    closest, trial, best = np.empty(count, kind), np.empty(count, kind), np.empty(count, kind)
     cumulated, free = np.empty(count), np.ones(count, np.bool_)
     _distances(columns, first, closest)
     for step in range(len(uniforms)):

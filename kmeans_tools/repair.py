@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sctok.kernels.assign import nearest_centroid
 
-from .seeding import distinct_rows
+from .distinct import distinct_rows
 from .sources import Vectors, Weights
 
 

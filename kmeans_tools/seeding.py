@@ -1,6 +1,5 @@
 """First centroids: hierarchical, greedy k-means++ or random, from a sample of bounded size."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,17 +8,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .distinct import distinct_rows, find_distinct
 from .hierarchical import hierarchical_centroids
 from .sources import TooFewVectorsError, Vectors, VectorSource, Weights, sample_places
 
 SEEDINGS = ("hierarchical", "kmeans++", "random")
+SAMPLE, CHOICE = 4, 5  # keep the random numbers of different purposes apart
 
 _SMALLEST_SAMPLE = 16_384
 _SAMPLE_PER_CENTROID = {"hierarchical": 24, "kmeans++": 4, "random": 4}
 _SAMPLE_BYTES = 1 << 30
 _MOST = 0.9  # share of the vectors from which all of them are taken, which need not be copied
-_COMPARED_COLUMNS = 8
-_MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def sample_size(k: int, dim: int, rows: int, method: str, memory: int | None = None) -> int:
@@ -96,31 +95,22 @@ def check_distinct(sample: Vectors, k: int, weights: Weights | None = None) -> t
     return places, masses
 
 
-def distinct_rows(vectors: Vectors, weights: Weights | None = None) -> tuple[npt.NDArray[np.int64], Weights]:
-    """Return, in order, the place of the first of each set of equal vectors (n, D), and the sum of their weights.
+def gather_distinct(source: VectorSource, k: int, count: int, block_rows: int) -> tuple[Vectors, Weights]:
+    """Return distinct vectors (m, D) of a whole source, k <= m <= max(k, count), and the sum (m,) of their weights.
 
-    Silence and padding make real features repeat; seeding sees each vector once, with its mass.
+    For data in which a sample finds fewer than k distinct vectors.
+
+    Raises:
+        TooFewVectorsError: the source has fewer than k distinct vectors.
     """
-    first = np.arange(len(vectors), dtype=np.int64)
-    seen: dict[bytes, int] = {}
-    for place in _perhaps_repeated(vectors).tolist():
-        # Adding zero turns -0.0 into 0.0, which compare equal and differ in their bytes.
-        digest = hashlib.blake2b((vectors[place] + np.float32(0)).tobytes(), digest_size=16).digest()
-        first[place] = seen.setdefault(digest, place)
-    masses = np.bincount(first, weights, minlength=len(vectors)).astype(np.float64)
-    places = np.flatnonzero(first == np.arange(len(vectors)))
-    return places, masses[places]
-
-
-def _perhaps_repeated(vectors: Vectors) -> npt.NDArray[np.int64]:
-    """Return in order the places of all vectors (n, D) that agree with another one in a few columns."""
-    columns = np.unique(np.linspace(0, vectors.shape[1] - 1, _COMPARED_COLUMNS).astype(np.int64))
-    keys = np.zeros(len(vectors), np.uint64)
-    for column in columns:
-        keys = keys * _MIXER + (vectors[:, column] + np.float32(0)).view(np.uint32)
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    places: npt.NDArray[np.int64] = np.flatnonzero(counts[inverse] > 1)
-    return places
+    found = find_distinct(source.blocks(block_rows), max(k, count))
+    if len(found.vectors) < k:
+        raise TooFewVectorsError(
+            f"k = {k} exceeds the {len(found.vectors)} distinct vectors of {source.name}; "
+            f"choose k <= {len(found.vectors)} or add audio",
+            len(found.vectors),
+        )
+    return found.vectors, found.masses
 
 
 def _plus_plus(

@@ -15,6 +15,7 @@ import torch
 
 from sctok.formats.feature_shards import FeatureShard
 from sctok.formats.files import hash_arrays, hash_json
+from sctok.kernels.certify import check_real
 
 from .read_ahead import read_ahead
 
@@ -38,11 +39,12 @@ class TooFewVectorsError(ValueError):
 class Block:
     """Some vectors of a source: rows float32 (n, D) with their places (n,) int64 in the source.
 
-    weights: (n,) float64 >= 0, or None where all weigh 1. The rows may be the caller's own memory: not to be changed.
+    Only `wide_blocks` gives rows of float64. weights: (n,) float64 >= 0, or None where all weigh 1. The rows may be the
+    caller's own memory: not to be changed.
     """
 
     places: npt.NDArray[np.int64]
-    rows: Vectors
+    rows: npt.NDArray[Any]
     weights: Weights | None = None
 
 
@@ -74,6 +76,25 @@ class VectorSource(Protocol):
 
     def sample(self, count: int, seed: Sequence[int]) -> Vectors:
         """Return `count` different vectors at random in the order of their places, the same for the same seed."""
+
+
+class WideSource(VectorSource, Protocol):
+    """Vectors of float64 or integers, which `blocks` rounds to float32 and `wide_blocks` does not."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether there are any."""
+
+    def wide_blocks(self, block_rows: int) -> Iterator[Block]:
+        """Yield all vectors once and in order as float64, at most block_rows at a time."""
+
+
+def take_blocks(blocks: Iterator[Block], places: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Write the vectors at ascending places (n,), of the blocks of a source in order, to `out` (n, D); return it."""
+    for block in blocks:
+        first, last = np.searchsorted(places, (block.places[0], block.places[-1] + 1))
+        out[first:last] = block.rows[places[first:last] - block.places[0]]
+    return out
 
 
 def sample_places(rows: int, count: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -162,6 +183,19 @@ class ArraySource:
         """See VectorSource."""
         return self.take(sample_places(self.rows, count, seed))
 
+    @property
+    def wide(self) -> bool:
+        """Whether the array holds float64 or integers, which float32 may round."""
+        return is_wide(self._array.dtype)
+
+    def wide_blocks(self, block_rows: int) -> Iterator[Block]:
+        """Yield all vectors in order as float64, at most block_rows at a time."""
+        for ((start, stop),) in plan_blocks(self.rows, block_rows, None):
+            places = np.arange(start, stop, dtype=np.int64)
+            rows = np.ascontiguousarray(self._array[start:stop], np.float64)
+            check_finite_wide(rows, start, self.name, "row")
+            yield Block(places, rows, None if self.weights is None else self.weights[start:stop])
+
     def _vectors(self, wanted: slice | npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Vectors:
         with np.errstate(over="ignore"):
             rows = np.ascontiguousarray(self._array[wanted], np.float32)
@@ -170,9 +204,21 @@ class ArraySource:
         return rows
 
 
+def is_wide(dtype: np.dtype[Any]) -> bool:
+    """Return whether numbers of a type are clustered in float64: float64, longer ones and integers."""
+    return dtype.kind in "iub" or dtype.itemsize > 4
+
+
 def as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
-    """Return numbers as an array on the host; of a torch tensor without a copy where it is there already."""
+    """Return numbers as an array on the host; of a torch tensor without a copy where it is there already.
+
+    Raises:
+        ValueError: a tensor that is not dense and real, or a masked array with masked values.
+    """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        raise ValueError("the array has masked values; fill or remove them first")
     if isinstance(values, torch.Tensor):
+        check_real(values)
         host = values.detach().cpu()
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
     return np.asarray(values)
@@ -313,3 +359,10 @@ def check_finite(rows: Vectors, places: npt.NDArray[np.int64], name: str, unit: 
     if not finite.all():
         place = int(places[int(np.flatnonzero(~finite)[0])])
         raise ValueError(f"{name}: {unit} {place} holds NaN or infinity; remove it and start again")
+
+
+def check_finite_wide(rows: npt.NDArray[np.float64], start: int, name: str, unit: str) -> None:
+    """Raise ValueError naming the first of the rows (n, D), at places from `start`, that holds NaN or infinity."""
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"{name}: {unit} {start + int((~finite).argmax())} holds NaN or infinity; remove it")

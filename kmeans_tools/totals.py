@@ -1,6 +1,7 @@
 """What the vectors of a pass add up to: the only thing that passes over blocks, or several processes, must combine."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -10,20 +11,54 @@ from sctok.kernels.update import centroid_sums
 from .distributed import Group
 from .sources import Weights
 
+_LOWEST, _POWERS, _DIGITS = -149, 279, 24  # a float32 is a whole number of at most 24 bits times 2**-173 … 2**104
+
+
+class ExactSum:
+    """The sum of float32 numbers, exact up to the one rounding of `value`: the same in any order and any parts.
+
+    bins: (279,) int64, the sum of the 24-bit mantissas for each exponent, for at most 2^39 numbers.
+    """
+
+    def __init__(self) -> None:
+        self.bins = np.zeros(_POWERS, np.int64)
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Add finite numbers (n,)."""
+        mantissas, exponents = np.frexp(values)
+        whole = np.ldexp(mantissas.astype(np.float64), _DIGITS)
+        self.bins += np.bincount(exponents - _LOWEST + 1, whole, _POWERS).astype(np.int64)
+
+    @property
+    def value(self) -> float:
+        """The sum as float64."""
+        total = sum(int(count) << power for power, count in enumerate(self.bins) if count)
+        return total / (1 << (_DIGITS - _LOWEST + 1))
+
 
 class Totals:
     """What the blocks that were added sum up to, cluster by cluster.
 
     sums: (k, D) float64, weighted. counts: (k,) int64, vectors of positive weight. mass: (k,) float64, their weights,
-    None where every vector weighs 1. inertia: weighted sum of squared distances. rescored: rows.
+    None where every vector weighs 1. rescored: rows that float64 decided.
     """
 
     def __init__(self, k: int, dim: int, device: torch.device) -> None:
         self.sums = torch.zeros((k, dim), dtype=torch.float64, device=device)
         self.counts = torch.zeros(k, dtype=torch.int64, device=device)
         self.mass: Tensor | None = None
-        self.inertia = 0.0
         self.rescored = 0
+        self._squares, self._weighted_squares = ExactSum(), 0.0
+
+    @property
+    def inertia(self) -> float:
+        """The weighted sum of squared distances; without weights no order or division of the vectors shows in it."""
+        return self._squares.value + self._weighted_squares
+
+    def start_pass(self) -> None:
+        """Forget distances and re-scored rows, and keep the clusters."""
+        self.rescored = 0
+        self._squares, self._weighted_squares = ExactSum(), 0.0
 
     @property
     def weights(self) -> Tensor:
@@ -35,7 +70,7 @@ class Totals:
         for tensor in (self.sums, self.counts, self.mass):
             if tensor is not None:
                 tensor.zero_()
-        self.inertia, self.rescored = 0.0, 0
+        self.start_pass()
 
     def add(self, points: Tensor, found: Assignment, weights: Weights | None = None) -> None:
         """Add points (n, D) with their labels and distances, and their weights (n,): for one fit always or never."""
@@ -44,12 +79,15 @@ class Totals:
 
     def measure(self, found: Assignment, weights: Weights | None) -> None:
         """Add distances and re-scored rows. Raises ValueError where squared distances overflow float32."""
-        # NumPy's pairwise sum has one order; that of torch depends on the number of threads.
         distances = found.distances.cpu().numpy()
-        self.inertia += float((distances if weights is None else distances * weights).sum(dtype=np.float64))
-        self.rescored += found.rescored
-        if not np.isfinite(self.inertia):
+        if not np.isfinite(distances).all():
             raise ValueError("squared distances overflow float32; scale the vectors down")
+        if weights is None:
+            self._squares.add(distances)
+        else:
+            # NumPy's pairwise sum has one order; that of torch depends on the number of threads.
+            self._weighted_squares += float((distances * weights).sum(dtype=np.float64))
+        self.rescored += found.rescored
 
     def accumulate(self, points: Tensor, labels: Tensor, weights: Weights | None, sign: int = 1) -> None:
         """Add points (n, D) of labels (n,) to their clusters, or with sign -1 take them away."""
@@ -84,9 +122,11 @@ class Totals:
         combined.sums.copy_(self.sums)
         combined.counts.copy_(self.counts)
         group.sum_(combined.sums, combined.counts)
-        parts = group.gather((self.inertia, self.rescored, self.mass is not None))
-        combined.inertia, combined.rescored = sum(part[0] for part in parts), sum(part[1] for part in parts)
-        if any(part[2] for part in parts):
+        parts = group.gather((self._squares.bins, self._weighted_squares, self.rescored, self.mass is not None))
+        bins, weighted, rescored, massive = zip(*parts, strict=True)
+        combined._squares.bins = np.sum(bins, axis=0)
+        combined._weighted_squares, combined.rescored = sum(weighted), sum(rescored)
+        if any(massive):
             combined.mass = torch.zeros_like(self.sums[:, 0]) if self.mass is None else self.mass.clone()
             group.sum_(combined.mass)
         return combined
