@@ -22,6 +22,7 @@ _FLAC_OPENINGS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
 _FLAC_COUNT = slice(21, 26)  # the low half of byte 21 and the next four: samples in the file
 _OGG_CODECS = ("Vorbis", "Opus")
 _MAX_LINKS = 10_000
+_PLAIN_TAG_BYTES = 1 << 20  # larger ones are not shown to libsndfile, which takes them into memory
 _BEYOND_32_BITS = 2**32 - 2**16
 
 
@@ -31,7 +32,8 @@ class Link:
 
     `head` replaces its first bytes. `endless` hides its length, for formats whose length libsndfile would guess.
     `promised`: the samples its header states, if libsndfile does not tell or is not to know, of which `slack` may be
-    missing. `mpeg`: its format is MPEG audio, whose frames were found. `complete`: a decoder's error behind the promised samples is of what follows them.
+    missing. `mpeg`: its format is MPEG audio, whose frames were found. `complete`: an error of the decoder behind the
+    promised samples is about what follows the sound.
     """
 
     ranges: tuple[Range, ...] | None = None
@@ -78,10 +80,16 @@ def has_seekable_sound(file: BinaryIO) -> bool:
 
 def _behind_tags(window: Window, start: int) -> int:
     """Return where the content behind ID3v2 tags begins."""
-    while (head := window.at(start, 10))[:3] == b"ID3" and len(head) == 10 and max(head[6:]) < 0x80:
-        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        start += 10 + size + 10 * bool(head[5] & 0x10)
+    while size := _tag_bytes(window, start):
+        start += size
     return start
+
+
+def _tag_bytes(window: Window, start: int) -> int:
+    head = window.at(start, 10)
+    if head[:3] != b"ID3" or len(head) < 10 or max(head[6:]) >= 0x80:
+        return 0
+    return 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + 10 * bool(head[5] & 0x10)
 
 
 def _zeros(window: Window, start: int) -> int:
@@ -105,7 +113,7 @@ def _mpeg(window: Window, start: int, name: str) -> list[Link]:
         missing = (part.promised or 0) - part.samples
         if missing > _SLACK_FRAMES * part.format.samples:
             raise _truncated(name, part.promised or 0, "samples", part.samples)
-    if len(parts) == 1 and parts[0].plain:
+    if len(parts) == 1 and parts[0].plain and start == _tag_bytes(window, 0) <= _PLAIN_TAG_BYTES:
         return [replace(_mpeg_link(parts[0]), ranges=None, head=b"", endless=False)]
     if not parts or len(parts) > _MAX_LINKS:
         raise LeftToFfmpegError(name, f"changes its format {len(parts)} times")

@@ -16,8 +16,8 @@ from .errors import AudioError
 
 # Containers that hold their sound themselves: no playlists, no lists of pictures, no scripts, no devices.
 FORMATS = (  # noqa: SIM905
-    "aac ac3 aiff amr ape asf au avi avr caf dts dtshd eac3 epaf flac flv iff ircam loas matroska mlp mov mp3 mpc mpc8 "
-    "mpeg mpegts nistsphere ogg pvf rm sds sox tak truehd tta voc w64 wav wv xwma"
+    "aac ac3 aiff amr ape asf au avi avr caf dts dtshd eac3 epaf flac flv iff ircam loas matroska mlp mmf mov mp3 mpc "
+    "mpc8 mpeg mpegts nistsphere nut ogg pvf rm sds sox tak truehd tta voc w64 wav wv xwma"
 ).split()
 
 _AU_HEADER = struct.Struct(">4s5I")  # magic, data offset, data size, encoding, rate, channels
@@ -116,6 +116,8 @@ class FfmpegReader:
         text = self._said()
         errors = [line for line in text.splitlines() if _LEVEL.search(line)]
         said = "; ".join(_LEVEL.sub("", _ADDRESS.sub("", line)).strip() for line in errors[-3:])
+        if any("Format not on whitelist" in line for line in errors):
+            raise AudioError(self._name, "is of a format that is not read through ffmpeg; convert it to WAV or FLAC")
         if code != 0:
             raise AudioError(self._name, f"ffmpeg cannot decode it: {said or f'exit code {code}'}")
         if any(_TRUNCATION.search(line) for line in errors):

@@ -14,6 +14,7 @@ from .sections import Window
 MPEG_TAGS = (0x50, 0x55)
 _SAMPLE_TAGS = (1, 3, 6, 7, 0xFFFE)  # PCM, float, A-law, mu-law, extensible: one block is one sample
 _MAX_CHUNKS = 4096
+_LARGEST_64 = 2**60
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
 _MATLAB4_BYTES = (8, 4, 4, 2, 2, 1)
 _NIST_FIELD = re.compile(rb"(sample_count|channel_count|sample_n_bytes) +-i +(\d+)")
@@ -177,10 +178,10 @@ def _voc_extent(window: Window, start: int) -> Extent | None:
         if len(block) < 4 or block[0] == 0:
             break
         size = int.from_bytes(block[1:], "little")
+        if position + 4 + size > window.end:
+            return Extent(position + 4, size, bits=64)
         if block[0] in (1, 2, 3, 9):
-            if found is not None:
-                return replace(found, several=True)
-            found = Extent(position + 4, size, bits=64)
+            found = Extent(position + 4, size, bits=64) if found is None else replace(found, several=True)
         position += 4 + size
     return found
 
@@ -239,13 +240,17 @@ def sound_extent(window: Window, start: int) -> Extent | None:
 def is_placeholder(extent: Extent, held: int) -> bool:
     """Return whether a promise is one that programs write which do not know the length, as they do into a pipe.
 
-    That is one of a round 10^8 bytes, or near the largest number that 31 or 32 bits hold; and what there is, `held`
-    bytes, is made of whole blocks, as it is when the program ended by itself.
+    That is one near the largest number that 31, 32 or 64 bits hold, or a round one of 10^8 bytes; and what there is,
+    `held` bytes, is made of whole blocks, as it is if the program ended by itself.
     """
     promised = extent.promised or 0
-    if extent.bits != 32 or promised <= held:
+    if promised <= held:
         return False
+    if held % extent.block and (held % 2 or (held - 1) % extent.block):
+        return False
+    if extent.bits == 64:
+        return promised >= _LARGEST_64
     margin = 0x10000 + extent.block
     near = any(-margin <= promised - limit <= 0x1000 for limit in (2**31, 2**32))
-    whole = held % extent.block == 0 or (held % 2 == 0 and (held - 1) % extent.block == 0)
-    return whole and (near or (promised >= 10**9 and promised % 10**8 == 0))
+    rounded = promised >= 2**31 - 2**24 and promised % 2**24 == 0
+    return near or rounded or (promised >= 10**9 and promised % 10**8 == 0)

@@ -21,7 +21,7 @@ _KBITS_1 = {
 _KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _KBITS_2_LAYER_I = (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
-_PLAIN_MARGIN = 1 << 16  # bytes before and after the frames that libsndfile skips without harm
+_PLAIN_MARGIN = 1 << 16  # bytes after the frames that libsndfile skips without harm
 _XING_COUNT, _XING_BYTES, _XING_TABLE, _XING_QUALITY = 1, 2, 4, 8
 
 
@@ -164,7 +164,7 @@ def _part(window: Window, runs: list[_Run], later: bool) -> MpegPart:
     form, first = runs[0].format, runs[0].start
     frames = sum(run.frames for run in runs)
     ranges = tuple((run.start, run.end) for run in runs)
-    near = len(runs) == 1 and first <= _PLAIN_MARGIN and window.end - runs[0].end <= _PLAIN_MARGIN
+    near = len(runs) == 1 and window.end - runs[0].end <= _PLAIN_MARGIN
     frame = window.at(first, (_parse(int.from_bytes(window.at(first, 4), "big")) or (form, 4))[1])
     if frame[36:40] == b"VBRI":
         promised = struct.unpack_from(">I", frame, 50)[0] * form.samples if len(frame) >= 54 else None

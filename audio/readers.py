@@ -1,7 +1,7 @@
 """Which decoder reads a file: libsndfile link by link, or ffmpeg if libsndfile cannot read all of it."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -92,7 +92,7 @@ class _SoundFileReader:
         self._sound.close()
 
 
-def open_readers(file: BinaryIO, name: str) -> Iterator[Reader]:
+def open_readers(file: BinaryIO, name: str) -> Generator[Reader]:
     """Yield a reader for each part of a file in their order; each is closed when the next one is asked for.
 
     Raises AudioError, naming the file, if no decoder can read it or its headers promise more than it holds.
