@@ -1,20 +1,19 @@
 """Reading a piece out of the middle of a file without decoding what lies before it."""
 
+import io
 import math
-from contextlib import nullcontext
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from .containers import SOUNDFILE_SUFFIXES
-from .decode import UNKNOWN_LENGTH, check_values, mix_down, stream_audio
+from .containers import FFMPEG_SUFFIXES, has_seekable_sound
+from .decode import UNKNOWN_LENGTH, check_values, mix_down, open_regular, stream_audio
 from .errors import AudioError, os_reason
 from .sources import AudioItem
 from .windows import SAMPLE_RATE
-
-_SEEKABLE = SOUNDFILE_SUFFIXES - {".mp3"}  # libsndfile finds its way in MP3 files by decoding them
 
 
 def read_crop(item: AudioItem, start: float, samples: int, channel: int | None = None) -> NDArray[np.float32]:
@@ -27,7 +26,7 @@ def read_crop(item: AudioItem, start: float, samples: int, channel: int | None =
     if item.start is not None and item.seconds is not None:
         samples = min(samples, max(0, round((item.seconds - start) * SAMPLE_RATE)))
         start += item.start
-    if item.suffix in _SEEKABLE:
+    if item.suffix not in FFMPEG_SUFFIXES:
         try:
             piece = _seek(item, start, samples, channel)
         except (soundfile.LibsndfileError, OSError) as error:
@@ -47,9 +46,19 @@ def read_crop(item: AudioItem, start: float, samples: int, channel: int | None =
 
 
 def _seek(item: AudioItem, start: float, samples: int, channel: int | None) -> NDArray[np.float32] | None:
-    """Return the piece, or None where the length of the file, and with it the way to a place in it, is unknown."""
+    """Return the piece, or None if libsndfile does not find its way to any place of the file."""
     source = item.open()
-    with nullcontext() if isinstance(source, str) else source, soundfile.SoundFile(source) as sound:
+    with open_regular(source, item.name) if isinstance(source, str) else source as file:
+        if not has_seekable_sound(file):
+            return None
+        return _seek_in(file, item, start, samples, channel)
+
+
+def _seek_in(
+    file: BinaryIO, item: AudioItem, start: float, samples: int, channel: int | None
+) -> NDArray[np.float32] | None:
+    file.seek(0)
+    with soundfile.SoundFile(file.fileno() if isinstance(file, io.FileIO) else file, closefd=False) as sound:
         if sound.frames >= UNKNOWN_LENGTH:
             return None
         first = round(start * sound.samplerate)

@@ -3,131 +3,34 @@
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from .containers import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES, check_complete, mp3_states_length
 from .errors import AudioError, os_reason
-from .ffmpeg import FfmpegReader, find_ffmpeg
+from .readers import Reader, open_readers
+from .sections import UNKNOWN_LENGTH
 from .windows import SAMPLE_RATE
 
 BLOCK_SAMPLES = 65_536
 MIN_RATE, MAX_RATE = 1_000, 10_000_000
 MAX_MAGNITUDE = 2.0**31  # floats of 32-bit integer range pass; beyond, the power spectrum nears the end of float32
-UNKNOWN_LENGTH = 2**63 - 1
-
-_MP3_SLACK_SAMPLES = 2 * 1152  # encoders disagree about the first and the last frame
-_MP3_SLACK_PARTS = 100
 
 Source = str | Path | bytes | BinaryIO
 
-__all__ = ["AudioError", "read_audio", "stream_audio"]
-
-
-class _Reader(Protocol):
-    rate: int
-    channels: int
-    promised: int | None
-
-    def read(self, frames: int) -> NDArray[np.float32]: ...
-
-    def close(self) -> None: ...
-
-
-class _VirtualFile:
-    """A binary file as libsndfile's callbacks need it: whole reads, and no exception out of a callback."""
-
-    def __init__(self, file: BinaryIO, endless: bool = False) -> None:
-        self._file = file
-        self._endless = endless
-        self._at_end = False
-        self.failure: OSError | None = None
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        done = 0
-        try:
-            while done < len(view):
-                data = self._file.read(len(view) - done)
-                if not data:
-                    break
-                view[done : done + len(data)] = data
-                done += len(data)
-        except OSError as error:
-            self.failure = error
-        return done
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at_end = self._endless and whence == os.SEEK_END
-        return UNKNOWN_LENGTH if self._at_end else self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return UNKNOWN_LENGTH if self._at_end else self._file.tell()
-
-
-class _ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]
-    """A SoundFile that is only read forwards.
-
-    The base class seeks after each read, which loses the end of FLAC files of unstated length.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-class _SoundFileReader:
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._name = name
-        self._virtual: _VirtualFile | None = None
-        states_length = mp3_states_length(file)  # before libsndfile relies on the file's position
-        self._sound = self._open(file, endless=False)
-        if self._sound.format == "MP3" and not states_length:
-            # libsndfile guesses the length of such a file from its first frame, and stops there; told that the file
-            # has no end, it counts the frames.
-            self._sound.close()
-            self._sound = self._open(file, endless=True)
-        self.rate: int = self._sound.samplerate
-        self.channels: int = self._sound.channels
-        frames = self._sound.frames
-        self.promised = None if frames >= UNKNOWN_LENGTH else frames
-
-    def _open(self, file: BinaryIO, endless: bool) -> _ForwardSoundFile:
-        file.seek(0)
-        if isinstance(file, io.FileIO) and not endless:
-            self._virtual = None
-            return _ForwardSoundFile(file.fileno(), closefd=False)
-        self._virtual = _VirtualFile(file, endless)
-        return _ForwardSoundFile(self._virtual)
-
-    def read(self, frames: int) -> NDArray[np.float32]:
-        """Return the next at most `frames` samples as (n, channels) float32; n is 0 at the end."""
-        block: NDArray[np.float32] = self._sound.read(frames, dtype="float32", always_2d=True)
-        if self._virtual is not None and self._virtual.failure is not None:
-            raise AudioError(self._name, os_reason(self._virtual.failure))
-        return block
-
-    def missing(self, read: int) -> int:
-        """Return how many promised samples a file that ended after `read` samples lacks."""
-        short = max(0, (self.promised or 0) - read)
-        if self._sound.format == "MP3" and short <= max(_MP3_SLACK_SAMPLES, read // _MP3_SLACK_PARTS):
-            return 0
-        return short
-
-    def close(self) -> None:
-        self._sound.close()
+__all__ = ["UNKNOWN_LENGTH", "AudioError", "read_audio", "stream_audio"]
 
 
 class Resampler:
     """soxr at its HQ setting, from `rate` to 16 kHz; what comes out does not depend on the sizes of the blocks."""
 
     def __init__(self, rate: int) -> None:
-        self._rate = rate
+        self.rate = rate
         self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
         self.taken = 0
         self._given = 0
@@ -143,8 +46,8 @@ class Resampler:
         """Return the rest, up to ceil(taken · 16000 / rate) samples in all; soxr alone would round that."""
         if self._stream is None:
             return np.empty(0, np.float32)
-        total = -(-self.taken * SAMPLE_RATE // self._rate)
-        silence = np.zeros(self._rate // SAMPLE_RATE + 2, np.float32)
+        total = -(-self.taken * SAMPLE_RATE // self.rate)
+        silence = np.zeros(self.rate // SAMPLE_RATE + 2, np.float32)
         tail: NDArray[np.float32] = self._stream.resample_chunk(silence, last=True)[: total - self._given]
         assert self._given + len(tail) == total
         return tail
@@ -168,20 +71,13 @@ def stream_audio(
     """
     if block_samples < 1 or (channel is not None and channel < 0):
         raise ValueError(f"block_samples={block_samples} must be at least 1, and channel={channel} at least 0")
-    is_path = isinstance(source, str | Path)
-    name = name or (str(source) if is_path else "audio")
-    suffix = Path(str(source) if is_path else name).suffix.lower()
+    name = name or (str(source) if isinstance(source, str | Path) else "audio")
     file = _open_source(source, name)
     try:
-        reader = _open_reader(file, str(source) if is_path else None, suffix, name)
-        try:
-            yield from _resampled_blocks(reader, name, channel, block_samples)
-        finally:
-            reader.close()
+        with closing(open_readers(file, name)) as readers:
+            yield from _resampled_blocks(readers, name, channel, block_samples)
     except OSError as error:
         raise AudioError(name, os_reason(error)) from error
-    except soundfile.LibsndfileError as error:
-        raise AudioError(name, f"cannot be decoded: {error.error_string}") from error
     finally:
         file.close()
 
@@ -215,63 +111,35 @@ def open_regular(path: str | Path, name: str) -> BinaryIO:
         raise AudioError(name, os_reason(error)) from error
 
 
-def _open_reader(file: BinaryIO, path: str | None, suffix: str, name: str) -> _Reader:
-    container: str | BinaryIO = path if path is not None else file
-    if suffix in FFMPEG_SUFFIXES:
-        return FfmpegReader(container, name)
-    check_complete(file, name)
-    try:
-        return _SoundFileReader(file, name)
-    except soundfile.LibsndfileError as error:
-        if suffix in SOUNDFILE_SUFFIXES:
-            reason = f"is not {_article(suffix)} file that can be read: {error.error_string}"
-            raise AudioError(name, reason) from error
-        if find_ffmpeg() is None:
-            reason = "is of no format that libsndfile knows, and ffmpeg, which may know it, is not on the PATH"
-            raise AudioError(name, reason) from error
-    return FfmpegReader(container, name)
-
-
-def _article(suffix: str) -> str:
-    return f"{'an' if suffix[1] in 'aom' else 'a'} {suffix[1:].upper()}"
-
-
 def _resampled_blocks(
-    reader: _Reader, name: str, channel: int | None, block_samples: int
+    readers: Iterable[Reader], name: str, channel: int | None, block_samples: int
 ) -> Iterator[NDArray[np.float32]]:
+    resampler, taken = None, 0
+    for reader in readers:
+        _check_reader(reader, name, channel)
+        if resampler is None or resampler.rate != reader.rate:
+            if resampler is not None and len(tail := resampler.finish()):
+                yield tail
+            resampler = Resampler(reader.rate)
+        frames = max(1, min(block_samples // reader.channels, block_samples * reader.rate // SAMPLE_RATE))
+        while len(block := reader.read(frames)):
+            mono = mix_down(block, channel)
+            check_values(mono, taken, reader.rate, name)
+            taken += len(mono)
+            out = resampler.push(mono)
+            if len(out):
+                yield out
+    if taken == 0 or resampler is None:
+        raise AudioError(name, "holds no samples, or its header was never completed")
+    if len(tail := resampler.finish()):
+        yield tail
+
+
+def _check_reader(reader: Reader, name: str, channel: int | None) -> None:
     if not MIN_RATE <= reader.rate <= MAX_RATE:
         raise AudioError(name, f"has a sample rate of {reader.rate} Hz; {MIN_RATE} to {MAX_RATE} Hz can be read")
     if channel is not None and channel >= reader.channels:
         raise AudioError(name, f"has no channel {channel}: it has {reader.channels}, counted from 0")
-    resampler = Resampler(reader.rate)
-    frames = max(1, min(block_samples // reader.channels, block_samples * reader.rate // SAMPLE_RATE))
-    while (block := _read_block(reader, frames, name, resampler.taken)) is not None:
-        mono = mix_down(block, channel)
-        check_values(mono, resampler.taken, reader.rate, name)
-        out = resampler.push(mono)
-        if len(out):
-            yield out
-    if resampler.taken == 0:
-        raise AudioError(name, "holds no samples, or its header was never completed")
-    tail = resampler.finish()
-    if len(tail):
-        yield tail
-
-
-def _read_block(reader: _Reader, frames: int, name: str, taken: int) -> NDArray[np.float32] | None:
-    """Return the next block, or None at the end; raise AudioError where the file ends too early."""
-    try:
-        block = reader.read(frames)
-    except soundfile.LibsndfileError as error:
-        whole = "" if reader.promised is None else f" of {reader.promised}"
-        reason = f"is damaged or truncated after about {taken}{whole} samples: {error.error_string}"
-        raise AudioError(name, reason) from error
-    if len(block):
-        return block
-    if isinstance(reader, _SoundFileReader) and reader.missing(taken):
-        reason = f"is truncated: header promises {reader.promised} samples, file holds {taken}; fetch it again"
-        raise AudioError(name, reason)
-    return None
 
 
 def mix_down(block: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
