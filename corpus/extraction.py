@@ -98,7 +98,7 @@ def extract_features(
     """
     execution = execution or Execution()
     extractor = make_extractor(execution.devices[0])
-    run = plan_features(inputs, folder, extractor, config, selection)
+    run = plan_features(inputs, folder, extractor, config, selection, execution)
     return fill_run(run, extractor, make_extractor, config, execution, progress)
 
 
@@ -108,6 +108,7 @@ def plan_features(
     extractor: Extractor,
     config: ExtractionConfig,
     selection: Selection | None = None,
+    execution: Execution | None = None,
 ) -> RunFolder:
     """Plan what `extract_features` does, or take up the plan that is there. Arguments and errors are the same."""
     selection = selection or Selection()
@@ -125,6 +126,7 @@ def plan_features(
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
         choose=selection.choice(config.channel, config.max_hours, config.seed),
+        renewal=selection.renewal(execution or Execution(), config.channel),
     )
 
 

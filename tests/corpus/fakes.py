@@ -22,7 +22,8 @@ from sctok.corpus.sharding import Execution
 from sctok.formats.codebooks import Codebook, CodebookInfo
 
 WIDTH = 8
-EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "rank", "world_size", "profile", "ray_address")
+EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "refresh", "rank", "world_size", "profile")
+EXECUTION += ("ray_address",)
 
 
 class FakeExtractor:
