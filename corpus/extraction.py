@@ -14,7 +14,8 @@ from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem, list_audio
 from sctok.audio.windows import PATCH_ROWS
 from sctok.features.extractor import CUT
-from sctok.formats.feature_shards import FEATURES_VERSION, ClipRows, FeatureShard, FeatureShardWriter
+from sctok.formats.feature_hashes import ClipRows
+from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard, FeatureShardWriter
 
 from .lanes import Ends, Waves, to_array
 from .planning import plan_run

@@ -131,6 +131,7 @@ class _Checker:
         if config.get(name) != version:
             raise FormatError(f"{self._path / CONFIG}: is of version {config.get(name)} of {kind}, not {version}")
         run = RunFolder(self._path, config, suffix)
+        _check_config(run)
         if (run.path / STAGED_MANIFEST).exists():
             self._fault(run.path, "a refresh of its inputs was interrupted; run the same command again")
         planned: dict[int, None] = {}
@@ -223,6 +224,21 @@ class _Checker:
             != json_text(replace(found, inputs=recorded.inputs).to_json(), indent=2) + "\n"
         ):
             raise FormatError(f"{record}: does not say what {path.name} holds; delete it and run again")
+
+
+def _check_config(run: RunFolder) -> None:
+    """Raise FormatError unless a configuration says all that shards are compared with."""
+    path, config = run.path / CONFIG, run.config
+    features = run.suffix == extraction.SUFFIX
+    names = (*extraction.PROVENANCE, "width", "tokens_per_clip") if features else (*token_job.INFO, "token_rate")
+    if missing := [name for name in names if name not in config]:
+        raise FormatError(f"{path}: lacks {', '.join(missing)}; restore it")
+    try:
+        if not features:
+            stack_factor(config["token_rate"])
+            np.array(token_job.codebook_sizes(run), np.int64)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{path}: is no configuration of tokens ({error}); restore it") from None
 
 
 def _difference(found: list[str], wanted: list[str]) -> str:

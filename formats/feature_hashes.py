@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,14 @@ class ContentHash:
         return whole.hexdigest()[:HASH_CHARACTERS]
 
 
+class ReadWrite(Protocol):
+    """A file that can be read, written and searched."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def read(self, size: int, /) -> bytes: ...
+    def write(self, data: bytes, /) -> int: ...
+
+
 @dataclass(frozen=True)
 class Seal:
     """The checksums of a shard: where each chunk of rows lies in the file, and the CRC-32 of its bytes.
@@ -76,7 +84,7 @@ class Seal:
     offsets: npt.NDArray[np.uint64]
     checksums: npt.NDArray[np.uint32]
 
-    def write(self, file: BinaryIO) -> None:
+    def write(self, file: ReadWrite) -> None:
         """Append the seal to a file that is whole otherwise; the file must be readable, too."""
         end = file.seek(0, os.SEEK_END)
         text = self.offsets.astype("<u8").tobytes() + self.checksums.astype("<u4").tobytes()
@@ -107,7 +115,7 @@ class Seal:
                 raise ValueError("its tables do not match their checksum")
         return seal
 
-    def _checksum_of_rest(self, file: BinaryIO, end: int) -> int:
+    def _checksum_of_rest(self, file: "BinaryIO | ReadWrite", end: int) -> int:
         """Return the CRC-32 of the bytes of a file before `end` that lie in no chunk."""
         checksum = place = 0
         for start in [*np.sort(self.offsets).tolist(), end]:

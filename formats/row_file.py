@@ -32,7 +32,7 @@ class _ForgivingFile:
         self.seek, self.tell = self._file.seek, self._file.tell
         self.read, self.readinto = self._file.read, self._file.readinto
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: memoryview | bytes) -> int:
         view = memoryview(data).cast("B")
         done = 0
         try:
@@ -112,7 +112,7 @@ class RowFile:
         self._data.resize((self._written * size, width))
         self._data.id.write_direct_chunk((self._chunks * size, 0), self._chunk)
         self._raw.check()
-        self._checksums.append(zlib.crc32(self._chunk))
+        self._checksums.append(zlib.crc32(self._chunk.data))
         self._chunks += 1
         self._filled = 0
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctok.formats import row_file
-from sctok.formats.feature_shards import ClipRows, FeatureShard, FeatureShardWriter
+from sctok.formats.feature_hashes import ClipRows
+from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError
 from sctok.formats.row_file import chunk_rows
 from sctok.formats.stacking import stack_patches
