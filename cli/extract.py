@@ -23,6 +23,7 @@ from .runs import (
     PatchesOption,
     ProfileOption,
     RankOption,
+    RefreshOption,
     RetryOption,
     RunReporter,
     ShardOption,
@@ -52,6 +53,7 @@ def extract(
     seed: SeedOption = 0,
     files_per_shard: ShardOption = 256,
     retry_failed: RetryOption = False,
+    refresh: RefreshOption = False,
     rank: RankOption = 0,
     world_size: WorldOption = 1,
     profile: ProfileOption = False,
@@ -66,7 +68,8 @@ def extract(
     """Write the AudioMAE features of audio to ROOT/features/DOMAIN, for `sctok cluster`.
 
     Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
-    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl.
+    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl. Files whose
+    size or modification time changed since they were read, or that vanished, end the command; --refresh updates them.
 
     With --padding cut, files shorter than a window (10.24 s) are as fast per second as long ones. Features differ, and
     need codebooks of their own; sctok tokenize sees by a codebook which it is for.
@@ -78,7 +81,7 @@ def extract(
     config = ExtractionConfig(domain, channel, tokens_per_clip, max_hours, seed, files_per_shard)
     selection = select(include, exclude, min_seconds, max_seconds)
     how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
-    how |= {"engine": engine, "address": address}
+    how |= {"engine": engine, "address": address, "refresh": refresh}
     make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, padding, **how)
     with RunReporter(f"extract {domain}") as reporter:
         folder = out or root / "features" / domain

@@ -88,6 +88,10 @@ RetryOption = Annotated[
     bool,
     typer.Option("--retry-failed", help="Read what failed.jsonl names again; what is done stays as it is."),
 ]
+RefreshOption = Annotated[
+    bool,
+    typer.Option("--refresh", help="Do the shards again whose files changed or vanished; the others stay as they are."),
+]
 PaddingOption = Annotated[
     str,
     typer.Option(

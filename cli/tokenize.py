@@ -23,6 +23,7 @@ from .runs import (
     OutOption,
     ProfileOption,
     RankOption,
+    RefreshOption,
     RetryOption,
     RunReporter,
     ShardOption,
@@ -82,6 +83,7 @@ def tokenize(
     channel: ChannelOption = None,
     files_per_shard: ShardOption = 256,
     retry_failed: RetryOption = False,
+    refresh: RefreshOption = False,
     rank: RankOption = 0,
     world_size: WorldOption = 1,
     profile: ProfileOption = False,
@@ -101,7 +103,8 @@ def tokenize(
     codebooks of features that were extracted with --padding cut, the encoder does not see padding here either.
 
     Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
-    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl.
+    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl. Files whose
+    size or modification time changed since they were read, or that vanished, end the command; --refresh updates them.
     """
     name = checked_name(name, "--name") if name is not None else _default_name(audio)
 
@@ -117,7 +120,7 @@ def tokenize(
     config = TokenizationConfig(channel, files_per_shard)
     selection = select(include, exclude, min_seconds, max_seconds)
     how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
-    how |= {"engine": engine, "address": address}
+    how |= {"engine": engine, "address": address, "refresh": refresh}
     make: MakeEncoder
     if source is None:
         padding = _padding_of(books)

@@ -23,7 +23,9 @@ def verify(
         result = verify_folder(folder, lambda name: bar.update(1, Path(name).name))
     for fault in result.faults:
         say(f"fault: {fault}")
-    facts = {name: value for name, value in asdict(result).items() if name != "faults"}
+    for note in result.notes:
+        say(f"note: {note}")
+    facts = {name: value for name, value in asdict(result).items() if name not in ("faults", "notes")}
     counts = (f"{value:,} {name}" for name, value in facts.items() if value)
     verdict = "whole" if not result.faults else f"{len(result.faults)} faults"
     emit(

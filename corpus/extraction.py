@@ -14,7 +14,8 @@ from sctok.audio.loader import Chunk
 from sctok.audio.sources import AudioItem, list_audio
 from sctok.audio.windows import PATCH_ROWS
 from sctok.features.extractor import CUT
-from sctok.formats.feature_shards import FEATURES_VERSION, ClipRows, FeatureShard, FeatureShardWriter
+from sctok.formats.feature_hashes import ClipRows
+from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard, FeatureShardWriter
 
 from .lanes import Ends, Waves, to_array
 from .planning import plan_run
@@ -98,7 +99,7 @@ def extract_features(
     """
     execution = execution or Execution()
     extractor = make_extractor(execution.devices[0])
-    run = plan_features(inputs, folder, extractor, config, selection)
+    run = plan_features(inputs, folder, extractor, config, selection, execution)
     return fill_run(run, extractor, make_extractor, config, execution, progress)
 
 
@@ -108,6 +109,7 @@ def plan_features(
     extractor: Extractor,
     config: ExtractionConfig,
     selection: Selection | None = None,
+    execution: Execution | None = None,
 ) -> RunFolder:
     """Plan what `extract_features` does, or take up the plan that is there. Arguments and errors are the same."""
     selection = selection or Selection()
@@ -125,6 +127,7 @@ def plan_features(
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
         choose=selection.choice(config.channel, config.max_hours, config.seed),
+        renewal=selection.renewal(execution or Execution(), config.channel),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE
 from sctok.formats.codebooks import codebook_path, load_named_codebook
-from sctok.formats.files import FormatError, hash_file, hash_json
+from sctok.formats.files import HASH_CHARACTERS, FormatError, hash_file, hash_json
 from sctok.formats.stacking import token_rate
 from sctok.kmeans_tools.domains import DomainPlan, DomainResult, Reporter, train_domains
 from sctok.kmeans_tools.fit import ALGORITHM_VERSION
@@ -22,8 +22,9 @@ from sctok.kmeans_tools.training import TrainedCodebook
 
 from .claims import Claim, try_lock
 from .extraction import ExtractionConfig, ExtractionSummary, fill_run, plan_features
-from .manifest import Planned
+from .manifest import Planned, json_line
 from .processes import RunResult
+from .refresh import InputsChangedError
 from .runs import FAILED, Progress, RunError, RunFolder
 from .selection import Selection
 from .sharding import Execution, MakeExtractor
@@ -96,15 +97,20 @@ def cluster_audio(
     with _lock(plan.folder, config.domain):
         settings = [asdict(config), asdict(selection or Selection()), extractor.hash, extractor.precision]
         folder = plan.folder / AUDIO_FOLDER / f"{config.domain}-{hash_json(settings)[:_KEPT_NAME]}"
-        run = plan_features(inputs, folder, extractor, config, selection)
+        try:
+            run = plan_features(inputs, folder, extractor, config, selection, execution)
+        except InputsChangedError:  # the sample is none of the audio as it is
+            shutil.rmtree(folder)
+            run = plan_features(inputs, folder, extractor, config, selection, execution)
         request = _hash_request(run, plan)
-        kept = _find_kept(plan, config.domain, request, execution.retry_failed)
+        files = _hash_files(run)
+        kept = _find_kept(plan, config.domain, request, files, execution.retry_failed)
         if kept is not None:
             shutil.rmtree(folder)
             return AudioResult(kept, None)
         sample = fill_run(run, extractor, make_extractor, config, execution, progress)
         _check_sample(run, sample)
-        origin = {**_describe_sample(run, sample.summary), "request": request}
+        origin = {**_describe_sample(run, sample.summary), "request": request, "files_hash": files}
         training = replace(plan, origin=origin, overwrite=plan.overwrite or execution.retry_failed)
         result = train_domains({config.domain: folder}, training, report)[0]
         if result.error is None:
@@ -132,8 +138,19 @@ def _hash_request(run: RunFolder, plan: DomainPlan) -> str:
     return hash_json([ALGORITHM_VERSION, run.config_hash, keys.hexdigest(), plan.stack, settings, first])
 
 
-def _find_kept(plan: DomainPlan, domain: str, request: str, retry_failed: bool) -> DomainResult | None:
+def _hash_files(run: RunFolder) -> str:
+    """Return the hash of the sizes and modification times of the files that hold the inputs of a run."""
+    digest = hashlib.sha256()
+    for row in run.manifest():
+        if isinstance(row, Planned):
+            digest.update(json_line({} if row.stamp is None else asdict(row.stamp)))
+    return digest.hexdigest()[:HASH_CHARACTERS]
+
+
+def _find_kept(plan: DomainPlan, domain: str, request: str, files: str, retry_failed: bool) -> DomainResult | None:
     """Return the codebooks if all are there, made as asked for; with `retry_failed`, of files that all could be read.
+
+    Those made before there was a hash of the files are taken for ones of the same files.
 
     Raises ValueError where one is there that was made otherwise, before anything is encoded in vain.
     """
@@ -149,10 +166,12 @@ def _find_kept(plan: DomainPlan, domain: str, request: str, retry_failed: bool) 
                 continue
             raise
         origin = (book.metadata.certificate or {}).get("from_audio") or {}
-        if origin.get("request") == request:
+        same_files = retry_failed or origin.get("files_hash", files) == files
+        if origin.get("request") == request and same_files:
             found += [TrainedCodebook(path, book, None)] if not (retry_failed and origin["failed"]) else []
         elif not plan.overwrite:
-            raise ValueError(f"{path} was made from other audio, features or settings; use --overwrite to replace it")
+            what = "other audio, features or settings" if same_files else "audio files that have changed since"
+            raise ValueError(f"{path} was made from {what}; use --overwrite to replace it")
     if len(found) < len(plan.sizes):
         return None
     info = found[0].codebook.metadata

@@ -12,7 +12,7 @@ from sctok.audio.known import KeyTable
 from sctok.audio.remote import is_url
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.formats.bounds import parse_json, read_lines
-from sctok.formats.files import atomic_path, damaged, json_text
+from sctok.formats.files import atomic_path, damaged, hash_bytes, json_text
 
 _FAILURE = {"key": str, "path": str, "reason": str}
 _NUMBER = int | float | None
@@ -26,7 +26,8 @@ _ITEM = {
     "start": _NUMBER,
     "seconds": _NUMBER,
 }
-_PLANNED = {"shard": int, "item": dict, "seconds": int | float | None}
+_PLANNED = {"shard": int, "item": dict, "seconds": int | float | None, "file": dict | None}
+_STAMP = {"bytes": int, "modified_ns": int}
 
 RowT = TypeVar("RowT")
 
@@ -50,17 +51,51 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """The size of a file in bytes and its modification time in nanoseconds since 1970: they tell that it changed."""
+
+    bytes: int
+    modified_ns: int
+
+
+def stamp_file(path: str) -> Stamp | None:
+    """Return the stamp of a file; None if it is at a URL or is gone."""
+    if is_url(path):
+        return None
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
 class Planned:
-    """An input, its shard, and its duration in seconds where that was asked for."""
+    """An input, its shard, its duration in seconds where that was asked for, and the stamp of the file that holds it.
+
+    Runs that were planned before there were stamps have None, and so have inputs at URLs.
+    """
 
     shard: int
     item: AudioItem
     seconds: float | None = None
+    stamp: Stamp | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the input as a line of the manifest."""
         length = {} if self.seconds is None else {"seconds": round(self.seconds, 6)}
-        return {"shard": self.shard, "item": self.item.to_json(), **length}
+        file = {} if self.stamp is None else {"file": asdict(self.stamp)}
+        return {"shard": self.shard, "item": self.item.to_json(), **length, **file}
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file is not what it was when it was listed, or is gone; False if it has no stamp."""
+        return self.stamp is not None and stamp_file(self.item.path) != self.stamp
+
+
+def hash_planned(rows: Iterable[Planned]) -> str:
+    """Return the hash of lines of a manifest."""
+    return hash_bytes(b"".join(json_line(row.to_json()) for row in rows))
 
 
 def read_manifest(path: Path) -> Iterator[Planned | Failure]:
@@ -160,7 +195,8 @@ def _manifest_row(row: Any) -> Planned | Failure:
         raise ValueError("'start' and 'seconds' do not give a stretch of a file")
     if fields["shard"] < 0 or not 0 <= (fields.get("seconds") or 0) < math.inf:
         raise ValueError("'shard' or 'seconds' is out of range")
-    return Planned(fields["shard"], item, fields.get("seconds"))
+    stamp = fields.get("file")
+    return Planned(fields["shard"], item, fields.get("seconds"), stamp and Stamp(**_checked(stamp, _STAMP)))
 
 
 def _failure(row: Any) -> Failure:

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from sctok.audio.sources import AudioItem, BadItem
 from sctok.formats.files import atomic_path, json_text, read_json, write_json
 
 from .checksums import hash_keys, read_record, write_record
-from .manifest import KnownInputs, Planned, failure_of, json_line
+from .manifest import KnownInputs, Planned, failure_of, json_line, stamp_file
+from .refresh import Measure, update_inputs
 from .runs import (
     CONFIG,
     FORMAT,
@@ -35,6 +37,20 @@ _SHOWN = 3  # differences in one message
 _MISSING = object()
 
 
+@dataclass(frozen=True)
+class Renewal:
+    """Which known inputs of a run are read again.
+
+    refresh: those that changed; those that vanished leave the run. retry_failed: those that failed, in the shards for
+    whose number `mine` returns True. measure: returns the duration of an input in seconds, for runs that keep it.
+    """
+
+    refresh: bool = False
+    retry_failed: bool = False
+    mine: Callable[[int], bool] = lambda index: True
+    measure: Measure = lambda item: 0.0
+
+
 def plan_run(
     path: Path,
     config: Mapping[str, Any],
@@ -45,6 +61,7 @@ def plan_run(
     read_shard: ReadShard,
     choose: Choice | None = None,
     model: RunFolder | None = None,
+    renewal: Renewal | None = None,
 ) -> RunFolder:
     """Create a run folder, or open one and append the inputs that it does not know yet.
 
@@ -59,16 +76,18 @@ def plan_run(
         read_shard: returns what a finished shard says of itself; raises FormatError.
         choose: takes some of the new inputs, for instance so many hours; all of them where None.
         model: a planned run; its manifest is taken over, and `listed` ignored.
+        renewal: which of the known inputs to read again; None for those that changed before they were read.
 
     Raises:
         RunError: nothing was listed, the folder belongs to another configuration, is not a run folder, or has
-            finished shards with other inputs than planned, or another plan than its model.
+            finished shards with other inputs than planned, or another plan than its model; or inputs changed or
+            vanished after they were read.
         FormatError: a file of the run is damaged.
     """
     if files_per_shard < 1:
         raise RunError(f"files per shard must be at least 1, not {files_per_shard}")
-    stored = {"format": FORMAT, "format_version": FORMAT_VERSION, "files_per_shard": files_per_shard, **config}
-    wanted = RunFolder(path, stored, suffix)
+    wanted = _wanted(path, config, suffix, files_per_shard)
+    _renew([wanted] if model is None else [], renewal)
     _find_run(wanted)
     inputs = iter(listed)
     first = next(inputs, None)
@@ -87,7 +106,7 @@ def plan_run(
         else:
             _append(run, itertools.chain([] if first is None else [first], inputs), files_per_shard, choose)
         if found is None:
-            write_json(path / CONFIG, stored)
+            write_json(path / CONFIG, dict(wanted.config))
         # Under the lock: nobody marks shards for another try meanwhile.
         _check_shards(run, read_shard)
     return run
@@ -101,6 +120,7 @@ def plan_runs(
     files_per_shard: int,
     read_shard: ReadShard,
     choose: Choice | None = None,
+    renewal: Renewal | None = None,
 ) -> list[RunFolder]:
     """Plan one or several runs over the same inputs, such that all have the same manifest.
 
@@ -109,12 +129,13 @@ def plan_runs(
 
     Args:
         configs: the run folders and what decides about their bytes.
-        suffix, files_per_shard, read_shard, choose: as `plan_run` takes them.
+        suffix, files_per_shard, read_shard, choose, renewal: as `plan_run` takes them.
         list_inputs: lists the inputs and problems.
 
     Raises:
         RunError: as `plan_run`, and where the manifests differ.
     """
+    _renew([_wanted(path, config, suffix, files_per_shard) for path, config in configs.items()], renewal)
     known = {path: (path / MANIFEST).stat().st_size for path in configs if (path / MANIFEST).exists()}
     model = max(known, key=lambda path: known[path]) if known else next(iter(configs))
     settings: Any = {"files_per_shard": files_per_shard, "read_shard": read_shard}
@@ -123,6 +144,21 @@ def plan_runs(
         if path != model:
             runs[path] = plan_run(path, config, suffix, (), model=runs[model], **settings)
     return [runs[path] for path in configs]
+
+
+def _wanted(path: Path, config: Mapping[str, Any], suffix: str, files_per_shard: int) -> RunFolder:
+    fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "files_per_shard": files_per_shard}
+    return RunFolder(path, {**fixed, **config}, suffix)
+
+
+def _renew(wanted: Iterable[RunFolder], renewal: Renewal | None) -> None:
+    """Mark what is to be read again in the runs that exist, and take inputs as they are now. Raises RunError."""
+    found = [run for run in map(_find_run, wanted) if run is not None and (run.path / MANIFEST).exists()]
+    renewal = renewal or Renewal()
+    for run in found if renewal.retry_failed else ():
+        run.mark_retries(renewal.mine)
+    if found:
+        update_inputs(found, refresh=renewal.refresh, measure=renewal.measure)
 
 
 def _take_over(run: RunFolder, model: RunFolder) -> None:
@@ -172,7 +208,8 @@ def _lines(
         if isinstance(entry, BadItem):
             yield json_line({"bad": failure_of(entry).to_json()})
         else:
-            yield json_line(Planned(next_shard + added // files_per_shard, entry, seconds).to_json())
+            shard = next_shard + added // files_per_shard
+            yield json_line(Planned(shard, entry, seconds, stamp_file(entry.path)).to_json())
             added += 1
 
 
@@ -243,6 +280,8 @@ def _fits(run: RunFolder, shard: Shard, read_shard: ReadShard) -> bool:
     if not record.exists():
         if list(read_shard(path).keys) != keys:
             return False
-        write_record(record, path, keys)
+        write_record(record, path, keys, shard.inputs_hash)
     found = read_record(record)
+    if found.inputs not in (None, shard.inputs_hash):
+        return False
     return (found.bytes, found.keys) == (path.stat().st_size, hash_keys(keys))

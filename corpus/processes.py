@@ -83,9 +83,6 @@ def execute_run(
         seconds += event.get("seconds", 0.0)
         progress(event)
 
-    if execution.retry_failed:
-        for run in runs:
-            run.mark_retries(execution.mine)
     left = _files_left(runs, execution.mine)
     report({"event": "plan", "files": sum(left.values()), "shards": len(left)})
     if left and execution.ray_address is not None:
@@ -117,7 +114,7 @@ def _close_run(
     shown = finished if len(finished) == len(planned) else [index for index in finished if execution.mine(index)]
     summary = summarise(run, shown, run.write_failures())
     if len(finished) == len(planned):
-        run.write_summary(asdict(summary))
+        run.write_summary(asdict(summary), planned)
     return RunResult(run.path, summary, len(planned) - len(finished), seconds)
 
 

@@ -8,10 +8,11 @@ that any sequence of kills and reruns ends in the same bytes. Shards know their 
 configuration, so that a lost or damaged plan is noticed and can be made again. No clock is ever asked.
 """
 
+import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from sctok.formats.files import hash_json, sync_folder, write_json
 from .checksums import RECORD_SUFFIX, write_record
 from .claims import Claim, take_lock, try_lock
 from .complaints import Complaints
-from .manifest import Failure, Planned, read_failures, read_manifest, write_failures
+from .manifest import Failure, Planned, hash_planned, read_failures, read_manifest, write_failures
 
 CONFIG = "run.json"
 MANIFEST = "manifest.jsonl"
+STAGED_MANIFEST = ".manifest.jsonl"  # of a refresh that is under way
 FAILED = "failed.jsonl"
 SUMMARY = "summary.json"
+SHA256 = "sha256"  # in the summary: of the other files of the run
 CLAIMS = ".claims"
 FORMAT = "sctok-run"
 FORMAT_VERSION = 1
@@ -47,7 +50,17 @@ class Shard:
     """One unit of work: the inputs whose results go into one file, in their order there."""
 
     index: int
-    items: tuple[AudioItem, ...]
+    planned: tuple[Planned, ...]
+
+    @property
+    def items(self) -> tuple[AudioItem, ...]:
+        """The inputs alone."""
+        return tuple(row.item for row in self.planned)
+
+    @property
+    def inputs_hash(self) -> str:
+        """Hash of the lines of the manifest."""
+        return hash_planned(self.planned)
 
 
 @dataclass(frozen=True)
@@ -109,9 +122,7 @@ class RunFolder:
 
     def shards(self) -> Iterator[Shard]:
         """Yield the planned shards in order, reading the manifest as it goes."""
-        rows = (row for row in self.manifest() if isinstance(row, Planned))
-        for index, group in itertools.groupby(rows, key=lambda row: row.shard):
-            yield Shard(index, tuple(row.item for row in group))
+        return group_shards(self.manifest())
 
     def planned(self) -> dict[int, int]:
         """Return the number of inputs of each planned shard."""
@@ -138,6 +149,19 @@ class RunFolder:
             sync_folder(self.path)
         return marked
 
+    def mark_changed(self, shard: Shard, keys: Iterable[str]) -> None:
+        """Have some inputs of a claimed shard read again, and all that failed in it."""
+        paths = (self.retry_path(shard.index), self.failures_path(shard.index))
+        failed = {failure.key for path in paths if path.exists() for failure in read_failures(path)}
+        again = failed | set(keys)
+        rows = [Failure(item.key, item.path, "is read again") for item in shard.items if item.key in again]
+        write_failures(self.retry_path(shard.index), rows)
+
+    def remove_shard(self, index: int) -> None:
+        """Remove all files of a claimed shard."""
+        for path in (self.retry_path, self.failures_path, self.record_path, self.shard_path):
+            path(index).unlink(missing_ok=True)
+
     def claim(self, index: int, leftovers: Iterable[Path]) -> Claim | None:
         """Claim a shard and remove what a dead process left of it; return None if another process holds it."""
         claim = try_lock(self.path / CLAIMS / f"shard-{index:05d}.lock")
@@ -152,7 +176,7 @@ class RunFolder:
         index = shard.index
         if failures:
             write_failures(self.failures_path(index), failures)
-        write_record(self.record_path(index), self.staged_path(index), keys)
+        write_record(self.record_path(index), self.staged_path(index), keys, shard.inputs_hash)
         self.staged_path(index).replace(self.shard_path(index))
         self.retry_path(index).unlink(missing_ok=True)
         sync_folder(self.path)
@@ -187,16 +211,27 @@ class RunFolder:
                     path.unlink(missing_ok=True)
             return write_failures(self.path / FAILED, self.failures())
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Rewrite `summary.json`."""
+    def write_summary(self, summary: Mapping[str, Any], shards: Iterable[int]) -> None:
+        """Rewrite `summary.json` from what the planned shards hold."""
         with self.locked():
-            write_json(self.path / SUMMARY, dict(summary))
+            write_json(self.path / SUMMARY, {**summary, SHA256: self.hash_plan(shards)})
+
+    def hash_plan(self, shards: Iterable[int]) -> dict[str, str]:
+        """Return the SHA-256 of the configuration, of the manifest, and of the records of all planned shards."""
+        found = {}
+        for name in (CONFIG, MANIFEST):
+            with (self.path / name).open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        records = hashlib.sha256()
+        for index in shards:
+            records.update(self.record_path(index).read_bytes())
+        return {**found, f"*{RECORD_SUFFIX}": records.hexdigest()}
 
     def locked(self) -> Claim:
         """Take the lock under which everything but shards is written; waits for other processes."""
         (self.path / CLAIMS).mkdir(parents=True, exist_ok=True)
         claim = take_lock(self.path / CLAIMS / "plan.lock")
-        for name in (CONFIG, MANIFEST, FAILED, SUMMARY):
+        for name in (CONFIG, MANIFEST, STAGED_MANIFEST, FAILED, SUMMARY):
             for path in self.path.glob(f"{name}.tmp-*"):
                 path.unlink(missing_ok=True)
         return claim
@@ -247,8 +282,18 @@ def claim_work(runs: Sequence[RunFolder], mine: Callable[[int], bool] = lambda i
         shards in order; the caller releases them.
     """
     leftovers = [run.temporaries() for run in runs]
+    last: int | None = -1
+    while last is not None:
+        last = yield from _claim_from(runs, mine, leftovers, last)
+
+
+def _claim_from(
+    runs: Sequence[RunFolder], mine: Callable[[int], bool], leftovers: Sequence[dict[int, list[Path]]], last: int
+) -> Generator[Work, None, int | None]:
+    """Claim the shards after `last`; return None at the end, or the last one where another process changed the plan."""
+    plan = _identify_plan(runs)
     for shard in runs[0].shards():
-        if not mine(shard.index) or all(run.finished(shard.index) for run in runs):
+        if shard.index <= last or not mine(shard.index) or all(run.finished(shard.index) for run in runs):
             continue
         claims: list[Claim] = []
         for run, left in zip(runs, leftovers, strict=True):
@@ -258,10 +303,28 @@ def claim_work(runs: Sequence[RunFolder], mine: Callable[[int], bool] = lambda i
             claims.append(claim)
         wanted = {place: run.retry_keys(shard) for place, run in enumerate(runs) if not run.finished(shard.index)}
         work = Work(shard, wanted, tuple(claims))
+        if _identify_plan(runs) != plan:
+            work.release()
+            return last
+        last = shard.index
         if len(claims) == len(runs) and wanted:
             yield work
         else:
             work.release()
+    return None
+
+
+def _identify_plan(runs: Sequence[RunFolder]) -> tuple[int, int]:
+    """Return what tells the manifest of runs from one that replaced it."""
+    status = (runs[0].path / MANIFEST).stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def group_shards(rows: Iterable[Planned | Failure]) -> Iterator[Shard]:
+    """Yield the shards that the rows of a manifest plan."""
+    planned = (row for row in rows if isinstance(row, Planned))
+    for index, group in itertools.groupby(planned, key=lambda row: row.shard):
+        yield Shard(index, tuple(group))
 
 
 def shard_names(indices: Iterable[int]) -> str:

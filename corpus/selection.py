@@ -10,8 +10,9 @@ from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, BadItem, audio_seconds
 from sctok.audio.windows import SAMPLE_RATE
 
-from .planning import Choice
+from .planning import Choice, Renewal
 from .runs import RunError
+from .sharding import Execution
 from .subsets import choose_hours
 
 
@@ -55,6 +56,11 @@ class Selection:
             return choose_hours(kept, planned, hours=max_hours, seed=seed, seconds_of=seconds_of)
 
         return choose
+
+    def renewal(self, execution: Execution, channel: int | None) -> Renewal:
+        """Return which inputs that a run knows already are read again."""
+        seconds_of = partial(measure_seconds, channel=channel)
+        return Renewal(execution.refresh, execution.retry_failed, execution.mine, seconds_of)
 
     def _bounded(self, news: Iterable[AudioItem | BadItem], channel: int | None) -> Iterator[AudioItem | BadItem]:
         low, high = self.min_seconds or 0.0, float("inf") if self.max_seconds is None else self.max_seconds

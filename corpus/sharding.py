@@ -160,11 +160,12 @@ class Job(Protocol[ClipT]):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is executed; nothing here changes its results.
+    """How a run is executed; for given inputs, nothing here changes its results.
 
     devices: one process each, the first being this one. batch_size: windows encoded at once. workers: decoding
     processes in all; 0 decodes between batches. retry_failed: read again, too, the inputs that failed in finished
-    shards, and those alone. rank, world_size: work on the shards whose number is `rank` modulo `world_size`, for
+    shards, and those alone. refresh: do the shards again whose inputs changed or vanished.
+    rank, world_size: work on the shards whose number is `rank` modulo `world_size`, for
     machines that cannot lock each other's files or arrays of jobs. profile: measure where the time goes. ray_address:
     have workers of Ray do it, of the cluster there or, if LOCAL, of one started for the run. Raises RunError for values
     out of range.
@@ -174,6 +175,7 @@ class Execution:
     batch_size: int = 16
     workers: int = 1
     retry_failed: bool = False
+    refresh: bool = False
     rank: int = 0
     world_size: int = 1
     profile: bool = False

@@ -118,6 +118,7 @@ def tokenize_corpus(
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
         choose=selection.choice(config.channel),
+        renewal=selection.renewal(execution, config.channel),
     )
     make_job = partial(_make_job, runs, codebooks, make_encoder)
     job = TokenJob(runs, codebooks, encoder, execution.devices[0])

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -13,14 +14,27 @@ import numpy as np
 from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE, audio_columns, token_count
 from sctok.formats.codebooks import find_codebooks, load_named_codebook
 from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard
-from sctok.formats.files import FormatError, read_json
+from sctok.formats.files import FormatError, json_text, read_json
 from sctok.formats.stacking import stack_factor
 from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
 from . import extraction, token_job, tokenization
 from .checksums import RECORD_SUFFIX, measure_shard, read_record
-from .manifest import read_failures
-from .runs import CONFIG, FAILED, FORMAT, FORMAT_VERSION, SUMMARY, RunError, RunFolder, Shard
+from .manifest import json_line
+from .runs import (
+    CONFIG,
+    FAILED,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    SHA256,
+    STAGED_MANIFEST,
+    SUMMARY,
+    RunError,
+    RunFolder,
+    Shard,
+)
+from .sharding import describe_source
 
 _KINDS = {
     "features": (extraction.SUFFIX, "features_version", FEATURES_VERSION, extraction.summarise),
@@ -31,7 +45,7 @@ Report = Callable[[str], None]
 
 @dataclass
 class Verification:
-    """What was read, and every fault, each in one line that names its file."""
+    """What was read, every fault, each in one line that names its file, and notes of what could not be checked."""
 
     runs: int = 0
     codebooks: int = 0
@@ -40,6 +54,7 @@ class Verification:
     failed: int = 0
     bytes: int = 0
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def verify_folder(folder: Path, progress: Report = lambda name: None) -> Verification:
@@ -47,8 +62,10 @@ def verify_folder(folder: Path, progress: Report = lambda name: None) -> Verific
 
     Of a run: its configuration, its manifest and its lists of failures; that each planned shard is there, with the
     bytes of its checksum; that it holds each planned input that did not fail, and no other; that all of its members
-    are whole and their tokens inside their codebook, or their rows as they were written, as many as the samples give;
-    and that its summary says so. Nothing is written, so that the folder may be read-only or a copy.
+    are whole and their tokens inside their codebook, or their rows as they were written, as many as the samples give,
+    with the source that the manifest names; and that its summary says so, with the checksums of the manifest, the
+    configuration and the records. Runs finished by versions without those checksums are noted. Nothing is written, so
+    that the folder may be read-only or a copy.
 
     Args:
         folder: of a run, of codebooks, or one that holds such.
@@ -116,11 +133,14 @@ class _Checker:
         if config.get(name) != version:
             raise FormatError(f"{self._path / CONFIG}: is of version {config.get(name)} of {kind}, not {version}")
         run = RunFolder(self._path, config, suffix)
+        _check_config(run)
+        if (run.path / STAGED_MANIFEST).exists():
+            self._fault(run.path, "a refresh of its inputs was interrupted; run the same command again")
         planned: dict[int, None] = {}
         whole = True
         for shard in run.shards():
-            if shard.index in planned:
-                self._fault(self._path / "manifest.jsonl", f"plans shard {shard.index} in two places")
+            if planned and shard.index <= next(reversed(planned)):
+                self._fault(run.path / MANIFEST, f"plans shard {shard.index} in two places, or out of order")
             planned[shard.index] = None
             whole &= self._check_shard(run, shard)
         for index in run.existing_shards():
@@ -130,14 +150,35 @@ class _Checker:
         count = sum(1 for _ in run.failures())
         self._result.failed += count
         if whole:
-            self._check_lists(run, lambda: asdict(summarise(run, list(planned), count)))
+            self._check_failures(run)
+            self._check_summary(run, list(planned), asdict(summarise(run, list(planned), count)))
 
-    def _check_lists(self, run: RunFolder, summary: Callable[[], Any]) -> None:
+    def _check_failures(self, run: RunFolder) -> None:
         path = run.path / FAILED
-        if not path.exists() or any(a != b for a, b in zip_longest(read_failures(path), run.failures())):
-            self._fault(run.path / FAILED, "does not list what failed; run the same command again")
-        if not (run.path / SUMMARY).exists() or read_json(run.path / SUMMARY) != summary():
-            self._fault(run.path / SUMMARY, "does not say what the shards hold; run the same command again")
+        with path.open("rb") if path.exists() else nullcontext(()) as lines:
+            wanted = (json_line(failure.to_json()) for failure in run.failures())
+            if not path.exists() or any(line != other for line, other in zip_longest(lines, wanted)):
+                self._fault(path, "does not list what failed; run the same command again")
+
+    def _check_summary(self, run: RunFolder, shards: list[int], summary: dict[str, Any]) -> None:
+        path = run.path / SUMMARY
+        found = read_json(path) if path.exists() else None
+        if not isinstance(found, dict) or found.keys() - {SHA256} != summary.keys():
+            self._fault(path, "does not say what the shards hold; run the same command again")
+            return
+        if SHA256 in found or any(read_record(run.record_path(index)).inputs for index in shards):
+            actual, recorded = run.hash_plan(shards), found.get(SHA256)
+            for name, value in actual.items():
+                if not isinstance(recorded, dict) or recorded.get(name) != value:
+                    self._fault(
+                        run.path / name,
+                        f"was changed after the run ended: SHA-256 {value[:16]}… is not that in {SUMMARY}; restore it",
+                    )
+            summary = {**summary, SHA256: actual}
+        else:
+            self._result.notes.append(f"{path}: is of a version without checksums of manifest and configuration")
+        if path.read_text(encoding="utf-8", errors="replace") != json_text(summary, indent=2) + "\n":
+            self._fault(path, "does not say what the shards hold; run the same command again")
 
     def _check_shard(self, run: RunFolder, shard: Shard) -> bool:
         path = run.shard_path(shard.index)
@@ -151,8 +192,15 @@ class _Checker:
         keys: list[str] = []
 
         def read() -> None:
-            failed.update(failure.key for failure in run.shard_failures(shard.index))
-            keys.extend(_read_features(run, path) if run.suffix == extraction.SUFFIX else _read_tokens(run, path))
+            failures = list(run.shard_failures(shard.index))
+            failed.update(failure.key for failure in failures)
+            if failures:
+                self._check_failures(run.failures_path(shard.index), failures)
+            sources = {item.key: describe_source(item) for item in shard.items}
+            for key, source in (_read_features if run.suffix == extraction.SUFFIX else _read_tokens)(run, path):
+                if sources.get(key, source) != source:
+                    raise FormatError(f"{run.path / MANIFEST}: says otherwise than {path} where {key!r} comes from")
+                keys.append(key)
             wanted = [item.key for item in shard.items if item.key not in failed]
             if keys != wanted:
                 raise FormatError(f"{path}: {_difference(keys, wanted)}; delete {path.stem}.* and run again")
@@ -165,12 +213,37 @@ class _Checker:
     def _check_record(self, run: RunFolder, shard: Shard, path: Path, keys: list[str]) -> None:
         found = measure_shard(path, keys)
         self._result.bytes += found.bytes
-        recorded = read_record(run.record_path(shard.index))
+        record = run.record_path(shard.index)
+        recorded = read_record(record)
         if (found.bytes, found.sha256) != (recorded.bytes, recorded.sha256):
             raise FormatError(
                 f"{path}: its bytes were changed: SHA-256 {found.sha256[:16]}… of {found.bytes} bytes, not "
                 f"{recorded.sha256[:16]}… of {recorded.bytes}; delete {path.stem}.* and run again"
             )
+        if recorded.inputs not in (None, shard.inputs_hash):
+            raise FormatError(
+                f"{run.path / MANIFEST}: plans other inputs for {path.name} than it was made of; restore it"
+            )
+        if (
+            record.read_text(encoding="ascii")
+            != json_text(replace(found, inputs=recorded.inputs).to_json(), indent=2) + "\n"
+        ):
+            raise FormatError(f"{record}: does not say what {path.name} holds; delete it and run again")
+
+
+def _check_config(run: RunFolder) -> None:
+    """Raise FormatError unless a configuration says all that shards are compared with."""
+    path, config = run.path / CONFIG, run.config
+    features = run.suffix == extraction.SUFFIX
+    names = (*extraction.PROVENANCE, "width", "tokens_per_clip") if features else (*token_job.INFO, "token_rate")
+    if missing := [name for name in names if name not in config]:
+        raise FormatError(f"{path}: lacks {', '.join(missing)}; restore it")
+    try:
+        if not features:
+            stack_factor(config["token_rate"])
+            np.array(token_job.codebook_sizes(run), np.int64)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{path}: is no configuration of tokens ({error}); restore it") from None
 
 
 def _difference(found: list[str], wanted: list[str]) -> str:
@@ -188,8 +261,8 @@ def _expect(path: Path, key: str, found: Mapping[str, Any], wanted: Mapping[str,
             raise FormatError(f"{path}: {key}: {name} is {found.get(name)!r}, not {value!r}")
 
 
-def _read_tokens(run: RunFolder, path: Path) -> Iterator[str]:
-    """Yield the keys of a token shard, having checked each file's tokens."""
+def _read_tokens(run: RunFolder, path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and sources of a token shard, having checked each file's tokens."""
     config = run.config
     stack = stack_factor(config["token_rate"])
     wanted = {name: config[name] for name in token_job.INFO}
@@ -202,11 +275,11 @@ def _read_tokens(run: RunFolder, path: Path) -> Iterator[str]:
             raise FormatError(f"{path}: {key}: its tokens {tokens.shape} do not fit its {samples} samples")
         if (tokens.astype(np.int64) >= sizes).any():
             raise FormatError(f"{path}: {key}: a token lies outside its codebook of {sizes.tolist()}")
-        yield key
+        yield key, info.get("source")
 
 
-def _read_features(run: RunFolder, path: Path) -> Iterator[str]:
-    """Yield the keys of a feature shard, having checked its rows."""
+def _read_features(run: RunFolder, path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and sources of a feature shard, having checked its rows."""
     config = run.config
     with FeatureShard(path) as shard:
         wanted = {name: config[name] for name in extraction.PROVENANCE} | {"config_hash": run.config_hash}
@@ -218,4 +291,4 @@ def _read_features(run: RunFolder, path: Path) -> Iterator[str]:
             rows = audio_columns(clip.samples) * PATCH_ROWS
             if clip.rows > rows or (config["tokens_per_clip"] is None and clip.rows != rows):
                 raise FormatError(f"{path}: {clip.key}: its {clip.rows} rows do not fit its {clip.samples} samples")
-            yield clip.key
+            yield clip.key, clip.metadata

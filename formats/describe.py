@@ -112,6 +112,7 @@ def _is_sct(_: Path, head: bytes) -> bool:
 
 def _describe_features(path: Path) -> dict[str, Any]:
     with FeatureShard(path) as shard:
+        shard.verify()
         seconds = sum(clip.samples for clip in shard.clips) / SAMPLE_RATE
         longest = max(shard.clips, key=lambda clip: clip.rows, default=None)
         return {

@@ -1,11 +1,10 @@
 """HDF5 feature shards: the unstacked patch embeddings of many clips, and the table that says which rows are whose."""
 
 import contextlib
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +16,8 @@ import numpy.typing as npt
 import sctok
 
 from .bounds import parse_json
+from .feature_hashes import ClipRows, ContentHash, Seal
 from .files import (
-    HASH_CHARACTERS,
     FormatError,
     atomic_path,
     check_format,
@@ -36,49 +35,14 @@ FEATURES_FORMAT = "sctok-features"
 FEATURES_VERSION = 1
 SAMPLE_RATE = 16_000  # of `ClipRows.samples`
 
-_ATTRIBUTES = ("format", "format_version", "provenance", "content_hash", "encoder_hash")
+_SEALED = "sealed"  # an attribute, absent in shards written before there were checksums
+_ATTRIBUTES = ("format", "format_version", "provenance", "content_hash", "encoder_hash", _SEALED)
+_REMEDY = "run sctok extract again"
+_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)  # what h5py makes of damage
 _STRING = h5py.string_dtype()
 _CLIP_TABLE = np.dtype(
     [("key", _STRING), ("first_row", "<i8"), ("rows", "<i8"), ("samples", "<i8"), ("metadata", _STRING)]
 )
-
-
-@dataclass(frozen=True)
-class ClipRows:
-    """One clip of a shard: its rows are first_row … first_row + rows - 1; `samples` is its length at 16 kHz."""
-
-    key: str
-    first_row: int
-    rows: int
-    samples: int
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class _ContentHash:
-    """The running SHA-256 of a shard's rows, as float16 in their order, to which the clip table is added at the end."""
-
-    def __init__(self) -> None:
-        self._kept = hashlib.sha256()
-        self._rows = self._kept.copy()
-
-    def add(self, rows: npt.NDArray[np.float16]) -> None:
-        """Add rows (n, width), little-endian float16."""
-        self._rows.update(np.ascontiguousarray(rows).data)
-
-    def keep(self) -> None:
-        """Make all rows added so far part of the hash for good."""
-        self._kept = self._rows.copy()
-
-    def drop(self) -> None:
-        """Forget the rows added since the last `keep`."""
-        self._rows = self._kept.copy()
-
-    def value(self, width: int, clips: Sequence[ClipRows]) -> str:
-        """Return 16 hexadecimal characters for the rows, of `width` values, and the clip table."""
-        whole = self._rows.copy()
-        table = [[clip.key, clip.first_row, clip.rows, clip.samples, clip.metadata] for clip in clips]
-        whole.update(json_text([width, table]).encode("ascii"))
-        return whole.hexdigest()[:HASH_CHARACTERS]
 
 
 class FeatureShardWriter:
@@ -108,7 +72,7 @@ class FeatureShardWriter:
         self._keys: set[str] = set()
         self._open_clip: tuple[str, int] | None = None  # key and first row
         self._rows: RowFile | None = None
-        self._hash = _ContentHash()
+        self._hash = ContentHash()
         self._exit = contextlib.ExitStack()
 
     @property
@@ -233,6 +197,7 @@ class FeatureShardWriter:
             },
             "provenance": self._provenance_json,
             "content_hash": self._hash.value(self.width, self._clips),
+            _SEALED: np.int64(1),
         }
         for name, value in attributes.items():
             file.attrs[name] = value
@@ -250,6 +215,10 @@ class FeatureShard:
     provenance: what `FeatureShardWriter` was given. encoder_hash: of the encoder's weights. content_hash: of all rows
     and the clip table, as they were written; `verify` tells whether they still are.
 
+    Checks each byte that it uses: the attributes, the clip table and the structure of HDF5 against one CRC-32 when it
+    opens the file, each chunk of rows (at most 1 MiB) against its own when it reads it. Shards that were written before
+    there were checksums are read without.
+
     Raises FileNotFoundError, and FormatError naming the file if it is not a feature shard, cut short, damaged, or of
     another version.
     """
@@ -260,9 +229,11 @@ class FeatureShard:
             if file.read(8) != b"\x89HDF\r\n\x1a\n":
                 raise foreign(path, FEATURES_FORMAT)
         try:
+            self._seal = Seal.read(self.path)  # first: HDF5 may hang on damaged strings
             self._file = h5py.File(self.path, "r", locking=False)
-        except (OSError, RuntimeError) as error:
-            raise damaged(path, error) from None
+        except (OSError, RuntimeError, ValueError) as error:
+            raise damaged(path, error, _REMEDY) from None
+        self._held: tuple[int, npt.NDArray[np.float16]] | None = None  # the chunk read last, and its number
         try:
             self._read_tables()
         except BaseException:
@@ -282,22 +253,24 @@ class FeatureShard:
                 raise ValueError("its content_hash, provenance or width is missing")
         except FormatError:
             raise
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise damaged(self.path, error) from None
+        except _UNREADABLE as error:
+            raise damaged(self.path, error, _REMEDY) from None
         self.encoder_hash = str(attributes["encoder_hash"] or "")
         if self._data.dtype != np.dtype("<f2"):
-            raise damaged(self.path, f"its features are {self._data.dtype}, not float16")
+            raise damaged(self.path, f"its features are {self._data.dtype}, not float16", _REMEDY)
         self._check_clips()
+        if attributes[_SEALED] is not None and self._seal is None:
+            raise damaged(self.path, "its checksums are missing", _REMEDY)
         self._kept_columns = self._columns_in_pairs()
 
     def _check_clips(self) -> None:
         row = 0
         for clip in self.clips:
             if clip.first_row != row or clip.rows < 0 or clip.rows % PATCHES_PER_COLUMN:
-                raise damaged(self.path, f"the rows of clip {clip.key!r} do not fit the table")
+                raise damaged(self.path, f"the rows of clip {clip.key!r} do not fit the table", _REMEDY)
             row += clip.rows
         if row != self.rows:
-            raise damaged(self.path, f"its clips have {row} rows and its features {self.rows}")
+            raise damaged(self.path, f"its clips have {row} rows and its features {self.rows}", _REMEDY)
 
     def _columns_in_pairs(self) -> npt.NDArray[np.int64]:
         # Factor 4 joins two columns of a clip, so the last one of an odd number has no partner. Without those, all
@@ -337,21 +310,40 @@ class FeatureShard:
 
     def _patches(self, start: int, stop: int) -> npt.NDArray[np.float16]:
         try:
-            patches: npt.NDArray[np.float16] = self._data[start:stop]
+            if self._seal is None:
+                unchecked: npt.NDArray[np.float16] = self._data[start:stop]
+                return unchecked
+            patches = np.empty((stop - start, self.width), np.float16)
+            size = self._data.chunks[0]
+            for index in range(start // size, -(-stop // size)):
+                low, high = max(start, index * size), min(stop, (index + 1) * size)
+                chunk = self._chunk(self._seal, index)
+                patches[low - start : high - start] = chunk[low - index * size : high - index * size]
         except (OSError, RuntimeError) as error:
-            raise damaged(self.path, error) from None
+            raise damaged(self.path, error, _REMEDY) from None
         return patches
+
+    def _chunk(self, seal: Seal, index: int) -> npt.NDArray[np.float16]:
+        """Return a chunk of rows that matches its checksum."""
+        if self._held is None or self._held[0] != index:
+            size, width = self._data.chunks
+            _, data = self._data.id.read_direct_chunk((index * size, 0))
+            if zlib.crc32(data) != seal.checksums[index]:
+                last = min((index + 1) * size, self.rows)
+                raise damaged(self.path, f"rows {index * size} to {last} do not match their checksum", _REMEDY)
+            self._held = index, np.frombuffer(data, "<f2").reshape(size, width)
+        return self._held[1]
 
     def verify(self) -> None:
         """Read all rows, one chunk at a time, and check them and the clip table against content_hash.
 
         Raises FormatError naming the file if anything was changed after it was written.
         """
-        found, size = _ContentHash(), chunk_rows(self.width)
+        found, size = ContentHash(), chunk_rows(self.width)
         for start in range(0, self.rows, size):
-            found.add(self._patches(start, start + size))
+            found.add(self._patches(start, min(start + size, self.rows)))
         if found.value(self.width, self.clips) != self.content_hash:
-            raise damaged(self.path, "its rows or clip table do not match its content_hash")
+            raise damaged(self.path, "its rows or clip table do not match its content_hash", _REMEDY)
 
     def close(self) -> None:
         """Close the file."""

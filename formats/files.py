@@ -244,9 +244,9 @@ def foreign(path: str | os.PathLike[str], expected: str | None = None) -> Format
     )
 
 
-def damaged(path: str | os.PathLike[str], reason: object) -> FormatError:
+def damaged(path: str | os.PathLike[str], reason: object, remedy: str = "make it again") -> FormatError:
     """Return the error for a file that is cut short or changed: the file, the reason in one line, the remedy."""
-    return FormatError(f"{path} is damaged ({_one_line(reason)}); delete it and make it again")
+    return FormatError(f"{path} is damaged ({_one_line(reason)}); delete it and {remedy}")
 
 
 def _one_line(text: object) -> str:

@@ -1,5 +1,6 @@
 """The growing dataset of patch embeddings inside a feature shard that is being written."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from .feature_hashes import Seal
 from .stacking import PATCHES_PER_COLUMN
 
 _CHUNK_BYTES = 1 << 20
@@ -30,7 +32,7 @@ class _ForgivingFile:
         self.seek, self.tell = self._file.seek, self._file.tell
         self.read, self.readinto = self._file.read, self._file.readinto
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: memoryview | bytes) -> int:
         view = memoryview(data).cast("B")
         done = 0
         try:
@@ -68,6 +70,7 @@ class RowFile:
     def __init__(self, path: Path, width: int) -> None:
         self._path = path
         self._chunk = np.zeros((chunk_rows(width), width), "<f2")
+        self._checksums: list[int] = []  # of the chunks before it
         self._filled = 0  # rows of `_chunk` in use
         self._chunks = 0  # chunks before it
         self._written = 0  # chunks that the file has room for: more than `_chunks` after rows were dropped
@@ -100,6 +103,7 @@ class RowFile:
         if chunks < self._chunks:
             self._chunk[:] = self._data[chunks * len(self._chunk) : (chunks + 1) * len(self._chunk)]
         self._chunks, self._filled = chunks, filled
+        del self._checksums[chunks:]
 
     def _flush(self) -> None:
         self._chunk[self._filled :] = 0
@@ -108,11 +112,12 @@ class RowFile:
         self._data.resize((self._written * size, width))
         self._data.id.write_direct_chunk((self._chunks * size, 0), self._chunk)
         self._raw.check()
+        self._checksums.append(zlib.crc32(self._chunk.data))
         self._chunks += 1
         self._filled = 0
 
     def close(self, write_tables: Callable[[h5py.File], None]) -> None:
-        """Write the last chunk, cut the dataset to its rows, call write_tables(file) and close the file."""
+        """Write the last chunk, cut the dataset to its rows, call write_tables(file), and seal and close the file."""
         rows = self.rows
         if self._filled:
             self._flush()
@@ -120,7 +125,12 @@ class RowFile:
             self._rewrite(self._chunks)
         self._data.resize((rows, self._chunk.shape[1]))
         write_tables(self._file)
-        self._close()
+        offsets = [self._data.id.get_chunk_info(index).byte_offset for index in range(self._chunks)]
+        self._file.close()
+        self._raw.check()
+        checksums = np.array(self._checksums, np.uint32)
+        Seal(self._chunk.nbytes, np.array(offsets, np.uint64), checksums).write(self._raw)
+        self._raw.close()
         self._raw.check()
 
     def _rewrite(self, chunks: int) -> None:
@@ -133,6 +143,7 @@ class RowFile:
         try:
             self._open(self._path)
             self._chunks = self._written = 0
+            self._checksums = []
             with h5py.File(old_path, "r", locking=False) as old:
                 for index in range(chunks):
                     self._chunk[:] = old["features"][index * size : (index + 1) * size]

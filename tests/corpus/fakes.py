@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ from sctok.corpus.sharding import Execution
 from sctok.formats.codebooks import Codebook, CodebookInfo
 
 WIDTH = 8
-EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "rank", "world_size", "profile", "ray_address")
+EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "refresh", "rank", "world_size", "profile")
+EXECUTION += ("ray_address",)
 
 
 class FakeExtractor:
@@ -93,6 +97,11 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def make_quick(device: str) -> FakeExtractor:
+    """Return the fake encoder, as fast as it is."""
+    return FakeExtractor()
 
 
 def make_cut(device: str) -> FakeExtractor:
@@ -196,5 +205,60 @@ def _limited(command: str, audio: str, folder: str, limit: str) -> None:
         sys.exit(3)
 
 
+def _forked(action: Callable[[], object]) -> int:
+    """Do something in a copy of this process; return its exit code."""
+    child = os.fork()
+    if not child:
+        try:
+            action()
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _end_at(count: int) -> None:
+    """Have this process end, as if killed, before it syncs, renames or removes a file for the `count`-th time."""
+    left = count
+
+    def ending(work: Any) -> Any:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                os._exit(9)
+            return work(*arguments, **options)
+
+        return wrapper
+
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink")):
+        setattr(owner, name, ending(getattr(owner, name)))
+
+
+def _kill_refreshes(command: str, audio: str, old: str, clean: str, again: str, stride: str) -> None:
+    """Refresh copies of a run, each killed at another write, and run again; print the last write that was tried.
+
+    again: "refresh" runs again with it; "plain" without, once the refresh has been written down. stride: of the writes.
+    """
+    run_command(command, [audio], Path(old).with_name("imports"), workers=0, make=make_quick)
+    wanted, folder, kill = tree(Path(clean)), Path(old).with_name("killed"), 1
+
+    def run(refresh: bool, until: int | None = None) -> None:
+        if until is not None:
+            _end_at(until)
+        run_command(command, [audio], folder, workers=0, make=make_quick, refresh=refresh)
+
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(old, folder)
+        if _forked(partial(run, True, kill)) == 0:
+            break
+        begun = (folder / ".manifest.jsonl").exists() or tree(folder)["manifest.jsonl"] == wanted["manifest.jsonl"]
+        assert _forked(partial(run, again == "refresh" or not begun)) == 0, kill
+        assert tree(folder) == wanted, kill
+        kill += int(stride)
+    print(kill)
+
+
 if __name__ == "__main__":
-    {"kill": _kill_often, "run": _run, "limited": _limited, "doomed": _doomed}[sys.argv[1]](*sys.argv[2:])
+    commands = {"refresh": _kill_refreshes, "kill": _kill_often}
+    {**commands, "run": _run, "limited": _limited, "doomed": _doomed}[sys.argv[1]](*sys.argv[2:])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import fake_codebook, run_command, tree, write_audio
+from fakes import fake_codebook, make_quick, run_command, tree, write_audio
 
 from sctok.cli.app import main
 from sctok.corpus.runs import RunError
@@ -74,6 +74,68 @@ def test_any_changed_byte_of_a_shard_is_found(copies: Path, command: str) -> Non
         assert any(str(shard) in fault for fault in faults), position
         flip(shard, position)
     assert verify_folder(copies / command).faults == []
+
+
+PLAN = ["run.json", "manifest.jsonl", "failed.jsonl", "summary.json", "shard-00000.sha256.json"]
+PLAN += ["shard-00002.failed.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of four files, of which one cannot be read and one is not there."""
+    folder = tmp_path_factory.mktemp("small")
+    for key in "ab":
+        write_audio(folder / f"{key}.wav", 2000)
+    (folder / "c.wav").touch()
+    (folder / "list.csv").write_text("path,key,text\na.wav,x/a,one\nb.wav,b,two\nc.wav,c,three\nd.wav,d,four\n")
+    for command in COMMANDS:
+        run_command(command, [folder / "list.csv"], folder / command, files_per_shard=1, make=make_quick)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", PLAN)
+def test_any_changed_byte_next_to_the_shards_is_found(small: Path, command: str, name: str) -> None:
+    path = small / command / name
+    content = path.read_bytes()
+    missed = []
+    for position in range(0, len(content), 23):
+        flip(path, position)
+        if not verify_folder(small / command).faults:
+            missed.append((position, content[max(0, position - 20) : position + 1]))
+        path.write_bytes(content)
+    assert missed == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["manifest.jsonl", "failed.jsonl"])
+@pytest.mark.parametrize("change", ["drop", "repeat", "swap"])
+def test_lines_that_are_lost_repeated_or_in_another_order_are_found(
+    small: Path, command: str, name: str, change: str
+) -> None:
+    path = small / command / name
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    for index in range(len(lines)):
+        changed = {
+            "drop": lines[:index] + lines[index + 1 :],
+            "repeat": lines[: index + 1] + lines[index:],
+            "swap": [*lines[:index], *lines[index : index + 2][::-1], *lines[index + 2 :]],
+        }[change]
+        path.write_bytes(b"".join(changed))
+        assert changed == lines or verify_folder(small / command).faults, index
+    path.write_bytes(content)
+    assert verify_folder(small / command).faults == []
+
+
+def test_a_configuration_that_lacks_a_field_is_named(copies: Path) -> None:
+    path = copies / "tokenize" / "run.json"
+    (copies / "tokenize" / "summary.json").unlink()
+    for name in ("streams", "token_rate", "codebook_size"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in content.items() if key != name}))
+        assert any(f"{path}: " in fault and name in fault for fault in verify_folder(copies / "tokenize").faults)
+        path.write_text(json.dumps(content))
 
 
 Damage = Callable[[Path], object]

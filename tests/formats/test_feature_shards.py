@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctok.formats import row_file
-from sctok.formats.feature_shards import ClipRows, FeatureShard, FeatureShardWriter
+from sctok.formats.feature_hashes import ClipRows
+from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError
 from sctok.formats.row_file import chunk_rows
 from sctok.formats.stacking import stack_patches
@@ -154,7 +155,7 @@ def test_the_content_hash_forgets_discarded_clips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", [0, 399])
-def test_verify_finds_a_flipped_bit(tmp_path: Path, row: int) -> None:
+def test_reading_finds_a_flipped_bit(tmp_path: Path, row: int) -> None:
     path = tmp_path / "s.h5"
     (features,) = write(path, [50])
     content = bytearray(path.read_bytes())
@@ -162,13 +163,79 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path, row: int) -> None:
     assert place > 0
     content[place] ^= 1
     path.write_bytes(content)
-    with FeatureShard(path) as shard, pytest.raises(FormatError, match=r"s\.h5 is damaged .*content_hash"):
-        shard.verify()
+    with (
+        FeatureShard(path) as shard,
+        pytest.raises(FormatError, match=rf"s\.h5 is damaged .*rows {row // 64 * 64} .*extract again"),
+    ):
+        shard.read(row, row + 1)
 
 
-def test_verify_finds_a_changed_clip_table(tmp_path: Path) -> None:
+def see(path: Path) -> tuple[object, ...]:
+    """Return all that a shard gives its readers."""
+    with FeatureShard(path) as shard:
+        return shard.provenance, shard.clips, shard.content_hash, shard.rows, shard.read(0, shard.rows).tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), damage=st.binary(min_size=1, max_size=80))
+def test_no_changed_byte_of_the_file_changes_what_is_read(place: float, damage: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s.h5"
+        write(path, [9, 0, 31])
+        whole, content = see(path), path.read_bytes()
+        start = int(place * len(content))
+        path.write_bytes((content[:start] + damage + content[start + len(damage) :])[: len(content)])
+        try:
+            found = see(path)
+        except FormatError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert found == whole
+
+
+def test_chunks_that_changed_places_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    (features,) = write(path, [50])
+    content = path.read_bytes()
+    first, second = (content.index(features[row : row + 64].tobytes()) for row in (0, 64))
+    size = features[:64].nbytes
+    swapped = bytearray(content)
+    swapped[first : first + size], swapped[second : second + size] = content[second:][:size], content[first:][:size]
+    path.write_bytes(swapped)
+    with FeatureShard(path) as shard, pytest.raises(FormatError, match="rows 0 to 64 do not match their checksum"):
+        shard.read(0, 8)
+
+
+def unsealed(path: Path) -> Path:
+    """Make a shard one of those that were written before there were checksums."""
+    with h5py.File(path, "r+") as file:
+        del file.attrs["sealed"]
+    return path
+
+
+def test_shards_without_checksums_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "s.h5", [9, 31])
+    whole = see(tmp_path / "s.h5")
+    assert see(unsealed(tmp_path / "s.h5")) == whole
+
+
+def test_lost_checksums_are_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "s.h5", [9, 31])
+    with h5py.File(tmp_path / "s.h5", "r+"):
+        pass  # HDF5 cuts off what follows its data
+    with pytest.raises(FormatError, match=r"s\.h5 is damaged \(its checksums are missing\)"):
+        FeatureShard(tmp_path / "s.h5")
+
+
+def test_hdf5_reads_a_shard_without_sctok(tmp_path: Path) -> None:
+    (features,) = write(tmp_path / "s.h5", [50])
+    with h5py.File(tmp_path / "s.h5") as file:
+        np.testing.assert_array_equal(file["features"][:], features)
+
+
+def test_verify_finds_a_changed_clip_table_without_checksums(tmp_path: Path) -> None:
     write(tmp_path / "s.h5", [2, 3])
-    with h5py.File(tmp_path / "s.h5", "r+") as file:
+    with h5py.File(unsealed(tmp_path / "s.h5"), "r+") as file:
         table = file["clips"][:]
         table["samples"][1] += 1
         file["clips"][:] = table

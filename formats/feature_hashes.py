@@ -1,0 +1,129 @@
+"""What protects a feature shard: the hash of its rows and clip table, and the checksums of the bytes of its file."""
+
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .files import HASH_CHARACTERS, json_text
+
+_MARK = b"sctokcrc"
+_FOOTER = struct.Struct("<8sQQ")  # the mark, the number of chunks, the bytes of each
+_CHECKSUM = struct.Struct("<I")
+_ENTRY_BYTES = 12  # offset and checksum of a chunk
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ClipRows:
+    """One clip of a shard: its rows are first_row … first_row + rows - 1; `samples` is its length at 16 kHz."""
+
+    key: str
+    first_row: int
+    rows: int
+    samples: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def _plain_clips(clips: Sequence[ClipRows]) -> list[list[Any]]:
+    return [[clip.key, clip.first_row, clip.rows, clip.samples, clip.metadata] for clip in clips]
+
+
+class ContentHash:
+    """The running SHA-256 of a shard's rows, as float16 in their order, to which the clip table is added at the end."""
+
+    def __init__(self) -> None:
+        self._kept = hashlib.sha256()
+        self._rows = self._kept.copy()
+
+    def add(self, rows: npt.NDArray[np.float16]) -> None:
+        """Add rows (n, width), little-endian float16."""
+        self._rows.update(np.ascontiguousarray(rows).data)
+
+    def keep(self) -> None:
+        """Make all rows added so far part of the hash for good."""
+        self._kept = self._rows.copy()
+
+    def drop(self) -> None:
+        """Forget the rows added since the last `keep`."""
+        self._rows = self._kept.copy()
+
+    def value(self, width: int, clips: Sequence[ClipRows]) -> str:
+        """Return 16 hexadecimal characters for the rows, of `width` values, and the clip table."""
+        whole = self._rows.copy()
+        table = _plain_clips(clips)
+        whole.update(json_text([width, table]).encode("ascii"))
+        return whole.hexdigest()[:HASH_CHARACTERS]
+
+
+class ReadWrite(Protocol):
+    """A file that can be read, written and searched."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def read(self, size: int, /) -> bytes: ...
+    def write(self, data: bytes, /) -> int: ...
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The checksums of a shard: where each chunk of rows lies in the file, and the CRC-32 of its bytes.
+
+    It follows the HDF5 data, where HDF5 does not look: the offsets, the checksums, then a mark, the number of chunks,
+    the bytes of each, and the CRC-32 of everything in the file except the chunks and itself. So each byte of the file
+    is under one of the checksums.
+    """
+
+    chunk_bytes: int
+    offsets: npt.NDArray[np.uint64]
+    checksums: npt.NDArray[np.uint32]
+
+    def write(self, file: ReadWrite) -> None:
+        """Append the seal to a file that is whole otherwise; the file must be readable, too."""
+        end = file.seek(0, os.SEEK_END)
+        text = self.offsets.astype("<u8").tobytes() + self.checksums.astype("<u4").tobytes()
+        text += _FOOTER.pack(_MARK, len(self.offsets), self.chunk_bytes)
+        checksum = zlib.crc32(text, self._checksum_of_rest(file, end))
+        file.seek(end)
+        file.write(text + _CHECKSUM.pack(checksum))
+
+    @classmethod
+    def read(cls, path: Path) -> "Seal | None":
+        """Return the seal of a shard, None if it has none. Raises ValueError if anything but rows was changed."""
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END) - _FOOTER.size - _CHECKSUM.size
+            if end < 0 or file.seek(end) < 0:
+                return None
+            footer, checksum = file.read(_FOOTER.size), file.read()
+            mark, chunks, chunk_bytes = _FOOTER.unpack(footer)
+            if mark != _MARK:
+                return None
+            start = end - chunks * _ENTRY_BYTES
+            if start < 0 or chunks * chunk_bytes > end:
+                raise ValueError("its checksums do not fit its size")
+            file.seek(start)
+            text = file.read(end - start)
+            offsets = np.frombuffer(text, "<u8", chunks)
+            seal = cls(chunk_bytes, offsets, np.frombuffer(text, "<u4", chunks, offsets.nbytes))
+            if zlib.crc32(text + footer, seal._checksum_of_rest(file, start)) != _CHECKSUM.unpack(checksum)[0]:
+                raise ValueError("its tables do not match their checksum")
+        return seal
+
+    def _checksum_of_rest(self, file: "BinaryIO | ReadWrite", end: int) -> int:
+        """Return the CRC-32 of the bytes of a file before `end` that lie in no chunk."""
+        checksum = place = 0
+        for start in [*np.sort(self.offsets).tolist(), end]:
+            file.seek(place)
+            while place < start:
+                part = file.read(min(start - place, _READ_BYTES))
+                if not part:
+                    return checksum
+                checksum, place = zlib.crc32(part, checksum), place + len(part)
+            place = start + self.chunk_bytes
+        return checksum
