@@ -14,6 +14,7 @@ from .errors import AudioError, os_reason
 
 _BUFFER_BYTES = 1 << 20  # read ahead of a column; the default is all of it
 _HEADER_BYTES = (1 << 10, 1 << 16, 1 << 21)  # tried one after the other
+_BATCH_PARTS = 8  # a batch of several rows takes this part of the limit at most: it is copied several times
 _LEVEL_BYTES = 16  # of a value in a list: its levels, its offset, and whether it is there
 _BYTE, _DOUBLE, _BINARY, _STRUCT = 3, 7, 8, 12  # types of fields; page headers have no lists and maps
 _DEEPEST_STRUCT = 8
@@ -41,7 +42,7 @@ def iter_group(table: Path, file: Any, group: int, columns: Sequence[str], most_
     """
     with table.open("rb") as raw:
         largest = sum(_largest_row(table, raw, file, group, column) for column in columns)
-    rows = max(1, min(most_rows, max_input_bytes() // max(1, largest)))
+    rows = max(1, min(most_rows, max_input_bytes() // (_BATCH_PARTS * max(1, largest))))
     batches: Iterator[Any] = file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
     return batches
 
