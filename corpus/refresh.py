@@ -45,7 +45,8 @@ def update_inputs(runs: Sequence[RunFolder], *, refresh: bool, measure: Measure)
     """Compare the inputs of runs with the files as they are, by size and modification time.
 
     Inputs that are to be read anyway are taken as they are now, unless they lie in an archive. Inputs that failed are
-    left to `--retry-failed`, or to a refresh.
+    left to `--retry-failed`, or to a refresh. Those of an archive that was cut short are read again without being asked
+    for, where it still holds them: it was fetched again.
 
     Args:
         runs: existing ones, over the same inputs.
@@ -82,6 +83,7 @@ def _describe(runs: Sequence[RunFolder], found: _Findings) -> str:
 
 
 def _compare(run: RunFolder, refresh: bool, found: _Findings) -> None:
+    mended = _MendedArchives(run)
     for shard in run.shards():
         changed = [row for row in shard.planned if row.changed]
         if not changed:
@@ -91,10 +93,28 @@ def _compare(run: RunFolder, refresh: bool, found: _Findings) -> None:
         for row in changed:
             gone = stamp_file(row.item.path) is None
             to_read = not finished and (again is None or row.item.key in again)
-            if refresh or not (to_read or row.item.key in failed) or (row.item.offset is not None and not gone):
+            packed = row.item.offset is not None and not gone
+            if packed and not refresh and mended.hold(row.item):
+                found.open.add(shard.index)
+            elif refresh or packed or not (to_read or row.item.key in failed):
                 found.add(row, gone)
             elif to_read and not gone:
                 found.open.add(shard.index)
+
+
+class _MendedArchives:
+    """The changed archives of a run that could not be listed to their ends."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._cut: set[str] | None = None
+        self._relisted = lru_cache(maxsize=4)(_list_archive)
+
+    def hold(self, item: AudioItem) -> bool:
+        """Return whether the archive of an input is one of them, and still has the input."""
+        if self._cut is None:
+            self._cut = {row.path for row in self._run.manifest() if isinstance(row, Failure) and not row.key}
+        return item.path in self._cut and item.key in self._relisted(item.path)
 
 
 def _stage(run: RunFolder, shards: set[int], refresh: bool, measure: Measure) -> None:

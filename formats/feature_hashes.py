@@ -17,6 +17,8 @@ from .files import HASH_CHARACTERS, json_text
 _MARK = b"sctokcrc"
 _FOOTER = struct.Struct("<8sQQ")  # the mark, the number of chunks, the bytes of each
 _CHECKSUM = struct.Struct("<I")
+_SUPERBLOCK = struct.Struct("<8xB19xQ")  # of HDF5: its version and, from _VERSION on, the bytes of the HDF5 data
+_VERSION = 2
 _ENTRY_BYTES = 12  # offset and checksum of a chunk
 _READ_BYTES = 1 << 20
 
@@ -95,15 +97,21 @@ class Seal:
 
     @classmethod
     def read(cls, path: Path) -> "Seal | None":
-        """Return the seal of a shard, None if it has none. Raises ValueError if anything but rows was changed."""
+        """Return the seal of a shard; None if nothing follows the HDF5 data, as in shards of earlier versions.
+
+        Raises ValueError if the file was cut short or changed anywhere but in its rows.
+        """
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END) - _FOOTER.size - _CHECKSUM.size
-            if end < 0 or file.seek(end) < 0:
+            file.seek(0)
+            version, hdf5_bytes = _SUPERBLOCK.unpack(file.read(_SUPERBLOCK.size))
+            if end < 0 or version < _VERSION or hdf5_bytes == end + _FOOTER.size + _CHECKSUM.size:
                 return None
+            file.seek(end)
             footer, checksum = file.read(_FOOTER.size), file.read()
             mark, chunks, chunk_bytes = _FOOTER.unpack(footer)
             if mark != _MARK:
-                return None
+                raise ValueError("it is cut short, or its checksums are damaged")
             start = end - chunks * _ENTRY_BYTES
             if start < 0 or chunks * chunk_bytes > end:
                 raise ValueError("its checksums do not fit its size")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,8 +36,7 @@ FEATURES_FORMAT = "sctok-features"
 FEATURES_VERSION = 1
 SAMPLE_RATE = 16_000  # of `ClipRows.samples`
 
-_SEALED = "sealed"  # an attribute, absent in shards written before there were checksums
-_ATTRIBUTES = ("format", "format_version", "provenance", "content_hash", "encoder_hash", _SEALED)
+_ATTRIBUTES = ("format", "format_version", "provenance", "content_hash", "encoder_hash")
 _REMEDY = "run sctok extract again"
 _UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)  # what h5py makes of damage
 _STRING = h5py.string_dtype()
@@ -197,7 +197,6 @@ class FeatureShardWriter:
             },
             "provenance": self._provenance_json,
             "content_hash": self._hash.value(self.width, self._clips),
-            _SEALED: np.int64(1),
         }
         for name, value in attributes.items():
             file.attrs[name] = value
@@ -231,7 +230,7 @@ class FeatureShard:
         try:
             self._seal = Seal.read(self.path)  # first: HDF5 may hang on damaged strings
             self._file = h5py.File(self.path, "r", locking=False)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, struct.error) as error:
             raise damaged(path, error, _REMEDY) from None
         self._held: tuple[int, npt.NDArray[np.float16]] | None = None  # the chunk read last, and its number
         try:
@@ -259,8 +258,6 @@ class FeatureShard:
         if self._data.dtype != np.dtype("<f2"):
             raise damaged(self.path, f"its features are {self._data.dtype}, not float16", _REMEDY)
         self._check_clips()
-        if attributes[_SEALED] is not None and self._seal is None:
-            raise damaged(self.path, "its checksums are missing", _REMEDY)
         self._kept_columns = self._columns_in_pairs()
 
     def _check_clips(self) -> None:
