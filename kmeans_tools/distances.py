@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sctok.kernels.assign import PreparedCentroids, nearest_centroid, prepare_centroids
+from sctok.kernels.certify import as_real
 from sctok.kernels.reference import squared_distances
 
 from . import estimator_data
@@ -38,7 +39,7 @@ def point_blocks(data: Data, centers: Tensor) -> Iterator[Tensor]:
     """Yield the vectors (n, D) of data in order on the device of centers (k, D), at most 4 M numbers at a time."""
     step = max(1, estimator_data._BLOCK_ELEMENTS // max(centers.shape))
     if isinstance(data, Tensor):
-        yield from (part.detach().to(centers.device) for part in data.split(step))
+        yield from (as_real(part).to(centers.device) for part in data.split(step))
     elif isinstance(data, np.ndarray):
         for start in range(0, len(data), step):
             yield torch.from_numpy(data[start : start + step].copy()).to(centers.device)

@@ -9,17 +9,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.kernels.certify import check_real
+from sctok.kernels.certify import as_real, check_real
 
 from .frames import Wide
 from .iterables import IterableSource
-from .sources import ShardSource, VectorSource, as_array
+from .sources import ShardSource, VectorSource, as_array, check_unmasked
+from .wide import safe_exponent
 
 Array = npt.NDArray[Any]
 Data = Array | Tensor | VectorSource
 
 _BLOCK_ELEMENTS = 1 << 22
-_NUMBERS = "fiub"
 
 
 def as_source(X: Any) -> VectorSource | None:
@@ -54,7 +54,8 @@ def check_kind(X: Any) -> None:
 
     That is text, dates, durations and masked values. Other things that are no numbers fail when they are converted.
     """
-    as_array(X) if isinstance(X, np.ma.MaskedArray) else None
+    if isinstance(X, np.ma.MaskedArray):
+        check_unmasked(X)
     columns = [X.iloc[:, i] for i in range(X.shape[1])] if hasattr(X, "iloc") and X.ndim == 2 else [X]
     for column in columns:
         kind = getattr(getattr(column, "dtype", None), "kind", None)
@@ -67,10 +68,12 @@ def check_kind(X: Any) -> None:
 
 def check_finite_rows(rows: Array | Tensor) -> None:
     """Raise ValueError naming the first of the rows (n, D) that holds NaN or infinity."""
+    if isinstance(rows, Tensor) and not rows.is_floating_point():
+        return
     step = max(1, _BLOCK_ELEMENTS // rows.shape[1])
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        bad = ~(as_array(torch.isfinite(part)) if isinstance(part, Tensor) else np.isfinite(part)).all(axis=1)
+        bad = ~(as_array(torch.isfinite(as_real(part))) if isinstance(part, Tensor) else np.isfinite(part)).all(axis=1)
         if bad.any():
             raise ValueError(f"X: row {start + int(bad.argmax())} holds NaN or infinity; remove it and try again")
 
@@ -85,14 +88,15 @@ def read_weights(sample_weight: Any, data: Data) -> Wide | None:
         if sample_weight is not None:
             raise ValueError("sample_weight goes with arrays and tensors; sources bring weights of their own")
         own: Wide | None = getattr(data, "weights", None)
+        if own is not None and safe_exponent(float(own.max())):
+            raise ValueError(f"{data.name}: the largest weight is {own.max():g}; scale the weights to about 1")
         return own
     if sample_weight is None:
         return None
     given = as_array(sample_weight)
-    if given.dtype.kind not in _NUMBERS + "O" or any(
-        isinstance(value, str) for value in given.flat[: given.size] if given.dtype.kind == "O"
-    ):
-        raise ValueError(f"sample_weight of {given.dtype} is not made of real numbers")
+    text = given.dtype.kind == "O" and any(isinstance(value, str | bytes | complex) for value in given.flat)
+    if text or given.dtype.kind not in "fiubO":
+        raise ValueError(f"sample_weight of {given.dtype} does not hold real numbers")
     weights: Wide = given.astype(np.float64)
     if weights.shape != (len(data),):
         raise ValueError(f"sample_weight of shape {weights.shape} does not fit the {len(data)} rows of X")

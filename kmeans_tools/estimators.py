@@ -1,27 +1,24 @@
 """`KMeans` and `MiniBatchKMeans` with scikit-learn's conventions, on the engine that `sctok cluster` uses."""
 
 import warnings
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sctok.kernels.devices import resolve_device
 
-from .config import GIVEN, FitResult, KMeansConfig
+from .config import GIVEN, KMeansConfig
 from .distances import distances, evaluate, point_blocks, predict_blocks, warn_of_overflow
 from .estimator_data import Array, as_source, check_finite_rows, check_kind, check_tensor, read_weights
-from .fit import fit_codebooks
 from .frames import Wide
 from .minibatch import RunningMeans
 from .problem import Problem, pose_problem
+from .runs import Run, Runner
 from .sources import TooFewVectorsError, VectorSource, as_array
 from .wide import safe_exponent
-from .wide_seeding import run_wide
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -32,7 +29,6 @@ except ImportError as error:
     raise ImportError("install sctok[sklearn] to use KMeans and MiniBatchKMeans") from error
 
 _SEEDINGS = {"auto": "auto", "hierarchical": "hierarchical", "k-means++": "kmeans++", "random": "random"}
-_SMALL_STEPS = 1 / 16  # of `tol`, for float64 in float32
 
 
 class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -124,81 +120,28 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         found = evaluate(data, weights, self._centers())
         self.labels_, self.inertia_ = found.labels, warn_of_overflow(found.inertia)
 
-    def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> "_Run":
+    def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> Run:
         """Return the best of all runs."""
         k = int(self.n_clusters)
         rows = len(data) if isinstance(data, np.ndarray) else data.rows
         if rows < k:
             raise ValueError(f"n_samples={rows} should be >= n_clusters={k}")
         random = check_random_state(self.random_state)
-        runs: list[_Run] = []
-        narrow = problem.wide is None or not problem.is_small(k, given=not isinstance(self.init, str))
-        for seed in random.randint(2**31 - 1, size=self._runs()).tolist():
-            given = self._given_centers(data, random)
-            try:
-                if narrow:
-                    runs += self._run_narrow(problem, seed, given, data, weights)
-                    narrow = len(runs) > 0
-                if not narrow:
-                    runs.append(self._run_wide(problem, seed, given))
-            except TooFewVectorsError:
-                return _Run(_repeat_first(problem.all_distinct(k), k), 0.0, 0)
-        return min(runs, key=lambda run: run.inertia)
-
-    def _run_narrow(
-        self, problem: Problem, seed: int, given: Wide | None, data: Array | VectorSource, weights: Wide | None
-    ) -> "list[_Run]":
-        """Return what the float32 engine finds, or nothing if float32 does not resolve the data."""
-        frame = problem.frame
-        if frame is not None and given is not None and not frame.holds(given):
-            return []
+        seeds = random.randint(2**31 - 1, size=self._runs()).tolist()
+        starts = ((seed, self._given_centers(data, random)) for seed in seeds)
+        runner = Runner(problem, k, self._config(), data, weights, _print_pass if self.verbose else None)
         try:
-            result = self._run(problem, seed, given)
+            return runner.best(starts)
         except TooFewVectorsError:
-            if frame is None:
-                raise
-            return []
-        centers = problem.outside(result.centroids)
-        if frame is None:
-            whole = problem.whole and self.precision == "exact"
-            return [_Run(centers, result.inertia, result.iterations, result.labels if whole else None)]
-        found = evaluate(data, weights, torch.from_numpy(centers).to(resolve_device(self.device)), frame)
-        return [_Run(centers, found.inertia, result.iterations, found.labels)] if found.resolved else []
+            return Run(_repeat_first(problem.all_distinct(k), k), 0.0, 0)
 
-    def _run_wide(self, problem: Problem, seed: int, given: Wide | None) -> "_Run":
-        """Fit once in float64 from a seed, or from first centers (k, D)."""
-        assert problem.wide is not None
-        found = run_wide(
-            problem.wide,
-            int(self.n_clusters),
-            method=_SEEDINGS[self.init] if isinstance(self.init, str) else GIVEN,
-            given=given,
-            seed=seed,
-            iterations=int(self.max_iter),
-            tol=float(self.tol),
-            device=resolve_device(self.device),
-            progress=_print_pass if self.verbose else None,
-        )
-        return _Run(problem.wide.outside(found.centers), found.inertia, found.iterations)
-
-    def _run(self, problem: Problem, seed: int, given: Wide | None) -> FitResult:
-        """Fit once in float32 from a seed, or from first centers (k, D) in the space of the data."""
-        k = int(self.n_clusters)
-        # Lloyd's iterations from centers that are not seeded well go on in small steps for long.
-        tol = float(self.tol) * (_SMALL_STEPS if given is not None and problem.wide else 1)
-        config = self._config(seed, given is not None, tol)
-        initial = None if given is None else {k: problem.inside(given)}
-        progress = _print_pass if self.verbose else None
-        return fit_codebooks(problem.source, [k], config, initial=initial, return_labels=True, progress=progress)[k]
-
-    def _config(self, seed: int, given: bool, tol: float) -> KMeansConfig:
+    def _config(self) -> KMeansConfig:
         return KMeansConfig(
             device=self.device,
             precision=self.precision,
-            seeding=GIVEN if given else _SEEDINGS[self.init],
+            seeding=_SEEDINGS[self.init] if isinstance(self.init, str) else GIVEN,
             iterations=int(self.max_iter),
-            tol=tol,
-            seed=seed,
+            tol=float(self.tol),
             **self._engine_options(),
         )
 
@@ -252,7 +195,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise ValueError(f"tol {self.tol!r} is not a number")
         if isinstance(self.init, str) and self.init not in _SEEDINGS:
             raise ValueError(f"init {self.init!r} is none of {', '.join(_SEEDINGS)}, centers or a function")
-        self._config(0, not isinstance(self.init, str), float(self.tol))
+        self._config()
         resolve_device(self.device)
 
     def _runs(self) -> int:
@@ -282,16 +225,21 @@ class KMeans(_BaseKMeans):
         precision: of the iterations, "exact" or "fp32". Labels and inertia are always exact.
 
     Attributes:
-        cluster_centers_: (k, D), float64 where X is, else float32. The engine computes with float32 vectors; those of
-            float64 arrays are first centred and scaled, so that a common offset costs no digits.
+        cluster_centers_: (k, D), float64 if X is float64 or integer, else float32.
         labels_: (n,) int32, equal to predict(X).
-        inertia_: their weighted sum of squared distances, of cluster_centers_.
+        inertia_: the weighted sum of squared distances to them; a RuntimeWarning says if it overflows.
         counts_: (k,) float64, the weight of each cluster.
         n_iter_: iterations of the best run.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
-    Where an array of up to 16,384 rows has fewer distinct rows than k, they are the centers, the first of them
-    repeated, with a ConvergenceWarning; larger data raise ValueError then. Sparse matrices are refused.
+    Float64 and integers are clustered in float64: by a Lloyd of their own if the data are small, and by the float32
+    engine otherwise, if it resolves every cluster, which is checked against the float64 vectors. An offset, a far row
+    or clusters of very different scale cost no digits. In float64 the tolerance is that of scikit-learn as well, and
+    empty clusters take the farthest vectors; if there were any, or if clusters are too small for the usual expanded
+    form of distances, further swaps lower the inertia.
+
+    If X has fewer distinct rows than k, they are the centers, the first of them repeated, with a ConvergenceWarning.
+    Sparse matrices are refused.
     """
 
     _many_runs = 10
@@ -331,7 +279,8 @@ class MiniBatchKMeans(_BaseKMeans):
     Args:
         max_iter: passes over the data, which the batches of `fit` amount to, at most.
         batch_size: vectors of the first batch of `fit`, or 16 per cluster if that is more; the batches grow, each
-            holding those before, and end with all vectors. `partial_fit` takes batches as they come.
+            holding those before, and end with all vectors. Small data of float64 or integers are one batch.
+            `partial_fit` takes batches as they come.
         The others are those of `KMeans`; n_init "auto" is 3 for "random" and functions.
 
     The attributes are those of `KMeans`, and after `partial_fit` n_steps_, the batches seen. Its labels_ and inertia_
@@ -412,19 +361,6 @@ class MiniBatchKMeans(_BaseKMeans):
         self._means = np.ldexp(running.centroids.cpu().numpy(), exponent)
         self.counts_ = running.mass.cpu().numpy()
         self.cluster_centers_ = self._means.astype(self.cluster_centers_.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What one run finds: centers (k, D) in the space and dtype of the data, and an inertia to compare runs by.
-
-    labels: (n,) int32, if they and the inertia are those of all the data.
-    """
-
-    centers: Array
-    inertia: float
-    iterations: int
-    labels: npt.NDArray[np.int32] | None = None
 
 
 def _on_host(X: Any) -> Any:

@@ -86,10 +86,11 @@ class ClusterState:
         whole = not batches or self.share == 1
         noise = noise_level(self.k, self.share * rows) if batches else 0.0
         fall = np.inf
-        if self.steady > 1 and not repaired:
+        if self.steady > 1:
             before, now = self.history[-2:]
             fall = (before - now) / before if before > 0 else 0.0
-        self.converged = fall <= config.tolerance and (whole or noise <= config.tolerance)
+        # A batch of fewer distinct vectors than clusters is repaired in every pass, and has to grow all the same.
+        self.converged = not repaired and fall <= config.tolerance and (whole or noise <= config.tolerance)
         grows = not whole and not self.converged and fall <= noise
         if grows:
             self.share, self.steady = grown_share(self.share), 0

@@ -11,7 +11,7 @@ from .distinct import find_distinct
 from .estimator_data import Array
 from .frames import Frame, FramedSource, Wide
 from .sources import ArraySource, Vectors, VectorSource, Weights, WideSource
-from .wide import WideData
+from .wide import WideData, scale_weights
 
 _MERGED_ROWS = 16_384
 _BLOCK_ROWS = 16_384
@@ -44,10 +44,6 @@ class Problem:
         """Return centers (k, D) in the space of the data as the float32 engine sees them."""
         return self.frame.inside(centers) if self.frame else centers.astype(np.float32)
 
-    def outside(self, centers: Vectors) -> Array:
-        """Return centers (k, D) of the float32 engine in the space of the data, float64 if the data are."""
-        return self.frame.outside(centers) if self.frame else centers
-
     def all_distinct(self, most: int) -> Array:
         """Return the distinct vectors (m, D), `most` at most, in the space of the data."""
         if self.distinct is not None:
@@ -60,13 +56,14 @@ class Problem:
 def pose_problem(data: Array | VectorSource, weights: Wide | None) -> Problem:
     """Return data, an array (n, D) float32 or float64 or a source, as the engines take it.
 
-    Rows of weight 0 are left out of arrays. Arrays of up to 16,384 rows become their distinct rows, in an order of
-    their own, with summed weights: the order of rows cannot matter then, and a weight of 2 is exactly a row that is
-    there twice.
+    Rows of weight 0 are left out of arrays, and extreme weights scaled. Arrays of up to 16,384 rows become their
+    distinct rows, in an order of their own, with summed weights: the order of rows cannot matter then, and a weight of
+    2 is exactly a row that is there twice.
     """
     if not isinstance(data, np.ndarray):
         return _wide_problem(cast(WideSource, data)) if getattr(data, "wide", False) else Problem(data)
     rows = len(data)
+    weights = None if weights is None else scale_weights(weights)
     if weights is not None and not weights.all():
         data, weights = data[weights > 0], weights[weights > 0]
     wide = data.dtype == np.float64

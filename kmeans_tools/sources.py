@@ -215,13 +215,20 @@ def as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
     Raises:
         ValueError: a tensor that is not dense and real, or a masked array with masked values.
     """
-    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
-        raise ValueError("the array has masked values; fill or remove them first")
+    if isinstance(values, np.ma.MaskedArray):
+        check_unmasked(values)
     if isinstance(values, torch.Tensor):
         check_real(values)
         host = values.detach().cpu()
-        return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
+        short = host.is_floating_point() and host.dtype not in (torch.float16, torch.float32, torch.float64)
+        return (host.float() if short else host).numpy()
     return np.asarray(values)
+
+
+def check_unmasked(array: np.ma.MaskedArray[Any, Any]) -> None:
+    """Raise ValueError if any value of an array is masked: NumPy would take it as if it were not."""
+    if np.ma.getmaskarray(array).any():
+        raise ValueError("the array has masked values; fill or remove them first")
 
 
 def _check_weights(weights: npt.NDArray[Any], rows: int, name: str) -> Weights:

@@ -39,16 +39,15 @@ def safe_exponent(largest: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class WideData:
-    """Vectors as the fit takes them: (x - origin) times 2**-exponent, with weights times 2**-weight_exponent.
+    """Vectors as the fit takes them: (x - origin) times 2**-exponent.
 
-    None of this rounds: origin (D,) is 0 in a column in which the subtraction would. square_extent: squared diagonal of
+    Neither rounds: origin (D,) is 0 in a column in which the subtraction would. square_extent: squared diagonal of
     the range of the vectors, so scaled.
     """
 
     source: WideSource
     origin: Wide
     exponent: int
-    weight_exponent: int
     square_extent: float
 
     @classmethod
@@ -58,10 +57,8 @@ class WideData:
         for block in source.wide_blocks(_step(source.dim)):
             exact &= _subtracts(block.rows, low)
         exponent = safe_exponent(float(max(high.max(), -low.min())))
-        weights: Wide | None = getattr(source, "weights", None)
-        weight_exponent = 0 if weights is None else safe_exponent(float(weights.max()))
         extent = np.ldexp(high, -exponent) - np.ldexp(low, -exponent)
-        return cls(source, np.where(exact, low, 0.0), exponent, weight_exponent, float((extent**2).sum()))
+        return cls(source, np.where(exact, low, 0.0), exponent, float((extent**2).sum()))
 
     @property
     def rows(self) -> int:
@@ -70,13 +67,14 @@ class WideData:
 
     @property
     def weights(self) -> Wide | None:
-        """The weights (n,) as the fit takes them, None if all are 1."""
-        return self._scaled(getattr(self.source, "weights", None))
+        """The weights (n,), None if all are 1."""
+        weights: Wide | None = getattr(self.source, "weights", None)
+        return weights
 
     def blocks(self, most: int) -> Iterator[Block]:
         """Yield all vectors in order, at most about 4 M / `most` at a time."""
         for block in self.source.wide_blocks(_step(max(self.source.dim, most))):
-            yield Block(block.places, self.inside(block.rows), self._scaled(block.weights))
+            yield Block(block.places, self.inside(block.rows), block.weights)
 
     def take(self, places: npt.NDArray[np.int64]) -> Wide:
         """Return the vectors (n, D) at ascending places (n,)."""
@@ -91,12 +89,16 @@ class WideData:
         """Return centers (k, D) of the fit in the space of the vectors."""
         return (np.ldexp(centers, self.exponent) if self.exponent else centers) + self.origin
 
-    def _scaled(self, weights: Wide | None) -> Wide | None:
-        """Return weights (n,) so that they can be multiplied and added up; positive ones stay positive."""
-        if weights is None or self.weight_exponent == 0:
-            return weights
-        tiny = np.where(weights > 0, np.finfo(np.float64).tiny, 0.0)
-        return np.maximum(np.ldexp(weights, -self.weight_exponent), tiny)
+
+def scale_weights(weights: Wide) -> Wide:
+    """Return weights (n,), times a power of two if they are extreme, for sums without overflow or underflow.
+
+    Positive ones stay positive.
+    """
+    exponent = safe_exponent(float(weights.max()))
+    if exponent == 0:
+        return weights
+    return np.maximum(np.ldexp(weights, -exponent), np.where(weights > 0, np.finfo(np.float64).tiny, 0.0))
 
 
 def _subtracts(rows: Wide, origin: Wide) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,123 @@
+"""Runs of k-means from several seeds or first centers, each in float32 or float64 as the data need it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sctok.kernels.devices import resolve_device
+
+from .config import GIVEN, FitResult, KMeansConfig
+from .distances import Evaluation, evaluate
+from .estimator_data import Array
+from .fit import fit_codebooks
+from .frames import Frame, Wide
+from .problem import Problem
+from .sources import TooFewVectorsError, VectorSource
+from .wide_seeding import run_wide
+
+_SMALL_STEPS = (
+    1 / 16
+)  # of the tolerance, for float64 data from given centers: there iterations take small steps for long
+
+Start = tuple[int, Wide | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one run finds: centers (k, D) in the space and dtype of the data, and an inertia to compare runs by.
+
+    labels: (n,) int32, if they and the inertia are those of all the data.
+    """
+
+    centers: Array
+    inertia: float
+    iterations: int
+    labels: npt.NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """Fits k centers to a problem, posed by data (n, D) with weights (n,).
+
+    config: the settings but the seed. progress: see `fit_codebooks`.
+    """
+
+    problem: Problem
+    k: int
+    config: KMeansConfig
+    data: Array | VectorSource
+    weights: Wide | None
+    progress: Callable[[dict[str, Any]], None] | None
+
+    def best(self, starts: Iterable[Start]) -> Run:
+        """Return the run of least inertia, of one from each seed or given centers (k, D).
+
+        Raises:
+            TooFewVectorsError: the data have fewer than k distinct vectors.
+        """
+        known = self.problem.distinct
+        narrow = self.problem.wide is None or not self._small
+        runs: list[Run] = []
+        for seed, given in starts:
+            if known is not None and len(known) < self.k:
+                raise TooFewVectorsError(f"k = {self.k} exceeds the {len(known)} distinct vectors", len(known))
+            found = self._run_narrow(seed, given) if narrow else None
+            narrow = found is not None
+            runs.append(found or self._run_wide(seed, given))
+        return min(runs, key=lambda run: run.inertia)
+
+    @property
+    def _small(self) -> bool:
+        return self.problem.is_small(self.k, given=self.config.seeding == GIVEN)
+
+    def _run_narrow(self, seed: int, given: Wide | None) -> Run | None:
+        """Return what the float32 engine finds, None if float32 does not resolve the data."""
+        frame = self.problem.frame
+        if frame is None:
+            result = self._fit(seed, given)
+            whole = self.problem.whole and self.config.precision == "exact"
+            return Run(result.centroids, result.inertia, result.iterations, result.labels if whole else None)
+        if given is not None and not frame.holds(given):
+            return None
+        try:
+            result = self._fit(seed, given)
+        except TooFewVectorsError:  # in float32
+            return None
+        centers = frame.outside(result.centroids)
+        found = self._evaluate(centers, frame)
+        return Run(centers, found.inertia, result.iterations, found.labels) if found.resolved else None
+
+    def _fit(self, seed: int, given: Wide | None) -> FitResult:
+        problem, k, config = self.problem, self.k, replace(self.config, seed=seed)
+        if given is not None and problem.wide is not None:
+            config = replace(config, tol=config.tolerance * _SMALL_STEPS)
+        initial = None if given is None else {k: problem.inside(given)}
+        fits = fit_codebooks(problem.source, [k], config, initial=initial, return_labels=True, progress=self.progress)
+        return fits[k]
+
+    def _run_wide(self, seed: int, given: Wide | None) -> Run:
+        assert self.problem.wide is not None
+        found = run_wide(
+            self.problem.wide,
+            self.k,
+            method=self.config.seeding,
+            given=given,
+            seed=seed,
+            iterations=self.config.most_iterations,
+            tol=self.config.tolerance,
+            device=resolve_device(self.config.device),
+            progress=self.progress,
+        )
+        centers = self.problem.wide.outside(found.centers)
+        if self._small:
+            return Run(centers, found.inertia, found.iterations)
+        measured = self._evaluate(centers, None)  # in the units of runs in float32
+        return Run(centers, measured.inertia, found.iterations, measured.labels)
+
+    def _evaluate(self, centers: Wide, frame: Frame | None) -> Evaluation:
+        device = resolve_device(self.config.device)
+        return evaluate(self.data, self.weights, torch.from_numpy(centers).to(device), frame)
