@@ -1,5 +1,6 @@
 """What a file is, from its content: the links it is made of, and how each is read."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -18,7 +19,7 @@ FFMPEG_SUFFIXES = frozenset(
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
 _SLACK_FRAMES = 2  # encoders of MPEG audio disagree about the first and the last frame
-_FLAC_OPENINGS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
+_FLAC_OPENING = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _FLAC_COUNT = slice(21, 26)  # the low half of byte 21 and the next four: samples in the file
 _OGG_CODECS = ("Vorbis", "Opus")
 _MAX_LINKS = 10_000
@@ -129,7 +130,7 @@ def _ogg(window: Window, start: int, name: str) -> list[Link]:
     try:
         found = ogg_links(window, start)
     except ValueError as error:
-        raise LeftToFfmpegError(name, f"mixes streams: {error}") from error
+        raise LeftToFfmpegError(name, f"is an Ogg file with {error}") from error
     if found and not found[-1].ended:
         raise AudioError(name, "is truncated: its last Ogg stream has no last page; fetch it again")
     others = sorted({link.codec for link in found} - set(_OGG_CODECS))
@@ -141,25 +142,38 @@ def _ogg(window: Window, start: int, name: str) -> list[Link]:
 
 
 def _flac(window: Window, start: int) -> list[Link]:
-    starts = [start]
-    position = start + 4
+    starts, position = [start], start + 4
     while len(starts) < _MAX_LINKS and (piece := window.piece(position)):
-        places = [place for mark in _FLAC_OPENINGS if (place := piece.find(mark)) >= 0]
-        if places:
-            starts.append(position + min(places))
-        position += min(places) + 4 if places else max(1, len(piece) - 7)
+        if match := _FLAC_OPENING.search(piece):
+            starts.append(position + match.start())
+        position += match.end() if match else max(1, len(piece) - 7)
     return [_flac_link(window, *pair) for pair in zip(starts, [*starts[1:], window.end], strict=True)]
 
 
 def _flac_link(window: Window, start: int, end: int) -> Link:
-    """Return a stream whose header states no length, which ends the reading if it is too small."""
+    """Return a stream of frames behind a header that holds no pictures and states no length.
+
+    A length that is too small would end the reading.
+    """
     head = bytearray(window.at(start, 42))
+    sound = _flac_frames(window, start)
+    if len(head) < 42 or sound >= end:
+        return Link(((start, end),))
     promised = (int.from_bytes(head[_FLAC_COUNT], "big") & 0xFFFFFFFFF) or None
-    if len(head) == 42:
-        head[_FLAC_COUNT] = (int.from_bytes(head[_FLAC_COUNT], "big") & ~0xFFFFFFFFF).to_bytes(5, "big")
+    head[_FLAC_COUNT] = (int.from_bytes(head[_FLAC_COUNT], "big") & ~0xFFFFFFFFF).to_bytes(5, "big")
+    head[4] |= 0x80  # the last block of metadata
     if window.at(end - 128, 3) == b"TAG":
         end -= 128
-    return Link(((start, end),), bytes(head), promised=promised, complete=promised is not None)
+    return Link(((start, start + 42), (sound, end)), bytes(head), promised=promised, complete=promised is not None)
+
+
+def _flac_frames(window: Window, start: int) -> int:
+    """Return where the metadata of a stream ends."""
+    position, last = start + 4, False
+    while not last and len(block := window.at(position, 4)) == 4:
+        last = bool(block[0] & 0x80)
+        position += 4 + int.from_bytes(block[1:], "big")
+    return position
 
 
 def _by_headers(window: Window, start: int, name: str) -> list[Link]:

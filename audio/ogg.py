@@ -8,7 +8,9 @@ _PAGE = b"OggS"
 _HEADER_BYTES = 27
 _BEGIN, _END = 2, 4
 _CODECS = {b"\x01vorbis": "Vorbis", b"OpusHead": "Opus", b"\x7fFLAC": "FLAC", b"Speex   ": "Speex"}
-MAX_RANGES = 100_000
+_NO_SOUND = (bytes(8), b"\xff" * 8)
+_MAX_HEADER_BYTES = 1 << 25
+_MAX_RANGES = 100_000
 
 
 @dataclass
@@ -18,12 +20,15 @@ class OggLink:
     codec: str
     ranges: list[Range] = field(default_factory=list)
     ended: bool = False
+    header_bytes: int = 0
+    sounding: bool = False  # a page that ends with sound was met
 
 
 def ogg_links(window: Window, start: int) -> list[OggLink]:
     """Return the links of the Ogg file that begins at `start`; those without audio are left out.
 
-    Raises ValueError if more stretches of a stream lie between others than can be kept in memory.
+    Raises ValueError if more stretches of a stream lie between others than can be kept in memory, or its header is as
+    large, which libsndfile takes in whole.
     """
     links: list[OggLink] = []
     link, serial, position, opening = OggLink(""), b"", start, False
@@ -50,16 +55,24 @@ def ogg_links(window: Window, start: int) -> list[OggLink]:
             opening = False
         if link.codec and page_serial == serial:
             _append(link.ranges, position, behind)
+            _measure_header(link, header[6:14], behind - position)
             link.ended = link.ended or bool(flags & _END)
         position = behind
     return links
 
 
+def _measure_header(link: OggLink, granule: bytes, page_bytes: int) -> None:
+    link.sounding = link.sounding or granule not in _NO_SOUND
+    link.header_bytes += 0 if link.sounding else page_bytes
+    if link.header_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"more than {_MAX_HEADER_BYTES >> 20} MiB before the first sound, such as a picture")
+
+
 def _append(ranges: list[Range], start: int, end: int) -> None:
     if ranges and ranges[-1][1] == start:
         ranges[-1] = (ranges[-1][0], end)
-    elif len(ranges) == MAX_RANGES:
-        raise ValueError(f"more than {MAX_RANGES} stretches of pages")
+    elif len(ranges) == _MAX_RANGES:
+        raise ValueError(f"more than {_MAX_RANGES} stretches of pages")
     else:
         ranges.append((start, end))
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any, BinaryIO
 
 UNKNOWN_LENGTH = 2**63 - 1
-SCAN_BYTES = 1 << 20
+SCAN_BYTES = 1 << 16
 _AHEAD_BYTES = 1 << 16
 _BEHIND_BYTES = 1 << 12  # who looks ahead, comes back
 
@@ -15,7 +15,7 @@ Range = tuple[int, int]  # first byte, and the one behind the last
 
 
 class Window:
-    """Random access to the bytes of a file before `end`, through one buffer of 1 MiB."""
+    """Random access to the bytes of a file before `end`, through one buffer of 64 KiB."""
 
     def __init__(self, file: BinaryIO, end: int | None = None) -> None:
         self.file = file
@@ -24,7 +24,7 @@ class Window:
         self._buffer = b""
 
     def at(self, position: int, count: int) -> bytes:
-        """Return up to `count` bytes, at most 64 KiB, from `position`; fewer at the end."""
+        """Return up to `count` bytes, at most 32 KiB, from `position`; fewer at the end."""
         first = position - self._first
         if first < 0 or first + count > len(self._buffer):
             self._first = max(0, position - _BEHIND_BYTES)
@@ -32,7 +32,7 @@ class Window:
         return self._buffer[first : first + count]
 
     def piece(self, position: int) -> bytes:
-        """Return up to 1 MiB from `position`, read anew; empty at the end."""
+        """Return up to 64 KiB from `position`, read anew; empty at the end."""
         if position >= self.end:
             return b""
         self.file.seek(position)
