@@ -38,8 +38,8 @@ from sctok.codec.overlap import decode_window_count
 from sctok.codec.samplers import SamplerConfig, visited_steps
 from sctok.codec.tunet import TUNetConfig
 from sctok.codec.vae import VAEConfig
-from sctok.features.extractor import ENCODER
 from sctok.features.encoder import EncoderConfig
+from sctok.features.extractor import ENCODER
 from sctok.formats.sct import CodecTokens
 from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 

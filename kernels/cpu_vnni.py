@@ -19,7 +19,7 @@ _FEATURES = {512: ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 256: ("avx2
 
 @cache
 def vnni_bits() -> int:
-    """Return the width in bits of the widest byte products of the CPU that Numba compiles for: 512, 256 or 0 for none."""
+    """Return the bits of the widest byte products of the CPU that Numba compiles for: 512 or 256, or 0 for none."""
     return next((bits for bits, needed in _FEATURES.items() if compiled_features().issuperset(needed)), 0)
 
 
