@@ -4,9 +4,12 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 STARTED, FAILED, PASSED = "started", "failed", "passed"
 LARGEST_ERROR = 0.1  # of a result in low precision, as a share of its norm; bfloat16 loses some 0.01
@@ -46,7 +49,7 @@ def training_steps(operator: str, module: nn.Module, call: Callable[[], Tensor])
     return [Step(f"{operator}, forward pass", forward), Step(f"{operator}, backward pass", backward)]
 
 
-def filled(module: nn.Module) -> nn.Module:
+def filled(module: Module) -> Module:
     """Return a module whose parameters that begin as zero are drawn, so that its result depends on every operator."""
     with torch.no_grad():
         for parameter in module.parameters():
