@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Up to four processes share the tests, most of which keep one core busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# The numeric tests again as a CPU without AVX-512 runs them; tests/masked_cpu.py lists them.
+MASKED := $(subst -m pytest,-m tests.masked_cpu,$(PYTEST))
 
 .PHONY: demo test test-fast lint format benchmark clean
 
@@ -14,6 +16,7 @@ demo: $(VENV)/.cpu
 
 test: lint
 	$(PYTEST)
+	$(MASKED)
 
 test-fast: $(VENV)/.dev
 	$(PYTEST) -m "not slow"

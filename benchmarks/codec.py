@@ -32,12 +32,14 @@ from sctok.audio.windows import WINDOW_PATCHES
 from sctok.codec.acoustic import AcousticConfig
 from sctok.codec.artefact import CodecParts, load_codec
 from sctok.codec.codec import Codec
+from sctok.codec.decoding import DECODER
 from sctok.codec.hifigan import HifiGan, HifiGanConfig
 from sctok.codec.overlap import decode_window_count
 from sctok.codec.samplers import SamplerConfig, visited_steps
 from sctok.codec.tunet import TUNetConfig
 from sctok.codec.vae import VAEConfig
 from sctok.features.encoder import EncoderConfig
+from sctok.features.extractor import ENCODER
 from sctok.formats.sct import CodecTokens
 from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
 
@@ -200,7 +202,7 @@ def main() -> None:
     set_threads(args.threads)
     parts = stand_in(args.stand_in, args.codebook_rows, args.small) if args.stand_in else load_codec(args.codec)
     device = resolve_device(args.device)
-    codec = Codec(parts, device, resolve_precision(args.precision, device), args.batch)
+    codec = Codec(parts, device, resolve_precision(args.precision, device, [ENCODER, DECODER]), args.batch)
     if args.quality:
         runs = QualityRuns(args.steps, args.guidance, args.at, args.clips)
         results = measure_quality(parts, codec, args.quality, runs)

@@ -22,7 +22,7 @@ from tokenize_report import report
 from tokenize_systems import MODEL_STAGES, System, bare_job, cpu_seconds, make_system, run_whole
 
 import sctok
-from sctok.features.extractor import CUT, KEEP, PADDINGS
+from sctok.features.extractor import CUT, ENCODER, KEEP, PADDINGS
 from sctok.kernels.devices import resolve_device, resolve_precision
 
 LONG, SHORT = 60.0, 1.0  # seconds of a file
@@ -188,7 +188,7 @@ def run(description: str) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     where = resolve_device(args.device)
-    system_name, precision = str(where), resolve_precision(args.precision, where)
+    system_name, precision = str(where), resolve_precision(args.precision, where, [ENCODER])
     sound = real_audio(args.audio, 120 if args.quick else 600)
     system = make_system(args.encoder, system_name, precision, args.rows, sound)
     bare_job(system)(*windows_of(sound, 2))  # compiles what is compiled once

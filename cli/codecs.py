@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,11 +55,16 @@ BatchWindowsOption = Annotated[
 ]
 
 
-def load_codec(name: str, root: Path, device: str, precision: str, batch_windows: int | None = None) -> "Codec":
-    """Return the codec that --codec means."""
+def load_codec(
+    name: str, root: Path, device: str, precision: str, batch_windows: int | None = None, *, parts: Sequence[str]
+) -> "Codec":
+    """Return the codec that --codec means. parts: encoder, decoder or both, the ones that will be used."""
     from sctok.codec.codec import Codec
+    from sctok.codec.decoding import DECODER
+    from sctok.features.extractor import ENCODER
 
-    return Codec.load(codec_path(name, root), device, precision, batch_windows)
+    uses = [{"encoder": ENCODER, "decoder": DECODER}[part] for part in parts]
+    return Codec.load(codec_path(name, root), device, precision, batch_windows, uses)
 
 
 def codec_name(name: str) -> str:

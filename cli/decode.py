@@ -64,7 +64,7 @@ def decode(
     from sctok.codec.overlap import decode_window_count
 
     lengths = [job.tokens.samples for job in list_token_jobs(tokens, out, suffix) if not isinstance(job.tokens, str)]
-    loaded = load_codec(codec, root, device, precision, batch_size)
+    loaded = load_codec(codec, root, device, precision, batch_size, parts=["decoder"])
     reporter = FileReporter("decode", lengths, decode_window_count)
     jobs = list_token_jobs(tokens, out, suffix)
     reporter.take(decode_files(loaded, jobs, config, keep=skip_existing, progress=reporter.windows))

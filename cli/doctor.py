@@ -43,8 +43,7 @@ def _compute() -> dict[str, Any]:
 
     from sctok.features.checkpoints import load_weights
     from sctok.formats.bundled import BUNDLED_CODEBOOKS
-    from sctok.kernels.cpu_vnni import vnni_bits
-    from sctok.kernels.devices import cpu_supports, resolve_device, resolve_precision
+    from sctok.kernels.devices import resolve_device, resolve_precision
 
     device = resolve_device("auto")
     weights = load_weights("mini")
@@ -52,17 +51,39 @@ def _compute() -> dict[str, Any]:
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or "no device",
         "faiss": _faiss(),
         "cpu threads": torch.get_num_threads(),
-        "cpu bf16": "works" if cpu_supports("bf16") else "does not work here (a child process died or was wrong)",
-        "cpu fp16": "works" if cpu_supports("fp16") else "does not work here (a child process died or was wrong)",
-        "cpu nearest centroids": f"8-bit products of {vnni_bits()} bits"
-        if vnni_bits()
-        else "float32 products (no VNNI)",
+        **_low_precision(),
+        "cpu nearest centroids": _search(),
         "bundled encoder": f"mini, width {weights.config.width}, {weights.config.depth} blocks, hash {weights.hash}",
         "bundled codebooks": list(BUNDLED_CODEBOOKS),
         "auto device": str(device),
-        "auto precision": resolve_precision("auto", device),
+        "auto precision": resolve_precision("auto", device, []),
         "auto k-means backend": "torch",
     }
+
+
+def _low_precision() -> dict[str, str]:
+    """Return for bf16 and fp16 and everything that computes in them whether it works on this CPU."""
+    from sctok.codec.decoding import DECODER
+    from sctok.codec.training import CODEC_TRAINING
+    from sctok.features.extractor import ENCODER
+    from sctok.features.pretraining import PRETRAINING
+    from sctok.kernels.devices import low_precision_faults
+
+    uses = (ENCODER, DECODER, PRETRAINING, CODEC_TRAINING)
+    return {
+        f"cpu {precision}, {use.name}": f"does not work here, fp32 is used instead ({fault})" if fault else "works"
+        for precision in ("bf16", "fp16")
+        for use, fault in low_precision_faults(precision, uses).items()
+    }
+
+
+def _search() -> str:
+    from sctok.kernels.cpu_features import jit_works
+    from sctok.kernels.cpu_vnni import vnni_bits
+
+    if vnni_bits():
+        return f"8-bit products of {vnni_bits()} bits"
+    return f"float32 products ({'no VNNI' if jit_works() else 'Numba does not compile: NUMBA_DISABLE_JIT is set'})"
 
 
 def _faiss() -> str:

@@ -50,7 +50,7 @@ def encode(
     from sctok.formats.sct import SCT_SUFFIX
 
     jobs = list_audio_jobs(audio, out, SCT_SUFFIX)
-    loaded = load_codec(codec, root, device, precision)
+    loaded = load_codec(codec, root, device, precision, parts=["encoder"])
     processes = decoding_workers(workers, len(jobs), loaded.device.type == "cuda")
     reading = Reading(chosen_codebook(loaded, codebook), channel, processes)
     reporter = FileReporter("encode", audio_lengths(jobs), window_count)

@@ -130,11 +130,11 @@ def _device_costs(
     """Return seconds of a window by stage, whether the device is the cores of the machine, and what they rest on."""
     if device == HERE:
         from sctok.corpus.calibration import device_costs
-        from sctok.features.extractor import FeatureExtractor
+        from sctok.features.extractor import ENCODER, FeatureExtractor
         from sctok.kernels.devices import resolve_device, resolve_precision
 
         where = resolve_device("auto")
-        extractor = FeatureExtractor(_weights(encoder), where, resolve_precision(precision, where))
+        extractor = FeatureExtractor(_weights(encoder), where, resolve_precision(precision, where, [ENCODER]))
         found = device_costs(extractor, items, stack=stack, centroids=centroids)
         return found, where.type == "cpu", [f"encoder and search measured here, on {where}, {extractor.precision}"]
 

@@ -67,7 +67,7 @@ def encoder(
     """Train an AudioMAE encoder by masked autoencoding; run it again to resume or to add steps."""
     from sctok.features.checkpoints import load_weights, save_weights
     from sctok.features.mel_cache import build_mel_cache
-    from sctok.features.pretraining import PretrainConfig, Pretrainer
+    from sctok.features.pretraining import PRETRAINING, PretrainConfig, Pretrainer
     from sctok.kernels.devices import resolve_device, resolve_precision, tune_for_training
 
     chosen = resolve_device(device)
@@ -82,7 +82,7 @@ def encoder(
         learning_rate=learning_rate,
         mask_ratio=mask_ratio,
         balance=balance,
-        precision=resolve_precision(precision, chosen),
+        precision=resolve_precision(precision, chosen, [PRETRAINING]),
         seed=seed,
         initial=first.hash if first else None,
         decoder_steps=decoder_steps,

@@ -60,7 +60,7 @@ def reconstruct(
     from sctok.codec.overlap import decode_window_count
 
     jobs = list_audio_jobs([audio], out, audio_suffix(out, audio_format))
-    loaded = load_codec(codec, root, device, precision, batch_size)
+    loaded = load_codec(codec, root, device, precision, batch_size, parts=["encoder", "decoder"])
     processes = decoding_workers(workers, len(jobs), loaded.device.type == "cuda")
     reading = Reading(chosen_codebook(loaded, codebook), channel, processes)
     reporter = FileReporter("reconstruct", audio_lengths(jobs), decode_window_count)

@@ -160,6 +160,7 @@ def prepare_execution(
         raise typer.BadParameter(f"{how['rank']} is not below --world-size {how['world_size']}", param_hint="--rank")
 
     from sctok.corpus.sharding import LOCAL, Execution
+    from sctok.features.extractor import ENCODER
     from sctok.kernels.devices import resolve_precision
 
     engine, address = how.pop("engine"), how.pop("address")
@@ -173,7 +174,9 @@ def prepare_execution(
     if workers is None:
         cores = len(os.sched_getaffinity(0))
         workers = min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
-    return Execution(tuple(map(str, devices)), batch, workers, **how), resolve_precision(precision, devices[0])
+    return Execution(tuple(map(str, devices)), batch, workers, **how), resolve_precision(
+        precision, devices[0], [ENCODER]
+    )
 
 
 def _devices(text: str) -> list[Any]:

@@ -86,6 +86,7 @@ def train(
     name = codec_name(name or f"my-{Path(config).stem}")
 
     from sctok.codec.crops import open_collection
+    from sctok.codec.training import CODEC_TRAINING
     from sctok.codec.training_pipeline import CodecRun
     from sctok.kernels.devices import resolve_device, resolve_precision, tune_for_training
     from sctok.kmeans_tools.distributed import join_group
@@ -95,7 +96,7 @@ def train(
         chosen = group.local_device(resolve_device(device))
         tune_for_training(chosen)
         loaded = _load_parts(plan, root, initial, given={part for part, value in parts.items() if value})
-        exact = resolve_precision(plan.settings.get("precision", "auto"), chosen)
+        exact = resolve_precision(plan.settings.get("precision", "auto"), chosen, [CODEC_TRAINING])
         completed = plan.complete(loaded.encoder.config.width, loaded.vae.config, exact)
         loaded.check(completed)
         with Progress("listing", unit="s of audio") as bar:

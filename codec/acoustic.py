@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sctok.formats.stacking import stack_factor
-from sctok.kernels.cpu_chain import chains_run
+from sctok.kernels.cpu_features import jit_works
 from sctok.kernels.cpu_lstm import bidirectional_lstm
 
 from .vq import EMAVectorQuantizer, VQConfig
@@ -81,7 +81,7 @@ class AcousticOutput(NamedTuple):
 
 def windows_alone(device: torch.device) -> bool:
     """Return whether, in inference in float32, windows are encoded as if each were alone, whatever the batch."""
-    return device.type == "cpu" and chains_run()
+    return device.type == "cpu" and jit_works()
 
 
 class AcousticEncoder(nn.Module):

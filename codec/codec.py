@@ -1,7 +1,7 @@
 """A codec: audio to semantic and acoustic tokens, and back."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,13 @@ from sctok.audio.loader import Chunk
 from sctok.audio.pieces import cut_pieces, empty_span, window_rows
 from sctok.audio.sources import AudioItem
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE, token_count
-from sctok.features.extractor import FeatureExtractor
+from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.sct import CodecTokens
-from sctok.kernels.devices import resolve_device, resolve_precision
+from sctok.kernels.devices import Use, resolve_device, resolve_precision
 
 from .artefact import CodecParts, load_codec
-from .decoding import DecoderParts, TokenWindow, WindowDecoder
+from .decoding import DECODER, DecoderParts, TokenWindow, WindowDecoder
 from .encoding import WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
 from .samplers import SamplerConfig, visited_steps
@@ -68,6 +68,7 @@ class Codec:
         device: str = "auto",
         precision: str = "auto",
         batch_windows: int | None = None,
+        uses: Sequence[Use] = (ENCODER, DECODER),
     ) -> Self:
         """Load a codec.
 
@@ -76,12 +77,14 @@ class Codec:
             device: auto, cpu, cuda or cuda:N.
             precision: auto, fp32, bf16 or fp16.
             batch_windows: windows of 10.24 s that are decoded at once; 4 on a CPU and 16 on a GPU where None.
+            uses: what the codec will be used for. If this CPU fails at one of them in low precision, all of them are
+                computed in fp32, with a warning.
 
         Raises:
             ValueError: the codec, device or precision is unknown, or the codec's files do not fit each other.
         """
         chosen = resolve_device(device)
-        return cls(load_codec(name_or_path), chosen, resolve_precision(precision, chosen), batch_windows)
+        return cls(load_codec(name_or_path), chosen, resolve_precision(precision, chosen, uses), batch_windows)
 
     @property
     def token_rate(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sctok.audio.windows import WINDOW_FRAMES, WINDOW_SAMPLES
 from sctok.formats.codebooks import Codebook
 from sctok.formats.sct import TokenPairs
-from sctok.kernels.devices import DTYPES
+from sctok.kernels.devices import DTYPES, Use
 
 from .condition import Order, build_condition, unconditional
 from .grid import GridCondition
@@ -21,6 +21,8 @@ from .schedule import Schedule
 from .tunet import TUNet
 from .vae import AutoencoderKL
 from .vq import EMAVectorQuantizer
+
+DECODER = Use("the decoder", "sctok.codec.capabilities:decoder_steps")
 
 
 @dataclass(frozen=True, eq=False)

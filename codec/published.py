@@ -81,7 +81,10 @@ def read_published(
         layouts: sizes by token rate, `LAYOUTS` where None.
 
     Returns:
-        Its parts. Features are computed in the published steps, so that on a CPU like ours tokens do not differ.
+        Its parts. CPUs compute features with the published operators, attention in separate steps: features and
+        what the acoustic codebook quantizes are equal to the bit to those of the published code on the same CPU, run
+        with attention in separate steps. Tokens then differ only at near ties, where the nearest code of the published
+        float32 distances is not the exactly nearest one.
 
     Raises:
         ValueError: a file cannot be read without running code in it; the rates differ; tensors are missing, unknown or

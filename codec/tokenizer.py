@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 
-from sctok.features.extractor import FeatureExtractor
+from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.formats.codebooks import codebook_hash
 from sctok.kernels.devices import resolve_device, resolve_precision
 
@@ -30,4 +30,4 @@ class CodecTokenizer:
     def load(cls, name_or_path: str | Path = "mini", device: str = "auto", precision: str = "auto") -> Self:
         """Load a codec's encoders onto a device. Arguments and errors as of `Codec.load`."""
         chosen = resolve_device(device)
-        return cls(load_token_parts(name_or_path), chosen, resolve_precision(precision, chosen))
+        return cls(load_token_parts(name_or_path), chosen, resolve_precision(precision, chosen, [ENCODER]))

@@ -18,7 +18,7 @@ from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_factor, stack_patches
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.kernels.cuda_graphs import captured_on_gpus
-from sctok.kernels.devices import DTYPES
+from sctok.kernels.devices import DTYPES, Use, require_precision
 from sctok.kmeans_tools.distributed import ALONE, Group
 
 from .acoustic import AcousticConfig, AcousticEncoder
@@ -32,6 +32,8 @@ from .tunet import TUNet, TUNetConfig
 from .vae import AutoencoderKL, sample_posterior
 
 Losses = dict[str, Tensor]
+
+CODEC_TRAINING = Use("training a codec", "sctok.codec.capabilities:training_codec_steps")
 
 # What a random draw is for, so that draws of one step do not repeat each other.
 _LATENT, _NOISE, _TIME, _CODEBOOK, _DROPOUT = range(5)
@@ -177,8 +179,7 @@ class CodecTraining(Task):
         device: torch.device,
         group: Group = ALONE,
     ) -> None:
-        if config.precision == "fp16" and device.type == "cpu":
-            raise ValueError("training in fp16 needs a GPU: use bf16 or fp32")  # PyTorch has no such LSTM for CPUs
+        require_precision(config.precision, device, CODEC_TRAINING)
         self.config, self.crops, self.device, self.group = config, crops, device, group
         self.schedule = Schedule.cosine()
         self.stack = stack_factor(config.token_rate)

@@ -1,7 +1,7 @@
 """Proving a folder whole: every run and every codebook in it is read again, to the last byte."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
 from . import extraction, token_job, tokenization
 from .checksums import RECORD_SUFFIX, measure_shard, read_record
-from .manifest import json_line
+from .manifest import Failure, json_line
 from .runs import (
     CONFIG,
     FAILED,
@@ -150,13 +150,12 @@ class _Checker:
         count = sum(1 for _ in run.failures())
         self._result.failed += count
         if whole:
-            self._check_failures(run)
+            self._check_failures(run.path / FAILED, run.failures())
             self._check_summary(run, list(planned), asdict(summarise(run, list(planned), count)))
 
-    def _check_failures(self, run: RunFolder) -> None:
-        path = run.path / FAILED
+    def _check_failures(self, path: Path, failures: Iterable[Failure]) -> None:
+        wanted = (json_line(failure.to_json()) for failure in failures)
         with path.open("rb") if path.exists() else nullcontext(()) as lines:
-            wanted = (json_line(failure.to_json()) for failure in run.failures())
             if not path.exists() or any(line != other for line, other in zip_longest(lines, wanted)):
                 self._fault(path, "does not list what failed; run the same command again")
 

@@ -20,7 +20,7 @@ from sctok.audio.windows import COLUMN_SAMPLES, FRAME_SHIFT, PATCH_ROWS, SAMPLE_
 from sctok.codec.artefact import load_token_parts
 from sctok.codec.semantic import UNDECIDED, SemanticQuantizer
 from sctok.codec.tokenizer import CodecTokenizer
-from sctok.features.extractor import FeatureExtractor
+from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.stacking import stack_patches
 from sctok.kernels.devices import resolve_device, resolve_precision
@@ -341,6 +341,6 @@ def load_codec_system(
     if not fitting:
         there = ", ".join(f"{codebook_hash(book)} ({book.k} rows)" for book in parts.codebooks)
         raise ValueError(f"the codec {parts.info.name} has no codebook {codebook}; it has {there}")
-    tokenizer = CodecTokenizer(parts, chosen, resolve_precision(precision, chosen))
+    tokenizer = CodecTokenizer(parts, chosen, resolve_precision(precision, chosen, [ENCODER]))
     codes = parts.acoustic.quantizer.codes.cpu().numpy()
     return CodecSystem(tokenizer, max(fitting, key=lambda book: book.k), codes, f"codec {parts.info.name}")

@@ -61,13 +61,18 @@ class EncoderWeights:
 
     @property
     def published_steps(self) -> bool:
-        """Whether features are computed in the steps of the published codec, so that not even rounding differs."""
+        """Whether CPUs compute features with the operators of the published codec, so that not even rounding differs.
+
+        Those are the filterbank of `published_filterbank`, the patch embedding as a convolution and attention in
+        separate steps. GPUs embed patches by a linear product.
+        """
         return bool(self.metadata.get("published_steps"))
 
     def build(self) -> AudioMAE:
         """Return the encoder in evaluation mode on the CPU."""
         model = AudioMAE(self.config)
         model.load_state_dict(self.tensors)
+        model.patch_embed.convolved = self.published_steps
         for module in model.modules():
             if isinstance(module, Attention):
                 module.fused = not self.published_steps

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sctok.audio.filterbank import check_spans, filterbank
 from sctok.audio.published_filterbank import published_filterbank
 from sctok.audio.windows import MEL_BINS, PATCH_ROWS, WINDOW_COLUMNS, WINDOW_FRAMES, windows_at_once
-from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
+from sctok.kernels.devices import DTYPES, Use, resolve_device, resolve_precision
 
 from .acceleration import Forward, accelerate
 from .checkpoints import EncoderWeights, load_weights
@@ -27,6 +27,8 @@ GPU_BATCH = 32
 # it is cut off. Features differ, so the hash of an encoder that cuts it has an ending of its own.
 KEEP, CUT = PADDINGS = ("keep", "cut")
 _CUT_ENDING = "-cut"
+
+ENCODER = Use("the encoder", "sctok.features.capabilities:encoder_steps")
 
 
 def padding_of(encoder_hash: str) -> str:
@@ -157,4 +159,6 @@ def load_encoder(
         ValueError: the encoder, device, precision or padding is unknown or out of reach.
     """
     chosen = resolve_device(device)
-    return FeatureExtractor(load_weights(name_or_path), chosen, resolve_precision(precision, chosen), padding)
+    return FeatureExtractor(
+        load_weights(name_or_path), chosen, resolve_precision(precision, chosen, [ENCODER]), padding
+    )

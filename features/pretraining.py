@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sctok.audio.windows import WINDOW_PATCHES
 from sctok.formats.tensors import read_tensors, save_tensors
+from sctok.kernels.devices import DTYPES, Use, require_precision
 
 from .checkpoints import EncoderWeights
 from .encoder import AudioMAE, EncoderConfig
@@ -26,6 +27,7 @@ CHECKPOINT_FORMAT = "sctok-pretraining"
 CHECKPOINT_VERSION = 1
 LOSS_CURVE = "loss.csv"
 AHEAD = 8  # batches drawn ahead for a GPU
+PRETRAINING = Use("pretraining an encoder", "sctok.features.capabilities:pretraining_steps")
 CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "windows_per_second", "hours")
 
 
@@ -77,8 +79,8 @@ class PretrainConfig:
                 f"decoder_width {self.decoder_width} is not a multiple of decoder_heads {self.decoder_heads}"
             )
         _ = self.encoder  # whose own sizes are checked when it is built
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ValueError(f"precision {self.precision!r} is none of fp32, bf16, fp16")
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision {self.precision!r} is none of {', '.join(DTYPES)}")
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -120,6 +122,7 @@ class Pretrainer:
             raise ValueError(f"the configuration starts from encoder {config.initial}, not from the one that is given")
         if initial and initial.config != config.encoder:
             raise ValueError(f"encoder {initial.name} is {initial.config}, the run is for {config.encoder}")
+        require_precision(config.precision, device, PRETRAINING)
         self.config, self.folder, self.device = config, folder, device
         torch.manual_seed(config.seed)
         encoder = AudioMAE(config.encoder)
@@ -232,7 +235,7 @@ class Pretrainer:
         return *self.sampler.draw(np.random.default_rng((self.config.seed, step)), self.config.batch_size), seen
 
     def _loss(self, mel: Tensor, order: Tensor) -> Tensor:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
+        dtype = DTYPES[self.config.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.model(mel, order, self.config.visible)
 

@@ -6,19 +6,19 @@ they choose by the shape. It is also the order of oneDNN's recurrent layers, bit
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.extending import intrinsic
 
 from .compiled import compiled
+from .cpu_features import compiled_features
 
 Floats = npt.NDArray[np.float32]
 
 # 512-bit registers, of which there are 32, or 16 of 256 bits: sums of a tile fill three quarters of them.
-WIDTH, _ROWS = (16, 12) if llvm.get_host_cpu_features().get("avx512f") else (8, 6)
+WIDTH, _ROWS = (16, 12) if "avx512f" in compiled_features() else (8, 6)
 LANES = 2 * WIDTH  # columns of a panel
 DEPTH = 512  # factors that rows of a block take before the next panel: a panel's part stays in the second cache
 BLOCK = 384  # rows of a block, whose part stays there too
@@ -26,11 +26,6 @@ BLOCK = 384  # rows of a block, whose part stays there too
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_F32, WIDTH)
 _HALVES = range(2)
-
-
-def chains_run() -> bool:
-    """Return whether Numba compiles here, without which there are no chains."""
-    return not getattr(config, "DISABLE_JIT", 0)
 
 
 class _Emitter:

@@ -1,39 +1,29 @@
 """The inner loops of the CPU scan: products of 8-bit integers that turn into lower bounds without leaving registers.
 
 Numba compiles it for the CPU that it runs on; the byte products are x86's VPDPBUSD, in 512 bits (AVX-512 VNNI) or 256
-(AVX-VNNI of laptops), which LLVM offers as an intrinsic. Nothing here is rounded before the last conversion: sums of
-products of bytes are exact in int32.
+(AVX-VNNI of laptops), which LLVM offers as an intrinsic. CPUs without it multiply in plain LLVM code, which gives the
+same integers: sums of products of bytes are exact in int32, and nothing is rounded before the last conversion.
 """
 
-import os
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.extending import intrinsic
+
+from .cpu_features import compiled_features
 
 _FEATURES = {512: ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 256: ("avx2", "fma", "avxvnni")}
 
 
 @cache
 def vnni_bits() -> int:
-    """Return how many bits the widest byte products of this CPU take, 512 or 256, or 0 where it has none.
-
-    The CPU is the one that Numba compiles for: NUMBA_CPU_FEATURES can make it a lesser one, NUMBA_DISABLE_JIT one
-    without any.
-    """
-    if getattr(config, "DISABLE_JIT", 0):
-        return 0
-    if chosen := os.environ.get("NUMBA_CPU_FEATURES"):
-        there = {name[1:] for name in chosen.split(",") if name.startswith("+")}
-    else:
-        there = {name for name, present in llvm.get_host_cpu_features().items() if present}
-    return next((bits for bits, needed in _FEATURES.items() if there.issuperset(needed)), 0)
+    """Return the bits of the widest byte products of the CPU that Numba compiles for: 512 or 256, or 0 for none."""
+    return next((bits for bits, needed in _FEATURES.items() if compiled_features().issuperset(needed)), 0)
 
 
-BITS = vnni_bits() or 512
+BITS = vnni_bits() or 256
 WIDTH = BITS // 32  # int32 lanes of a register
 VECTORS = 4
 LANES = VECTORS * WIDTH  # centroids of a tile
@@ -112,13 +102,24 @@ class _Emitter:
         builder = self.builder
         base = builder.mul(quad, self.at(LANES * QUAD))
         packed = [self.load(c, builder.add(base, self.at(n * WIDTH * QUAD)), _INTS, BITS // 8) for n in range(VECTORS)]
-        dot = self.function(_DOT, _INTS, [_INTS] * 3)
         after = []
         for row, number in zip(sums, self.rows, strict=True):
             place = builder.add(builder.mul(stride, number), builder.mul(quad, self.at(QUAD)))
             word = self.broadcast(self.load(x, place, _I32, 4), _INTS)
-            after.append([builder.call(dot, [row[n], word, packed[n]]) for n in range(VECTORS)])
+            after.append([self.dot(row[n], word, packed[n]) for n in range(VECTORS)])
         return after
+
+    def dot(self, total: Any, x: Any, c: Any) -> Any:
+        """Add to each int32 lane of `total` the products of its four unsigned bytes of x and four signed ones of c."""
+        builder = self.builder
+        if vnni_bits():
+            return builder.call(self.function(_DOT, _INTS, [_INTS] * 3), [total, x, c])
+        right = ir.Constant(_INTS, [24] * WIDTH)
+        for byte in range(QUAD):
+            left = ir.Constant(_INTS, [24 - 8 * byte] * WIDTH)
+            unsigned, signed = builder.lshr(builder.shl(x, left), right), builder.ashr(builder.shl(c, left), right)
+            total = builder.add(total, builder.mul(unsigned, signed))
+        return total
 
     def factor(self, factors: Any, number: Any, column: int) -> Any:
         place = self.builder.add(self.builder.mul(number, self.at(16)), self.at(4 * column))
@@ -288,7 +289,6 @@ def _byte_product(typingctx: Any, x: Any, c: Any, pieces: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         (x, c), pieces = _pointers(builder, *arguments[:2]), arguments[2]
         emit = _Emitter(builder, [])
-        dot = emit.function(_DOT, _INTS, [_INTS] * 3)
         entry, loop, done = builder.block, builder.append_basic_block("pieces"), builder.append_basic_block("product")
         builder.branch(loop)
         builder.position_at_end(loop)
@@ -298,7 +298,7 @@ def _byte_product(typingctx: Any, x: Any, c: Any, pieces: Any) -> Any:
         sums = []
         for n, total in enumerate(totals):
             place = builder.add(builder.mul(step, emit.at(PIECE)), emit.at(n * BITS // 8))
-            sums.append(builder.call(dot, [total, emit.load(x, place, _INTS, 4), emit.load(c, place, _INTS, 4)]))
+            sums.append(emit.dot(total, emit.load(x, place, _INTS, 4), emit.load(c, place, _INTS, 4)))
             total.add_incoming(ir.Constant(_INTS, [0] * WIDTH), entry)
             total.add_incoming(sums[-1], loop)
         following = builder.add(step, emit.at(1))

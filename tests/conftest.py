@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from importlib.resources import files
@@ -18,10 +19,25 @@ from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.features.masked import MaskedAutoencoder
 
+from .skips import SkipReport
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # decides when Triton is first imported, by whatever test
 
 REFERENCE = Path(__file__).parent / "reference"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """List and judge the skips, and put an ffmpeg on the PATH if there is none: that of imageio-ffmpeg."""
+    config.pluginmanager.register(SkipReport(config))
+    if shutil.which("ffmpeg") is None:
+        import imageio_ffmpeg
+
+        folder = config.cache.mkdir("ffmpeg") if config.cache else Path(config.rootpath)
+        link = folder / "ffmpeg"
+        link.unlink(missing_ok=True)
+        link.symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+        os.environ["PATH"] = os.pathsep.join([str(folder), os.environ["PATH"]])
 
 
 def cut_windows(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -16,11 +16,13 @@ from sctok.cli.app import main
 from sctok.codec import training_run
 from sctok.codec.artefact import load_codec
 from sctok.codec.part_files import arrays_of, save_part
+from sctok.codec.training import CODEC_TRAINING
 from sctok.codec.vae import AutoencoderKL
 from sctok.codec.vocoder import IstftVocoder, VocoderConfig
 from sctok.features.checkpoints import load_weights, save_weights
 from sctok.formats.codebooks import codebook_path, save_codebook
 from sctok.formats.files import DiskFullError
+from sctok.kernels import devices
 
 from ..codec.trainings import CONFIG, VAE, codebook, encoder, write_audio
 
@@ -124,6 +126,16 @@ def test_parts_that_do_not_fit(more: list[str], message: str, folder: Path, caps
     save_codebook(folder / "other.safetensors", codebook(8, 0, known, 2))
     save_codebook(folder / "cut.safetensors", codebook(8, 0, f"{known}-cut"))
     assert message in failure(capsys, *more)
+
+
+def test_a_precision_that_the_cpu_cannot_train_in_becomes_fp32(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(devices._faults, ("bf16", CODEC_TRAINING), "LSTM, forward pass: not there")
+    assert main(arguments("--steps", 1, "--precision", "bf16")) == 0
+    said = capsys.readouterr().err
+    assert "training a codec in bf16 does not work on this CPU (LSTM, forward pass: not there)" in said
+    assert "(cpu, fp32), from step 0 to 1" in said
 
 
 def test_broken_files_are_told_and_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

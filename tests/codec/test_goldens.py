@@ -4,24 +4,32 @@ import numpy as np
 import pytest
 import torch
 
-from sctok.audio.published_filterbank import centre
+from sctok.audio.published_filterbank import centre, published_filterbank
 from sctok.cli.app import main
 from sctok.codec.artefact import load_codec
 from sctok.codec.codec import Codec
+from sctok.codec.condition import mark_out
 from sctok.codec.published import load_published_vae, load_published_vocoder
-from sctok.features.extractor import FeatureExtractor
 
+from ..conftest import REFERENCE
+from .published_operators import Acoustic, features
 from .standins import golden_condition, initial_noise, relative_error
 
 pytestmark = pytest.mark.slow
 
+CONTRACTION = 0.3  # of the recurrent weights: the stand-ins themselves turn a last bit into other tokens
+
 
 @pytest.fixture(scope="module")
 def checkpoints(reference, tmp_path_factory):
-    """A folder with both checkpoints, 2.4 GB, and the codebook."""
+    """A folder with both checkpoints, 2.4 GB, and the codebook; the recurrence is contractive."""
     folder = tmp_path_factory.mktemp("published")
     for name in ("encoder", "decoder"):
-        torch.save(reference.state_dict(name, 100), folder / f"{name}.ckpt")
+        tensors = reference.state_dict(name, 100)
+        for key in tensors:
+            if key.startswith("encoder.weight_hh"):
+                tensors[key] *= CONTRACTION
+        torch.save(tensors, folder / f"{name}.ckpt")
     np.save(folder / "codebook.npy", reference.codebook(100))
     yield folder
     for name in ("encoder", "decoder"):
@@ -39,9 +47,20 @@ def parts(checkpoints, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tokens(parts, reference):
+def codec(parts):
+    return Codec(parts, torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def tokens(codec, reference):
     """Tokens (n, 2) of the test signal."""
-    return Codec(parts, torch.device("cpu"), "fp32").encode(reference.waveform(), 16_000).tokens
+    return codec.encode(reference.waveform(), 16_000).tokens
+
+
+@pytest.fixture(scope="module")
+def contractive():
+    """What the published code computed with these weights on another CPU."""
+    return dict(np.load(REFERENCE / "golden_contractive_100.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +71,34 @@ def mel(parts, golden):
         return parts.vae.decode(latent / parts.scale_factor)
 
 
-def test_semantic_tokens(tokens, golden):
+def test_semantic_tokens(tokens, golden, contractive):
     assert np.array_equal(tokens[:, 0], golden[100]["tokens"][0, :, 0])
+    assert np.array_equal(tokens[:, 0], contractive["tokens"][0, :, 0])
 
 
-def test_acoustic_tokens(parts, tokens, golden, signal_windows):
-    # The stand-in weights make the recurrence chaotic: where a feature differs in the last bit, no token stays.
-    waves, last = signal_windows
-    centred = centre(torch.from_numpy(waves)).numpy()
-    features = FeatureExtractor(parts.encoder, torch.device("cpu"), "fp32").embed(centred[:1], last[:1])
-    if not np.array_equal(features[0, ::8], golden[100]["audiomae_first_window_every_8th"][0]):
-        pytest.skip("this CPU rounds otherwise than the one that the reference values are from")
-    assert np.array_equal(tokens[:, 1], golden[100]["tokens"][0, :, 1])
+def test_acoustic_tokens_of_another_cpu(tokens, contractive):
+    expected = contractive["tokens"][0, :, 1]
+    assert (tokens[:, 1] == expected).mean() >= 0.999
+
+
+def test_the_published_operators_on_this_cpu(codec, parts, tokens, signal_windows):
+    """Features and what is quantized are equal to the bit, in the first window: tokens then differ at near ties only.
+
+    Ours are the exactly nearest codes, the published ones those of the smallest float32 distance.
+    """
+    waves, last = (torch.from_numpy(each) for each in signal_windows)
+    waves = centre(waves)[:1]
+    embedded, semantic = codec._encoder.embed(waves, last[:1]), torch.from_numpy(parts.codebooks[0].centroids)
+    acoustic = Acoustic(parts.acoustic.state_dict())
+    with torch.inference_mode():
+        mel = published_filterbank(waves, last[:1])
+        plain, padded = features(parts.encoder.tensors, mel), mark_out(mel, 512)
+        assert torch.equal(embedded.features, plain)
+        centroids = semantic[torch.cdist(plain, semantic).argmin(dim=-1)]
+        vectors = acoustic(plain, centroids, padded)
+        ours = parts.acoustic._before_quantizer(acoustic.inputs(plain, centroids, padded))
+    assert torch.equal(ours, vectors)
+    assert (acoustic.tokens(vectors)[0].numpy() == tokens[:512, 1]).mean() >= 0.999
 
 
 def test_velocity(parts, golden, reference):

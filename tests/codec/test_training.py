@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sctok.codec.gradients import average_gradients
-from sctok.codec.training import CodecTraining
+from sctok.codec.training import CODEC_TRAINING, CodecTraining
 from sctok.codec.training_run import CHECKPOINT
-from sctok.kernels.devices import cpu_supports
+from sctok.kernels import devices
+from sctok.kernels.devices import low_precision_faults
 from sctok.kmeans_tools.distributed import Group
 
 from ..kmeans_tools.ranks import run_ranks
@@ -226,17 +227,22 @@ def test_steps_that_overflow_are_left_out(task: CodecTraining) -> None:
     )
 
 
-@pytest.mark.skipif(not cpu_supports("bf16"), reason="this CPU has no bf16")
 def test_bf16_learns_what_fp32_does(inputs: list[str], tmp_path: Path) -> None:
+    if fault := low_precision_faults("bf16", [CODEC_TRAINING])[CODEC_TRAINING]:
+        pytest.skip(f"this CPU does not train a codec in bf16: {fault}")
     half, full = (codec_task(inputs, tmp_path, precision=each, condition_dropout=0.0) for each in ("bf16", "fp32"))
     found = [[task.train_step(step)["reconstruction"] for step in range(3)] for task in (half, full)]
     np.testing.assert_allclose(found[0], found[1], rtol=0.05)
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
 
 
-def test_fp16_on_a_cpu_is_refused(inputs: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fp16 needs a GPU"):
-        codec_task(inputs, tmp_path, precision="fp16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_the_cpu_lacks_is_refused(
+    precision: str, inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(devices._faults, (precision, CODEC_TRAINING), "LSTM, forward pass: not there")
+    with pytest.raises(ValueError, match=rf"training a codec in {precision} does not work on this CPU \(LSTM, forward"):
+        codec_task(inputs, tmp_path, precision=precision)
 
 
 def test_the_scale_of_the_loss_changes_no_step_and_is_kept(inputs: list[str], tmp_path: Path) -> None:

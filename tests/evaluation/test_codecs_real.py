@@ -46,17 +46,23 @@ def needs(program):
 OPUS_TOOLS = [
     "opus:12",
     pytest.param("opus:12,tool=opusenc,frame=60", marks=needs("opusenc")),
-    pytest.param("opus:12,tool=ffmpeg,frame=60", marks=needs("ffmpeg")),
+    "opus:12,tool=ffmpeg,frame=60",
 ]
 
 
-@pytest.mark.parametrize("spec", [*OPUS_TOOLS, "mp3:16", "mp3:48", "mp3:64"])
+@pytest.mark.parametrize("spec", [*OPUS_TOOLS, "mp3:48", "mp3:64"])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_the_delay_of_a_codec_is_removed(speech, spec, rate):
-    if spec == "mp3:16" and rate == 44_100:
-        pytest.skip("MP3 has no such bit rate there")
+    assert late(speech, spec, rate) <= 1
+
+
+def test_the_delay_of_the_smallest_bit_rate_is_removed(speech):
+    assert late(speech, "mp3:16", 16_000) <= 1
+
+
+def late(speech, spec, rate):
     coded = open_codec(spec).roundtrip(soxr.resample(speech, RATE, rate), rate)
-    assert abs(lag(soxr.resample(coded.samples, coded.sample_rate, RATE), speech)) <= 1
+    return abs(lag(soxr.resample(coded.samples, coded.sample_rate, RATE), speech))
 
 
 @needs("c2enc")

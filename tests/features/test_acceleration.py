@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sctok.features.acceleration import WAYS, accelerate
-from sctok.features.extractor import FeatureExtractor
-from sctok.kernels.devices import cpu_supports
+from sctok.features.extractor import ENCODER, FeatureExtractor
+from sctok.kernels.devices import low_precision_faults
 
 
 def test_eager_is_the_function_itself() -> None:
@@ -27,8 +27,8 @@ def test_tensors_and_arrays_give_the_same(small_weights) -> None:
 
 
 def test_weights_in_low_precision_change_nothing_about_autocast(small_weights) -> None:
-    if not cpu_supports("bf16"):
-        pytest.skip("this CPU has no bf16 products")
+    if fault := low_precision_faults("bf16", [ENCODER])[ENCODER]:
+        pytest.skip(f"this CPU does not run the encoder in bf16: {fault}")
     extractor = FeatureExtractor(small_weights, torch.device("cpu"), "bf16")
     waves, last = torch.randn(1, 164_080), torch.tensor([True])
     stored = extractor.embed(waves, last)

@@ -10,24 +10,30 @@ import pytest
 
 _NARROW = """
 import torch
-from sctok.kernels import cpu_vnni
+from sctok.kernels import assign, cpu_chain, cpu_vnni
 from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.reference import nearest_centroid_reference
 
-assert cpu_vnni.vnni_bits() == 256
+assert (cpu_vnni.vnni_bits(), cpu_vnni.BITS) == ({bits}, 256)
+assign.scan_pays = lambda *_: True
 for rows, k, dim, rank in ((700, 150, 40, 40), (1500, 130, 96, 8)):
     values = torch.randn(rows + k, rank) @ torch.randn(rank, dim) + 3
     found = nearest_centroid(values[:rows].repeat(30, 1), values[rows:], runner_up=True)
     assert torch.equal(found.labels[:rows], nearest_centroid_reference(values[:rows], values[rows:])[0])
     assert torch.equal(found.labels[:rows], found.labels[-rows:])
+assert cpu_chain.WIDTH == 8
 """
 
 
-@pytest.mark.skipif(not llvm.get_host_cpu_features().get("avxvnni"), reason="this CPU has no such products")
-def test_laptops_use_registers_of_256_bits(tmp_path: Path) -> None:
-    lesser = {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+avxvnni,+bmi,+bmi2,+popcnt"}
+@pytest.mark.parametrize(("name", "products", "bits"), [("alderlake", "avxvnni", 256), ("haswell", "", 0)])
+def test_lesser_cpus_use_registers_of_256_bits(name: str, products: str, bits: int, tmp_path: Path) -> None:
+    if products and not llvm.get_host_cpu_features().get(products):
+        pytest.skip("this CPU has no AVX-VNNI")
+    features = f"+avx,+avx2,+fma,+bmi,+bmi2,+popcnt{',+' + products if products else ''}"
+    lesser = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     environment = {**os.environ, **lesser, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", _NARROW], env=environment, capture_output=True, text=True, check=False)
+    code = _NARROW.replace("{bits}", str(bits))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

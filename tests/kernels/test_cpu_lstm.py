@@ -38,7 +38,6 @@ def test_a_sequence_has_its_result_in_any_batch_and_with_any_number_of_threads(c
     assert torch.get_num_threads() == count
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN has other kernels here")
 @pytest.mark.parametrize("width", [96, 33])
 def test_a_single_sequence_has_the_bits_of_onednn(width):
     lstm, x = lstm_of(width, 96, 2), torch.randn(1, 20, width)

@@ -1,0 +1,51 @@
+"""Run the numeric tests as a CPU with AVX2 and nothing newer would: `python -m tests.masked_cpu [options of pytest]`.
+
+PyTorch, oneDNN and our own compiled code are told so by variables; MKL and FAISS have none that all vendors' CPUs obey.
+"""
+
+import os
+import sys
+
+import llvmlite.binding as llvm
+
+MASK = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt",
+}
+# Tests whose results depend on which instructions a CPU has.
+NUMERIC = (
+    "tests/kernels/test_assign.py",
+    "tests/kernels/test_cpu_chain.py",
+    "tests/kernels/test_cpu_features.py",
+    "tests/kernels/test_cpu_lstm.py",
+    "tests/kernels/test_devices.py",
+    "tests/kmeans_tools/test_bounds.py",
+    "tests/kmeans_tools/test_codes.py",
+    "tests/kmeans_tools/test_training.py",
+    "tests/features/test_acceleration.py",
+    "tests/features/test_encoder.py",
+    "tests/features/test_goldens.py",
+    "tests/codec/test_acoustic.py",
+    "tests/codec/test_encoding.py",
+    "tests/codec/test_training.py",
+    "tests/codec/test_vq.py",
+    "tests/codec/test_goldens.py::test_semantic_tokens",
+    "tests/codec/test_goldens.py::test_acoustic_tokens_of_another_cpu",
+    "tests/codec/test_goldens.py::test_the_published_operators_on_this_cpu",
+)
+
+
+def main() -> None:
+    """Replace this process by pytest, or end it where there is nothing to mask."""
+    if not llvm.get_host_cpu_features().get("avx512f"):
+        print("this CPU has no AVX-512: the tests above ran without it, and are not repeated with its features masked")
+        return
+    print("the numeric tests again, with the CPU's features masked down to AVX2", flush=True)
+    command = [sys.executable, "-m", "pytest", *sys.argv[1:], *NUMERIC]
+    os.execve(sys.executable, command, {**os.environ, **MASK})
+
+
+if __name__ == "__main__":
+    main()
