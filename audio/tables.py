@@ -1,5 +1,6 @@
 """Audio whose bytes lie in the rows of Parquet files, as Hugging Face `datasets` stores its audio column."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def list_rows(table: Path, column: str) -> Iterator[tuple[int, str, dict[str, An
 def read_row(table: str, row: int) -> bytes:
     """Return the audio file in a row of a table; quick in the order of rows. Raises AudioError naming table and row."""
     reader: _RowReader | None = getattr(_last, "reader", None)
-    if reader is None or reader.table != table or row < reader.first:
+    if reader is None or reader.table != table or row < reader.first or reader.stamp != _stamp(table):
         reader = _last.reader = _RowReader(table)
     try:
         return reader.read(row)
@@ -59,7 +60,7 @@ class _RowReader:
     """Reads rows of a table in ascending order; holds a few of them at a time."""
 
     def __init__(self, table: str) -> None:
-        self.table = table
+        self.table, self.stamp = table, _stamp(table)
         self.first = self._end = 0  # rows of the batch in hand
         self._file = _open_table(Path(table))
         self._column = audio_column(Path(table), "") or ""
@@ -100,6 +101,15 @@ class _RowReader:
                 self._batches = self._file.iter_batches(_READ_ROWS, row_groups=[group], columns=columns)
                 return
         raise AudioError(f"{self.table}: row {row}", _CHANGED)
+
+
+def _stamp(table: str) -> tuple[int, int, int] | None:
+    """Return what tells a file from one that took its place; None if there is none."""
+    try:
+        status = os.stat(table)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 _last = threading.local()  # the reader that each thread has used last
