@@ -1,5 +1,6 @@
 """Audio whose bytes lie in the rows of Parquet files, as Hugging Face `datasets` stores its audio column."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def list_rows(table: Path, column: str) -> Iterator[tuple[int, str, dict[str, An
 def read_row(table: str, row: int) -> bytes:
     """Return the audio file in a row of a table; quick in the order of rows. Raises AudioError naming table and row."""
     reader: _RowReader | None = getattr(_last, "reader", None)
-    if reader is None or reader.table != table or row < reader.first:
+    if reader is None or reader.table != table or row < reader.first or reader.stamp != _stamp(table):
         reader = _last.reader = _RowReader(table)
     try:
         return reader.read(row)
@@ -75,7 +76,7 @@ class _RowReader:
     """
 
     def __init__(self, table: str) -> None:
-        self.table = table
+        self.table, self.stamp = table, _stamp(table)
         self.first = self._end = 0  # rows of the batch in hand
         self.problem: str | None = None
         self._file = open_table(Path(table))
@@ -127,6 +128,15 @@ class _RowReader:
                     self.problem = error.args[1]
                 return
         raise AudioError(f"{self.table}: row {row}", _CHANGED)
+
+
+def _stamp(table: str) -> tuple[int, int, int] | None:
+    """Return what tells a file from one that took its place; None if there is none."""
+    try:
+        status = os.stat(table)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 _last = threading.local()  # the reader that each thread has used last

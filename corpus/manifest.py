@@ -1,5 +1,6 @@
 """The lines of a run's plan and of its failures: what is listed, where it goes, and what came to nothing."""
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,12 +9,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
+from sctok.audio.decode import open_regular
+from sctok.audio.errors import AudioError
 from sctok.audio.known import KeyTable
 from sctok.audio.remote import is_url
 from sctok.audio.sources import AudioItem, BadItem
 from sctok.formats.bounds import parse_json, read_lines
-from sctok.formats.files import atomic_path, damaged, hash_bytes, json_text
+from sctok.formats.files import HASH_CHARACTERS, atomic_path, damaged, hash_bytes, json_text
 
+_READ_BYTES = 1 << 20
 _FAILURE = {"key": str, "path": str, "reason": str}
 _NUMBER = int | float | None
 _ITEM = {
@@ -69,6 +73,22 @@ def stamp_file(path: str) -> Stamp | None:
     return Stamp(status.st_size, status.st_mtime_ns)
 
 
+def hash_content(item: AudioItem, size: int | None = None) -> str | None:
+    """Return the hash of the first `size` bytes of an input, or all; None if it is at a URL or cannot be read."""
+    if is_url(item.path):
+        return None
+    try:
+        source = item.open()
+        with open_regular(source, item.name) if isinstance(source, str) else source as file:
+            digest, left = hashlib.sha256(), math.inf if size is None else size
+            while part := file.read(int(min(left, _READ_BYTES))):
+                digest.update(part)
+                left -= len(part)
+            return digest.hexdigest()[:HASH_CHARACTERS]
+    except (OSError, AudioError):
+        return None
+
+
 @dataclass(frozen=True)
 class Planned:
     """An input, its shard, its duration in seconds where that was asked for, and the stamp of the file that holds it.
@@ -89,7 +109,7 @@ class Planned:
 
     @property
     def changed(self) -> bool:
-        """Whether the file is not what it was when it was listed, or is gone; False if it has no stamp."""
+        """Whether the file has not the stamp that it had when it was listed, or is gone; False if it has none."""
         return self.stamp is not None and stamp_file(self.item.path) != self.stamp
 
 

@@ -13,7 +13,7 @@ from sctok.audio.sources import AudioItem, BadItem
 from sctok.formats.files import atomic_path, json_text, read_json, write_json
 
 from .checksums import hash_keys, read_record, write_record
-from .manifest import KnownInputs, Planned, failure_of, json_line, stamp_file
+from .manifest import KnownInputs, Planned, failure_of, hash_content, json_line, stamp_file
 from .refresh import Measure, update_inputs
 from .runs import (
     CONFIG,
@@ -280,7 +280,9 @@ def _fits(run: RunFolder, shard: Shard, read_shard: ReadShard) -> bool:
     if not record.exists():
         if list(read_shard(path).keys) != keys:
             return False
-        write_record(record, path, keys, shard.inputs_hash)
+        same = [row.item for row in shard.planned if row.stamp is not None and not row.changed]
+        contents = {item.key: hash_content(item) for item in same if item.key not in failed}
+        write_record(record, path, keys, shard.inputs_hash, contents)
     found = read_record(record)
     if found.inputs not in (None, shard.inputs_hash):
         return False

@@ -13,8 +13,9 @@ from sctok.audio.errors import AudioError
 from sctok.audio.sources import AudioItem, list_audio
 from sctok.formats.files import atomic_path, sync_folder
 
+from .checksums import read_record
 from .claims import try_lock
-from .manifest import Failure, Planned, json_line, read_manifest, stamp_file
+from .manifest import Failure, Planned, hash_content, json_line, read_manifest, stamp_file
 from .runs import CLAIMS, MANIFEST, STAGED_MANIFEST, RunError, RunFolder, Shard, group_shards, shard_names
 
 Measure = Callable[[AudioItem], float]
@@ -42,11 +43,11 @@ class _Findings:
 
 
 def update_inputs(runs: Sequence[RunFolder], *, refresh: bool, measure: Measure) -> None:
-    """Compare the inputs of runs with the files as they are, by size and modification time.
+    """Compare the inputs of runs with the files as they are.
 
-    Inputs that are to be read anyway are taken as they are now, unless they lie in an archive. Inputs that failed are
-    left to `--retry-failed`, or to a refresh. Those of an archive that was cut short are read again without being asked
-    for, where it still holds them: it was fetched again.
+    A file of the same size and modification time is the same. Of any other, the bytes decide, against their hash in
+    the record of the shard; in an archive, those of the input, at the same place. Inputs that are to be read anyway are
+    taken as they are now. Inputs that failed are left to `--retry-failed`, or to a refresh.
 
     Args:
         runs: existing ones, over the same inputs.
@@ -83,38 +84,44 @@ def _describe(runs: Sequence[RunFolder], found: _Findings) -> str:
 
 
 def _compare(run: RunFolder, refresh: bool, found: _Findings) -> None:
-    mended = _MendedArchives(run)
+    relisted = lru_cache(maxsize=4)(_list_archive)
     for shard in run.shards():
         changed = [row for row in shard.planned if row.changed]
-        if not changed:
-            continue
-        finished, again = run.finished(shard.index), run.retry_keys(shard)
-        failed = {failure.key for failure in run.shard_failures(shard.index)} if finished else frozenset[str]()
-        for row in changed:
-            gone = stamp_file(row.item.path) is None
-            to_read = not finished and (again is None or row.item.key in again)
-            packed = row.item.offset is not None and not gone
-            if packed and not refresh and mended.hold(row.item):
-                found.open.add(shard.index)
-            elif refresh or packed or not (to_read or row.item.key in failed):
-                found.add(row, gone)
-            elif to_read and not gone:
-                found.open.add(shard.index)
+        if changed:
+            state = _ShardState(run, shard)
+            for row in changed:
+                _judge(row, _find_now(row.item, relisted), state, refresh, found)
 
 
-class _MendedArchives:
-    """The changed archives of a run that could not be listed to their ends."""
+class _ShardState:
+    """What became of the inputs of a shard so far."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
-        self._cut: set[str] | None = None
-        self._relisted = lru_cache(maxsize=4)(_list_archive)
+    def __init__(self, run: RunFolder, shard: Shard) -> None:
+        finished, record = run.finished(shard.index), run.record_path(shard.index)
+        self.again = frozenset[str]() if finished else run.retry_keys(shard)  # keys to be read again, None for all
+        self.failed = {failure.key for failure in run.shard_failures(shard.index)} if finished else frozenset[str]()
+        self.contents = (read_record(record).contents if record.exists() else None) or {}
 
-    def hold(self, item: AudioItem) -> bool:
-        """Return whether the archive of an input is one of them, and still has the input."""
-        if self._cut is None:
-            self._cut = {row.path for row in self._run.manifest() if isinstance(row, Failure) and not row.key}
-        return item.path in self._cut and item.key in self._relisted(item.path)
+
+def _judge(row: Planned, now: AudioItem | None, state: _ShardState, refresh: bool, found: _Findings) -> None:
+    """Decide about an input whose file has another stamp; `now` is where it is, None if it is gone."""
+    item = row.item
+    if refresh or now not in (item, None):
+        found.add(row, gone=now is None)
+    elif state.again is None or item.key in state.again:
+        # A file of the same size is taken for one that was copied or touched, whose line stays as it is.
+        resized = row.stamp is not None and (stamp := stamp_file(item.path)) and stamp.bytes != row.stamp.bytes
+        if now is not None and item.offset is None and (resized or state.again is not None):
+            found.open.add(row.shard)
+    elif item.key not in state.failed and (now is None or hash_content(item) != state.contents.get(item.key)):
+        found.add(row, gone=now is None)
+
+
+def _find_now(item: AudioItem, relisted: Callable[[str], dict[str, AudioItem]]) -> AudioItem | None:
+    """Return an input as it would be listed now, None if it is gone."""
+    if stamp_file(item.path) is None:
+        return None
+    return item if item.offset is None else relisted(item.path).get(item.key)
 
 
 def _stage(run: RunFolder, shards: set[int], refresh: bool, measure: Measure) -> None:
@@ -142,14 +149,11 @@ def _renew(
     row: Planned, relisted: Callable[[str], dict[str, AudioItem]], refresh: bool, measure: Measure
 ) -> Planned | None:
     """Return a row as its file is now, None if it is to leave the manifest."""
-    stamp, item = stamp_file(row.item.path), row.item
-    if stamp is not None and item.offset is not None:
-        found = relisted(item.path).get(item.key)
-        stamp, item = (None, item) if found is None else (stamp, found)
-    if stamp is None:
+    item = _find_now(row.item, relisted)
+    if item is None or not (refresh or item == row.item):
         return None if refresh else row
     seconds = None if row.seconds is None else round(measure(item), 6)
-    return replace(row, item=item, seconds=seconds, stamp=stamp)
+    return replace(row, item=item, seconds=seconds, stamp=stamp_file(item.path))
 
 
 def _list_archive(path: str) -> dict[str, AudioItem]:

@@ -14,16 +14,27 @@ import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sctok.audio.sources import AudioItem
 from sctok.formats.files import hash_json, sync_folder, write_json
 
-from .checksums import RECORD_SUFFIX, write_record
+from .checksums import RECORD_SUFFIX, read_record, write_record
 from .claims import Claim, take_lock, try_lock
 from .complaints import Complaints
-from .manifest import Failure, Planned, hash_planned, read_failures, read_manifest, write_failures
+from .manifest import (
+    Failure,
+    Planned,
+    Stamp,
+    hash_content,
+    hash_planned,
+    read_failures,
+    read_manifest,
+    stamp_file,
+    write_failures,
+)
 
 CONFIG = "run.json"
 MANIFEST = "manifest.jsonl"
@@ -171,12 +182,23 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         return claim
 
-    def finish_shard(self, shard: Shard, keys: Sequence[str], failures: Sequence[Failure]) -> None:
-        """Give the staged file of a claimed shard its name, after the records of what it holds and what failed."""
-        index = shard.index
+    def finish_shard(
+        self,
+        shard: Shard,
+        keys: Sequence[str],
+        failures: Sequence[Failure],
+        contents: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """Give the staged file of a claimed shard its name, after the records of what it holds and what failed.
+
+        contents: the hashes of the audio files that were read now; None for one whose hash is not known.
+        """
+        index, record = shard.index, self.record_path(shard.index)
+        earlier = read_record(record).contents if record.exists() else None
+        contents = {**(earlier or {}), **(contents or {})}
         if failures:
             write_failures(self.failures_path(index), failures)
-        write_record(self.record_path(index), self.staged_path(index), keys, shard.inputs_hash)
+        write_record(record, self.staged_path(index), keys, shard.inputs_hash, contents)
         self.staged_path(index).replace(self.shard_path(index))
         self.retry_path(index).unlink(missing_ok=True)
         sync_folder(self.path)
@@ -250,12 +272,20 @@ class RunFolder:
 class Work:
     """A claimed shard of one or several runs over the same plan.
 
-    wanted: for each run, by its place, that lacks the shard: the keys to try there, None for all.
+    wanted: for each run, by its place, that lacks the shard: the keys to try there, None for all. stamps: of the
+    files, before anything is read.
     """
 
     shard: Shard
     wanted: Mapping[int, frozenset[str] | None]
     claims: tuple[Claim, ...]
+    stamps: Mapping[str, Stamp | None] = field(default_factory=dict)
+
+    @cached_property
+    def contents(self) -> dict[str, str | None]:
+        """The hashes of the inputs, now that they were read; None for one that changed meanwhile, except by growing."""
+        # After reading: the system has the bytes in memory still, and hashing lets other threads work.
+        return {item.key: _hash_as_read(item, self.stamps.get(item.key)) for item in self.items}
 
     @property
     def items(self) -> tuple[AudioItem, ...]:
@@ -269,6 +299,15 @@ class Work:
         """Give the claims back."""
         for claim in self.claims:
             claim.release()
+
+
+def _hash_as_read(item: AudioItem, before: Stamp | None) -> str | None:
+    """Return the hash of the bytes that an input had when its file had the stamp `before`, None if they are gone."""
+    if before is None:
+        return None
+    found, after = hash_content(item, None if item.offset is not None else before.bytes), stamp_file(item.path)
+    grown = after is not None and item.offset is None and after.bytes > before.bytes
+    return found if after == before or grown else None
 
 
 def claim_work(runs: Sequence[RunFolder], mine: Callable[[int], bool] = lambda index: True) -> Iterator[Work]:
@@ -302,7 +341,7 @@ def _claim_from(
                 break
             claims.append(claim)
         wanted = {place: run.retry_keys(shard) for place, run in enumerate(runs) if not run.finished(shard.index)}
-        work = Work(shard, wanted, tuple(claims))
+        work = Work(shard, wanted, tuple(claims), {item.key: stamp_file(item.path) for item in shard.items})
         if _identify_plan(runs) != plan:
             work.release()
             return last

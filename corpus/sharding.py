@@ -304,7 +304,7 @@ def _open_part(run: RunFolder, job: Job[ClipT], place: int, work: Work) -> Itera
                 part = _Part(sink, f"{staged}: ", work, wanted, old)
                 yield part
                 part.copy_rest()
-            run.finish_shard(work.shard, part.keys, part.failures)
+            run.finish_shard(work.shard, part.keys, part.failures, work.contents)
     finally:
         staged.unlink(missing_ok=True)
 

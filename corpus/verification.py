@@ -225,7 +225,7 @@ class _Checker:
             )
         if (
             record.read_text(encoding="ascii")
-            != json_text(replace(found, inputs=recorded.inputs).to_json(), indent=2) + "\n"
+            != json_text(replace(found, inputs=recorded.inputs, contents=recorded.contents).to_json(), indent=2) + "\n"
         ):
             raise FormatError(f"{record}: does not say what {path.name} holds; delete it and run again")
 
