@@ -42,6 +42,7 @@ def _compute() -> dict[str, Any]:
     import torch
 
     from sctok.features.checkpoints import load_weights
+    from sctok.formats.bundled import BUNDLED_CODEBOOKS
     from sctok.kernels.cpu_vnni import vnni_bits
     from sctok.kernels.devices import cpu_supports, resolve_device, resolve_precision
 
@@ -57,6 +58,7 @@ def _compute() -> dict[str, Any]:
         if vnni_bits()
         else "float32 products (no VNNI)",
         "bundled encoder": f"mini, width {weights.config.width}, {weights.config.depth} blocks, hash {weights.hash}",
+        "bundled codebooks": list(BUNDLED_CODEBOOKS),
         "auto device": str(device),
         "auto precision": resolve_precision("auto", device),
         "auto k-means backend": "torch",

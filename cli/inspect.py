@@ -10,14 +10,20 @@ from .common import JsonOption, emit
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A shard, .sct file, codebook, encoder, or the folder of a run or a codec.")
+        Path,
+        typer.Argument(
+            help="A shard, .sct file, codebook, encoder, or the folder of a run or a codec; or what is bundled: "
+            "merged-4096-r100, merged-4096-r50, merged-4096-r25, encoder-mini or codec-mini."
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Describe any file that sctok writes."""
+    """Describe any file that sctok writes, or that is bundled with it."""
+    from sctok.formats.bundled import bundled_place
     from sctok.formats.describe import describe_file
 
-    facts = describe_file(path)
+    with bundled_place("" if path.exists() else str(path)) as place:
+        facts = describe_file(place or path)
     emit(facts, as_json, "\n".join(_lines(facts)))
 
 

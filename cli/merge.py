@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cluster import parse_sizes
-from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, say, table
+from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, one_of, say, table
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.merging import MergedCodebook
@@ -28,6 +28,14 @@ def merge(
     codebooks: Annotated[
         Path | None, typer.Option("--codebooks", help="Folder of codebooks. Default: codebooks under --root.")
     ] = None,
+    store: Annotated[
+        str,
+        typer.Option(
+            "--store",
+            help="float32, or float16: round the centroids, for a file of half the size.",
+            callback=one_of("float32", "float16"),
+        ),
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace merged codebooks that differ.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,11 +43,15 @@ def merge(
     sizes = parse_sizes(size, "--size") if size else []
     rates = _checked_rates(token_rate or [])
 
+    import numpy as np
+
     from sctok.kmeans_tools.merging import PAPER_RATIO, build_merged, choose_plans
 
     shares = PAPER_RATIO if ratio is None else parse_ratio(ratio)
     folder = codebooks or root / "codebooks"
-    results = build_merged(folder, choose_plans(folder, shares, sizes, rates), shares, overwrite=overwrite)
+    plans = choose_plans(folder, shares, sizes, rates)
+    dtype = np.float16 if store == "float16" else np.float32
+    results = build_merged(folder, plans, shares, overwrite=overwrite, dtype=dtype)
     for result in results:
         if not result.made:
             say(f"{result.path} is there already, merged from the same codebooks")

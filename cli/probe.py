@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .codebooks import DEFAULT_ENCODER, wanted_codebook
 from .codecs import codec_path
 from .common import (
     DEFAULT_ROOT,
@@ -22,7 +23,6 @@ from .common import (
     table,
 )
 from .runs import checked_name
-from .tokenize import DEFAULT_ENCODER, wanted_codebook
 
 if TYPE_CHECKING:
     from sctok.evaluation.probe import ProbeReport, ProbeSettings
@@ -47,7 +47,9 @@ def probe(
     ] = None,
     codebook: Annotated[
         list[str] | None,
-        typer.Option("--codebook", help="Sizes of merged codebooks in ROOT/codebooks, or files; several are allowed."),
+        typer.Option(
+            "--codebook", help="Sizes of merged codebooks, bundled ones such as merged-4096-r50, or files; several."
+        ),
     ] = None,
     token_rate: Annotated[
         int | None, typer.Option("--token-rate", help="100, 50 or 25: of --codebook given by size.")
@@ -120,7 +122,8 @@ def probe(
     mlp = ProbeConfig(folds, grid_points, search, hidden, max_epochs=epochs, seed=seed)  # type: ignore[arg-type]
     settings = ProbeSettings(mlp, seconds, pooling, tuple(representation or ()), measures, stability_clips)
     wanted = [part for given in codebook or () for part in given.split(",")]
-    books = [wanted_codebook(root / "codebooks", one, token_rate, _first(encoder)) for one in wanted]
+    fitting = encoder[0] if encoder and len(encoder) == 1 else None
+    books = [wanted_codebook(root / "codebooks", one, token_rate, fitting) for one in wanted]
     codecs = [codec_path(one, root) for one in codec or ()]
     encoders = encoder or ([] if codecs and not books else [DEFAULT_ENCODER])
     systems = _load_systems(encoders, books, codecs, device, precision)
@@ -132,10 +135,6 @@ def probe(
         say(f"warning: {count} clips have no part in the results; {report.path} lists the reasons")
     if report.sections["errors"]:
         raise typer.Exit(1)
-
-
-def _first(encoders: Sequence[str] | None) -> str:
-    return encoders[0] if encoders else DEFAULT_ENCODER
 
 
 def _load_systems(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .codebooks import DEFAULT_ENCODER, wanted_codebook
 from .codecs import codec_path
 from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
 from .runs import (
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from sctok.corpus.tokenization import MakeEncoder
     from sctok.formats.codebooks import Codebook
 
-DEFAULT_TOKEN_RATE = 100
-DEFAULT_ENCODER = "mini"
 CODEC_WINDOWS_ON_CPU = 16  # as many as the acoustic encoder takes at once
 
 
@@ -50,8 +49,8 @@ def tokenize(
         str | None,
         typer.Option(
             "--codebook",
-            help="Sizes of merged codebooks, or files, with commas between.",
-            show_default="the largest in ROOT/codebooks, or of the codec",
+            help="Sizes of merged codebooks, bundled ones such as merged-4096-r50, or files, with commas between.",
+            show_default="the largest in ROOT/codebooks or of the codec, else the bundled one",
         ),
     ] = None,
     codec: Annotated[
@@ -98,6 +97,8 @@ def tokenize(
 
     With --codec, semantic and acoustic tokens: those of sctok encode, as pairs that sctok decode turns back into sound.
 
+    If ROOT/codebooks has no merged codebook that fits, the bundled one of the encoder mini is used, and named.
+
     With several codebooks, audio is decoded and encoded once, and the tokens go to ROOT/tokens/NAME-SIZE for each. With
     codebooks of features that were extracted with --padding cut, the encoder does not see padding here either.
 
@@ -111,7 +112,7 @@ def tokenize(
     wanted = [None] if codebook is None else codebook.split(",")
     source = None if codec is None else codec_path(codec, root)
     if source is None:
-        books = [wanted_codebook(root / "codebooks", one, token_rate, encoder or DEFAULT_ENCODER) for one in wanted]
+        books = [wanted_codebook(root / "codebooks", one, token_rate, encoder) for one in wanted]
     else:
         books = _codec_codebooks(source, wanted, token_rate, encoder)
     targets = _targets(root / "tokens", name, out, books)
@@ -215,28 +216,3 @@ def _default_name(audio: list[str]) -> str:
         raise typer.BadParameter("several inputs need a name for their tokens", param_hint="--name")
     path = Path(audio[0]).resolve()
     return safe_name(path.name if path.is_dir() else path.stem)
-
-
-def wanted_codebook(folder: Path, wanted: str | None, token_rate: int | None, encoder: str) -> "Codebook":
-    """Return the codebook that --codebook and --token-rate mean."""
-    from sctok.corpus.tokenization import choose_codebook
-    from sctok.features.checkpoints import load_weights
-    from sctok.formats.codebooks import load_codebook, load_named_codebook, load_npy
-    from sctok.formats.stacking import stack_factor
-
-    try:
-        stack = stack_factor(token_rate or DEFAULT_TOKEN_RATE)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--token-rate") from None
-    if wanted is None or wanted.isdecimal():
-        size = int(wanted) if wanted else None
-        return load_named_codebook(choose_codebook(folder, size, token_rate or DEFAULT_TOKEN_RATE))
-    if wanted.endswith(".npy"):
-        weights = load_weights(encoder)
-        return load_npy(wanted, stack_factor=stack, encoder=weights.name, encoder_hash=weights.hash)
-    book = load_codebook(wanted)
-    if token_rate not in (None, book.metadata.token_rate):
-        raise typer.BadParameter(
-            f"{wanted} is for {book.metadata.token_rate} tokens per second, not {token_rate}", param_hint="--token-rate"
-        )
-    return book

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .codebooks import wanted_codebook
 from .codecs import codec_name
 from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, emit, not_empty, say
 from .runs import AudioArgument
@@ -29,7 +30,10 @@ def train(
     encoder: Annotated[str | None, typer.Option("--encoder", help="mini, base, or a file of AudioMAE weights.")] = None,
     codebooks: Annotated[
         list[str] | None,
-        typer.Option("--codebooks", help="Sizes of merged codebooks in ROOT/codebooks, or files; repeated or a,b."),
+        typer.Option(
+            "--codebooks",
+            help="Sizes of merged codebooks, bundled ones such as merged-4096-r50, or files; repeated or a,b.",
+        ),
     ] = None,
     vae: Annotated[
         str | None,
@@ -115,9 +119,12 @@ def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], ini
         raise typer.BadParameter(str(error), param_hint="--config") from None
     if initial and parts["encoder"]:
         raise typer.BadParameter("--initial has its own encoder, leave this out", param_hint="--encoder")
-    for option in ("codebooks", "vae", "vocoder"):
-        if not initial and not getattr(plan.parts, option):
-            raise typer.BadParameter("is not in the configuration and has to be given", param_hint=f"--{option}")
+    lacking = [f"--{option}" for option in ("codebooks", "vae", "vocoder") if not getattr(plan.parts, option)]
+    if lacking and not initial:
+        raise typer.BadParameter(
+            f"{config} names no {' and no '.join(part.removeprefix('--') for part in lacking)}: give "
+            f"{' and '.join(lacking)} (a codec such as mini, or a file), or --initial CODEC, which has all parts"
+        )
     return plan
 
 
@@ -130,13 +137,14 @@ def _load_parts(plan: "TrainingPlan", root: Path, initial: str | None, given: se
 
     codecs = root / "codecs"
 
-    def books(encoder: "EncoderWeights") -> "list[Codebook]":
+    def books(encoder: "str | EncoderWeights") -> "list[Codebook]":
         return [_codebook(str(each), plan, encoder, root / "codebooks") for each in plan.parts.codebooks]
 
     if initial is None:
-        weights = load_weights(plan.parts.encoder)
+        chosen = books(plan.parts.encoder)
         vae, vocoder = open_vae(plan.parts.vae, codecs), open_vocoder(plan.parts.vocoder, codecs)
-        return TrainingParts(weights, books(weights), vae, vocoder)
+        _tell_bundled(plan, codecs)
+        return TrainingParts(load_weights(plan.parts.encoder), chosen, vae, vocoder)
     first = load_codec(find_codec(initial, codecs) or initial)
     return TrainingParts(
         first.encoder,
@@ -147,18 +155,21 @@ def _load_parts(plan: "TrainingPlan", root: Path, initial: str | None, given: se
     )
 
 
-def _codebook(wanted: str, plan: "TrainingPlan", encoder: "EncoderWeights", folder: Path) -> "Codebook":
-    """Return the codebook that a size, or a file, of --codebooks means."""
-    from sctok.corpus.tokenization import choose_codebook
-    from sctok.formats.codebooks import load_codebook, load_named_codebook, load_npy
-    from sctok.formats.stacking import stack_factor
+def _codebook(wanted: str, plan: "TrainingPlan", encoder: "str | EncoderWeights", folder: Path) -> "Codebook":
+    """Return the codebook that --codebooks means; the rate of a file is checked with the other parts."""
+    by_rate = wanted.isdecimal() or wanted.endswith(".npy")
+    return wanted_codebook(folder, wanted, plan.token_rate if by_rate else None, encoder)
 
-    if wanted.isdecimal():
-        return load_named_codebook(choose_codebook(folder, int(wanted), plan.token_rate))
-    if wanted.endswith(".npy"):
-        stack = stack_factor(plan.token_rate)
-        return load_npy(wanted, stack_factor=stack, encoder=encoder.name, encoder_hash=encoder.hash)
-    return load_codebook(wanted)
+
+def _tell_bundled(plan: "TrainingPlan", codecs: Path) -> None:
+    """Say which parts are those of a bundled codec."""
+    from sctok.codec.artefact import BUNDLED_CODECS
+    from sctok.codec.part_sources import find_codec
+
+    sources = {"VAE": plan.parts.vae, "vocoder": plan.parts.vocoder}
+    for name in BUNDLED_CODECS:
+        if parts := [part for part, source in sources.items() if find_codec(source, codecs) == source == name]:
+            say(f"using the {' and '.join(parts)} of the bundled codec {name}")
 
 
 def _train(run: "CodecRun", name: str, folder: Path) -> int:

@@ -13,7 +13,7 @@ from sctok.audio.sources import list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.codec.listing import STREAMS
 from sctok.codec.tokenizer import CodecTokenizer
-from sctok.formats.codebooks import MERGED_DOMAIN, Codebook, CodebookFile, codebook_hash, find_codebooks
+from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.describe import count_summary
 from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
@@ -68,24 +68,6 @@ class CodecTokensSummary(TokenizationSummary):
     acoustic_size: int
     acoustic_used: int
     acoustic_perplexity: float
-
-
-def choose_codebook(folder: Path, size: int | None, token_rate: int) -> Path:
-    """Return the merged codebook of `size` centroids in a folder, the largest where `size` is None.
-
-    Raises:
-        RunError: there is none at that token rate; the message lists what is there.
-    """
-    found = find_codebooks(folder)
-    fitting = [book for book in found if book.domain == MERGED_DOMAIN and book.token_rate == token_rate]
-    fitting = [book for book in fitting if size in (None, book.k)]
-    if fitting:
-        return max(fitting, key=lambda book: book.k).path
-    wanted = f"no merged codebook{'' if size is None else f' of {size} centroids'} at {token_rate} tokens per second"
-    there = ", ".join(map(_codebook_name, found))
-    if not there:
-        raise RunError(f"{folder}: {wanted}, nor any other; run sctok cluster and sctok merge first")
-    raise RunError(f"{folder}: {wanted}; it has {there}: run sctok merge, or give one of those as a path")
 
 
 def tokenize_corpus(
@@ -197,10 +179,6 @@ def read_contents(path: Path) -> ShardContents:
     """Read what a token shard says of itself. Raises FormatError."""
     entries = [(key, info.get("config_hash")) for key, _, info in read_token_shard(path)]
     return ShardContents(entries[0][1] if entries else None, tuple(key for key, _ in entries))
-
-
-def _codebook_name(book: CodebookFile) -> str:
-    return f"{book.domain}-{book.k} at {book.token_rate}"
 
 
 def _check_codebook(codebook: Codebook, encoder: TokenEncoder) -> None:

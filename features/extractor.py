@@ -34,6 +34,11 @@ def padding_of(encoder_hash: str) -> str:
     return CUT if encoder_hash.endswith(_CUT_ENDING) else KEEP
 
 
+def weights_hash(encoder_hash: str) -> str:
+    """Return the hash of an encoder's weights by the hash that features and codebooks know it by."""
+    return encoder_hash.removesuffix(_CUT_ENDING)
+
+
 class FeatureExtractor:
     """An AudioMAE encoder with its front end.
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,30 @@ class Codebook:
         return int(self.centroids.shape[1]) // self.metadata.stack_factor
 
 
-def save_codebook(path: str | os.PathLike[str], codebook: Codebook) -> None:
-    """Write a codebook to a safetensors file, atomically; equal codebooks give equal bytes. Raises DiskFullError."""
-    arrays: dict[str, npt.NDArray[Any]] = {"centroids": codebook.centroids, "counts": codebook.counts}
+def round_codebook(codebook: Codebook) -> Codebook:
+    """Return a codebook whose centroids are rounded to float16 values, still as float32 (k, E·stack_factor).
+
+    Raises ValueError if a centroid exceeds the range of float16.
+    """
+    with np.errstate(over="ignore"):
+        return replace(codebook, centroids=codebook.centroids.astype(np.float16).astype(np.float32))
+
+
+def save_codebook(
+    path: str | os.PathLike[str], codebook: Codebook, dtype: type[np.float16] | type[np.float32] = np.float32
+) -> None:
+    """Write a codebook to a safetensors file, atomically; equal codebooks give equal bytes.
+
+    dtype: of the stored centroids; float16 needs half the room and takes only values that it holds exactly, such as
+    those of `round_codebook`.
+
+    Raises ValueError for centroids that `dtype` does not hold exactly; DiskFullError.
+    """
+    with np.errstate(over="ignore"):
+        stored = codebook.centroids.astype(dtype)
+    if not np.array_equal(stored, codebook.centroids):
+        raise ValueError(f"{path}: centroids are not float16 values; round the codebook first")
+    arrays: dict[str, npt.NDArray[Any]] = {"centroids": stored, "counts": codebook.counts}
     metadata = asdict(codebook.metadata)
     del metadata["format_version"]  # save_tensors adds it
     save_tensors(
@@ -132,14 +153,14 @@ def save_codebook(path: str | os.PathLike[str], codebook: Codebook) -> None:
 
 
 def load_codebook(path: str | os.PathLike[str]) -> Codebook:
-    """Read a codebook and check all of it.
+    """Read a codebook, whose centroids may be stored as float16, and check all of it.
 
     Raises FileNotFoundError; FormatError naming `path` for another format or version, or a damaged file.
     """
     arrays, metadata = read_tensors(path, format_name=CODEBOOK_FORMAT, version=CODEBOOK_VERSION)
     try:
         centroids, counts = arrays["centroids"], arrays["counts"]
-        if centroids.dtype != np.float32 or counts.dtype != np.int64:
+        if centroids.dtype not in (np.float32, np.float16) or counts.dtype != np.int64:
             raise ValueError(f"centroids are {centroids.dtype} and counts {counts.dtype}")
         codebook = Codebook(centroids, counts, _info_from_json(metadata))
         recorded = metadata.pop("content_hash")

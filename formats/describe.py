@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bundled import bundled_name
 from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_codebook
 from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
 from .files import FormatError, foreign, read_json
@@ -38,14 +39,15 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     First comes `kind`: "feature shard", "codebook", "token shard", "token file", "encoder weights", "checkpoint of …",
     "part of a codec", "run", "run folder", "run summary", "codebook folder" or "codec folder"; then `path` and, for a
-    file, `size_bytes`. All values are JSON values. The file is checked as its reader checks it; the contents of
-    `run.json`, `summary.json` and `codec.json` are under `run`, `summary` and `codec`.
+    file, `size_bytes`. Last comes `bundled_codebook`: the name of a codebook inside the package, if that is what is
+    described or what made the tokens. All values are JSON values. The file is checked as its reader checks it; the
+    contents of `run.json`, `summary.json` and `codec.json` are under `run`, `summary` and `codec`.
 
     Raises FileNotFoundError; FormatError naming `path` for anything else, and for files of ours that are damaged.
     """
     target = Path(path)
     if target.is_dir():
-        return _describe_folder(target)
+        return _name_codebook(_describe_folder(target))
     if target.exists() and not target.is_file():
         raise FormatError(f"{path} is neither a regular file nor a folder; check the path")  # reading it could hang
     with target.open("rb") as file:
@@ -53,8 +55,18 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     for looks_like, describe in _KINDS:
         if looks_like(target, head):
             facts = describe(target)
-            return {"kind": facts.pop("kind"), "path": str(path), "size_bytes": target.stat().st_size, **facts}
+            about = {"kind": facts.pop("kind"), "path": str(path), "size_bytes": target.stat().st_size}
+            return _name_codebook({**about, **facts})
     raise foreign(path)
+
+
+def _name_codebook(facts: dict[str, Any]) -> dict[str, Any]:
+    """Add the name of the bundled codebook if that is what is described, or what made the tokens."""
+    places = (facts, facts.get("run", {}), facts.get("same_in_all_files", {}))
+    known = facts["hash"] if facts["kind"] == "codebook" else None
+    known = known or next((place["codebook_hash"] for place in places if "codebook_hash" in place), None)
+    name = bundled_name(known) if known else None
+    return {**facts, "bundled_codebook": name} if name else facts
 
 
 def count_summary(counts: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Merged codebooks: the rows of one codebook per domain, in a fixed ratio and order."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from sctok.formats.codebooks import (
     codebook_path,
     find_codebooks,
     load_named_codebook,
+    round_codebook,
     save_codebook,
 )
 from sctok.formats.files import FormatError, remove_stale_temporaries
@@ -130,11 +131,17 @@ def _nothing_to_build(folder: Path, plans: Sequence[MergePlan]) -> ValueError:
 
 
 def build_merged(
-    folder: Path, plans: Sequence[MergePlan], ratio: Mapping[str, int], *, overwrite: bool = False
+    folder: Path,
+    plans: Sequence[MergePlan],
+    ratio: Mapping[str, int],
+    *,
+    overwrite: bool = False,
+    dtype: type[np.float16] | type[np.float32] = np.float32,
 ) -> list[MergedCodebook]:
     """Build merged codebooks in a folder, `merged-<size>-r<rate>.safetensors` each, from the domain codebooks there.
 
-    What killed writers left in the folder is removed.
+    What killed writers left in the folder is removed. With `dtype` float16 the centroids are rounded, which halves the
+    file; the certificate says so.
 
     Raises:
         ValueError: parts that do not fit together; a merged codebook that is there, differs and may not be
@@ -146,12 +153,20 @@ def build_merged(
         paths = plan.paths(folder)
         parts = {domain: load_named_codebook(path) for domain, path in paths.items()}
         merged = merge_codebooks(parts, ratio, plan.size, names={domain: str(path) for domain, path in paths.items()})
+        if dtype is np.float16:
+            merged = _rounded(merged)
         target = codebook_path(folder, MERGED_DOMAIN, plan.size, plan.token_rate)
         results.append(MergedCodebook(target, merged, _must_write(target, merged, overwrite)))
     for result in results:
         if result.made:
-            save_codebook(result.path, result.codebook)
+            save_codebook(result.path, result.codebook, dtype)
     return results
+
+
+def _rounded(merged: Codebook) -> Codebook:
+    rounded = round_codebook(merged)
+    certificate = {**(rounded.metadata.certificate or {}), "rounded_to": "float16"}
+    return replace(rounded, metadata=replace(rounded.metadata, certificate=certificate))
 
 
 def _must_write(target: Path, merged: Codebook, overwrite: bool) -> bool:

@@ -125,7 +125,7 @@ def test_merge_lists_the_missing_codebooks(tmp_path, capsys):
 
 
 def test_tokenize_without_codebooks_says_what_to_run(samples_folder, tmp_path, capsys):
-    line = one_line(capsys, "tokenize", samples_folder / "general", "--root", tmp_path)
+    line = one_line(capsys, "tokenize", samples_folder / "general", "--root", tmp_path, "--codebook", 8192)
     assert "sctok cluster" in line
 
 

@@ -127,7 +127,7 @@ def test_published_centroids(sctok: Sctok, collection: Path, monkeypatch: pytest
         (["extract", "broken", "--domain", "speech", "--tokens-per-clip", "0"], 2, "tokens-per-clip"),
         (["extract", "broken", "--domain", "speech", "--device", "toaster"], 2, "toaster"),
         (["extract", "broken", "--domain", "speech", "--precision", "int3"], 2, "int3"),
-        (["tokenize", "broken"], 1, "codebooks"),
+        (["tokenize", "broken", "--codebook", "99"], 1, "sctok-data/codebooks: no merged codebook of 99 centroids"),
         (["tokenize", "broken", "empty"], 2, "--name"),
         (["tokenize", "broken", "--token-rate", "7"], 2, "token-rate"),
         (["tokenize", "broken", "--codebook", "no.safetensors"], 1, "no.safetensors"),

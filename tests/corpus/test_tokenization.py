@@ -21,9 +21,9 @@ from sctok.audio.windows import WINDOW_SAMPLES, span_samples, token_count
 from sctok.corpus.processes import RunResult
 from sctok.corpus.runs import RunError, RunFolder
 from sctok.corpus.sharding import Execution
-from sctok.corpus.tokenization import TokenizationConfig, choose_codebook, tokenize_corpus
+from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 from sctok.features.extractor import CUT, FeatureExtractor
-from sctok.formats.codebooks import Codebook, CodebookInfo, codebook_hash, codebook_path, save_codebook
+from sctok.formats.codebooks import Codebook, CodebookInfo, codebook_hash
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import read_token_shard
 
@@ -153,20 +153,6 @@ def test_another_codebook_in_the_same_folder_is_refused(collection: Path, tokeni
 def test_features_and_tokens_do_not_share_a_folder(collection: Path, tokenized: Path) -> None:
     with pytest.raises(RunError, match="other settings"):
         run_command("extract", [collection], tokenized)
-
-
-def test_the_largest_merged_codebook_is_chosen(tmp_path: Path) -> None:
-    for domain, k, stack in (("merged", 16, 2), ("merged", 32, 2), ("merged", 64, 1), ("speech", 128, 2)):
-        path = codebook_path(tmp_path, domain, k, 100 // stack)
-        save_codebook(path, fake_codebook(k=k, stack=stack))
-    assert choose_codebook(tmp_path, None, 50).name == "merged-32-r50.safetensors"
-    assert choose_codebook(tmp_path, 16, 50).name == "merged-16-r50.safetensors"
-    with pytest.raises(RunError, match=r"no merged codebook at 25 .* merged-16 at 50, .*speech-128 at 50"):
-        choose_codebook(tmp_path, None, 25)
-    with pytest.raises(RunError, match="no merged codebook of 8 centroids at 50"):
-        choose_codebook(tmp_path, 8, 50)
-    with pytest.raises(RunError, match="sctok cluster"):
-        choose_codebook(tmp_path / "nothing", None, 50)
 
 
 BOOKS = {"8": fake_codebook(8, 1), "32": fake_codebook(32, 2), "5": fake_codebook(5, 4)}

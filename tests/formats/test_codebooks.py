@@ -21,6 +21,7 @@ from sctok.formats.codebooks import (
     load_named_codebook,
     load_npy,
     published_npy_name,
+    round_codebook,
     save_codebook,
 )
 from sctok.formats.files import FormatError
@@ -73,6 +74,30 @@ def test_equal_codebooks_give_equal_bytes(tmp_path: Path) -> None:
         save_codebook(tmp_path / name, example())
     assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c")}) == 1
     assert load_codebook(tmp_path / "a").metadata == INFO
+
+
+def test_float16_takes_half_the_room_and_keeps_the_hash(tmp_path: Path) -> None:
+    book = round_codebook(example())
+    save_codebook(tmp_path / "half", book, np.float16)
+    save_codebook(tmp_path / "whole", book)
+    sizes = [(tmp_path / name).stat().st_size for name in ("half", "whole")]
+    assert sizes[1] - sizes[0] == 2 * book.centroids.size
+    for name in ("half", "whole"):
+        loaded = load_codebook(tmp_path / name)
+        assert loaded.centroids.dtype == np.float32
+        np.testing.assert_array_equal(loaded.centroids, book.centroids)
+        assert codebook_hash(loaded) == codebook_hash(book)
+
+
+def test_float16_refuses_what_it_would_change(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="are not float16 values; round the codebook first"):
+        save_codebook(tmp_path / "c", example(), np.float16)
+    assert not (tmp_path / "c").exists()
+
+
+def test_centroids_beyond_float16_are_not_rounded() -> None:
+    with pytest.raises(ValueError, match="centroid 0 is not finite"):
+        round_codebook(dataclasses.replace(example(), centroids=np.full((8, 6), 70_000.0)))
 
 
 @pytest.mark.parametrize(

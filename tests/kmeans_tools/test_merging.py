@@ -154,3 +154,20 @@ def test_a_part_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"speech-2-r100\.safetensors holds the codebook music-2-r100, not"):
         build_merged(tmp_path, [MergePlan(8, 100, split_size(8, PAPER_RATIO))], PAPER_RATIO)
     assert not codebook_path(tmp_path, "merged", 8, 100).exists()
+
+
+def test_a_merged_codebook_may_be_stored_as_float16(tmp_path: Path) -> None:
+    for domain, k in (("speech", 4), ("music", 4), ("general", 8)):
+        put(tmp_path, domain, k)
+    plans = choose_plans(tmp_path, PAPER_RATIO, [16])
+    (result,) = build_merged(tmp_path, plans, PAPER_RATIO, dtype=np.float16)
+    whole = merge_codebooks(
+        {domain: load_codebook(path) for domain, path in plans[0].paths(tmp_path).items()}, PAPER_RATIO, 16
+    )
+    stored = load_codebook(result.path)
+    np.testing.assert_array_equal(stored.centroids, whole.centroids.astype(np.float16))
+    assert stored.metadata.certificate is not None
+    assert stored.metadata.certificate["rounded_to"] == "float16"
+    assert not build_merged(tmp_path, plans, PAPER_RATIO, dtype=np.float16)[0].made
+    with pytest.raises(ValueError, match="use --overwrite"):
+        build_merged(tmp_path, plans, PAPER_RATIO)
