@@ -99,6 +99,8 @@ def tokenize(
 
     With --codec, semantic and acoustic tokens: those of sctok encode, as pairs that sctok decode turns back into sound.
 
+    If ROOT/codebooks has no merged codebook that fits, the bundled one of the encoder mini is used, and named.
+
     With several codebooks, audio is decoded and encoded once, and the tokens go to ROOT/tokens/NAME-SIZE for each. With
     codebooks of features that were extracted with --padding cut, the encoder does not see padding here either.
 
