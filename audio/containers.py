@@ -125,7 +125,7 @@ def _mpeg(window: Window, start: int, name: str) -> list[Link]:
 
 def _mpeg_link(part: MpegPart) -> Link:
     slack = _SLACK_FRAMES * part.format.samples
-    return Link(part.ranges, part.head, endless=not part.head, promised=part.samples, slack=slack, mpeg=True)
+    return Link(part.ranges, part.head, endless=part.endless, promised=part.samples, slack=slack, mpeg=True)
 
 
 def _ogg(window: Window, start: int, name: str) -> list[Link]:
