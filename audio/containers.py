@@ -1,6 +1,7 @@
 """What a file is, from its content: the links it is made of, and how each is read."""
 
 import re
+import struct
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ _FLAC_COUNT = slice(21, 26)  # the low half of byte 21 and the next four: sample
 _OGG_CODECS = ("Vorbis", "Opus")
 _MAX_LINKS = 10_000
 _PLAIN_TAG_BYTES = 1 << 20  # larger ones are not shown to libsndfile, which takes them into memory
+_MAX_PATCHED_BYTES = 1 << 15
 _BEYOND_32_BITS = 2**32 - 2**16
 
 
@@ -123,7 +125,7 @@ def _mpeg(window: Window, start: int, name: str) -> list[Link]:
 
 def _mpeg_link(part: MpegPart) -> Link:
     slack = _SLACK_FRAMES * part.format.samples
-    return Link(part.ranges, part.head, endless=not part.head, promised=part.samples, slack=slack, mpeg=True)
+    return Link(part.ranges, part.head, endless=part.endless, promised=part.samples, slack=slack, mpeg=True)
 
 
 def _ogg(window: Window, start: int, name: str) -> list[Link]:
@@ -178,21 +180,38 @@ def _flac_frames(window: Window, start: int) -> int:
 
 def _by_headers(window: Window, start: int, name: str) -> list[Link]:
     _check_avi(window, start, name)
-    parts: list[tuple[int, int | None]] = []
+    parts: list[Link] = []
     position: int | None = start
     while position is not None and (extent := sound_extent(window, position)) is not None:
         held = max(0, window.end - extent.start)
         promised = _checked_bytes(extent, held, name)
         if extent.tag in MPEG_TAGS and starts_mpeg(window, extent.start):
             return _mpeg(Window(window.file, extent.start + promised), extent.start, name)
-        parts.append((position, promised // extent.block if extent.unit == "samples" else None))
+        head = b"" if extent.promised == promised else _with_size(window, position, extent, promised)
+        count = promised // extent.block if extent.unit == "samples" else None
+        parts.append(Link(((position, window.end),), head, promised=count))
         position = _next_header(window, position, extent.start + promised)
         if len(parts) > _MAX_LINKS:
             raise LeftToFfmpegError(name, f"more than {_MAX_LINKS} files in one")
-    if len(parts) <= 1:
-        return [Link(((start, window.end),) if start else None, promised=parts[0][1] if parts else None)]
-    ends = [place for place, _ in parts[1:]] + [window.end]
-    return [Link(((place, end),), promised=count) for (place, count), end in zip(parts, ends, strict=True)]
+    if not parts:
+        return [Link(((start, window.end),) if start else None)]
+    if len(parts) == 1 and start == 0 and not parts[0].head:
+        return [replace(parts[0], ranges=None)]
+    starts = [first for part in parts for first, _ in part.ranges or ()]
+    ends = [*starts[1:], window.end]
+    return [replace(part, ranges=((first, end),)) for part, first, end in zip(parts, starts, ends, strict=True)]
+
+
+def _with_size(window: Window, start: int, extent: Extent, size: int) -> bytes:
+    """Return a header with the size in place of what it states; empty if that is not possible."""
+    if extent.size_field is None or extent.start - start > _MAX_PATCHED_BYTES:
+        return b""
+    place, form, more = extent.size_field
+    if size + more >= 1 << 8 * struct.calcsize(form):
+        return b""
+    head = bytearray(window.at(start, extent.start - start))
+    struct.pack_into(form, head, place - start, size + more)
+    return bytes(head)
 
 
 def _checked_bytes(extent: Extent, held: int, name: str) -> int:

@@ -58,16 +58,21 @@ def stream_audio(
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the audio of a file as mono float32 blocks (n,) at 16 kHz, n > 0, in memory bounded by `block_samples`.
 
-    `source` is a path, the bytes of a file, or a seekable binary file, which is closed at the end. WAV, FLAC, OGG,
-    Opus, MP3, AIFF and other formats of libsndfile are read through it, any other container through ffmpeg. `name`
-    stands for the file in messages, and its suffix tells the container where `source` is not a path. All channels
+    `source` is a path, the bytes of a file, or a seekable binary file, which is closed at the end; `name` stands for it
+    in messages. What a file is, its content decides, not its suffix. WAV, FLAC, OGG, Opus, MP3, AIFF and other formats
+    of libsndfile are read through it, any other container, of those in `ffmpeg.FORMATS`, through ffmpeg. All channels
     are mixed down (their mean, in float32), or the one numbered `channel` is taken. A file of n samples at rate r
     gives ceil(n · 16000 / r) samples, the same ones whatever `block_samples`, which is about the number of samples
     read, and given, at a time.
 
+    Chained Ogg, FLAC, MP3 and WAV files are read to the last link, each at its rate and with its channels. A stated
+    length does not end the reading of MP3 and FLAC. A WAV size that programs write into pipes is no promise: 0, round,
+    or near 2 or 4 GiB, with whole blocks behind it.
+
     Raises AudioError, naming the file, if it cannot be opened or decoded, is empty, is shorter than its header
-    promises, has no such channel, or holds a sample that is not finite or beyond 2^31 in magnitude. MP3 and Ogg
-    files that were cut off without leaving a contradiction in a header are read as far as they go.
+    promises, has no such channel, or holds a sample that is not finite or beyond 2^31 in magnitude. An Ogg file whose
+    last page is missing is refused. Cut files of formats that state no length are read as far as they go: MP3 without
+    a Xing, Info or VBRI header, IRCAM, PAF, PVF, XI, and what ffmpeg reads without complaint, such as MPEG-TS.
     """
     if block_samples < 1 or (channel is not None and channel < 0):
         raise ValueError(f"block_samples={block_samples} must be at least 1, and channel={channel} at least 0")

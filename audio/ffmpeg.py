@@ -29,7 +29,7 @@ _LEVEL = re.compile(r"\[(error|fatal|panic)\] ")
 # What ffmpeg reports about lost sound while it still exits with 0.
 _LOSS = re.compile(
     r"partial file|ended prematurely|incomplete frame|truncat|error while decoding|decoding error|error submitting"
-    r"|error during demuxing|invalid data found|not yet implemented|change is not supported",
+    r"|error during demuxing|invalid data found|crc mismatch|not yet implemented|change is not supported",
     re.IGNORECASE,
 )
 _TRUNCATION = re.compile(r"partial file|ended prematurely|incomplete frame|truncat", re.IGNORECASE)
@@ -115,7 +115,7 @@ class FfmpegReader:
         code = self._process.wait()
         text = self._said()
         errors = [line for line in text.splitlines() if _LEVEL.search(line)]
-        said = "; ".join(_LEVEL.sub("", _ADDRESS.sub("", line)).strip() for line in errors[-3:])
+        said = "; ".join(_LEVEL.sub("", _ADDRESS.sub("", line)).strip() for line in errors[:3])
         if any("Format not on whitelist" in line for line in errors):
             raise AudioError(self._name, "is of a format that is not read through ffmpeg; convert it to WAV or FLAC")
         if code != 0:

@@ -13,6 +13,7 @@ from .sections import Window
 
 MPEG_TAGS = (0x50, 0x55)
 _SAMPLE_TAGS = (1, 3, 6, 7, 0xFFFE)  # PCM, float, A-law, mu-law, extensible: one block is one sample
+_BLOCK_TAGS = (0x02, 0x11, 0x31)  # MS ADPCM, IMA ADPCM, GSM: what others state as their block is often wrong
 _MAX_CHUNKS = 4096
 _LARGEST_64 = 2**60
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
@@ -26,6 +27,7 @@ class Extent:
 
     `promised` is in bytes from `start` on, None if the header states no length. A block of `block` bytes is one sample
     of all channels if `unit` is "samples". `tag` is the codec of a WAV file. `several`: more stretches follow it.
+    `size_field`: where the length is written, as which struct format, and how many bytes more it counts.
     """
 
     start: int
@@ -35,6 +37,7 @@ class Extent:
     bits: int = 32  # of the field that holds the length
     tag: int = 0
     several: bool = False
+    size_field: tuple[int, str, int] | None = None
 
 
 class _Layout(NamedTuple):
@@ -96,7 +99,10 @@ def _described(extent: Extent, name: bytes, body: bytes, order: str) -> Extent:
     """Return what is known of the sound after the chunk that describes its samples, and `extent` after any other."""
     if name == b"fmt " and len(body) >= 14:
         tag, block = struct.unpack_from(f"{order}H10xH", body)
-        return replace(extent, block=max(1, block), unit="samples" if tag in _SAMPLE_TAGS else "blocks", tag=tag)
+        if tag in _SAMPLE_TAGS or tag in _BLOCK_TAGS:
+            unit = "samples" if tag in _SAMPLE_TAGS else "blocks"
+            return replace(extent, block=max(1, block), unit=unit, tag=tag)
+        return replace(extent, tag=tag)
     if name == b"COMM" and len(body) >= 8:
         channels, bits = struct.unpack_from(">H4xH", body)
         if len(body) < 22 or body[18:22] in (b"NONE", b"sowt", b"twos", b"in24", b"in32"):
@@ -112,23 +118,27 @@ def _chunk_extent(window: Window, start: int) -> Extent | None:
     layout = _layout(head)
     if layout is None or head[8:12] == b"AVI ":
         return None
-    sound, found, wide = Extent(0, None, bits=64 if "I" not in layout.size else 32), None, None
+    sound, found, wide, wide_at = Extent(0, None, bits=64 if "I" not in layout.size else 32), False, None, 0
     for chunk in _chunks(window, layout, start):
         name, size = chunk.name[:4], chunk.size
-        if name == layout.data and found is None:
+        if name == layout.data and not found:
+            found, field = True, (chunk.start - 4, layout.size, layout.header)
             if wide is not None and size == 0xFFFFFFFF:
-                sound, size = replace(sound, bits=64), wide
+                size, field = wide, (wide_at, "<Q", 0)
+                sound = replace(sound, bits=64)
             promised = size - layout.header if size >= layout.header else None
-            found = (chunk.start + layout.header, promised)
+            sound = replace(sound, start=chunk.start + layout.header, promised=promised)
+            sound = sound if layout.counts_header else replace(sound, size_field=field)
             if size <= 0 and not _ends_whole(window, layout, chunk):
-                return replace(sound, start=found[0], promised=None)
+                return replace(sound, promised=None)
         elif name == layout.data and size > layout.header:
             sound = replace(sound, several=True)
         elif name == b"ds64":
-            wide = int.from_bytes(window.at(chunk.start + 8, 8), "little")
+            wide_at = chunk.start + 8
+            wide = int.from_bytes(window.at(wide_at, 8), "little")
         else:
             sound = _described(sound, name, window.at(chunk.start, max(0, min(40, size))), layout.size[0])
-    return None if found is None else replace(sound, start=found[0], promised=found[1])
+    return sound if found else None
 
 
 def _ends_whole(window: Window, layout: _Layout, empty: _Chunk) -> bool:

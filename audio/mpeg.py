@@ -54,7 +54,7 @@ class MpegPart:
 
     `head` replaces their first bytes: the header that states the length, corrected. `promised` is the length in samples
     that it stated, `samples` the one that the frames have, both without the encoder's delay and padding. `plain`: a
-    decoder reads a whole file of this part right by itself.
+    decoder reads a whole file of this part right by itself. `endless`: no header tells a decoder the length.
     """
 
     format: Format
@@ -63,6 +63,7 @@ class MpegPart:
     samples: int
     promised: int | None
     plain: bool
+    endless: bool = True
 
 
 def _parse(word: int) -> tuple[Format, int] | None:
@@ -182,7 +183,8 @@ def _with_header(
 ) -> MpegPart:
     """Return a part whose first frame is a Xing or Info header; its counts are set to those of the whole frames.
 
-    As in ffmpeg, only the first part loses its encoder's delay and padding, and the padding only if it ends there.
+    As in ffmpeg, only the first part loses its encoder's delay and padding, and the padding only if it ends there; the
+    header of a later part is a frame of silence.
     """
     flags = int.from_bytes(frame[place : place + 4], "big")
     cursor, stated = place + 4, None
@@ -197,11 +199,15 @@ def _with_header(
     trim = 0
     if len(frame) >= cursor + 24 and any(frame[cursor : cursor + 9]):
         delays = int.from_bytes(frame[cursor + 21 : cursor + 24], "big")
-        if later or (stated is not None and frames > stated):
-            delays &= 0 if later else 0xFFF000
+        if stated is not None and frames > stated:
+            delays &= 0xFFF000
             frame[cursor + 21 : cursor + 24] = delays.to_bytes(3, "big")
         trim = (delays >> 12) + (delays & 0xFFF)
+    if later:
+        frame[place - 4 : place] = bytes(4)
+        promised = None if stated is None else stated * form.samples
+        return MpegPart(form, ranges, bytes(frame), (frames + 1) * form.samples, promised, plain=False)
     if stated is None:
         return MpegPart(form, ranges, b"", frames * form.samples, None, plain=False)
     samples, promised = frames * form.samples - trim, stated * form.samples - trim
-    return MpegPart(form, ranges, bytes(frame), samples, promised, plain=near and stated == frames)
+    return MpegPart(form, ranges, bytes(frame), samples, promised, plain=near and stated == frames, endless=False)

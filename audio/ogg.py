@@ -27,8 +27,8 @@ class OggLink:
 def ogg_links(window: Window, start: int) -> list[OggLink]:
     """Return the links of the Ogg file that begins at `start`; those without audio are left out.
 
-    Raises ValueError if more stretches of a stream lie between others than can be kept in memory, or its header is as
-    large, which libsndfile takes in whole.
+    Raises ValueError if a page is damaged, more stretches of a stream lie between others than can be kept in memory,
+    or its header, which libsndfile takes in whole, is too large.
     """
     links: list[OggLink] = []
     link, serial, position, opening = OggLink(""), b"", start, False
@@ -40,6 +40,9 @@ def ogg_links(window: Window, start: int) -> list[OggLink]:
         lengths = header[_HEADER_BYTES : _HEADER_BYTES + header[26]]
         body = position + _HEADER_BYTES + header[26]
         behind = body + sum(lengths)
+        inside = min(behind, window.end)
+        if inside != behind or window.at(behind, 4) != _PAGE:
+            _check_body(window, position + 1, inside)
         if len(lengths) < header[26] or behind > window.end:
             break
         flags, page_serial = header[5], header[14:18]
@@ -59,6 +62,12 @@ def ogg_links(window: Window, start: int) -> list[OggLink]:
             link.ended = link.ended or bool(flags & _END)
         position = behind
     return links
+
+
+def _check_body(window: Window, start: int, end: int) -> None:
+    """Raise ValueError if another page begins inside one that no page follows."""
+    if _next_page(window, start) < end:
+        raise ValueError("a page that is cut off or damaged")
 
 
 def _measure_header(link: OggLink, granule: bytes, page_bytes: int) -> None:

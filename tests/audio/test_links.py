@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,13 +160,22 @@ def _placeholder(size: int, order: str = "<") -> bytes:
 @pytest.mark.parametrize(
     "size", [0, 2_000_000_000, 0x7FFFFF9B, 0x7FFFFFD3, 0x7FFF0000, 0x80000024, 0xFFFFFFDB, 0xFFFFF000, 0xFFFFFFFE]
 )
-def test_sizes_of_wav_files_from_a_pipe(size: int) -> None:
+def test_sizes_of_wav_files_from_a_pipe(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
     assert len(read_audio(_placeholder(size))) == RATE
 
 
 @pytest.mark.parametrize("size", [0x7FFFFFFF, 0x7F000008])
 def test_sizes_of_aiff_files_from_a_pipe(size: int) -> None:
     assert len(read_audio(_placeholder(size, ">"))) == RATE
+
+
+def test_rf64_from_a_pipe_states_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    data = bytearray(encode(tone(1.0), format="RF64", subtype="PCM_16"))
+    place = data.index(b"ds64") + 8
+    data[place : place + 24] = bytes(24)
+    assert len(read_audio(bytes(data))) == RATE
 
 
 @pytest.mark.parametrize("size", [96_006, 1_058_400_000, 1_610_612_730, 2_100_000_006, 3_456_789_012])
@@ -236,3 +247,94 @@ def test_memory_of_many_channels_is_that_of_a_block(channels: int, monkeypatch: 
     data = encode(np.zeros((400, channels), np.float32), format="WAV", subtype="PCM_U8")
     assert sum(map(len, decode.stream_audio(data, block_samples=8_192))) == 400
     assert max(asked) <= 8_192
+
+
+def ffmpeg_output(wave: np.ndarray, *options: str, rate: int = RATE) -> bytes:
+    program = find_ffmpeg()
+    assert program is not None
+    command = [program, "-nostdin", "-v", "error", "-f", "wav", "-i", "pipe:0", *options, "pipe:1"]
+    return subprocess.run(command, input=encode(wave, rate, format="WAV"), stdout=subprocess.PIPE, check=True).stdout
+
+
+PLAYLISTS = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile '{0}'\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT1S"><Period><AdaptationSet contentType="audio">'
+    '<Representation id="0" bandwidth="1" mimeType="audio/mp4">'
+    "<BaseURL>file:{0}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "lavfi": "amovie={0}",
+    "subtitle": "1\n00:00:00,000 --> 00:00:02,000\n{0}\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns={0}\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    "reference": "[Reference]\nRef1=file:{0}\n",
+    "pls": "[playlist]\nFile1=file:{0}\n",
+    "vobsub": "# VobSub index file, v7 (do not modify this line!)\nid: en, index: 0\n",
+}
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("kind", PLAYLISTS)
+@pytest.mark.parametrize("suffix", [".m4a", ".wav"])
+def test_no_other_file_is_read_through_a_playlist(kind: str, suffix: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary.ts"
+    canary.write_bytes(ffmpeg_output(tone(1.0), "-c:a", "aac", "-f", "mpegts"))
+    assert len(read_audio(canary)) > 10_000
+    path = tmp_path / f"a{suffix}"
+    path.write_text(PLAYLISTS[kind].format(canary))
+    with pytest.raises(AudioError):
+        read_audio(path)
+
+
+@needs_ffmpeg
+def test_a_name_that_is_a_pattern_of_pictures_stands_for_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a%d.mka"
+    path.write_bytes(ffmpeg_output(tone(1.0), "-c:a", "flac", "-f", "matroska"))
+    assert len(read_audio(path)) == RATE
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp3", ["-c:a", "aac", "-f", "mp4", "-movflags", "frag_keyframe+empty_moov"]),
+        ("a.ogg", ["-c:a", "libopus", "-f", "webm"]),
+        ("a.ogg", ["-c:a", "flac", "-f", "ogg"]),
+        ("a.wav", ["-c:a", "ac3", "-ar", "44100", "-f", "wav"]),
+        ("a.flac", ["-c:a", "aac", "-f", "adts"]),
+        ("a", ["-c:a", "flac", "-f", "matroska"]),
+    ],
+)
+def test_ffmpeg_is_asked_whatever_the_suffix(name: str, options: list[str]) -> None:
+    read = read_audio(ffmpeg_output(tone(2.0), *options), name=name)
+    assert 2 * RATE <= len(read) <= 2 * RATE + 2 * 1_600
+    assert abs(pitch_of(read) - 440) <= 2
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("other", [tone(1.0, 880), tone(1.0, 880, channels=2)])
+def test_concatenated_adts_is_read_to_its_end(other: np.ndarray) -> None:
+    data = ffmpeg_output(tone(1.0), "-f", "adts") + ffmpeg_output(other, "-f", "adts")
+    assert len(read_audio(data)) >= 2 * RATE
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-c:a", "flac", "-f", "matroska"],
+        ["-c:a", "ac3", "-ar", "44100", "-f", "ac3"],
+        ["-c:a", "wmav2", "-f", "asf"],
+        ["-c:a", "tta", "-f", "tta"],
+        ["-c:a", "wavpack", "-f", "wv"],
+        ["-c:a", "flac", "-f", "ogg"],
+        ["-c:a", "libmp3lame", "-f", "avi"],
+        ["-c:a", "aac", "-f", "mp4", "-movflags", "frag_keyframe+empty_moov", "-frag_duration", "500000"],
+    ],
+)
+def test_cut_files_of_ffmpeg_are_refused(options: list[str], tmp_path: Path) -> None:
+    source, path = tmp_path / "a.wav", tmp_path / "a"
+    source.write_bytes(encode(tone(4.0), format="WAV"))
+    subprocess.run([str(find_ffmpeg()), "-nostdin", "-v", "error", "-i", source, *options, path], check=True)
+    assert len(read_audio(path)) >= 4 * RATE - 1_600
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 47 // 100])
+    assert "a: " in error_of(path.read_bytes())
