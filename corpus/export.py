@@ -27,6 +27,7 @@ EXPORT = "export.json"
 EXPORT_FORMAT = "sctok-export"
 EXPORT_VERSION = 1
 JOURNAL = "journal.json"
+_CONTENTS = "contents_hash"  # of the inputs; not in exports of earlier versions
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -184,9 +185,16 @@ def _find_export(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     found = read_json(folder / EXPORT, max_input_bytes()) if (folder / EXPORT).is_file() else None
     if not isinstance(found, dict) or found.get("format") != EXPORT_FORMAT:
         raise RunError(f"{folder} holds something else than an export of tokens; give another folder")
-    if differing := [name.replace("_", " ") for name, value in facts.items() if found.get(name) != value]:
+    if differing := [name.replace("_", " ") for name in facts if not _agree(found.get(name), facts[name])]:
         raise RunError(f"{folder} holds an export with other {', '.join(differing)}; delete it, or give another folder")
     return found
+
+
+def _agree(found: Any, asked: Any) -> bool:
+    """Return whether two facts are equal, as far as both say something of the contents of the inputs."""
+    if isinstance(found, dict) and isinstance(asked, dict) and None in (found.get(_CONTENTS), asked.get(_CONTENTS)):
+        return {**found, _CONTENTS: None} == {**asked, _CONTENTS: None}
+    return bool(found == asked)
 
 
 def _result(folder: Path, found: dict[str, Any], *, existed: bool) -> ExportResult:

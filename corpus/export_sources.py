@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sctok.formats.files import FormatError, check_format, hash_json, read_json
 from sctok.formats.token_shards import read_token_shard
 
+from .checksums import RECORD_SUFFIX, read_record
 from .runs import CONFIG, FORMAT, FORMAT_VERSION, RunError, RunFolder, shard_names
 
 SUFFIX = ".tar"
@@ -40,9 +41,15 @@ class TokenSource:
     run: dict[str, Any] | None
 
     def identity(self) -> dict[str, Any]:
-        """Return JSON values that tell these inputs from others, wherever they lie."""
+        """Return JSON values that tell these inputs from others, wherever they lie.
+
+        contents_hash: of the recorded checksums of the shards, None where one has no record.
+        """
         listed = [[path.name, path.stat().st_size] for path in self.shards]
-        return {"shards": len(listed), "names_and_sizes_hash": hash_json(listed)}
+        records = [path.with_suffix(RECORD_SUFFIX) for path in self.shards]
+        known = all(record.exists() for record in records)
+        contents = hash_json([read_record(record).sha256 for record in records]) if known else None
+        return {"shards": len(listed), "names_and_sizes_hash": hash_json(listed), "contents_hash": contents}
 
     def read_shard(self, shard: int) -> Iterator[TokenFile]:
         """Yield the files of a shard. Raises FormatError where it is damaged or holds files of another origin."""

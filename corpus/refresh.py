@@ -78,7 +78,7 @@ def update_inputs(runs: Sequence[RunFolder], *, refresh: bool, measure: Measure)
 def _describe(runs: Sequence[RunFolder], found: _Findings) -> str:
     counts = [f"{found.changed:,} changed"] * bool(found.changed) + [f"{found.gone:,} vanished"] * bool(found.gone)
     return (
-        f"{runs[0].path}: of its inputs {' and '.join(counts)} since they were read, first {found.first}; add "
+        f"{runs[0].path}: of its inputs, {' and '.join(counts)} since they were read; the first is {found.first}; add "
         f"--refresh to do their shards again ({shard_names(found.stale)}), or restore the files"
     )
 

@@ -185,3 +185,15 @@ def test_the_sample_has_a_thousand_vectors_for_each_centroid_and_fits_half_of_th
     assert sample_hours([4096], 4, 768, None) == pytest.approx(1024 * 4096 * 4 / 50 / 3600)
     hours = sample_hours([4096], 2, 768, 1 << 30)
     assert hours * 3600 * 50 / 2 * (2 * 768 * 2 + 1) == pytest.approx(1 << 29, rel=1e-3)
+
+
+def test_codebooks_of_files_that_changed_since_are_not_taken_for_those_of_the_files_as_they_are(
+    sctok: Cluster, tmp_path: Path
+) -> None:
+    audio = write_collection(tmp_path / "audio", 4)
+    assert sctok("cluster", "--from-audio", audio, workers=0)[0] == 0
+    write_audio(audio / "part 0" / "clïp0.wav", 9000, seed=77)
+    code, _, err = sctok("cluster", "--from-audio", audio, workers=0)
+    assert code == 1
+    assert "audio files that have changed since; use --overwrite" in err
+    assert sctok("cluster", "--from-audio", "--overwrite", audio, workers=0)[0] == 0

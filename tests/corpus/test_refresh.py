@@ -14,6 +14,8 @@ import pytest
 from fakes import FakeExtractor, fake_codebook, make_quick, run_command, tree, write_audio
 
 from sctok.corpus.claims import try_lock
+from sctok.corpus.export import ExportConfig, export_tokens
+from sctok.corpus.export_sources import open_tokens
 from sctok.corpus.refresh import InputsChangedError
 from sctok.corpus.runs import RunError
 from sctok.corpus.sharding import Execution
@@ -303,3 +305,14 @@ def test_runs_planned_without_stamps_are_verified_with_a_note(audio: Path, tmp_p
     found = verify_folder(tmp_path / "run")
     assert found.faults == []
     assert ["without checksums" in note for note in found.notes] == [True]
+
+
+def test_an_export_of_the_run_as_it_was_is_not_taken_for_one_of_the_run_as_it_is(audio: Path, tmp_path: Path) -> None:
+    write_audio(audio / "d.wav", 200_000)
+    run("tokenize", audio, tmp_path / "run")
+    export_tokens(open_tokens([tmp_path / "run"]), tmp_path / "out", ExportConfig("jsonl"))
+    assert export_tokens(open_tokens([tmp_path / "run"]), tmp_path / "out", ExportConfig("jsonl")).existed
+    change(audio, "d", 200_000)  # tokens as many as before, in files of the same size
+    run("tokenize", audio, tmp_path / "run", refresh=True)
+    with pytest.raises(RunError, match="export with other inputs"):
+        export_tokens(open_tokens([tmp_path / "run"]), tmp_path / "out", ExportConfig("jsonl"))
