@@ -118,20 +118,23 @@ def assign_block(points: Tensor, centroids: FloatOperand, wanted: int, first_row
     if (centroids.exact or wanted > 1) and bool(undecided.any()):
         chosen = undecided[rows]
         rows, columns = rows[chosen], columns[chosen]
-        if wanted == 1:
+        if _needs_double(points, centroids.centroids, len(rows), int(undecided.sum())):
+            rows, columns = double_candidates(points, centroids.centroids, undecided.nonzero()[:, 0], wanted)
+        elif wanted == 1:
             keep = _candidates(scores[rows, columns], norms, rows, columns, centroids)
             rows, columns = rows[keep], columns[keep]
         rescored = int((torch.bincount(rows, minlength=len(points)) > wanted).sum())
-        if torch.float64 in (points.dtype, centroids.centroids.dtype) and len(rows) > _MANY_PAIRS * int(
-            undecided.sum()
-        ):
-            rows, columns = double_candidates(points, centroids.centroids, undecided.nonzero()[:, 0], wanted)
         decided = _decide(points, centroids.centroids, rows, columns, wanted)
         labels[undecided] = decided[undecided]
     unsafe = (~safe).nonzero()[:, 0]
     if len(unsafe):
         labels[unsafe] = _search_wide(points, centroids.centroids, unsafe, wanted, first_row)
     return labels, rescored + len(unsafe)
+
+
+def _needs_double(points: Tensor, centroids: Tensor, pairs: int, rows: int) -> bool:
+    """Return whether float32 leaves so many pairs of some rows that a float64 product decides them sooner."""
+    return torch.float64 in (points.dtype, centroids.dtype) and pairs > _MANY_PAIRS * rows
 
 
 def _true_positions(mask: Tensor, columns: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from .sources import Block, Vectors, Weights, WideSource, sample_places, take_bl
 Wide = npt.NDArray[np.float64]
 
 # Largest ratio, in the norm over the rows of a cluster, of what float32 rounds off to the distances within the cluster.
-_RESOLVED = 2.0**-12
+RESOLVED = 2.0**-12
 _BLOCK_ROWS = 16_384
 _NEAR = 4.0  # ranges of the data within which first centers are given to float32
 
@@ -62,7 +62,7 @@ def resolved(losses: Wide, squares: Wide) -> bool:
 
     By the triangle inequality the root of the inertia of a cluster then changes by at most 2^-12 of itself.
     """
-    return bool((losses <= _RESOLVED**2 * squares).all())
+    return bool((losses <= RESOLVED**2 * squares).all())
 
 
 class FramedSource:

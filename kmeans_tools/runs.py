@@ -8,20 +8,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.devices import resolve_device
+from sctok.kernels.reference import squared_distances
 
 from .config import GIVEN, FitResult, KMeansConfig
 from .distances import Evaluation, evaluate
 from .estimator_data import Array
 from .fit import fit_codebooks
-from .frames import Frame, Wide
+from .frames import RESOLVED, Frame, Wide
 from .problem import Problem
-from .sources import TooFewVectorsError, VectorSource
+from .sources import TooFewVectorsError, VectorSource, sample_places, take_blocks
 from .wide_seeding import run_wide
 
 _SMALL_STEPS = (
     1 / 16
 )  # of the tolerance, for float64 data from given centers: there iterations take small steps for long
+
+_SAMPLE_ROWS, _BLOCK_ROWS = 1024, 16_384
+_HOPELESS = 0.5  # share of a sample that float32 must blur for float64 to come first
 
 Start = tuple[int, Wide | None]
 
@@ -60,7 +65,7 @@ class Runner:
             TooFewVectorsError: the data have fewer than k distinct vectors.
         """
         known = self.problem.distinct
-        narrow = self.problem.wide is None or not self._small
+        narrow = self.problem.wide is None or not (self._small or self._hopeless())
         runs: list[Run] = []
         for seed, given in starts:
             if known is not None and len(known) < self.k:
@@ -69,6 +74,22 @@ class Runner:
             narrow = found is not None
             runs.append(found or self._run_wide(seed, given))
         return min(runs, key=lambda run: run.inertia)
+
+    def _hopeless(self) -> bool:
+        """Return whether float32 does not even tell the vectors of a small sample from their neighbours."""
+        wide, frame = self.problem.wide, self.problem.frame
+        assert wide is not None
+        assert frame is not None
+        places = sample_places(wide.rows, _SAMPLE_ROWS, [0])
+        vectors = take_blocks(wide.source.wide_blocks(_BLOCK_ROWS), places, np.empty((len(places), wide.source.dim)))
+        points = torch.from_numpy(np.unique(np.ldexp(vectors, -frame.exponent), axis=0))
+        if len(points) < 2:
+            return False
+        other = nearest_centroid(points, points, runner_up=True).second_labels
+        assert other is not None
+        gaps = squared_distances(points, points[other]).numpy()
+        losses = frame.square_losses(np.ldexp(points.numpy(), frame.exponent))
+        return bool((losses > RESOLVED**2 * gaps).mean() > _HOPELESS)
 
     @property
     def _small(self) -> bool:

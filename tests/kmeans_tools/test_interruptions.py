@@ -10,6 +10,8 @@ import pytest
 
 from sctok.formats import files, tensors
 from sctok.formats.feature_shards import FeatureShardWriter
+from sctok.kmeans_tools import fit
+from sctok.kmeans_tools.checkpoints import save_state
 from sctok.kmeans_tools.config import KMeansConfig
 from sctok.kmeans_tools.sources import ShardSource
 from sctok.kmeans_tools.training import train_codebooks
@@ -70,6 +72,18 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, wanted: int, *, before: bool) -> li
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_stopped_at_any_write(name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_every_write(name, source, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["lloyd", "minibatch"])
+def test_checkpoints_of_several_ranks(
+    name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "save_state", lambda path, state, vectors: save_state(path, state, vectors=False))
+    check_every_write(name, source, tmp_path, monkeypatch)
+
+
+def check_every_write(name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = stop_at(monkeypatch, 0, before=True)
     expected = train(source, tmp_path / "clean", name)
     assert len(expected) == len(SIZES)
