@@ -216,7 +216,9 @@ def _read_members(
                 info = parse_json(text)
                 check_format(path, info, TOKENS_FORMAT, TOKENS_VERSION)
                 key = decode_key(pair[0].name.removesuffix(_TOKENS_SUFFIX))
-                if tokens.ndim != 2 or tokens.dtype not in (np.uint16, np.uint32) or info["key"] != key:
+                if info["key"] != key:
+                    raise ValueError(f"tokens of {key!r:.200} have the info of {info['key']!r:.200}")
+                if tokens.ndim != 2 or tokens.dtype not in (np.uint16, np.uint32):
                     raise ValueError(f"tokens of {key!r} are {tokens.dtype} {tokens.shape}")
             except FormatError:
                 raise
