@@ -1,7 +1,7 @@
 """Reading ahead: order, errors, and an end that leaves no thread behind."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -32,12 +32,17 @@ class _Counted:
             self.closed = True
 
 
-def readers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+@pytest.fixture
+def readers() -> Callable[[], list[str]]:
+    """Return the names of the reading threads that the test started: other tests' may still be idle in this process."""
+    others = set(threading.enumerate())
+    return lambda: [
+        each.name for each in threading.enumerate() if each.name.startswith("read-ahead") if each not in others
+    ]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
-def test_all_items_come_in_order(count: int) -> None:
+def test_all_items_come_in_order(count: int, readers: Callable[[], list[str]]) -> None:
     source = _Counted(count)
     assert list(read_ahead(source())) == list(range(count))
     assert source.closed
@@ -55,7 +60,7 @@ def test_exactly_one_item_is_made_ahead() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("row 3"), _Stop()])
-def test_an_error_comes_after_the_items_before_it(error: BaseException) -> None:
+def test_an_error_comes_after_the_items_before_it(error: BaseException, readers: Callable[[], list[str]]) -> None:
     reader = read_ahead(_Counted(3, error)())
     assert [next(reader) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(type(error)):
@@ -63,7 +68,7 @@ def test_an_error_comes_after_the_items_before_it(error: BaseException) -> None:
     assert not readers()
 
 
-def test_leaving_early_closes_the_iterator_and_ends_the_thread() -> None:
+def test_leaving_early_closes_the_iterator_and_ends_the_thread(readers: Callable[[], list[str]]) -> None:
     source = _Counted(10)
     reader = read_ahead(source())
     assert next(reader) == 0
@@ -74,7 +79,7 @@ def test_leaving_early_closes_the_iterator_and_ends_the_thread() -> None:
     assert not readers()
 
 
-def test_nothing_starts_before_the_first_item_is_asked_for() -> None:
+def test_nothing_starts_before_the_first_item_is_asked_for(readers: Callable[[], list[str]]) -> None:
     source = _Counted(3)
     reader = read_ahead(source())
     assert not readers()
