@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 import sctok
-from sctok.audio.decode import read_audio
+from sctok.audio.decoding.decode import read_audio
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.evaluation.metric_base import Metric
-from sctok.evaluation.metrics import all_metrics, choose_metrics
-from sctok.evaluation.pairs import Pair, to_pcm, write_flac
-from sctok.evaluation.score_processes import Task, score_tasks
+from sctok.evaluation.metrics.base import Metric
+from sctok.evaluation.metrics.pairs import Pair, to_pcm, write_flac
+from sctok.evaluation.metrics.processes import Task, score_tasks
+from sctok.evaluation.metrics.registry import all_metrics, choose_metrics
 
 SECONDS = 10.0
 TARGET_SECONDS = 300.0

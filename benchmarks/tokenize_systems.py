@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from tokenize_corpora import Audio, windows_of
 
-from sctok.codec.artefact import load_codebooks
-from sctok.corpus.sharding import Execution
+from sctok.codec.storage.codec_folder import load_codebooks
+from sctok.corpus.runs.sharding import Execution
 from sctok.corpus.token_job import TokenJob
 from sctok.corpus.tokenization import tokenize_corpus
 from sctok.features.checkpoints import EncoderWeights, load_weights

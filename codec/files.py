@@ -10,8 +10,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.audio.loader import load_windows
-from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import DiskFullError, FormatError, atomic_path, remove_stale_temporaries
 from sctok.formats.sct import CodecTokens, read_sct, write_sct

@@ -9,13 +9,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sctok.audio.containers import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
-from sctok.audio.sources import AudioItem, BadItem, audio_seconds, list_audio
+from sctok.audio.decoding.containers import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
+from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError
-from sctok.formats.paths import path_inside
 from sctok.formats.sct import MAX_ROWS, SCT_SUFFIX, CodecTokens, read_sct
 from sctok.formats.token_shards import read_token_shard
+from sctok.formats.untrusted.paths import path_inside
 
 STREAMS = ["semantic", "acoustic"]
 SHARD_SUFFIX = ".tar"

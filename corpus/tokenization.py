@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sctok.audio.sources import list_audio
+from sctok.audio.inputs.sources import list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.codec.listing import STREAMS
 from sctok.codec.tokenizer import CodecTokenizer
+from sctok.corpus.engines.processes import RunResult, Summary, execute_run, samples_to_hours
+from sctok.corpus.runs.planning import plan_runs
+from sctok.corpus.runs.run_folder import Progress, RunError, RunFolder, ShardContents
+from sctok.corpus.runs.selection import Selection
+from sctok.corpus.runs.sharding import Execution, check_extractor, describe_extractor
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.describe import count_summary
 from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
-from .planning import plan_runs
-from .processes import RunResult, Summary, execute_run, samples_to_hours
-from .runs import Progress, RunError, RunFolder, ShardContents
-from .selection import Selection
-from .sharding import Execution, check_extractor, describe_extractor
 from .token_job import TokenEncoder, TokenJob, codebook_sizes, extractor_of
 
 SUFFIX = ".tar"

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from sctok import __version__
 from sctok.audio.crops import read_crop
-from sctok.audio.decode import read_audio
+from sctok.audio.decoding.decode import read_audio
 from sctok.audio.errors import AudioError
-from sctok.audio.sources import AudioItem, BadItem
+from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
+from sctok.evaluation.codecs.base import CodecUnderTest, Coded
+from sctok.evaluation.metrics.base import Metric
+from sctok.evaluation.metrics.pairs import length_problem, read_pcm, to_pcm, write_flac
+from sctok.evaluation.metrics.processes import Task, score_tasks
 from sctok.formats.files import hash_bytes, json_text, remove_stale_temporaries, write_json
-from sctok.formats.paths import path_inside, path_problem
+from sctok.formats.untrusted.paths import path_inside, path_problem
 
-from .codecs_base import CodecUnderTest, Coded
-from .metric_base import Metric
-from .pairs import length_problem, read_pcm, to_pcm, write_flac
 from .references import Reference
 from .run_file import FORMAT, RUN_FILE, VERSION, read_run
-from .score_processes import Task, score_tasks
 from .scores import FACTS, JOURNAL, Cell, Journal, Row, table_rows, write_tables
 
 AUDIO, REFERENCE = "audio", "reference"

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sctok.kernels.cpu.assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
+from sctok.kernels.cpu.codes import Coded, empty_codes
+from sctok.kernels.cpu.frames import Frame, choose_frame
+from sctok.kernels.cpu.vnni import ROWS
+
 from .certify import as_real, check_real, pair_distances
-from .cpu_assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
-from .cpu_codes import Coded, empty_codes
-from .cpu_frames import Frame, choose_frame
-from .cpu_vnni import ROWS
-from .float_assign import FloatOperand, assign_block, float_operand, full_float32
+from .float32_assign import FloatOperand, assign_block, float_operand, full_float32
 
 logger = logging.getLogger("sctok.assign")
 
@@ -83,7 +84,7 @@ class PreparedCentroids:
     @cached_property
     def triton_operand(self) -> Any:
         """The centroids for the kernels of GPUs."""
-        from .triton_certified import certified_operand
+        from sctok.kernels.triton.certified import certified_operand
 
         return certified_operand(self)
 
@@ -263,7 +264,7 @@ def _float_block(
 def _triton_block(
     points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: Coded | None
 ) -> tuple[Tensor, Tensor, int]:
-    from .triton_certified import certified_labels
+    from sctok.kernels.triton.certified import certified_labels
 
     found = certified_labels(points, prepared.triton_operand, runner_up=wanted == 2, first_row=first_row)
     second = found.second_labels
@@ -318,7 +319,7 @@ def _exact_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tenso
     if points.device.type == "cpu":
         return exact_label_distances(points, centroids, labels)
     if points.device.type == "cuda" and has_triton():
-        from .triton_pairs import exact_pair_distances
+        from sctok.kernels.triton.pairs import exact_pair_distances
 
         return exact_pair_distances(points, centroids, None, labels)
     return pair_distances(points, centroids, None, labels)

@@ -9,17 +9,17 @@ import numpy.typing as npt
 import torch
 
 from sctok.kernels.assign import nearest_centroid
-from sctok.kernels.devices import resolve_device
 from sctok.kernels.reference import squared_distances
+from sctok.kmeans_tools.float64.distances import Evaluation, evaluate
+from sctok.kmeans_tools.float64.frames import RESOLVED, Frame, Wide
+from sctok.kmeans_tools.float64.problem import Problem
+from sctok.kmeans_tools.float64.seeding import run_wide
+from sctok.kmeans_tools.sources.estimator_data import Array
+from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, VectorSource, sample_places, take_blocks
+from sctok.runtime.devices import resolve_device
 
 from .config import GIVEN, FitResult, KMeansConfig
-from .distances import Evaluation, evaluate
-from .estimator_data import Array
 from .fit import fit_codebooks
-from .frames import RESOLVED, Frame, Wide
-from .problem import Problem
-from .sources import TooFewVectorsError, VectorSource, sample_places, take_blocks
-from .wide_seeding import run_wide
 
 _SMALL_STEPS = (
     1 / 16

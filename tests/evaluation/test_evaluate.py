@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from sctok.evaluation.codecs_base import Coded
+from sctok.evaluation.codecs.base import Coded
 from sctok.evaluation.evaluate import Settings, evaluate
-from sctok.evaluation.metrics import Metric, all_metrics
+from sctok.evaluation.metrics.registry import Metric, all_metrics
 from sctok.evaluation.references import list_references
 from sctok.formats.files import DiskFullError
 

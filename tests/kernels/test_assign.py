@@ -12,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sctok.kernels import assign, certify, cpu_codes, cpu_frames, float_assign, threads
+from sctok.kernels import assign, certify
+from sctok.kernels import float32_assign as float_assign
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
-from sctok.kernels.cpu_encode import RESIDUAL
+from sctok.kernels.cpu import codes as cpu_codes
+from sctok.kernels.cpu import frames as cpu_frames
+from sctok.kernels.cpu.encode import RESIDUAL
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
+from sctok.runtime import threads
 
 
 @pytest.fixture(autouse=True, scope="module", params=["float", "scan"])
