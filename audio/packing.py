@@ -18,7 +18,7 @@ from .windows import WINDOW_COLUMNS, span_columns, span_samples, token_columns, 
 _BATCHES_UNDER_WAY = 8  # at most; with windows of many lengths, fewer would often be encoded in batches not full
 
 
-class Clip(Protocol):
+class PackedClip(Protocol):
     """What a command keeps about one file while its windows pass."""
 
     item: AudioItem
@@ -28,7 +28,7 @@ class Clip(Protocol):
         ...
 
 
-ClipT = TypeVar("ClipT", bound=Clip)
+ClipT = TypeVar("ClipT", bound=PackedClip)
 
 
 @dataclass(frozen=True)

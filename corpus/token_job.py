@@ -43,7 +43,7 @@ def extractor_of(encoder: TokenEncoder) -> Extractor:
     return encoder.extractor if isinstance(encoder, CodecTokenizer) else encoder
 
 
-class TokenJob:
+class TokenizeJob:
     """Turns windows into tokens: those of each run, which has a codebook of its own."""
 
     def __init__(self, runs: Sequence[RunFolder], codebooks: Sequence[Codebook], encoder: TokenEncoder, device: str):

@@ -22,7 +22,7 @@ from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.describe import count_summary
 from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
-from .token_job import TokenEncoder, TokenJob, codebook_sizes, extractor_of
+from .token_job import TokenEncoder, TokenizeJob, codebook_sizes, extractor_of
 
 SUFFIX = ".tar"
 MakeEncoder = Callable[[str], TokenEncoder]  # device name -> encoder there; picklable for several devices
@@ -121,7 +121,7 @@ def tokenize_corpus(
         renewal=selection.renewal(execution, config.channel),
     )
     make_job = partial(_make_job, runs, codebooks, make_encoder)
-    job = TokenJob(runs, codebooks, encoder, execution.devices[0])
+    job = TokenizeJob(runs, codebooks, encoder, execution.devices[0])
     return execute_run(runs, job, make_job, summarise, execution, progress)
 
 
@@ -200,7 +200,7 @@ def _check_codebook(codebook: Codebook, encoder: TokenEncoder) -> None:
 
 def _make_job(
     runs: Sequence[RunFolder], codebooks: Sequence[Codebook], make_encoder: MakeEncoder, device: str
-) -> TokenJob:
+) -> TokenizeJob:
     encoder = make_encoder(device)
     check_extractor(extractor_of(encoder), runs[0], device)
     found, planned = (
@@ -209,4 +209,4 @@ def _make_job(
     )
     if found != planned:
         raise RunError(f"the codec on {device} has hash {found}, that of {runs[0].path} {planned}")
-    return TokenJob(runs, codebooks, encoder, device)
+    return TokenizeJob(runs, codebooks, encoder, device)

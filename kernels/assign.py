@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sctok.kernels.cpu.assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
-from sctok.kernels.cpu.codes import Coded, empty_codes
-from sctok.kernels.cpu.frames import Frame, choose_frame
+from sctok.kernels.cpu.codes import CodedPoints, empty_codes
+from sctok.kernels.cpu.frames import ScanFrame, choose_frame
 from sctok.kernels.cpu.vnni import ROWS
 
 from .certify import as_real, check_real, pair_distances
@@ -28,9 +28,9 @@ logger = logging.getLogger("sctok.assign")
 __all__ = [
     "PRECISIONS",
     "Assignment",
-    "Coded",
-    "Frame",
+    "CodedPoints",
     "PreparedCentroids",
+    "ScanFrame",
     "code_points",
     "empty_codes",
     "label_distances",
@@ -74,7 +74,7 @@ class PreparedCentroids:
     center: Tensor
     scale: float
     precision: str
-    frame: Frame | None = None
+    frame: ScanFrame | None = None
 
     @cached_property
     def float_operand(self) -> FloatOperand:
@@ -107,7 +107,9 @@ class PreparedCentroids:
             self.__dict__["_scan_fails"] = True
 
 
-def prepare_centroids(centroids: Tensor, *, precision: str = "exact", frame: Frame | None = None) -> PreparedCentroids:
+def prepare_centroids(
+    centroids: Tensor, *, precision: str = "exact", frame: ScanFrame | None = None
+) -> PreparedCentroids:
     """Prepare centroids (k, D), finite, for `nearest_centroid`.
 
     Args:
@@ -134,7 +136,7 @@ def nearest_centroid(
     *,
     precision: str | None = None,
     runner_up: bool = False,
-    coded: Coded | None = None,
+    coded: CodedPoints | None = None,
 ) -> Assignment:
     """Find the nearest centroid of each point, by squared Euclidean distance, the lowest index where several tie.
 
@@ -177,7 +179,7 @@ def nearest_centroid(
     return Assignment(labels[:, 0], distances[:, 0], rescored, second, distances[:, 1])
 
 
-def code_points(points: Tensor, prepared: PreparedCentroids) -> Coded | None:
+def code_points(points: Tensor, prepared: PreparedCentroids) -> CodedPoints | None:
     """Code points (n, D) once for many searches in one frame, or return None where a search would not use the codes.
 
     The frame is that of `prepared`, chosen now where it has none: give it to `prepare_centroids` for other centroids.
@@ -255,14 +257,14 @@ def has_triton() -> bool:
 
 
 def _float_block(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: Coded | None
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
     labels, undecided = assign_block(points, prepared.float_operand, wanted, first_row)
     return labels, _distances(points, prepared.centroids, labels), undecided
 
 
 def _triton_block(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: Coded | None
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
     from sctok.kernels.triton.certified import certified_labels
 
@@ -274,7 +276,7 @@ def _triton_block(
 
 
 def _scan_block(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, coded: Coded | None
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, coded: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
     if prepared.scan_fails or not (scan := prepared.scan(points)).usable:
         return _float_parts(points, prepared, wanted, first_row)

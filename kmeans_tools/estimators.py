@@ -25,7 +25,7 @@ from sctok.runtime.devices import resolve_device
 
 from .config import GIVEN, KMeansConfig
 from .minibatch import RunningMeans
-from .runs import Run, Runner
+from .runs import KMeansRun, Runner
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -127,7 +127,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         found = evaluate(data, weights, self._centers())
         self.labels_, self.inertia_ = found.labels, warn_of_overflow(found.inertia)
 
-    def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> Run:
+    def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> KMeansRun:
         """Return the best of all runs."""
         k = int(self.n_clusters)
         rows = len(data) if isinstance(data, np.ndarray) else data.rows
@@ -140,7 +140,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         try:
             return runner.best(starts)
         except TooFewVectorsError:
-            return Run(_repeat_first(problem.all_distinct(k), k), 0.0, 0)
+            return KMeansRun(_repeat_first(problem.all_distinct(k), k), 0.0, 0)
 
     def _config(self) -> KMeansConfig:
         return KMeansConfig(

@@ -28,7 +28,7 @@ from sctok.runtime.devices import DTYPES, Use, require_precision
 from sctok.runtime.distributed import ALONE, Group, average_gradients
 
 from .clips import CropSampler
-from .loop import Task, check_training, warm_up_and_decay
+from .loop import TrainingTask, check_training, warm_up_and_decay
 
 Losses = dict[str, Tensor]
 
@@ -162,7 +162,7 @@ class _Counter(nn.Module):
         self.register_buffer("count", torch.tensor(0))
 
 
-class CodecTraining(Task):
+class CodecTraining(TrainingTask):
     """The task of training a codec (see `training_run.Task`).
 
     The crops, noise and choices of a step depend on the seed and the step alone, whatever the ranks and accumulation:

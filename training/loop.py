@@ -30,7 +30,7 @@ MAX_BAD_STEPS = 50  # steps in a row without a finite loss before a training is 
 Progress = Callable[[dict[str, Any]], None]
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What a training trains: its state, one step, and its validation.
 
     A step is a function of the state and the step's number alone, so that a resumed run equals an uninterrupted one.
@@ -58,7 +58,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingLength:
     """Length and rhythm of a run."""
 
     steps: int
@@ -79,7 +79,7 @@ class TrainingRun:
         ValueError: the checkpoint belongs to other settings, or its tensors do not fit (all of them are listed).
     """
 
-    def __init__(self, task: Task, folder: Path, settings: Mapping[str, Any], group: Group = ALONE) -> None:
+    def __init__(self, task: TrainingTask, folder: Path, settings: Mapping[str, Any], group: Group = ALONE) -> None:
         self.task, self.folder, self.group = task, folder, group
         self.settings = plain_json(settings)
         self.step, self.seconds = 0, 0.0
@@ -93,7 +93,7 @@ class TrainingRun:
         if len(set(group.gather(self.step))) > 1:
             raise ValueError(f"the ranks find different checkpoints in {folder}: it must be one folder to all of them")
 
-    def run(self, schedule: Schedule, progress: Progress = lambda row: None) -> int:
+    def run(self, schedule: TrainingLength, progress: Progress = lambda row: None) -> int:
         """Train up to the last step; each step's losses and each validation's row go to `progress`.
 
         Returns 0, or the number of the signal (SIGINT, SIGTERM) that stopped it, after a checkpoint was saved.

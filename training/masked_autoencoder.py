@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sctok.audio.windows import PATCH_ROWS, WINDOW_COLUMNS, WINDOW_PATCHES
-from sctok.features.encoder import NORM_EPS, PATCH_VALUES, AudioMAE, Block, split_patches
+from sctok.features.encoder import NORM_EPS, PATCH_VALUES, AudioMAE, EncoderBlock, split_patches
 
 POSITION_PARTS = 4  # of a position embedding: sine and cosine of time, sine and cosine of frequency
 NORMALISATION_EPS = 1e-6
@@ -23,7 +23,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 1 + WINDOW_PATCHES, decoder_width))
-        self.decoder_blocks = nn.ModuleList(Block(decoder_width, decoder_heads) for _ in range(decoder_depth))
+        self.decoder_blocks = nn.ModuleList(EncoderBlock(decoder_width, decoder_heads) for _ in range(decoder_depth))
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(decoder_width, PATCH_VALUES)
         self._initialise()

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Clip:
+class CachedClip:
     """One cached file: frames `start` to `start + frames`, from the `group`-th input of the collection."""
 
     key: str
@@ -42,16 +42,16 @@ class MelCache:
     def __init__(self, folder: Path) -> None:
         index = read_json(folder / INDEX_FILE, max_input_bytes())
         self.inputs: list[str] = index["inputs"]
-        self.clips = [Clip(**row) for row in index["clips"]]
+        self.clips = [CachedClip(**row) for row in index["clips"]]
         self.frames = np.memmap(folder / FRAMES_FILE, np.float16, "r").reshape(-1, MEL_BINS)
 
-    def split(self) -> tuple[list[Clip], list[Clip]]:
+    def split(self) -> tuple[list[CachedClip], list[CachedClip]]:
         """Return (training, validation) clips; a hash of the key decides, so that both stay the same on every run."""
         held_out = [key_share(clip.key) < VALIDATION_SHARE for clip in self.clips]
         train = [clip for clip, out in zip(self.clips, held_out, strict=True) if not out]
         return train, [clip for clip, out in zip(self.clips, held_out, strict=True) if out]
 
-    def cut(self, clip: Clip, offset: int, frames: int) -> NDArray[np.float32]:
+    def cut(self, clip: CachedClip, offset: int, frames: int) -> NDArray[np.float32]:
         """Return up to `frames` frames of a clip from `offset` on, float32 (n, 128)."""
         start = clip.start + offset
         return self.frames[start : min(start + frames, clip.start + clip.frames)].astype(np.float32)
@@ -78,7 +78,7 @@ def build_mel_cache(
     names = [str(Path(each).absolute()) for each in inputs]
     if not (folder / INDEX_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        clips: list[Clip] = []
+        clips: list[CachedClip] = []
         with atomic_path(folder / FRAMES_FILE) as temporary, temporary.open("wb") as file:
             for group, each in enumerate(inputs):
                 chunks = load_windows(_readable(each, skipped), workers=workers, channel=channel)
@@ -102,7 +102,7 @@ def _readable(each: str, skipped: Callable[[str, str], None]) -> Iterable[AudioI
 
 def _append_group(
     file: BinaryIO,
-    clips: list[Clip],
+    clips: list[CachedClip],
     group: int,
     chunks: Iterable[Chunk],
     device: torch.device,
@@ -124,7 +124,7 @@ def _append_group(
         file.write(mels.tobytes())
         done += len(mels)
         if chunk.last and done:
-            clips.append(Clip(f"{group}/{chunk.item.key}", group, start, done))
+            clips.append(CachedClip(f"{group}/{chunk.item.key}", group, start, done))
             progress(chunk.item.key, done * FRAME_SHIFT / 16_000)
             start, done = start + done, 0
 
@@ -139,7 +139,7 @@ def _chunk_mels(chunk: Chunk, device: torch.device) -> NDArray[np.float16]:
 class WindowSampler:
     """Draws training windows; a group's chance grows with its hours to the power `balance`."""
 
-    def __init__(self, cache: MelCache, clips: Sequence[Clip], balance: float) -> None:
+    def __init__(self, cache: MelCache, clips: Sequence[CachedClip], balance: float) -> None:
         if not clips:
             raise ValueError("no clips to draw training windows from: the collection is empty or too small to split")
         self.cache = cache
@@ -195,7 +195,7 @@ def pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:
     return int(edges.searchsorted(rng.random(), side="right"))
 
 
-def validation_windows(cache: MelCache, clips: Iterable[Clip], limit: int) -> NDArray[np.float32]:
+def validation_windows(cache: MelCache, clips: Iterable[CachedClip], limit: int) -> NDArray[np.float32]:
     """Return float32 (n, 1024, 128): the first window of up to `limit` clips, spread over the collection."""
     chosen = sorted(clips, key=lambda clip: key_share("order" + clip.key))[:limit]
     windows = np.full((len(chosen), WINDOW_FRAMES, MEL_BINS), SILENCE, np.float32)

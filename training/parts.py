@@ -13,7 +13,7 @@ from sctok.codec.models.vocoder import IstftVocoder
 from sctok.codec.storage.parts import arrays_of, save_part
 
 from .clips import Collection, CropConfig, CropSampler, Skipped
-from .loop import Schedule, TrainingRun
+from .loop import TrainingLength, TrainingRun
 from .vae import VAETraining, VAETrainingConfig
 from .vocoder import VocoderTraining, VocoderTrainingConfig
 
@@ -59,7 +59,7 @@ class PartRun:
 
     def train(self, progress: Callable[[dict[str, Any]], None], validate_every: int = VALIDATE_EVERY) -> int:
         """Train to the last step, as `TrainingRun.run`."""
-        return self.run.run(Schedule(self.config.steps, validate_every), progress)
+        return self.run.run(TrainingLength(self.config.steps, validate_every), progress)
 
     def save(self, path: Path) -> None:
         """Write the trained module with what made it. Raises DiskFullError."""

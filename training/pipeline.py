@@ -23,7 +23,7 @@ from sctok.runtime.distributed import ALONE, Group
 from .clips import Collection, CropSampler, Skipped
 from .codec import CodecTraining, CodecTrainingConfig, Frozen
 from .config import RunConfig, TrainingPlan
-from .loop import Schedule, TrainingRun
+from .loop import TrainingLength, TrainingRun
 from .samples import Heard, Listening
 
 
@@ -117,7 +117,7 @@ class CodecRun:
         run = self.plan.run
         if run.listen_every:
             self.task.listen = listening(self.task, self.parts.vocoder, run, heard)
-        return self.run.run(Schedule(self.config.steps, run.validate_every, run.checkpoint_seconds), progress)
+        return self.run.run(TrainingLength(self.config.steps, run.validate_every, run.checkpoint_seconds), progress)
 
     def save(self, folder: Path, name: str) -> CodecParts:
         """Write the codec of the averaged weights to a folder and return it. Raises DiskFullError."""

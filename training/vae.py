@@ -12,7 +12,7 @@ from sctok.codec.models.vae import AutoencoderKL, VAEConfig, sample_posterior
 from sctok.codec.storage.parts import module_hash
 
 from .clips import CropSampler
-from .loop import Task, check_training, descend, warm_up_and_decay
+from .loop import TrainingTask, check_training, descend, warm_up_and_decay
 
 MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
 
@@ -39,7 +39,7 @@ class VAETrainingConfig:
         check_training(self, positive=("batch_size", "steps"), not_negative=("learning_rate", "warm_up", "kl_weight"))
 
 
-class VAETraining(Task):
+class VAETraining(TrainingTask):
     """The task of training a VAE (see `training_run.Task`)."""
 
     def __init__(

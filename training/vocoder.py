@@ -19,7 +19,7 @@ from sctok.codec.storage.parts import module_hash
 from sctok.runtime.cuda_graphs import captured_on_gpus
 
 from .clips import CropSampler
-from .loop import Task, check_training, descend, warm_up_and_decay
+from .loop import TrainingTask, check_training, descend, warm_up_and_decay
 
 Result = TypeVar("Result")
 Gradients = tuple[Tensor, ...]
@@ -58,7 +58,7 @@ class VocoderTrainingConfig:
         check_training(self, positive=("batch_size", "steps"), not_negative=weights)
 
 
-class VocoderTraining(Task):
+class VocoderTraining(TrainingTask):
     """The task of training a vocoder (see `training_run.Task`)."""
 
     def __init__(

@@ -142,7 +142,7 @@ class ResBlock(nn.Module):
         return self.out_layers(hidden).add_(self.skip_connection(x))
 
 
-class Attention(nn.Module):
+class TokenAttention(nn.Module):
     """Multi-head attention of (B, N, width) to itself or to keys and values made by `keys_values`."""
 
     def __init__(self, width: int, context_width: int, head_width: int) -> None:
@@ -198,9 +198,9 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, context_width: int | None, head_width: int) -> None:
         super().__init__()
-        self.attn1 = Attention(width, width, head_width)
+        self.attn1 = TokenAttention(width, width, head_width)
         self.ff = FeedForward(width)
-        self.attn2 = Attention(width, context_width or width, head_width)
+        self.attn2 = TokenAttention(width, context_width or width, head_width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)

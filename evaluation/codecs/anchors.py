@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Coded, Spec, Wave, timed
+from .base import RoundTrip, Spec, Wave, timed
 
 _STOP_RATIO = 8 / 7  # 4 kHz for 3.5 kHz, as ITU-R BS.1534 asks of its anchors
 _STOP_DB = 60.0
@@ -21,9 +21,9 @@ class Original:
     name: str
     settings: Mapping[str, Any]
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`."""
-        return Coded(np.array(wave, np.float32), sample_rate, len(wave) * _PCM_BYTES, 0.0, 0.0)
+        return RoundTrip(np.array(wave, np.float32), sample_rate, len(wave) * _PCM_BYTES, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class LowPass:
     settings: Mapping[str, Any]
     hz: float
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`; `bytes` are those of 16-bit PCM. ValueError where the rate is too low."""
         stop = self.hz * _STOP_RATIO
         if stop >= sample_rate / 2:
             raise ValueError(f"a low-pass at {self.hz:g} Hz changes nothing at a sample rate of {sample_rate} Hz")
         filtered, seconds = timed(lambda: _filter(wave, _kernel(self.hz / sample_rate, stop / sample_rate)))
-        return Coded(filtered, sample_rate, len(wave) * _PCM_BYTES, 0.0, seconds)
+        return RoundTrip(filtered, sample_rate, len(wave) * _PCM_BYTES, 0.0, seconds)
 
 
 def _kernel(passed: float, stop: float) -> Wave:

@@ -19,7 +19,7 @@ class CodecUnavailable(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
+class RoundTrip:
     """What a codec makes of one wave.
 
     samples: float32 (n,) at `sample_rate` Hz, delay removed where it is a constant of the codec; n may differ from the
@@ -54,7 +54,7 @@ class CodecUnderTest(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """All that decides the result, as JSON takes it."""
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """Code and decode `wave`, float32 (n,) with full scale at 1, n at least 1.
 
         key: of the file in the evaluation set; `dir:` looks for the decoded file of that name.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Coded, Spec, Wave, resampled, timed
+from .base import RoundTrip, Spec, Wave, resampled, timed
 from .programs import find_tool, run_tool
 
 RATE = 8_000
@@ -39,7 +39,7 @@ class Codec2:
     encoder: str
     decoder: str
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`."""
         mode = _MODES[self.mode]
         sound = resampled(wave, sample_rate, RATE)
@@ -49,7 +49,7 @@ class Codec2:
         data, encoding = timed(lambda: run_tool([self.encoder, self.mode, "-", "-"], pcm))
         raw, decoding = timed(lambda: run_tool([self.decoder, self.mode, "-", "-"], data))
         decoded = np.frombuffer(raw, "<i2")[mode.delay :].astype(np.float32) / np.float32(32768)
-        return Coded(decoded, RATE, len(data), encoding, decoding, None, len(data) - frames * mode.bits // 8)
+        return RoundTrip(decoded, RATE, len(data), encoding, decoding, None, len(data) - frames * mode.bits // 8)
 
 
 def open_spec(spec: Spec, device: str) -> Codec2:

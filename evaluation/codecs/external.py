@@ -15,7 +15,7 @@ import soundfile
 
 from sctok.formats.untrusted.paths import path_problem
 
-from .base import CodecUnavailable, Coded, Spec, Wave, plain_name, resampled, split_options, timed
+from .base import CodecUnavailable, RoundTrip, Spec, Wave, plain_name, resampled, split_options, timed
 from .programs import TIMEOUT_SECONDS, run_tool
 
 _COMMAND = re.compile(
@@ -39,7 +39,7 @@ class Command:
     rate: int | None
     timeout: float
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`; ValueError where the program fails, takes too long or writes no audio."""
         rate = self.rate or sample_rate
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ class Command:
                 if not code.is_file():
                     raise ValueError(f"{self.name}: the command ended well but wrote no {{code}}")
                 written = code.stat().st_size
-        return Coded(decoded, decoded_rate, written, None, seconds)
+        return RoundTrip(decoded, decoded_rate, written, None, seconds)
 
 
 _ENDS = {"in": "in.wav", "out": "out.wav", "code": "coded"}
@@ -81,7 +81,7 @@ class DecodedFolder:
     kbps: float | None
     code: str | None
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`; ValueError where there is no file of that key."""
         if problem := path_problem(key):
             raise ValueError(f"{self.folder}: the key {key!r:.200} cannot be a file there: it {problem}")
@@ -96,7 +96,7 @@ class DecodedFolder:
             if not coded.is_file():
                 raise ValueError(f"{coded}: is not there, so nobody knows the bit rate; state it with kbps=")
             written = coded.stat().st_size
-        return Coded(decoded, rate, written, None, None)
+        return RoundTrip(decoded, rate, written, None, None)
 
 
 def _read(path: Path, what: str) -> tuple[Wave, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from .base import Coded, Spec, Wave, resampled, timed
+from .base import RoundTrip, Spec, Wave, resampled, timed
 
 # Layer III's bit rates in kbit/s: of MPEG-1 (32 kHz and above), and of MPEG-2 and 2.5 (below).
 _MPEG1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -26,7 +26,7 @@ class Mp3:
     settings: Mapping[str, Any]
     kbps: int
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`; ValueError where MP3 has no such bit rate at the sample rate."""
         known = sorted(rate for rates in _RATES.values() for rate in rates)
         rate = next((each for each in known if each >= sample_rate), known[-1])
@@ -34,7 +34,7 @@ class Mp3:
         data, encoding = timed(lambda: self._encode(sound, rate))
         (decoded, _), decoding = timed(lambda: soundfile.read(io.BytesIO(data), dtype="float32"))
         info = _info_frame(data)
-        return Coded(decoded if info else decoded[_DELAY:], rate, len(data), encoding, decoding, None, info)
+        return RoundTrip(decoded if info else decoded[_DELAY:], rate, len(data), encoding, decoding, None, info)
 
     def _encode(self, wave: Wave, rate: int) -> bytes:
         lowest, highest = _range(rate)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sctok.runtime.devices import resolve_device
 
-from .base import CodecUnavailable, Coded, Spec, Wave, resampled, timed
+from .base import CodecUnavailable, RoundTrip, Spec, Wave, resampled, timed
 
 _FLOAT_BYTES = 4
 
@@ -57,7 +57,7 @@ class NeuralCodec:
     bits: int
 
     @torch.inference_mode()
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`. Waves are coded whole, so that memory grows with their length."""
         rate = self.family.rate(self.model)
         sound = torch.from_numpy(np.ascontiguousarray(resampled(wave, sample_rate, rate))).to(self.device)
@@ -65,7 +65,7 @@ class NeuralCodec:
             (codes, count), encoding = timed(lambda: self._encode(sound))
             decoded, decoding = timed(lambda: self.family.decode(self.model, codes).float().cpu().numpy())
         written = -(-count * self.bits // 8) + codes.more_bytes
-        return Coded(decoded.reshape(-1, decoded.shape[-1]).mean(axis=0), rate, written, encoding, decoding, count)
+        return RoundTrip(decoded.reshape(-1, decoded.shape[-1]).mean(axis=0), rate, written, encoding, decoding, count)
 
     def _encode(self, sound: Tensor) -> tuple[_Codes, int]:
         codes = self.family.encode(self.model, sound, self.value)

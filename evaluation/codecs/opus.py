@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from .base import Coded, Spec, Wave, resampled, timed
+from .base import RoundTrip, Spec, Wave, resampled, timed
 from .programs import find_tool, run_tool
 
 RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -33,13 +33,13 @@ class Opus:
     tool: str
     frame: str
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`; the sound comes back at the input's rate where Opus knows it, else at 48 kHz."""
         rate = sample_rate if sample_rate in RATES else RATES[-1]
         sound = np.clip(resampled(wave, sample_rate, rate), -1, 1)
         data, encoding = timed(lambda: self._encode(sound, rate))
         (decoded, decoded_rate), decoding = timed(lambda: soundfile.read(io.BytesIO(data), dtype="float32"))
-        return Coded(decoded, decoded_rate, len(data), encoding, decoding, None, len(data) - opus_payload(data))
+        return RoundTrip(decoded, decoded_rate, len(data), encoding, decoding, None, len(data) - opus_payload(data))
 
     def _encode(self, wave: Wave, rate: int) -> bytes:
         if self.tool == "soundfile":

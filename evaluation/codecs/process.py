@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from sctok.evaluation.metrics.processes import PATIENCE, cause_of_death, reason_of
 
-from .base import CodecUnderTest, Coded, Wave
+from .base import CodecUnderTest, RoundTrip, Wave
 from .registry import open_codec
 
 
@@ -86,9 +86,9 @@ class _Elsewhere:
     spec: str
     process: CodecProcess
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`; ValueError where the codec's process dies."""
-        coded: Coded = self.process.ask(self.spec, wave=wave, sample_rate=sample_rate, key=key)
+        coded: RoundTrip = self.process.ask(self.spec, wave=wave, sample_rate=sample_rate, key=key)
         return coded
 
 

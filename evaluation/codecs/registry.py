@@ -12,23 +12,23 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-from .base import CodecUnavailable, CodecUnderTest, Coded, Spec, split_options
+from .base import CodecUnavailable, CodecUnderTest, RoundTrip, Spec, split_options
 
-__all__ = ["CodecUnavailable", "CodecUnderTest", "Coded", "open_codec"]
+__all__ = ["CodecUnavailable", "CodecUnderTest", "RoundTrip", "open_codec"]
 
 _FAMILIES = {
-    "original": "codecs_anchors",
-    "lowpass": "codecs_anchors",
-    "opus": "codecs_opus",
-    "mp3": "codecs_mp3",
-    "codec2": "codecs_codec2",
-    "encodec": "codecs_neural",
-    "dac": "codecs_neural",
-    "mimi": "codecs_neural",
-    "xcodec": "codecs_neural",
-    "snac": "codecs_neural",
-    "cmd": "codecs_external",
-    "dir": "codecs_external",
+    "original": "anchors",
+    "lowpass": "anchors",
+    "opus": "opus",
+    "mp3": "mp3",
+    "codec2": "codec2",
+    "encodec": "neural",
+    "dac": "neural",
+    "mimi": "neural",
+    "xcodec": "neural",
+    "snac": "neural",
+    "cmd": "external",
+    "dir": "external",
 }
 
 
@@ -40,7 +40,7 @@ def open_codec(spec: str, *, device: str = "auto") -> CodecUnderTest:
     tool, a package or weights are missing, saying what to install.
     """
     parsed = _parse(spec)
-    module = _FAMILIES.get(parsed.family, "codecs_sctok")
+    module = _FAMILIES.get(parsed.family, "sctok_codec")
     opened: CodecUnderTest = import_module(f".{module}", __package__).open_spec(parsed, device)
     return opened
 

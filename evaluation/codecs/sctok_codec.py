@@ -13,7 +13,7 @@ from sctok.codec.storage.codec_folder import BUNDLED_CODECS, INFO_FILE
 from sctok.formats.sct import sct_bytes, write_sct
 from sctok.formats.untrusted.bounds import parse_json
 
-from .base import Coded, Spec, Wave, plain_name, timed
+from .base import RoundTrip, Spec, Wave, plain_name, timed
 
 _READERS: dict[str, Any] = {"steps": int, "eta": float, "guidance": float, "seed": int}
 _TEXTS = {"sampler": "name", "guidance_form": "guidance_form", "spacing": "spacing"}
@@ -29,14 +29,16 @@ class SctokCodec:
     sampler: SamplerConfig
     codebook: int | None
 
-    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> Coded:
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`."""
         tokens, encoding = timed(lambda: self.codec.encode(wave, sample_rate, codebook=self.codebook))
         with tempfile.TemporaryDirectory() as folder:
             written = write_sct(Path(folder) / "tokens.sct", tokens)
         decoded, decoding = timed(lambda: self.codec.decode(tokens, self.sampler))
         container = sct_bytes(0, tokens.codebook_sizes)
-        return Coded(decoded, self.codec.sample_rate, written, encoding, decoding, int(tokens.tokens.size), container)
+        return RoundTrip(
+            decoded, self.codec.sample_rate, written, encoding, decoding, int(tokens.tokens.size), container
+        )
 
 
 def _decoder_hashes(name_or_path: str) -> Any:

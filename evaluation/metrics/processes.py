@@ -24,7 +24,7 @@ _MAX_REASON = 300
 
 
 @dataclass(frozen=True)
-class Task:
+class ScoreTask:
     """Files to compare, and by what. codec, key: whose values they are."""
 
     codec: str
@@ -39,7 +39,7 @@ class Task:
 Report = Callable[[str, str, dict[str, Any]], None]
 
 
-def score_tasks(tasks: Iterable[Task], workers: int, report: Report, threads: int = 1) -> None:
+def score_tasks(tasks: Iterable[ScoreTask], workers: int, report: Report, threads: int = 1) -> None:
     """Measure all metrics of all tasks in `workers` processes of `threads` threads each.
 
     report: called in this process with {"metric", "value", "details"} or {"metric", "failed"}, a reason in one line.
@@ -55,12 +55,12 @@ def score_tasks(tasks: Iterable[Task], workers: int, report: Report, threads: in
 @dataclass
 class _Worker:
     process: BaseProcess
-    task: Task
+    task: ScoreTask
     ready: bool = False
 
 
 class _Team:
-    def __init__(self, tasks: "deque[Task]", report: Report, threads: int) -> None:
+    def __init__(self, tasks: "deque[ScoreTask]", report: Report, threads: int) -> None:
         self._tasks = tasks
         self._report = report
         self._threads = threads
@@ -83,7 +83,7 @@ class _Team:
             if worker.process.is_alive():
                 worker.process.kill()
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: ScoreTask) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -138,7 +138,7 @@ class _Team:
         del self._workers[connection]
 
 
-def _send(connection: Connection, task: Task) -> None:
+def _send(connection: Connection, task: ScoreTask) -> None:
     with contextlib.suppress(OSError):  # of a dead process, which the next wait finds
         connection.send(task)
 
@@ -176,7 +176,7 @@ def _serve(tasks: Connection) -> None:
         return
 
 
-def _measure(task: Task, send: Callable[[dict[str, Any]], None]) -> None:
+def _measure(task: ScoreTask, send: Callable[[dict[str, Any]], None]) -> None:
     try:
         pair = read_pair(task.reference, task.estimate, task.transcript)
     except Exception as error:

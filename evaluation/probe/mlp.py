@@ -65,7 +65,7 @@ class ProbeConfig:
         return asdict(self)
 
 
-class Trained(NamedTuple):
+class TrainedProbe(NamedTuple):
     """A network after the epoch with the best accuracy on the validation fold, of equals the lowest loss there."""
 
     model: nn.Module
@@ -151,7 +151,7 @@ def probe_folds(
     points = draw_grid(config.grid_points, config.seed)
     correct = np.zeros(len(labels), bool)
     chosen: list[GridPoint] = []
-    best: list[Trained] = []
+    best: list[TrainedProbe] = []
     for fold in range(count):
         test, valid = folds == fold, folds == (fold + 1) % count
         train = ~(test | valid)
@@ -199,13 +199,13 @@ def train_network(
     point: GridPoint,
     config: ProbeConfig,
     seed: int,
-) -> Trained:
+) -> TrainedProbe:
     """Train one network on x float32 (n, D) and y int64 (n,), n > 1; the same seed gives the same network."""
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = build_network(x.shape[1], classes, point, config).to(x.device)
         optimiser = torch.optim.Adam(model.parameters(), lr=point.learning_rate, fused=True)
-        best, waited = Trained(model, -1.0, np.inf, 0), 0
+        best, waited = TrainedProbe(model, -1.0, np.inf, 0), 0
         kept: dict[str, Tensor] = {}
         for epoch in range(1, config.max_epochs + 1):
             _train_epoch(model, optimiser, x, y, config.batch)
@@ -234,11 +234,11 @@ def _train_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, 
 
 
 @torch.no_grad()
-def _validate(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> Trained:
+def _validate(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> TrainedProbe:
     model.eval()
     logits = model(x)
     accuracy = (logits.argmax(dim=1) == y).float().mean()
-    return Trained(model, float(accuracy), float(nn.functional.cross_entropy(logits, y)), epoch)
+    return TrainedProbe(model, float(accuracy), float(nn.functional.cross_entropy(logits, y)), epoch)
 
 
 @torch.no_grad()

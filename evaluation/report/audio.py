@@ -19,7 +19,7 @@ from sctok.evaluation.codecs.anchors import LowPass
 from sctok.formats.files import FormatError, hash_bytes
 from sctok.formats.untrusted.paths import path_inside
 
-from .runs import Run, number
+from .runs import EvaluationRun, number
 
 Wave = NDArray[np.float32]
 
@@ -46,7 +46,7 @@ class Stimulus:
 
 
 @dataclass(frozen=True)
-class Clip:
+class ReportClip:
     """One file of a run: the reference, the anchor and every codec; levels in dB for figures, by name."""
 
     id: str
@@ -66,7 +66,7 @@ class Clip:
         return [(share, text) for share, text in shares if share < 0.97]  # the unit stands at the end
 
 
-def audio_file(run: Run, codec: str | None, key: str) -> Path | None:
+def audio_file(run: EvaluationRun, codec: str | None, key: str) -> Path | None:
     """Return a reference (codec None) or decoded file that a run keeps; None if it is missing or outside the run."""
     try:
         path = path_inside(run.folder / "audio", f"{codec or 'reference'}/{key}", ".flac")
@@ -76,7 +76,7 @@ def audio_file(run: Run, codec: str | None, key: str) -> Path | None:
     return path if path.is_file() and Path(os.path.realpath(path)).is_relative_to(folder) else None
 
 
-def choose_files(run: Run, count: int) -> list[dict[str, Any]]:
+def choose_files(run: EvaluationRun, count: int) -> list[dict[str, Any]]:
     """Return up to `count` files whose reference is there, as many of each domain as can be, spread over the run."""
     by_domain: dict[str, list[dict[str, Any]]] = {}
     for file in run.files:
@@ -93,7 +93,7 @@ def choose_files(run: Run, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def build_clip(run: Run, file: Mapping[str, Any], clip_id: str, most_seconds: float) -> Clip:
+def build_clip(run: EvaluationRun, file: Mapping[str, Any], clip_id: str, most_seconds: float) -> ReportClip:
     """Read one file of a run in all its forms, cut after `most_seconds`, aligned to the reference's length.
 
     A codec's file that is missing or cannot be read becomes a stimulus with a `problem`.
@@ -124,7 +124,7 @@ def build_clip(run: Run, file: Mapping[str, Any], clip_id: str, most_seconds: fl
         kbps = _kbps(run, name, key) if role == "codec" else None
         stimuli.append(Stimulus(f"{clip_id}-{index}", role, name, kbps, audio, picture, problem))
     digest = hash_bytes("".join(stimulus.role + stimulus.name + stimulus.audio for stimulus in stimuli).encode())
-    return Clip(clip_id, run.name, key, file["domain"], seconds, tuple(stimuli), digest, levels)
+    return ReportClip(clip_id, run.name, key, file["domain"], seconds, tuple(stimuli), digest, levels)
 
 
 def _read(path: Path, most_seconds: float) -> tuple[Wave, int]:
@@ -139,7 +139,7 @@ def _read(path: Path, most_seconds: float) -> tuple[Wave, int]:
     return wave, rate
 
 
-def _decoded(run: Run, codec: str, key: str, seconds: float) -> tuple[Wave | None, int, str]:
+def _decoded(run: EvaluationRun, codec: str, key: str, seconds: float) -> tuple[Wave | None, int, str]:
     path = audio_file(run, codec, key)
     if path is None:
         error = next((row.get("error") for row in run.scores if (row["codec"], row["key"]) == (codec, key)), "")
@@ -159,7 +159,7 @@ def _anchor(reference: Wave, rate: int) -> tuple[Wave | None, int, str]:
         return None, 0, str(error)
 
 
-def _kbps(run: Run, codec: str, key: str) -> float | None:
+def _kbps(run: EvaluationRun, codec: str, key: str) -> float | None:
     return next((number(row.get("kbps")) for row in run.scores if (row["codec"], row["key"]) == (codec, key)), None)
 
 

@@ -12,7 +12,7 @@ from sctok.formats.codebooks import Codebook, load_codebook
 from sctok.formats.describe import count_summary
 from sctok.formats.files import atomic_path, hash_json
 
-from .audio import Clip, build_clip, choose_files, edge_marks
+from .audio import ReportClip, build_clip, choose_files, edge_marks
 from .mushra import ALL_DOMAINS, ListeningScores, MushraConfig, Rating, load_ratings, score_ratings
 from .plots import (
     Plot,
@@ -26,7 +26,7 @@ from .plots import (
     usage_plot,
 )
 from .probe_tables import probe_part
-from .runs import Run, failures, load_run
+from .runs import EvaluationRun, failures, load_run
 from .tables import Table, all_metrics, record_table, score_rows, score_tables
 
 PAGE = "page.html.j2"
@@ -128,12 +128,12 @@ def _load_codebooks(paths: Sequence[Path]) -> dict[str, Codebook]:
     return {path.stem if stems.count(path.stem) == 1 else str(path): load_codebook(path) for path in paths}
 
 
-def _clips(runs: Sequence[Run], config: ReportConfig) -> list[Clip]:
+def _clips(runs: Sequence[EvaluationRun], config: ReportConfig) -> list[ReportClip]:
     chosen = [(run, file) for run in runs for file in choose_files(run, config.clips)]
     return [build_clip(run, file, f"clip{index}", config.seconds) for index, (run, file) in enumerate(chosen)]
 
 
-def _run_part(run: Run, index: int, drawn: list[Plot]) -> dict[str, Any]:
+def _run_part(run: EvaluationRun, index: int, drawn: list[Plot]) -> dict[str, Any]:
     tables = score_tables(run) if run.summary else []
     plot = quality_plot(
         score_rows(run, ALL_DOMAINS),
@@ -242,7 +242,7 @@ def _rule(config: MushraConfig) -> str:
     )
 
 
-def _test_data(clips: Sequence[Clip], title: str) -> dict[str, Any] | None:
+def _test_data(clips: Sequence[ReportClip], title: str) -> dict[str, Any] | None:
     entries = []
     for clip in clips:
         stimuli = [s for s in clip.stimuli if s.audio]
@@ -282,7 +282,7 @@ def _render(page: dict[str, Any]) -> str:
     return environment.get_template(PAGE).render(page)
 
 
-def _save_all(drawn: Sequence[Plot], clips: Sequence[Clip], folder: Path) -> list[Path]:
+def _save_all(drawn: Sequence[Plot], clips: Sequence[ReportClip], folder: Path) -> list[Path]:
     paths = [path for plot in drawn for path in save_plot(plot, folder)]
     for index, clip in enumerate(clips):
         title = f"Spectrograms of {clip.key}"

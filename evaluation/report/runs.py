@@ -16,7 +16,7 @@ PROBE_FILE, SUMMARY_FILE, SCORES_FILE = "probe.json", "summary.json", "scores.cs
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """A run folder: its description, one dict for each row of its files, and what is missing (`notes`)."""
 
     folder: Path
@@ -33,7 +33,7 @@ class Run:
     notes: tuple[str, ...] = ()
 
 
-def load_run(folder: str | os.PathLike[str]) -> Run:
+def load_run(folder: str | os.PathLike[str]) -> EvaluationRun:
     """Read a run folder: `run.json` with `scores.csv` and `summary.json`, `probe.json`, or both.
 
     Raises FileNotFoundError if there is neither description; FormatError, naming the file, for another format or
@@ -48,11 +48,13 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     probe = _read_probe(probe_file) if probe_file.is_file() else None
     if not run_file.is_file():
         name = str((probe or {}).get("name") or path.resolve().name)
-        return Run(path, name, str((probe or {}).get("created", "")), str((probe or {}).get("sctok", "")), probe=probe)
+        return EvaluationRun(
+            path, name, str((probe or {}).get("created", "")), str((probe or {}).get("sctok", "")), probe=probe
+        )
     return _evaluation(path, read_run(path), probe)
 
 
-def _evaluation(path: Path, head: Mapping[str, Any], probe: Mapping[str, Any] | None) -> Run:
+def _evaluation(path: Path, head: Mapping[str, Any], probe: Mapping[str, Any] | None) -> EvaluationRun:
     notes = []
     scores = _scores(path / SCORES_FILE)
     if not head["files"] or not head["codecs"]:
@@ -64,7 +66,7 @@ def _evaluation(path: Path, head: Mapping[str, Any], probe: Mapping[str, Any] | 
         summary = _records(path / SUMMARY_FILE)
     elif head["files"] and head["codecs"]:
         notes.append(f"There is no {SUMMARY_FILE}: means are left out. Run the same command again.")
-    return Run(
+    return EvaluationRun(
         folder=path,
         name=str(head.get("name") or path.resolve().name),
         created=head["created"],
@@ -122,7 +124,7 @@ def number(value: Any) -> float | None:
     return result if math.isfinite(result) else None
 
 
-def failures(run: Run) -> list[dict[str, str]]:
+def failures(run: EvaluationRun) -> list[dict[str, str]]:
     """Return codec, key and error of every row of scores with an error."""
     return [
         {"codec": row["codec"], "key": row["key"], "error": " ".join(row["error"].split())}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .runs import Run, number
+from .runs import EvaluationRun, number
 
 ALL_DOMAINS = "all"
 ANCHORS = ("original", "lowpass")
@@ -30,7 +30,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What a cell shows, what it is sorted by (None: last), and what is said beside it."""
 
     text: str
@@ -46,7 +46,7 @@ class Table:
 
     caption: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     note: str = ""
 
 
@@ -82,7 +82,7 @@ class Point:
     high: float
 
 
-def score_rows(run: Run, domain: str) -> list[Row]:
+def score_rows(run: EvaluationRun, domain: str) -> list[Row]:
     """Return what a run found in a domain ("all": in every one), one row for each codec in the order of the run."""
     found: dict[str, dict[str, Score]] = {}
     for entry in run.summary:
@@ -96,7 +96,7 @@ def score_rows(run: Run, domain: str) -> list[Row]:
     ]
 
 
-def _rates(run: Run, codec: str, domain: str, found: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+def _rates(run: EvaluationRun, codec: str, domain: str, found: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
     """Return the rates of a codec: those that the summary has, else means over the files."""
     rates = {}
     for name in RATES:
@@ -128,7 +128,7 @@ def points_of(rows: Sequence[Row], metric: str) -> list[Point]:
     return points
 
 
-def all_metrics(run: Run) -> list[dict[str, Any]]:
+def all_metrics(run: EvaluationRun) -> list[dict[str, Any]]:
     """Return the metrics of a run but its rates, with those that only its summary has, such as `wer_corpus`."""
     metrics = {metric["name"]: metric for metric in run.metrics if metric["name"] not in RATES}
     for name in dict.fromkeys(str(entry["metric"]) for entry in run.summary):
@@ -138,18 +138,18 @@ def all_metrics(run: Run) -> list[dict[str, Any]]:
     return list(metrics.values())
 
 
-def score_tables(run: Run) -> list[Table]:
+def score_tables(run: EvaluationRun) -> list[Table]:
     """Return one table over all domains and, where there are several, one for each."""
     domains = [domain for domain in dict.fromkeys(file["domain"] for file in run.files) if domain]
     wanted = [ALL_DOMAINS, *(domains if len(domains) > 1 else [])]
     return [_score_table(run, domain) for domain in wanted]
 
 
-def _score_table(run: Run, domain: str) -> Table:
+def _score_table(run: EvaluationRun, domain: str) -> Table:
     rows = score_rows(run, domain)
     rates = [name for name in RATES if any(name in row.rates for row in rows)]
     metrics = all_metrics(run)
-    parts = [(Column("codec"), [Cell(row.codec, row.codec) for row in rows])]
+    parts = [(Column("codec"), [TableCell(row.codec, row.codec) for row in rows])]
     parts += [(Column(*RATES[name]), _rate_cells(rows, name)) for name in rates if name not in SPEEDS]
     parts += [
         (Column(m["name"], m.get("unit") or "", m.get("better") or "", m.get("protocol") or ""), _score_cells(rows, m))
@@ -162,16 +162,16 @@ def _score_table(run: Run, domain: str) -> Table:
     return Table(caption, columns, tuple(zip(*by_column, strict=True)))
 
 
-def _rate_cells(rows: Sequence[Row], name: str) -> list[Cell]:
+def _rate_cells(rows: Sequence[Row], name: str) -> list[TableCell]:
     values = [row.rates.get(name) for row in rows]
-    return [_missing() if value is None else Cell(_three_digits(value), value) for value in values]
+    return [_missing() if value is None else TableCell(_three_digits(value), value) for value in values]
 
 
 def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _score_cells(rows: Sequence[Row], metric: Mapping[str, Any]) -> list[Cell]:
+def _score_cells(rows: Sequence[Row], metric: Mapping[str, Any]) -> list[TableCell]:
     scores = [row.scores.get(metric["name"]) for row in rows]
     places = decimals([None if score is None else score.mean for score in scores])
     cells = [_score_cell(score, places) for score in scores]
@@ -187,18 +187,18 @@ def _score_cells(rows: Sequence[Row], metric: Mapping[str, Any]) -> list[Cell]:
     return cells
 
 
-def _score_cell(score: Score | None, places: int) -> Cell:
+def _score_cell(score: Score | None, places: int) -> TableCell:
     if score is None:
         return _missing()
     note = f"{score.failed} of {score.n + score.failed} failed" if score.failed else ""
     if score.mean is None:
         return replace(_missing(), note=note)
     interval = "" if score.low is None or score.high is None else f"{score.low:.{places}f} to {score.high:.{places}f}"
-    return Cell(f"{score.mean:.{places}f}", score.mean, interval, note)
+    return TableCell(f"{score.mean:.{places}f}", score.mean, interval, note)
 
 
-def _missing() -> Cell:
-    return Cell("–", None)
+def _missing() -> TableCell:
+    return TableCell("–", None)
 
 
 def decimals(values: Sequence[float | None]) -> int:
@@ -229,21 +229,21 @@ def _flatten(record: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _record_cells(values: Sequence[Any]) -> list[Cell]:
+def _record_cells(values: Sequence[Any]) -> list[TableCell]:
     floats = [value for value in values if isinstance(value, float)]
     places = decimals([number(value) for value in floats])
     return [_record_cell(value, places) for value in values]
 
 
-def _record_cell(value: Any, places: int) -> Cell:
+def _record_cell(value: Any, places: int) -> TableCell:
     if value is None or value == "":
         return _missing()
     if isinstance(value, bool):
-        return Cell("yes" if value else "no", "yes" if value else "no")
+        return TableCell("yes" if value else "no", "yes" if value else "no")
     if isinstance(value, int):
-        return Cell(f"{value:,}", float(value))
+        return TableCell(f"{value:,}", float(value))
     if isinstance(value, float):
-        return _missing() if number(value) is None else Cell(f"{value:.{places}f}", value)
+        return _missing() if number(value) is None else TableCell(f"{value:.{places}f}", value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return Cell(", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value))
-    return Cell(str(value), str(value))
+        return TableCell(", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value))
+    return TableCell(str(value), str(value))

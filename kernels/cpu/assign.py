@@ -17,9 +17,9 @@ from torch import Tensor
 from sctok.kernels.certify import UNIT
 from sctok.runtime.threads import in_parallel
 
-from .codes import Coded, encode, pack_fine, pack_tiles, row_factors
+from .codes import CodedPoints, encode, pack_fine, pack_tiles, row_factors
 from .encode import NORM, Doubles, Floats, Ints, Longs
-from .frames import Frame, turn
+from .frames import ScanFrame, turn
 from .scan import MOST_DISTANCES, Found, Rows, exact_distances, nearest_of_all, scan_rows
 from .vnni import LANES, LARGEST_DIM, ROWS, vnni_bits
 
@@ -57,7 +57,7 @@ class CentroidScan:
     centroids (k, D) float32 or float64 on the CPU; frame: any that brings them near the origin and near norm 1.
     """
 
-    def __init__(self, centroids: Tensor, frame: Frame) -> None:
+    def __init__(self, centroids: Tensor, frame: ScanFrame) -> None:
         self.frame = frame
         self.centroids = np.ascontiguousarray(centroids.numpy())
         coded, leading = encode(centroids, frame, 1)
@@ -74,11 +74,11 @@ class CentroidScan:
         """Whether the centroids themselves are within the range of the bounds."""
         return self._largest < _LARGEST_NORM
 
-    def code(self, points: Tensor) -> Coded:
+    def code(self, points: Tensor) -> CodedPoints:
         """Code points (n, D) float32 or float64; another scan in the same frame can use the result."""
         return encode(points, self.frame, ROWS)[0]
 
-    def search(self, points: Tensor, coded: Coded, *, pair: bool) -> tuple[Longs, Doubles, Ints]:
+    def search(self, points: Tensor, coded: CodedPoints, *, pair: bool) -> tuple[Longs, Doubles, Ints]:
         """Find the nearest centroid and, where `pair`, the runner-up of each point.
 
         Returns:
@@ -111,11 +111,11 @@ class CentroidScan:
         found.labels[(found.computed > MOST_DISTANCES) | ~np.isfinite(coarse.shifts)] = -1
         return found.labels, found.distances, found.computed
 
-    def _rows(self, coded: Coded, frame: Frame | None) -> Rows:
+    def _rows(self, coded: CodedPoints, frame: ScanFrame | None) -> Rows:
         """Return points as the scan reads them; frame: None for codes in all dimensions."""
         return Rows(coded.codes, row_factors(coded), self._shifts(coded, frame))
 
-    def _shifts(self, coded: Coded, frame: Frame | None) -> Doubles:
+    def _shifts(self, coded: CodedPoints, frame: ScanFrame | None) -> Doubles:
         """Return (n,) float64: minus |y|^2, plus what rounding may have taken from a bound; infinite out of range."""
         squares, largest = coded.stats[:, NORM], self._largest
         inside = squares < _LARGEST_NORM**2

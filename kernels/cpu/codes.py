@@ -25,7 +25,7 @@ from .encode import (
     encode_centred,
     encode_projected,
 )
-from .frames import Frame
+from .frames import ScanFrame
 from .scan import Fine, Tiles
 from .vnni import ALIGNMENT, LANES, PIECE, QUAD, ROW_BYTES, ROWS
 
@@ -33,7 +33,7 @@ _UP = 1 + 2.0**-20  # makes up for rounding a bound to float32
 
 
 @dataclass(frozen=True)
-class Coded:
+class CodedPoints:
     """Rows: codes uint8 (n and width rounded up) and what they lose, stats (n, 6) of `encode_centred`.
 
     frame: where they hold, and nowhere else. fine: the same in all dimensions, where the frame is refined.
@@ -41,23 +41,23 @@ class Coded:
 
     codes: Bytes
     stats: Doubles
-    frame: Frame
-    fine: "Coded | None" = None
+    frame: ScanFrame
+    fine: "CodedPoints | None" = None
 
-    def rows(self, start: int, stop: int) -> "Coded":
+    def rows(self, start: int, stop: int) -> "CodedPoints":
         """Return the codes of the rows start … stop; start is a multiple of ROWS."""
         stop = min(stop, len(self.stats))
         codes, stats = self.codes[start : start + _rounded(stop - start)], self.stats[start:stop]
-        return Coded(codes, stats, self.frame, self.fine and self.fine.rows(start, stop))
+        return CodedPoints(codes, stats, self.frame, self.fine and self.fine.rows(start, stop))
 
-    def take(self, places: Longs) -> "Coded":
+    def take(self, places: Longs) -> "CodedPoints":
         """Return a copy of some rows (n,)."""
         codes = np.empty((_rounded(len(places)), self.codes.shape[1]), np.uint8)
         np.take(self.codes, places, axis=0, out=codes[: len(places)])
         codes[len(places) :] = CODE_OFFSET
-        return Coded(codes, self.stats[places], self.frame, self.fine and self.fine.take(places))
+        return CodedPoints(codes, self.stats[places], self.frame, self.fine and self.fine.take(places))
 
-    def put(self, places: Longs, other: "Coded") -> None:
+    def put(self, places: Longs, other: "CodedPoints") -> None:
         """Store all rows of another one at places (n,)."""
         self.codes[places] = other.codes[: len(places)]
         self.stats[places] = other.stats
@@ -74,13 +74,13 @@ def _rounded(rows: int) -> int:
     return -(-rows // ROWS) * ROWS
 
 
-def empty_codes(rows: int, like: Coded) -> Coded:
+def empty_codes(rows: int, like: CodedPoints) -> CodedPoints:
     """Return room for the codes of so many rows in the frame of others; pages that are not written take no memory."""
     codes, stats = np.empty((rows, like.codes.shape[1]), np.uint8), np.empty((rows, like.stats.shape[1]))
-    return Coded(codes, stats, like.frame, like.fine and empty_codes(rows, like.fine))
+    return CodedPoints(codes, stats, like.frame, like.fine and empty_codes(rows, like.fine))
 
 
-def encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Floats | None]:
+def encode(rows: Tensor, frame: ScanFrame, row_multiple: int) -> tuple[CodedPoints, Floats | None]:
     """Code rows (n, D) float32 or float64, filled up to a multiple of rows; return also their projection (n, d)."""
     if frame.basis is None:
         return _encode_all(rows, frame, row_multiple, ROW_BYTES), None
@@ -98,15 +98,17 @@ def encode(rows: Tensor, frame: Frame, row_multiple: int) -> tuple[Coded, Floats
         )
 
     in_parallel(len(rows), work)
-    return Coded(codes, stats, frame, Coded(fine_codes, fine_stats, frame) if frame.refined else None), leading
+    return CodedPoints(
+        codes, stats, frame, CodedPoints(fine_codes, fine_stats, frame) if frame.refined else None
+    ), leading
 
 
-def _encode_all(rows: Tensor, frame: Frame, row_multiple: int, byte_multiple: int) -> Coded:
+def _encode_all(rows: Tensor, frame: ScanFrame, row_multiple: int, byte_multiple: int) -> CodedPoints:
     """Code all dimensions of rows."""
     codes, stats = _room(len(rows), rows.shape[1], row_multiple, byte_multiple)
     values, center = rows.numpy(), frame.center.numpy()
     in_parallel(len(rows), lambda *part: encode_centred(values, center, frame.scale, codes, stats, *part))
-    return Coded(codes, stats, frame)
+    return CodedPoints(codes, stats, frame)
 
 
 def _room(rows: int, width: int, row_multiple: int, byte_multiple: int) -> tuple[Bytes, Doubles]:
@@ -115,7 +117,7 @@ def _room(rows: int, width: int, row_multiple: int, byte_multiple: int) -> tuple
     return codes, np.empty((rows, 6))
 
 
-def _terms(coded: Coded) -> Floats:
+def _terms(coded: CodedPoints) -> Floats:
     """Return what bounds need of centroids, float32 (5, k): square, step, and the terms of the reach, rounded up."""
     stats = coded.stats
     columns = (stats[:, NORM], stats[:, STEP], stats[:, RESIDUAL] * _UP, stats[:, INSIDE] * _UP, stats[:, LOST] * _UP)
@@ -123,7 +125,7 @@ def _terms(coded: Coded) -> Floats:
         return np.stack(columns).astype(np.float32)
 
 
-def row_factors(coded: Coded) -> Floats:
+def row_factors(coded: CodedPoints) -> Floats:
     """Return what bounds need of points, float32 (rows, 4); the rows beyond the last point are zero."""
     stats = coded.stats
     factors = np.zeros((len(coded.codes), 4), np.float32)
@@ -138,7 +140,7 @@ def _offsets(codes: Codes) -> Ints:
     return (-CODE_OFFSET * codes.sum(axis=-1, dtype=np.int32)).astype(np.int32)
 
 
-def _signed(coded: Coded, order: Longs) -> Codes:
+def _signed(coded: CodedPoints, order: Longs) -> Codes:
     """Return the codes int8 (places, width) of the centroids in each place, zero where there is none."""
     codes = (coded.codes ^ np.uint8(CODE_OFFSET)).view(np.int8)
     if len(order) == len(codes) and np.array_equal(order, np.arange(len(order))):
@@ -148,7 +150,7 @@ def _signed(coded: Coded, order: Longs) -> Codes:
     return placed
 
 
-def pack_tiles(coded: Coded, order: Longs) -> Tiles:
+def pack_tiles(coded: CodedPoints, order: Longs) -> Tiles:
     tiles, quads = len(order) // LANES, coded.codes.shape[1] // QUAD
     there, codes = order >= 0, _signed(coded, order)
     packed = _aligned((tiles, quads, LANES, QUAD))
@@ -161,7 +163,7 @@ def pack_tiles(coded: Coded, order: Longs) -> Tiles:
     return Tiles(order, packed, _offsets(codes).reshape(tiles, LANES), terms, widest)
 
 
-def pack_fine(coded: Coded | None, order: Longs) -> Fine:
+def pack_fine(coded: CodedPoints | None, order: Longs) -> Fine:
     if coded is None:
         return Fine(np.empty((0, PIECE), np.int8), np.empty(0, np.int32), np.empty((0, 5), np.float32))
     codes = _signed(coded, order)

@@ -24,7 +24,7 @@ _PRODUCT, _SCORE, _EXACT, _REFINED, _PROJECTED = 0.003, 0.06, 0.4, 0.02, 0.009
 
 
 @dataclass(frozen=True)
-class Frame:
+class ScanFrame:
     """Where points and centroids are compared. Any frame gives the same labels; a fitting one gives them fast.
 
     center (D,) float32 and scale, a power of two: y = (x - center) scale. basis (D, d) float32 with nearly orthonormal
@@ -52,12 +52,12 @@ class Frame:
         return (shifted if self.scale == 1 else shifted.to(torch.float64).mul_(self.scale)).to(torch.float32)
 
 
-def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float) -> Frame:
+def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float) -> ScanFrame:
     """Choose between all dimensions and projections by what a few of the points would cost on one thread.
 
     points (n, D), n at least 1, and centroids (k, D), float32 or float64, finite. The choice never shows in results.
     """
-    whole = Frame(center, scale)
+    whole = ScanFrame(center, scale)
     k, dim = centroids.shape
     widths = [width for width in WIDTHS if 2 * width <= dim]
     if not widths:
@@ -79,7 +79,7 @@ def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float
     chosen = (basis[:, :width] @ turn(width)).contiguous()
     wide = chosen.to(torch.float64)
     defect = float(torch.linalg.matrix_norm(wide.T @ wide - torch.eye(width, dtype=torch.float64))) * (1 + 1e-6)
-    return Frame(center, scale, chosen, refined, defect)
+    return ScanFrame(center, scale, chosen, refined, defect)
 
 
 def _spread(count: int, most: int) -> Tensor:
@@ -112,7 +112,7 @@ def turn(width: int) -> Tensor:
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(1)))[0]
 
 
-def _nearest_scores(y: Tensor, centroids: Tensor, frame: Frame) -> Tensor:
+def _nearest_scores(y: Tensor, centroids: Tensor, frame: ScanFrame) -> Tensor:
     """Return about the smallest |w|^2 - 2 y.w (n, 1) of centred points y (n, D) and all centroids w + center.
 
     The centroids are not copied, so a center far away blurs the result.

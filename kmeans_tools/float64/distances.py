@@ -17,7 +17,7 @@ from sctok.kmeans_tools.sources import estimator_data
 from sctok.kmeans_tools.sources.estimator_data import Data
 from sctok.kmeans_tools.sources.vectors import WideSource
 
-from .frames import Frame, Wide, resolved
+from .frames import Float32Frame, Wide, resolved
 from .lloyd import safe_exponent
 
 _CLOSE = 1e-7  # share of |x|^2 + |c|^2 below which a squared distance has lost digits to cancellation
@@ -73,7 +73,7 @@ def predict_blocks(data: Data, centers: Tensor) -> Iterator[Tensor]:
         yield nearest_centroid(inside, prepared).labels
 
 
-def evaluate(data: Data, weights: Wide | None, centers: Tensor, frame: Frame | None = None) -> Evaluation:
+def evaluate(data: Data, weights: Wide | None, centers: Tensor, frame: Float32Frame | None = None) -> Evaluation:
     """Return the labels of data (n, D) and their inertia under weights (n,); with a frame, whether float32 resolves it.
 
     A cluster is resolved if float32 loses little of the distances in it, in the norm over its rows.

@@ -18,7 +18,7 @@ _NEAR = 4.0  # ranges of the data within which first centers are given to float3
 
 
 @dataclass(frozen=True)
-class Frame:
+class Float32Frame:
     """A view of float64 vectors from the middle of their range, origin (D,), times 2**-exponent.
 
     So float32 keeps 24 bits of the range of the vectors, whatever their offset and scale. Neither the order nor the
@@ -68,7 +68,7 @@ def resolved(losses: Wide, squares: Wide) -> bool:
 class FramedSource:
     """A source of float64 vectors in a frame, as a VectorSource of float32."""
 
-    def __init__(self, source: WideSource, frame: Frame) -> None:
+    def __init__(self, source: WideSource, frame: Float32Frame) -> None:
         self._source, self._frame = source, frame
         self.rows, self.dim, self.name = source.rows, source.dim, source.name
         self.weights: Weights | None = getattr(source, "weights", None)

@@ -11,7 +11,7 @@ from sctok.kmeans_tools.sources.distinct import find_distinct
 from sctok.kmeans_tools.sources.estimator_data import Array
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors, VectorSource, Weights, WideSource
 
-from .frames import Frame, FramedSource, Wide
+from .frames import Float32Frame, FramedSource, Wide
 from .lloyd import WideData, scale_weights
 
 _MERGED_ROWS = 16_384
@@ -30,7 +30,7 @@ class Problem:
 
     source: VectorSource
     wide: WideData | None = None
-    frame: Frame | None = None
+    frame: Float32Frame | None = None
     distinct: Array | None = None
     whole: bool = True
 
@@ -72,7 +72,7 @@ def pose_problem(data: Array | VectorSource, weights: Wide | None) -> Problem:
         source = ArraySource(data, "X", weights)
         return _wide_problem(source, whole=len(data) == rows) if wide else Problem(source, whole=len(data) == rows)
     low, high = data.min(axis=0), data.max(axis=0)
-    distinct, masses = _merge_equal(data, weights, Frame.between(low, high) if wide else None)
+    distinct, masses = _merge_equal(data, weights, Float32Frame.between(low, high) if wide else None)
     source = ArraySource(distinct, "X", None if (masses == 1).all() else masses)
     return _wide_problem(source, distinct) if wide else Problem(source, distinct=distinct, whole=False)
 
@@ -81,7 +81,7 @@ def _wide_problem(source: WideSource, distinct: Array | None = None, whole: bool
     low, high = np.full(source.dim, np.inf), np.full(source.dim, -np.inf)
     for block in source.wide_blocks(max(1, estimator_data._BLOCK_ELEMENTS // source.dim)):
         low, high = np.minimum(low, block.rows.min(axis=0)), np.maximum(high, block.rows.max(axis=0))
-    frame = Frame.between(low, high)
+    frame = Float32Frame.between(low, high)
     data = WideData.between(source, low, high)
     framed: VectorSource = FramedSource(source, frame)
     if isinstance(source, ArraySource):  # which leaves room for a copy of half the size
@@ -90,7 +90,7 @@ def _wide_problem(source: WideSource, distinct: Array | None = None, whole: bool
 
 
 def _merge_equal(
-    vectors: npt.NDArray[Any], weights: Wide | None, frame: Frame | None
+    vectors: npt.NDArray[Any], weights: Wide | None, frame: Float32Frame | None
 ) -> tuple[npt.NDArray[Any], Weights]:
     """Return the distinct vectors, ordered by their bytes in a frame, and the sum of the weights (n,) of each."""
     keys = _keys(vectors)

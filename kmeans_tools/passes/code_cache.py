@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import Coded, Frame, PreparedCentroids, code_points, empty_codes, prepare_centroids
+from sctok.kernels.assign import CodedPoints, PreparedCentroids, ScanFrame, code_points, empty_codes, prepare_centroids
 
 from .bounds import DEFAULT_MEMORY
 
@@ -22,15 +22,15 @@ class CodeCache:
 
     def __init__(self, rows: int, memory: int | None) -> None:
         self._rows, self._memory = rows, (memory or DEFAULT_MEMORY) // _SHARE_OF_MEMORY
-        self._frame: Frame | None = None
-        self._codes: Coded | None = None
+        self._frame: ScanFrame | None = None
+        self._codes: CodedPoints | None = None
         self._held: npt.NDArray[np.bool_] | None = None
 
     def prepare(self, centroids: Tensor, precision: str) -> PreparedCentroids:
         """Prepare centroids (k, D), in the frame of the first ones once these have been searched."""
         return prepare_centroids(centroids, precision=precision, frame=self._frame)
 
-    def coded(self, points: Tensor, places: Tensor, prepared: PreparedCentroids) -> Coded | None:
+    def coded(self, points: Tensor, places: Tensor, prepared: PreparedCentroids) -> CodedPoints | None:
         """Return the codes of points (n, D) at places (n,) int64, None where the search has no use for them."""
         if self._codes is None or self._held is None or prepared.frame is not self._frame:
             found = code_points(points, prepared)
@@ -48,6 +48,6 @@ class CodeCache:
             self._held[index[missing]] = True
         return self._codes.take(index)
 
-    def _make_room(self, found: Coded) -> None:
+    def _make_room(self, found: CodedPoints) -> None:
         if found.frame.basis is not None and (found.row_bytes + 1) * self._rows <= self._memory:
             self._codes, self._held = empty_codes(self._rows, found), np.zeros(self._rows, np.bool_)

@@ -16,7 +16,7 @@ _WORTH_IT = 0.5  # share of the vectors up to which picking them beats reading a
 _SCANNED_ROWS = 1 << 20
 
 
-class Reader(Protocol):
+class PassReader(Protocol):
     """A pass, as far as it says what it needs to read."""
 
     @property
@@ -31,7 +31,7 @@ class Reader(Protocol):
         """Return which of the vectors at places (n,) it needs, bool."""
 
 
-def needed_blocks(source: VectorSource, passes: Sequence[Reader], block_rows: int) -> Iterator[Block]:
+def needed_blocks(source: VectorSource, passes: Sequence[PassReader], block_rows: int) -> Iterator[Block]:
     """Yield in order all vectors that any of the passes needs, at most block_rows at a time; others may come too.
 
     A source that can pick vectors says so by `grain`: how many neighbours it reads for each. Of a source that several
@@ -45,12 +45,12 @@ def needed_blocks(source: VectorSource, passes: Sequence[Reader], block_rows: in
     return picked if grain == 1 else read_ahead(picked)
 
 
-def _touched(one_pass: Reader, grain: int) -> float:
+def _touched(one_pass: PassReader, grain: int) -> float:
     """Return the share of the vectors that picking would read."""
     return 1 - (1 - one_pass.fraction) ** grain if one_pass.scattered else one_pass.fraction
 
 
-def _pick(own: Own, passes: Sequence[Reader], block_rows: int) -> Iterator[Block]:
+def _pick(own: Own, passes: Sequence[PassReader], block_rows: int) -> Iterator[Block]:
     weights = source_weights(own.source)
     pending = np.empty(0, np.int64)
     for start in range(own.start, own.stop, _SCANNED_ROWS):

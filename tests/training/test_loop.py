@@ -16,12 +16,12 @@ import torch
 from sctok.formats import files
 from sctok.formats.files import DiskFullError
 from sctok.formats.tensors import read_tensors, save_tensors
-from sctok.training.loop import CHECKPOINT, LOSS_CURVE, MAX_BAD_STEPS, Schedule, TrainingRun, warm_up_and_decay
+from sctok.training.loop import CHECKPOINT, LOSS_CURVE, MAX_BAD_STEPS, TrainingLength, TrainingRun, warm_up_and_decay
 
 from .trainings import make_task, state_of, write_audio
 
 KINDS = ("vae", "vocoder", "codec", "grid")
-EVERY_STEP = Schedule(6, validate_every=2, checkpoint_seconds=0)
+EVERY_STEP = TrainingLength(6, validate_every=2, checkpoint_seconds=0)
 
 
 class Toy(torch.nn.Module):
@@ -143,7 +143,7 @@ def test_a_signal_saves_first_and_leaves_the_handlers_as_they_were(tmp_path: Pat
             os.kill(os.getpid(), signal.SIGINT)
 
     run = toy_run(tmp_path)
-    assert run.run(Schedule(100, 50), interrupt) == signal.SIGINT
+    assert run.run(TrainingLength(100, 50), interrupt) == signal.SIGINT
     assert toy_run(tmp_path).step == run.step == 4
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -154,12 +154,12 @@ def test_the_second_interrupt_acts_at_once(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        toy_run(tmp_path).run(Schedule(100, 50), interrupt_twice)
+        toy_run(tmp_path).run(TrainingLength(100, 50), interrupt_twice)
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = toy_run(tmp_path)
-    run.run(Schedule(4))
+    run.run(TrainingLength(4))
     kept = (tmp_path / CHECKPOINT).read_bytes()
 
     def full(_: int) -> None:
@@ -170,14 +170,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
 
     message = r"checkpoint of step 5 could not be saved, the checkpoint of step 4 is kept: .*: the disk is full"
     with pytest.raises(DiskFullError, match=message):
-        toy_run(tmp_path).run(Schedule(100, 50, checkpoint_seconds=0), fill)
+        toy_run(tmp_path).run(TrainingLength(100, 50, checkpoint_seconds=0), fill)
     assert (tmp_path / CHECKPOINT).read_bytes() == kept
     assert not list(tmp_path.glob("*.tmp-*"))
     assert toy_run(tmp_path).step == 4
 
 
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path: Path) -> None:
-    toy_run(tmp_path).run(Schedule(2))
+    toy_run(tmp_path).run(TrainingLength(2))
     path = tmp_path / CHECKPOINT
     arrays, state = read_tensors(path, format_name="sctok-training", version=1)
     del arrays["toy/bias"], arrays["optimizer:toy/0/exp_avg"]
@@ -196,7 +196,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path: Path) -> None:
 
 
 def test_an_optimiser_whose_state_was_taken_out_is_refused(tmp_path: Path) -> None:
-    toy_run(tmp_path).run(Schedule(2))
+    toy_run(tmp_path).run(TrainingLength(2))
     path = tmp_path / CHECKPOINT
     arrays, state = read_tensors(path, format_name="sctok-training", version=1)
     arrays = {name: array for name, array in arrays.items() if not name.startswith("optimizer")}
@@ -206,16 +206,16 @@ def test_an_optimiser_whose_state_was_taken_out_is_refused(tmp_path: Path) -> No
 
 
 def test_other_settings_are_refused_by_name_but_for_the_number_of_steps(tmp_path: Path) -> None:
-    toy_run(tmp_path, steps=2, crops={"seed": 0, "level": "peak"}).run(Schedule(2))
+    toy_run(tmp_path, steps=2, crops={"seed": 0, "level": "peak"}).run(TrainingLength(2))
     assert toy_run(tmp_path, steps=9, crops={"seed": 0, "level": "peak"}).step == 2
     with pytest.raises(ValueError, match=r"other settings \(crops\.seed, size\): choose another name"):
         TrainingRun(Toy(), tmp_path, {"size": (3, 2), "crops": {"seed": 1, "level": "peak"}})
 
 
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path: Path) -> None:
-    toy_run(tmp_path).run(Schedule(4, 2))
-    toy_run(tmp_path).run(Schedule(4, 2))
-    toy_run(tmp_path).run(Schedule(6, 2))
+    toy_run(tmp_path).run(TrainingLength(4, 2))
+    toy_run(tmp_path).run(TrainingLength(4, 2))
+    toy_run(tmp_path).run(TrainingLength(6, 2))
     assert [row["step"] for row in curve(tmp_path)] == ["2", "4", "6"]
 
 
@@ -224,16 +224,16 @@ def test_metrics_that_come_now_and_then_have_columns(tmp_path: Path) -> None:
         def validate(self, step: int) -> dict[str, float]:
             return {"loss": 1.0, **({"rare": 2.0} if step == 4 else {})}
 
-    TrainingRun(Now(), tmp_path, {}).run(Schedule(6, 2))
+    TrainingRun(Now(), tmp_path, {}).run(TrainingLength(6, 2))
     assert [row["validation_rare"] for row in curve(tmp_path)] == ["", "2.0", ""]
 
 
 def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     run = toy_run(tmp_path)
-    run.run(Schedule(3))
+    run.run(TrainingLength(3))
     run.task.bad_from = 5  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=f"{MAX_BAD_STEPS} steps, up to step {5 + MAX_BAD_STEPS}; .* step 3 is kept"):
-        run.run(Schedule(1000, 500))
+        run.run(TrainingLength(1000, 500))
     assert toy_run(tmp_path).step == 3
 
 
@@ -255,4 +255,4 @@ def test_the_learning_rate_warms_up_stays_and_falls() -> None:
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"steps": 1, "validate_every": 0}])
 def test_impossible_schedules_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
-        Schedule(**settings)
+        TrainingLength(**settings)

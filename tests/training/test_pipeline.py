@@ -13,13 +13,13 @@ import torch
 from sctok.codec.models.tunet import TUNet
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
-from sctok.codec.noise_schedule import Schedule as NoiseSchedule
+from sctok.codec.noise_schedule import TrainingLength as NoiseSchedule
 from sctok.codec.storage.codec_folder import CodecParts, load_codec
 from sctok.features.checkpoints import EncoderWeights
 from sctok.training.clips import open_collection
 from sctok.training.config import read_plan
 from sctok.training.log import TensorBoard
-from sctok.training.loop import Schedule
+from sctok.training.loop import TrainingLength
 from sctok.training.pipeline import CodecRun, TrainingParts
 
 from .trainings import CONFIG, CPU, ENCODER, VAE, codebook, encoder, write_audio
@@ -80,7 +80,7 @@ def test_listening_changes_nothing(inputs: list[str], tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     silent, heard = tiny_run(inputs, tmp_path / "silent"), tiny_run(inputs, tmp_path / "heard")
     silent.task.listen = lambda step: {}
-    silent.run.run(Schedule(4, 1))
+    silent.run.run(TrainingLength(4, 1))
     heard.train(lambda row: None)
     for name, value in silent.task.model.state_dict().items():
         assert torch.equal(heard.task.model.state_dict()[name], value)

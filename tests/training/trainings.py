@@ -18,7 +18,7 @@ from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.runtime.distributed import ALONE, Group
 from sctok.training.clips import CropConfig, CropSampler, index_clips, split_clips, validation_crops
 from sctok.training.codec import CodecTraining, CodecTrainingConfig, Frozen
-from sctok.training.loop import Task
+from sctok.training.loop import TrainingTask
 from sctok.training.masked_autoencoder import MaskedAutoencoder
 from sctok.training.vae import VAETraining, VAETrainingConfig
 from sctok.training.vocoder import VocoderTraining, VocoderTrainingConfig
@@ -146,9 +146,9 @@ def _grid_task(inputs: list[str], folder: Path, device: torch.device = CPU) -> C
     return codec_task(inputs, folder, device=device, cycle_steps=3, **GRID_CHANGES)
 
 
-def make_task(kind: str, inputs: list[str], folder: Path, device: torch.device = CPU) -> Task:
+def make_task(kind: str, inputs: list[str], folder: Path, device: torch.device = CPU) -> TrainingTask:
     """Return a small task of a kind: vae, vocoder, codec as in the paper, or grid, a codec as the bundled one."""
-    makers: dict[str, Callable[..., Task]] = {
+    makers: dict[str, Callable[..., TrainingTask]] = {
         "vae": _vae_task,
         "vocoder": _vocoder_task,
         "codec": codec_task,
@@ -157,6 +157,6 @@ def make_task(kind: str, inputs: list[str], folder: Path, device: torch.device =
     return makers[kind](inputs, folder, device=device)
 
 
-def state_of(task: Task) -> dict[str, torch.Tensor]:
+def state_of(task: TrainingTask) -> dict[str, torch.Tensor]:
     """Return copies of all tensors of a task's modules."""
     return {f"{n}/{key}": value.clone() for n, m in task.modules().items() for key, value in m.state_dict().items()}
