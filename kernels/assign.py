@@ -2,7 +2,7 @@
 
 Distances do not change when points and centroids move together, so both are centred, and scaled by a power of two.
 Cheap scores with proven error bounds leave few candidates per point, which float64 decides: 8-bit products on CPUs that
-have them (`cpu_assign`), tensor cores on GPUs (`triton_certified`), float32 products elsewhere (`float_assign`).
+have them (`cpu.assign`), tensor cores on GPUs (`triton.certified`), float32 products elsewhere (`float32_assign`).
 """
 
 import importlib.util

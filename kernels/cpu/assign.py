@@ -1,4 +1,4 @@
-"""Nearest centroids on CPUs by an 8-bit scan with certificates; see `cpu_scan` for the loops.
+"""Nearest centroids on CPUs by an 8-bit scan with certificates; see `scan` for the loops.
 
 Points and centroids are centred and scaled to y and w. Where a few directions P (D, d) hold most of the centroids,
 both are projected: y = P z + r, w = P e + t. With 8-bit codes s q near z and s' q' near e, Cauchy and Schwarz give

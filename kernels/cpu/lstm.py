@@ -2,7 +2,7 @@
 
 oneDNN, which PyTorch uses for a single sequence, reads all weights at every step, and for several it rounds otherwise.
 Here the products with the input are made before the steps, those with the state are shared by all sequences, and both
-are the chains of `cpu_chain`: results are those of oneDNN for a single sequence, bit for bit, in whatever batch.
+are the chains of `ordered_gemm`: results are those of oneDNN for a single sequence, bit for bit, in whatever batch.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,11 +11,11 @@ the lowest index on ties.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sctok.kernels.assign import PreparedCentroids
 from sctok.kernels.certify import as_real, error_bound
 
 from .assign import Groups, emit_candidates, float32_scores, scan_groups, take_rows, tile_of
@@ -58,7 +58,19 @@ class _Examined:
     limit: Tensor
 
 
-def certified_operand(prepared: PreparedCentroids, operand: str = "auto", tile: Tile | None = None) -> CentroidOperand:
+class CenteredCentroids(Protocol):
+    """Centroids with the point that their operands are centered on, as `prepare_centroids` returns them."""
+
+    @property
+    def centroids(self) -> Tensor:
+        """(k, D) float32 or float64."""
+
+    @property
+    def center(self) -> Tensor:
+        """(D,) float32."""
+
+
+def certified_operand(prepared: CenteredCentroids, operand: str = "auto", tile: Tile | None = None) -> CentroidOperand:
     """Round prepared centroids for `certified_labels`, once for many blocks of points.
 
     operand: one of `OPERANDS`, or "auto": fp16, whose rounding is an eighth of bf16's at the same speed. Values that
@@ -77,7 +89,7 @@ def certified_operand(prepared: PreparedCentroids, operand: str = "auto", tile: 
 
 def certified_labels(
     points: Tensor,
-    centroids: PreparedCentroids | CentroidOperand,
+    centroids: CenteredCentroids | CentroidOperand,
     *,
     operand: str = "auto",
     runner_up: bool = False,
@@ -97,7 +109,7 @@ def certified_labels(
     Raises:
         ValueError: a point holds NaN or infinity, named by its row, or the operand type cannot be used.
     """
-    if isinstance(centroids, PreparedCentroids):
+    if not isinstance(centroids, CentroidOperand):
         centroids = certified_operand(centroids, operand, tile)
     tile = tile or tile_of(points.device, centroids.operand)
     wanted = 2 if runner_up and centroids.k > 1 else 1

@@ -10,18 +10,19 @@ import pytest
 
 _NARROW = """
 import torch
-from sctok.kernels import assign, cpu_chain, cpu_vnni
+from sctok.kernels import assign
+from sctok.kernels.cpu import ordered_gemm, vnni
 from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.reference import nearest_centroid_reference
 
-assert (cpu_vnni.vnni_bits(), cpu_vnni.BITS) == ({bits}, 256)
+assert (vnni.vnni_bits(), vnni.BITS) == ({bits}, 256)
 assign.scan_pays = lambda *_: True
 for rows, k, dim, rank in ((700, 150, 40, 40), (1500, 130, 96, 8)):
     values = torch.randn(rows + k, rank) @ torch.randn(rank, dim) + 3
     found = nearest_centroid(values[:rows].repeat(30, 1), values[rows:], runner_up=True)
     assert torch.equal(found.labels[:rows], nearest_centroid_reference(values[:rows], values[rows:])[0])
     assert torch.equal(found.labels[:rows], found.labels[-rows:])
-assert cpu_chain.WIDTH == 8
+assert ordered_gemm.WIDTH == 8
 """
 
 
@@ -43,14 +44,14 @@ import torch
 from numba.core import caching
 
 caching.CacheImpl._locator_classes = {locators}
-from sctok.kernels import cpu_scan
+from sctok.kernels.cpu import scan
 from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.reference import nearest_centroid_reference
 
 values = torch.randn({rows} + 400, 64)
 found = nearest_centroid(values[400:], values[:400])
 assert torch.equal(found.labels, nearest_centroid_reference(values[400:], values[:400])[0])
-assert cpu_scan.exact_distance(np.ones(3), np.zeros(3), np.zeros(3)) == 3
+assert scan.exact_distance(np.ones(3), np.zeros(3), np.zeros(3)) == 3
 """
 
 

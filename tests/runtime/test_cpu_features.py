@@ -9,10 +9,11 @@ from tests.masked_cpu import MASK
 
 _SEEN = """
 import torch
-from sctok.kernels import cpu_chain, cpu_features, cpu_vnni
+from sctok.kernels.cpu import ordered_gemm, vnni
+from sctok.runtime import cpu_features
 
 features = cpu_features.compiled_features()
-print(torch.backends.cpu.get_cpu_capability(), cpu_vnni.vnni_bits(), cpu_chain.WIDTH)
+print(torch.backends.cpu.get_cpu_capability(), vnni.vnni_bits(), ordered_gemm.WIDTH)
 print(any("avx512" in name or "vnni" in name for name in features), "avx2" in features)
 """
 

@@ -33,8 +33,8 @@ def test_replayed_steps_are_those_taken_one_by_one(kind: str, tmp_path: Path, mo
     inputs = write_audio(tmp_path)
     plain, replaying = (make_task(kind, inputs, tmp_path / name) for name in "ab")
     expected = [plain.train_step(step) for step in range(4)]
-    for module in ("training", "vocoder_training"):
-        monkeypatch.setattr(f"sctok.codec.{module}.captured_on_gpus", captured)
+    for module in ("codec", "vocoder"):
+        monkeypatch.setattr(f"sctok.training.{module}.captured_on_gpus", captured)
     assert [replaying.train_step(step) for step in range(4)] == expected
     found = state_of(replaying)
     for name, value in state_of(plain).items():

@@ -22,9 +22,9 @@ _RANKS = """
 import os
 sys.path.insert(0, sys.argv[4])
 import torch
-from sctok.training.loop import Schedule, TrainingRun
+from sctok.training.loop import TrainingLength, TrainingRun
 from sctok.formats.tensors import save_tensors
-from tests.codec.trainings import RANKED, codec_task, state_of
+from tests.training.trainings import RANKED, codec_task, state_of
 inputs, folder = sys.argv[1].split(","), Path(sys.argv[2])
 for name, changes in RANKED.items():
     task = codec_task(inputs, folder, group, crops={"packed": 0.3}, **changes, batch_size=2)
@@ -38,7 +38,7 @@ def stop_one_rank(step):
         os.kill(os.getpid(), 15)
     return train_step(step)
 task.train_step = stop_one_rank
-print(run.run(Schedule(50, 25)), run.step)
+print(run.run(TrainingLength(50, 25)), run.step)
 """
 ROOT = Path(__file__).parents[2]
 

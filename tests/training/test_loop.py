@@ -100,14 +100,14 @@ def test_a_resumed_run_ends_with_the_bits_of_the_uninterrupted_one(kind: str, tm
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.codec.trainings import make_task
-from sctok.training.loop import Schedule, TrainingRun
+from tests.training.trainings import make_task
+from sctok.training.loop import TrainingLength, TrainingRun
 inputs, folder, number = sys.argv[1].split(","), Path(sys.argv[2]), int(sys.argv[3])
 def progress(row):
     if row["step"] == 4:
         os.kill(os.getpid(), number)
 task = make_task("vae", inputs, folder)
-print(TrainingRun(task, folder, {}).run(Schedule(6, 2, 0 if number == signal.SIGKILL else 1000), progress))
+print(TrainingRun(task, folder, {}).run(TrainingLength(6, 2, 0 if number == signal.SIGKILL else 1000), progress))
 """
 
 

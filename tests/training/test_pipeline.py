@@ -13,7 +13,7 @@ import torch
 from sctok.codec.models.tunet import TUNet
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
-from sctok.codec.noise_schedule import TrainingLength as NoiseSchedule
+from sctok.codec.noise_schedule import Schedule as NoiseSchedule
 from sctok.codec.storage.codec_folder import CodecParts, load_codec
 from sctok.features.checkpoints import EncoderWeights
 from sctok.training.clips import open_collection
