@@ -9,10 +9,11 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from .containers import FFMPEG_SUFFIXES, has_seekable_sound
-from .decode import UNKNOWN_LENGTH, check_values, mix_down, open_regular, stream_audio
+from sctok.audio.decoding.containers import FFMPEG_SUFFIXES, has_seekable_sound
+from sctok.audio.decoding.decode import UNKNOWN_LENGTH, check_values, mix_down, open_regular, stream_audio
+from sctok.audio.inputs.sources import AudioItem
+
 from .errors import AudioError, os_reason
-from .sources import AudioItem
 from .windows import SAMPLE_RATE
 
 

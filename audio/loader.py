@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sctok.audio.inputs.sources import AudioItem
+
 from .errors import AudioError
 from .pieces import Piece, empty_span, read_pieces, window_rows
-from .sources import AudioItem
 from .workers import run_worker
 
 _STOP_SECONDS = 2.0

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import stream_audio
+from sctok.audio.decoding.decode import stream_audio
+from sctok.audio.inputs.sources import AudioItem
+
 from .errors import AudioError
-from .sources import AudioItem
 from .windows import FRAME_SHIFT, SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN, window_count
 
 _OVERLAP = WINDOW_SPAN - WINDOW_SAMPLES

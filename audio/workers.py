@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sctok.audio.inputs.sources import AudioItem
+
 from .pieces import Piece, read_pieces
-from .sources import AudioItem
 
 _PARENT_CHECK_SECONDS = 1.0
 

@@ -27,21 +27,21 @@ from codec_standin import stand_in
 from kmeans_report import describe_machine, write_between_markers
 from kmeans_systems import set_threads
 
-from sctok.audio.decode import stream_audio
+from sctok.audio.decoding.decode import stream_audio
 from sctok.audio.windows import WINDOW_PATCHES
-from sctok.codec.acoustic import AcousticConfig
-from sctok.codec.artefact import CodecParts, load_codec
 from sctok.codec.codec import Codec
 from sctok.codec.decoding import DECODER
-from sctok.codec.hifigan import HifiGan, HifiGanConfig
+from sctok.codec.models.acoustic import AcousticConfig
+from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
+from sctok.codec.models.tunet import TUNetConfig
+from sctok.codec.models.vae import VAEConfig
 from sctok.codec.overlap import decode_window_count
 from sctok.codec.samplers import SamplerConfig, visited_steps
-from sctok.codec.tunet import TUNetConfig
-from sctok.codec.vae import VAEConfig
+from sctok.codec.storage.codec_folder import CodecParts, load_codec
 from sctok.features.encoder import EncoderConfig
 from sctok.features.extractor import ENCODER
 from sctok.formats.sct import CodecTokens
-from sctok.kernels.devices import DTYPES, resolve_device, resolve_precision
+from sctok.runtime.devices import DTYPES, resolve_device, resolve_precision
 
 PATIENCE = 60.0  # seconds of repeating one measurement after which it is not repeated again
 DECODES = ("ddim:50", "dpm++:10")

@@ -13,14 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.audio.decode import read_audio
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.audio.mel import log_mel
-from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.spectral_distances import mel_distance
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES
-from sctok.codec.artefact import CodecParts
 from sctok.codec.codec import Codec
-from sctok.codec.losses import mel_distance
 from sctok.codec.samplers import SamplerConfig
+from sctok.codec.storage.codec_folder import CodecParts
 from sctok.formats.sct import CodecTokens
 
 SAMPLERS: tuple[dict[str, Any], ...] = (

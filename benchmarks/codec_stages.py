@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sctok.audio.decode import read_audio
+from sctok.audio.decoding.decode import read_audio
 from sctok.audio.filterbank import FFT_SIZE, filterbank
+from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.audio.loader import load_windows
 from sctok.audio.mel import DECODER_BINS
 from sctok.audio.pieces import empty_span, window_rows
-from sctok.audio.sources import AudioItem, list_audio
 from sctok.audio.windows import FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
-from sctok.codec.artefact import CodecParts
-from sctok.codec.condition import PE_WIDTH, build_condition, mark_out, unconditional
 from sctok.codec.encoding import BATCH
+from sctok.codec.models.condition import PE_WIDTH, build_condition, mark_out, unconditional
 from sctok.codec.samplers import Condition, Denoise, guided
 from sctok.codec.semantic import SemanticQuantizer
+from sctok.codec.storage.codec_folder import CodecParts
 from sctok.features.extractor import GPU_BATCH
 from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_patches

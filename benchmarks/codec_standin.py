@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from sctok.codec.acoustic import AcousticConfig, AcousticEncoder
-from sctok.codec.artefact import CodecInfo, CodecParts
-from sctok.codec.condition import PE_WIDTH
-from sctok.codec.hifigan import HifiGan, HifiGanConfig
-from sctok.codec.schedule import Schedule
-from sctok.codec.tunet import TUNet, TUNetConfig
-from sctok.codec.vae import AutoencoderKL, VAEConfig
+from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
+from sctok.codec.models.condition import PE_WIDTH
+from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
+from sctok.codec.models.tunet import TUNet, TUNetConfig
+from sctok.codec.models.vae import AutoencoderKL, VAEConfig
+from sctok.codec.noise_schedule import Schedule
+from sctok.codec.storage.codec_folder import CodecInfo, CodecParts
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, CodebookInfo

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 import sctok
-from sctok.audio.decode import read_audio
+from sctok.audio.decoding.decode import read_audio
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.evaluation.metric_base import Metric
-from sctok.evaluation.metrics import all_metrics, choose_metrics
-from sctok.evaluation.pairs import Pair, to_pcm, write_flac
-from sctok.evaluation.score_processes import Task, score_tasks
+from sctok.evaluation.metrics.base import Metric
+from sctok.evaluation.metrics.pairs import Pair, to_pcm, write_flac
+from sctok.evaluation.metrics.processes import ScoreTask, score_tasks
+from sctok.evaluation.metrics.registry import all_metrics, choose_metrics
 
 SECONDS = 10.0
 TARGET_SECONDS = 300.0
@@ -41,7 +41,7 @@ def pair_of(clip: Path, level: float, seed: int) -> Pair:
     return Pair(wave, wave + np.float32(level * np.sqrt(np.mean(wave**2))) * noise)
 
 
-def write_pairs(folder: Path, count: int, metrics: Sequence[Metric]) -> list[Task]:
+def write_pairs(folder: Path, count: int, metrics: Sequence[Metric]) -> list[ScoreTask]:
     """Write `count` pairs as files and return what is to be measured of them, speech metrics on all."""
     tasks = []
     kinds = product(range(-(-count // len(CLIPS))), CLIPS)
@@ -50,7 +50,7 @@ def write_pairs(folder: Path, count: int, metrics: Sequence[Metric]) -> list[Tas
         paths = folder / f"{number}-a.flac", folder / f"{number}-b.flac"
         for path, wave in zip(paths, (pair.reference, pair.estimate), strict=True):
             write_flac(path, to_pcm(wave), SAMPLE_RATE)
-        tasks.append(Task("bench", str(number), *paths, None, tuple(metrics)))
+        tasks.append(ScoreTask("bench", str(number), *paths, None, tuple(metrics)))
     return tasks
 
 

@@ -90,7 +90,7 @@ def check_search(operand: str) -> list[str]:
     """Compare certified labels and runners-up with brute force on friendly and hostile data."""
     from sctok.kernels.assign import prepare_centroids
     from sctok.kernels.reference import squared_distances
-    from sctok.kernels.triton_certified import certified_labels
+    from sctok.kernels.triton.certified import certified_labels
 
     failures = []
     for name, points, centroids in hostile_sets():
@@ -132,7 +132,7 @@ def hostile_sets() -> list[tuple[str, Tensor, Tensor]]:
 def check_update() -> list[str]:
     """Compare segmented sums with the reference and with themselves."""
     from sctok.kernels.reference import segment_sum_reference
-    from sctok.kernels.triton_update import SEGMENT, segmented_sums
+    from sctok.kernels.triton.update import SEGMENT, segmented_sums
 
     generator = torch.Generator(device="cuda").manual_seed(0)
     points = torch.randn(100_000, 768, generator=generator, device="cuda")
@@ -203,10 +203,10 @@ def systems(
 ) -> list[tuple[str, str, Callable[[], object] | None]]:
     """Return name, operand type and search of every system."""
     from sctok.kernels.assign import nearest_centroid, prepare_centroids
-    from sctok.kernels.triton_assign import scan_groups, tile_of
-    from sctok.kernels.triton_certified import certified_labels, certified_operand
-    from sctok.kernels.triton_operands import quantise_points
-    from sctok.kernels.triton_update import segmented_sums
+    from sctok.kernels.triton.assign import scan_groups, tile_of
+    from sctok.kernels.triton.certified import certified_labels, certified_operand
+    from sctok.kernels.triton.operands import quantise_points
+    from sctok.kernels.triton.update import segmented_sums
 
     found: list[tuple[str, str, Callable[[], object] | None]] = []
     prepared = prepare_centroids(centroids)

@@ -21,10 +21,10 @@ import torch
 from gpu import median_ms
 
 from sctok.kernels.assign import prepare_centroids
-from sctok.kernels.triton_assign import scan_groups, tile_of
-from sctok.kernels.triton_certified import certified_operand
-from sctok.kernels.triton_operands import quantise_points
-from sctok.kernels.triton_tiles import SHARED_BYTES, Tile, family_of
+from sctok.kernels.triton.assign import scan_groups, tile_of
+from sctok.kernels.triton.certified import certified_operand
+from sctok.kernels.triton.operands import quantise_points
+from sctok.kernels.triton.tiles import SHARED_BYTES, Tile, family_of
 
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "tf32x3": 4, "int8": 1}
 SHAPES = [(64, 128), (64, 256), (128, 128), (128, 256), (256, 128), (256, 256), (192, 128)]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sctok.kernels.triton_compile import (
+from triton_compile import (
     Variant,
     compile_variant,
     instructions_per_score,
@@ -24,7 +24,8 @@ from sctok.kernels.triton_compile import (
     resources_of,
     shipped_variants,
 )
-from sctok.kernels.triton_tiles import FAMILIES, TARGETS
+
+from sctok.kernels.triton.tiles import FAMILIES, TARGETS
 
 POINTS, CENTROIDS = 1 << 20, 16_384  # shape that flash-kmeans' kernels are compiled for
 FLASH_TYPES = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32"}

@@ -58,7 +58,7 @@ from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kernels.update import centroid_sums
 from sctok.kmeans_tools.config import GIVEN, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource
+from sctok.kmeans_tools.sources.vectors import ArraySource
 
 PARTS = ("assign", "time", "final", "scaling", "memory")
 MEMORY_K = 256  # centroids of the runs whose memory is compared

@@ -29,7 +29,7 @@ from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.assign import nearest_centroid
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import Draft, Progress, fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource, ShardSource
+from sctok.kmeans_tools.sources.vectors import ArraySource, ShardSource
 
 DIM, LATENT, STACK = 768, 64, 4
 OURS = "sctok"

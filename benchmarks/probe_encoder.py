@@ -25,12 +25,12 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sctok.evaluation.probe_features import LOG_MEL, LOG_MEL_DEVIATION, EncoderSystem, MelSystem, System, embed_clips
-from sctok.evaluation.probe_labels import read_task
+from sctok.evaluation.probe.features import LOG_MEL, LOG_MEL_DEVIATION, EncoderSystem, MelSystem, System, embed_clips
+from sctok.evaluation.probe.labels import read_task
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE
 from sctok.features.extractor import FeatureExtractor
-from sctok.features.masked import MaskedAutoencoder
+from sctok.training.masked_autoencoder import MaskedAutoencoder
 
 TASKS = ("speech_digit", "music_pitch48", "music_instrument12", "music_drum_type", "general_events")
 FOLDS, INNER_FOLDS = 5, 3

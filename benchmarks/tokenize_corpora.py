@@ -9,8 +9,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from sctok.audio.decode import AudioError, read_audio
-from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN
 
 FILE_RATE = 44_100  # of the stereo files

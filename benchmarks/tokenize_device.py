@@ -10,7 +10,7 @@ from tokenize_systems import System, load, make_system, seconds_of
 
 from sctok.audio.filterbank import filterbank
 from sctok.codec.semantic import SemanticQuantizer
-from sctok.corpus.token_job import TokenJob
+from sctok.corpus.token_job import TokenizeJob
 from sctok.features.encoder import EncoderConfig
 from sctok.formats.stacking import stack_patches
 
@@ -93,7 +93,7 @@ def stage_rates(system: System, sound: Audio, size: int) -> dict[str, float]:
     device = system.device
     waves, last = (torch.from_numpy(each).pin_memory() for each in windows_of(sound, size))
     extractor = system.load()
-    job = TokenJob([], [system.codebook], extractor, device)
+    job = TokenizeJob([], [system.codebook], extractor, device)
     there, ends = waves.to(device), last.to(device)
     patches = stack_patches(extractor.embed(there, ends), 2)
     step = extractor.batch_size

@@ -18,8 +18,8 @@ from probe_encoder import mean_and_error, right
 from tokenize_report import table
 
 from sctok import KMeans
-from sctok.audio.decode import AudioError, read_audio
-from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.audio.windows import (
     PATCH_ROWS,
     SAMPLE_RATE,
@@ -30,8 +30,8 @@ from sctok.audio.windows import (
     span_samples,
     token_columns,
 )
-from sctok.evaluation.probe_features import clip_samples
-from sctok.evaluation.probe_labels import read_task
+from sctok.evaluation.probe.features import clip_samples
+from sctok.evaluation.probe.labels import read_task
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import CUT, PADDINGS, FeatureExtractor
 from sctok.formats.stacking import stack_patches

@@ -23,7 +23,7 @@ from tokenize_systems import MODEL_STAGES, System, bare_job, cpu_seconds, make_s
 
 import sctok
 from sctok.features.extractor import CUT, ENCODER, KEEP, PADDINGS
-from sctok.kernels.devices import resolve_device, resolve_precision
+from sctok.runtime.devices import resolve_device, resolve_precision
 
 LONG, SHORT = 60.0, 1.0  # seconds of a file
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from tokenize_corpora import Audio, windows_of
 
-from sctok.codec.artefact import load_codebooks
-from sctok.corpus.sharding import Execution
-from sctok.corpus.token_job import TokenJob
+from sctok.codec.storage.codec_folder import load_codebooks
+from sctok.corpus.runs.sharding import Execution
+from sctok.corpus.token_job import TokenizeJob
 from sctok.corpus.tokenization import tokenize_corpus
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE, EncoderConfig
@@ -119,7 +119,7 @@ def cpu_seconds() -> float:
 
 def bare_job(system: System) -> Callable[[Audio, Any], object]:
     """Return what encodes a batch of windows here to tokens here, without anything around it."""
-    job = TokenJob([], [system.codebook], system.load(), system.device)
+    job = TokenizeJob([], [system.codebook], system.load(), system.device)
     return lambda waves, last: list(job.encode(waves, last))
 
 

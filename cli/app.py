@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from sctok import __version__
+from sctok.cli.shared.common import StartsOver, say, show_library_messages, visible
 
 from .cluster import cluster
-from .common import StartsOver, say, show_library_messages, visible
 from .decode import decode
 from .demo import demo
 from .doctor import doctor

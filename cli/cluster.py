@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cluster_audio import EncoderPrecisionOption, check_inputs, cluster_from_audio
-from .cluster_report import ClusterProgress, codebook_rows, codebook_table, domain_facts
-from .common import (
+from sctok.cli.shared.common import (
     DEFAULT_ROOT,
     JsonOption,
     MemoryOption,
@@ -18,7 +16,7 @@ from .common import (
     one_of,
     say,
 )
-from .runs import (
+from sctok.cli.shared.runs import (
     AddressOption,
     BatchOption,
     ChannelOption,
@@ -35,6 +33,9 @@ from .runs import (
     RetryOption,
     WorkersOption,
 )
+
+from .cluster_audio import EncoderPrecisionOption, check_inputs, cluster_from_audio
+from .cluster_report import ClusterProgress, codebook_rows, codebook_table, domain_facts
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.domains import DomainResult
@@ -161,8 +162,8 @@ def cluster(
     first = None if seeding in SEEDING_NAMES else _first_centroids(seeding, sizes)
 
     from sctok.kmeans_tools.config import GIVEN, KMeansConfig
-    from sctok.kmeans_tools.distributed import join_group
     from sctok.kmeans_tools.domains import DomainPlan, find_domains, train_domains
+    from sctok.runtime.distributed import join_group
 
     config = KMeansConfig(
         algorithm=algorithm,

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sctok.cli.shared.common import one_of, say
+from sctok.cli.shared.runs import RunReporter, checked_name, prepare, select
+
 from .cluster_report import ClusterProgress
-from .common import one_of, say
-from .runs import RunReporter, checked_name, prepare, select
 
 if TYPE_CHECKING:
     from sctok.corpus.from_audio import AudioResult

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .common import Progress, table
+from sctok.cli.shared.common import Progress, table
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.config import KMeansConfig
     from sctok.kmeans_tools.domains import DomainResult
-    from sctok.kmeans_tools.sources import ShardSource
+    from sctok.kmeans_tools.sources.vectors import ShardSource
     from sctok.kmeans_tools.training import TrainedCodebook
 
 _SHOWN = (

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .codecs import (
+from sctok.cli.shared.codecs import (
     BatchWindowsOption,
     CodecOption,
     EtaOption,
@@ -20,7 +20,7 @@ from .codecs import (
     load_codec,
     sampler_config,
 )
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, SeedOption
+from sctok.cli.shared.common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, SeedOption
 
 
 def decode(

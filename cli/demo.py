@@ -6,7 +6,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, say, table
+import typer
+
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, RootOption, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.formats.codebooks import Codebook
@@ -17,7 +19,7 @@ TOKEN_RATE = 100
 SOUND = "reconstructed"
 
 
-def demo(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+def demo(context: typer.Context, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Turn the bundled clips into tokens (extract, cluster, merge, tokenize), and into sound again by the mini codec.
 
     Takes a minute or two.
@@ -28,7 +30,7 @@ def demo(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     work = root / "demo"
     with as_file(files("sctok.samples")) as clips:
         for arguments in _commands(clips, work):
-            _run(arguments, as_json)
+            _run(context.find_root().command, arguments, as_json)
         merged = codebook_path(work / "codebooks", "merged", MERGED_SIZE, TOKEN_RATE)
         rows = _token_rows(work / "tokens" / "demo", load_codebook(merged))
         for row in rows:
@@ -54,17 +56,15 @@ def _commands(clips: Path, work: Path) -> list[list[str]]:
     return [*extract, *cluster, merge, tokenize, reconstruct]
 
 
-def _run(arguments: list[str], quiet: bool) -> None:
+def _run(program: Any, arguments: list[str], quiet: bool) -> None:
     """Run one command as the command line would, results to stderr where stdout is for JSON."""
     import contextlib
     import sys
 
-    from .app import app
-
     say("")
     say(f"$ sctok {shlex.join(arguments)}")
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
-        app(arguments, prog_name="sctok", standalone_mode=False)
+        program.main(arguments, prog_name="sctok", standalone_mode=False)
 
 
 def _token_rows(folder: Path, codebook: "Codebook") -> list[dict[str, Any]]:
@@ -95,8 +95,8 @@ def _mel_distance(clips: Path, sound: Path, clip: str) -> float:
     import numpy as np
     import torch
 
-    from sctok.audio.decode import read_audio
-    from sctok.codec.losses import mel_distance
+    from sctok.audio.decoding.decode import read_audio
+    from sctok.audio.spectral_distances import mel_distance
 
     waves = [read_audio(folder / f"{clip}{suffix}") for folder, suffix in ((clips, ".flac"), (sound, ".wav"))]
     ours, theirs = (torch.from_numpy(np.asarray(wave)[None]) for wave in waves)

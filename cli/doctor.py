@@ -6,8 +6,7 @@ from importlib import metadata
 from typing import Any
 
 from sctok import __version__
-
-from .common import JsonOption, emit
+from sctok.cli.shared.common import JsonOption, emit
 
 LIBRARIES = (
     "torch", "numba", "triton", "faiss-cpu", "faiss-gpu", "h5py", "soundfile", "soxr", "webdataset", "huggingface-hub",
@@ -43,7 +42,7 @@ def _compute() -> dict[str, Any]:
 
     from sctok.features.checkpoints import load_weights
     from sctok.formats.bundled import BUNDLED_CODEBOOKS
-    from sctok.kernels.devices import resolve_device, resolve_precision
+    from sctok.runtime.devices import resolve_device, resolve_precision
 
     device = resolve_device("auto")
     weights = load_weights("mini")
@@ -64,10 +63,10 @@ def _compute() -> dict[str, Any]:
 def _low_precision() -> dict[str, str]:
     """Return for bf16 and fp16 and everything that computes in them whether it works on this CPU."""
     from sctok.codec.decoding import DECODER
-    from sctok.codec.training import CODEC_TRAINING
     from sctok.features.extractor import ENCODER
-    from sctok.features.pretraining import PRETRAINING
-    from sctok.kernels.devices import low_precision_faults
+    from sctok.runtime.devices import low_precision_faults
+    from sctok.training.codec import CODEC_TRAINING
+    from sctok.training.encoder import PRETRAINING
 
     uses = (ENCODER, DECODER, PRETRAINING, CODEC_TRAINING)
     return {
@@ -78,8 +77,8 @@ def _low_precision() -> dict[str, str]:
 
 
 def _search() -> str:
-    from sctok.kernels.cpu_features import jit_works
-    from sctok.kernels.cpu_vnni import vnni_bits
+    from sctok.kernels.cpu.vnni import vnni_bits
+    from sctok.runtime.cpu_features import jit_works
 
     if vnni_bits():
         return f"8-bit products of {vnni_bits()} bits"
@@ -87,7 +86,7 @@ def _search() -> str:
 
 
 def _faiss() -> str:
-    from sctok.kmeans_tools.faiss_backend import faiss_gpus
+    from sctok.kmeans_tools.passes.faiss_backend import faiss_gpus
 
     try:
         count = faiss_gpus()

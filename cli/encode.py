@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .codecs import (
+from sctok.cli.shared.codecs import (
     CodebookOption,
     CodecOption,
     FileReporter,
@@ -14,8 +14,8 @@ from .codecs import (
     decoding_workers,
     load_codec,
 )
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, StartsOver
-from .runs import AudioArgument, ChannelOption, WorkersOption
+from sctok.cli.shared.common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, StartsOver
+from sctok.cli.shared.runs import AudioArgument, ChannelOption, WorkersOption
 
 
 def encode(

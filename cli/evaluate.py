@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, Progress, RootOption, SeedOption, emit, say, table
-from .runs import RetryOption
+from sctok.cli.shared.common import (
+    DEFAULT_ROOT,
+    DeviceOption,
+    JsonOption,
+    Progress,
+    RootOption,
+    SeedOption,
+    emit,
+    say,
+    table,
+)
+from sctok.cli.shared.runs import RetryOption
 
 if TYPE_CHECKING:
-    from sctok.evaluation.codecs import CodecUnderTest
-    from sctok.evaluation.metric_base import Metric
+    from sctok.evaluation.codecs.registry import CodecUnderTest
+    from sctok.evaluation.metrics.base import Metric
 
 COSTS = {"kbps": "kbit/s", "tokens_per_second": "tokens/s", "rtf_encode": "RTF encode", "rtf_decode": "RTF decode"}
 
@@ -73,7 +83,7 @@ def evaluate(
     to listen to beside them. Interrupted, the same command goes on; codecs and metrics can be added later. A file that
     a codec or a metric fails on has the reason in its row.
     """
-    from sctok.evaluation.codecs_process import CodecProcess
+    from sctok.evaluation.codecs.process import CodecProcess
     from sctok.evaluation.evaluate import Settings
     from sctok.evaluation.evaluate import evaluate as run_evaluation
     from sctok.evaluation.references import list_references, read_transcripts
@@ -100,7 +110,7 @@ def _chosen(recipe: str, folders: list[str], root: Path, seed: int) -> str:
 
 
 def _metrics(names: str | None, whisper: str | None, language: str, transcripts: bool) -> "list[Metric]":
-    from sctok.evaluation.metrics import all_metrics, choose_metrics
+    from sctok.evaluation.metrics.registry import all_metrics, choose_metrics
 
     wanted = [name.strip() for name in names.split(",") if name.strip()] if names is not None else []
     if names is not None and not wanted:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, JsonOption, Progress, RootOption, byte_count, emit, one_of, say, table
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, Progress, RootOption, byte_count, emit, one_of, say, table
 
 if TYPE_CHECKING:
-    from sctok.corpus.export import ExportConfig, ExportResult
+    from sctok.corpus.exports.run import ExportConfig, ExportResult
 
 FORMATS = ("parquet", "megatron", "jsonl", "km", "npy", "hf-dataset")
 LAYOUTS = ("flat", "interleaved", "delayed", "parallel")
@@ -60,8 +60,8 @@ def export(
     export.json beside the output says what made it, which ids mean what, and how much there is. Interrupted, an
     export goes on when the same command is run again; the folder appears when it is whole.
     """
-    from sctok.corpus.export import export_tokens
-    from sctok.corpus.export_sources import open_tokens
+    from sctok.corpus.exports.run import export_tokens
+    from sctok.corpus.exports.sources import open_tokens
 
     config = _config(
         to=to,
@@ -86,8 +86,8 @@ def export(
 
 
 def _config(**options: Any) -> "ExportConfig":
-    from sctok.corpus.export import ExportConfig
-    from sctok.corpus.runs import RunError
+    from sctok.corpus.exports.run import ExportConfig
+    from sctok.corpus.runs.run_folder import RunError
 
     try:
         return ExportConfig(**options)

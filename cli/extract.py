@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption, SeedOption
-from .runs import (
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption, SeedOption
+from sctok.cli.shared.runs import (
     AddressOption,
     AudioArgument,
     BatchOption,

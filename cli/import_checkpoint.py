@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .codecs import codec_name
-from .common import DEFAULT_ROOT, JsonOption, RootOption, StartsOver, emit, say
+from sctok.cli.shared.codecs import codec_name
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, RootOption, StartsOver, emit, say
 
 
 def import_checkpoint(
@@ -38,9 +38,9 @@ def import_checkpoint(
     if name is not None:
         codec_name(name)
 
-    from sctok.codec.artefact import save_codec
-    from sctok.codec.published import read_published
-    from sctok.codec.published_files import find_published
+    from sctok.codec.published.checkpoints import read_published
+    from sctok.codec.published.files import find_published
+    from sctok.codec.storage.codec_folder import save_codec
 
     try:
         parts = read_published(find_published(source, rate, codebooks), name, rate=rate, average=average)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import JsonOption, emit, visible
+from sctok.cli.shared.common import JsonOption, emit, visible
 
 
 def inspect(

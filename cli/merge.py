@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, RootOption, emit, one_of, say, table
+
 from .cluster import parse_sizes
-from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, one_of, say, table
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.merging import MergedCodebook

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, one_of, say, table
-from .runs import AudioArgument, EncoderOption
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, RootOption, emit, one_of, say, table
+from sctok.cli.shared.runs import AudioArgument, EncoderOption
 
 if TYPE_CHECKING:
-    from sctok.audio.sources import AudioItem
-    from sctok.corpus.estimate import Costs, Estimate, Fleet, Survey
+    from sctok.audio.inputs.sources import AudioItem
+    from sctok.corpus.estimates.estimate import Costs, Estimate, Fleet, Survey
     from sctok.features.encoder import EncoderConfig
 
 HERE = "here"
@@ -63,8 +63,8 @@ def plan(
     Lengths come from the headers of at most 1000 files. Decoding and feeding a device are measured on this machine for
     some seconds; encoder and search come from their operations and the peaks of data sheets, or are measured too.
     """
-    from sctok.audio.sources import list_audio
-    from sctok.corpus.estimate import estimate, survey_inputs
+    from sctok.audio.inputs.sources import list_audio
+    from sctok.corpus.estimates.estimate import estimate, survey_inputs
     from sctok.formats.stacking import stack_factor
 
     stack = stack_factor(int(token_rate))
@@ -102,8 +102,8 @@ def _model(
     root: Path,
 ) -> "tuple[Costs, Fleet, list[str]]":
     """Return what a window and a second of audio cost, what is to do the work, and what was taken for granted."""
-    from sctok.corpus.calibration import decode_cost, feed_cost, write_rate
-    from sctok.corpus.estimate import Costs, Fleet
+    from sctok.corpus.estimates.calibration import decode_cost, feed_cost, write_rate
+    from sctok.corpus.estimates.estimate import Costs, Fleet
 
     on_device, shared, notes = _device_costs(items, device, encoder, stack, centroids, precision)
     decode, feed = decode_cost(items), feed_cost(items)
@@ -129,17 +129,17 @@ def _device_costs(
 ) -> tuple[dict[str, float], bool, list[str]]:
     """Return seconds of a window by stage, whether the device is the cores of the machine, and what they rest on."""
     if device == HERE:
-        from sctok.corpus.calibration import device_costs
+        from sctok.corpus.estimates.calibration import device_costs
         from sctok.features.extractor import ENCODER, FeatureExtractor
-        from sctok.kernels.devices import resolve_device, resolve_precision
+        from sctok.runtime.devices import resolve_device, resolve_precision
 
         where = resolve_device("auto")
         extractor = FeatureExtractor(_weights(encoder), where, resolve_precision(precision, where, [ENCODER]))
         found = device_costs(extractor, items, stack=stack, centroids=centroids)
         return found, where.type == "cpu", [f"encoder and search measured here, on {where}, {extractor.precision}"]
 
-    from sctok.corpus.estimate import encoder_flops, table_costs
-    from sctok.corpus.hardware import SEARCH_OVERHEAD, SEARCH_SHARE, encoder_share, find_hardware
+    from sctok.corpus.estimates.estimate import encoder_flops, table_costs
+    from sctok.corpus.estimates.hardware import SEARCH_OVERHEAD, SEARCH_SHARE, encoder_share, find_hardware
 
     hardware, chosen = find_hardware(device), "bf16" if precision == "auto" else precision
     config = _config(encoder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import (
+from sctok.cli.shared.common import (
     DEFAULT_ROOT,
     DeviceOption,
     JsonOption,
@@ -19,15 +19,15 @@ from .common import (
     not_empty,
     say,
 )
-from .runs import AudioArgument, checked_name
-from .steps import StepProgress, exit_if_stopped, tell_skipped
+from sctok.cli.shared.runs import AudioArgument, checked_name
+from sctok.cli.shared.steps import StepProgress, exit_if_stopped, tell_skipped
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sctok.codec.vae import AutoencoderKL
-    from sctok.codec.vae_training import VAETrainingConfig
-    from sctok.codec.vocoder_training import VocoderTrainingConfig
+    from sctok.codec.models.vae import AutoencoderKL
+    from sctok.training.vae import VAETrainingConfig
+    from sctok.training.vocoder import VocoderTrainingConfig
 
 pretrain = typer.Typer(help="Train an encoder, a VAE or a vocoder from audio alone.", no_args_is_help=True)
 
@@ -66,9 +66,9 @@ def encoder(
 ) -> None:
     """Train an AudioMAE encoder by masked autoencoding; run it again to resume or to add steps."""
     from sctok.features.checkpoints import load_weights, save_weights
-    from sctok.features.mel_cache import build_mel_cache
-    from sctok.features.pretraining import PRETRAINING, PretrainConfig, Pretrainer
-    from sctok.kernels.devices import resolve_device, resolve_precision, tune_for_training
+    from sctok.runtime.devices import resolve_device, resolve_precision, tune_for_training
+    from sctok.training.encoder import PRETRAINING, PretrainConfig, Pretrainer
+    from sctok.training.mel_cache import build_mel_cache
 
     chosen = resolve_device(device)
     tune_for_training(chosen)
@@ -162,10 +162,10 @@ def vae(
 
     Run it again to resume or to add steps.
     """
-    from sctok.codec.part_files import module_hash
-    from sctok.codec.part_sources import open_vae
-    from sctok.codec.vae import VAEConfig
-    from sctok.codec.vae_training import VAETrainingConfig
+    from sctok.codec.models.vae import VAEConfig
+    from sctok.codec.storage.part_sources import open_vae
+    from sctok.codec.storage.parts import module_hash
+    from sctok.training.vae import VAETrainingConfig
 
     initial = open_vae(decoder_of, root / "codecs") if decoder_of else None
     model = VAEConfig(channels=channels, res_blocks=1, latent_channels=latent_channels, patch=patch)
@@ -216,10 +216,10 @@ def vocoder(
 
     Run it again to resume or to add steps.
     """
-    from sctok.codec.part_files import module_hash
-    from sctok.codec.part_sources import open_vae, open_vocoder
-    from sctok.codec.vocoder import IstftVocoder, VocoderConfig
-    from sctok.codec.vocoder_training import VocoderTrainingConfig
+    from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
+    from sctok.codec.storage.part_sources import open_vae, open_vocoder
+    from sctok.codec.storage.parts import module_hash
+    from sctok.training.vocoder import VocoderTrainingConfig
 
     first = open_vocoder(initial, root / "codecs") if initial else None
     if first is not None and not isinstance(first, IstftVocoder):
@@ -249,9 +249,9 @@ def _train_part(
     initial: "nn.Module | None" = None,
     through: "AutoencoderKL | None" = None,
 ) -> None:
-    from sctok.codec.crops import open_collection
-    from sctok.codec.pretraining import PartRun
-    from sctok.kernels.devices import resolve_device, tune_for_training
+    from sctok.runtime.devices import resolve_device, tune_for_training
+    from sctok.training.clips import open_collection
+    from sctok.training.parts import PartRun
 
     folder = root / "pretrain" / checked_name(name, "--name")
     chosen = resolve_device(device)

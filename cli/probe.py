@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .codebooks import DEFAULT_ENCODER, wanted_codebook
-from .codecs import codec_path
-from .common import (
+from sctok.cli.shared.codebooks import DEFAULT_ENCODER, wanted_codebook
+from sctok.cli.shared.codecs import codec_path
+from sctok.cli.shared.common import (
     DEFAULT_ROOT,
     DeviceOption,
     JsonOption,
@@ -22,11 +22,11 @@ from .common import (
     say,
     table,
 )
-from .runs import checked_name
+from sctok.cli.shared.runs import checked_name
 
 if TYPE_CHECKING:
-    from sctok.evaluation.probe import ProbeReport, ProbeSettings
-    from sctok.evaluation.probe_features import System
+    from sctok.evaluation.probe.features import System
+    from sctok.evaluation.probe.run import ProbeReport, ProbeSettings
     from sctok.formats.codebooks import Codebook
 
 CHANGES = ("shift", "gain", "noise", "mp3")
@@ -113,8 +113,8 @@ def probe(
         raise typer.BadParameter("name a task, or items with --abx", param_hint="LABELS")
     folder = out or root / "reports" / checked_name(name, "--name")
 
-    from sctok.evaluation.probe import MEASURES, ProbeReport, ProbeSettings
-    from sctok.evaluation.probe_mlp import ProbeConfig
+    from sctok.evaluation.probe.mlp import ProbeConfig
+    from sctok.evaluation.probe.run import MEASURES, ProbeReport, ProbeSettings
 
     measures = tuple(part.strip() for part in measure.split(","))
     if unknown := set(measures) - set(MEASURES):
@@ -140,7 +140,7 @@ def probe(
 def _load_systems(
     encoders: Sequence[str], books: "Sequence[Codebook]", codecs: Sequence[str], device: str, precision: str
 ) -> "list[System]":
-    from sctok.evaluation.probe_features import EncoderSystem, MelSystem, load_codec_system
+    from sctok.evaluation.probe.features import EncoderSystem, MelSystem, load_codec_system
     from sctok.features.extractor import load_encoder
 
     extractors = [load_encoder(name, device, precision) for name in encoders]
@@ -202,9 +202,9 @@ def _measure_task(
     device: str,
     name: str,
 ) -> None:
-    from sctok.evaluation.probe import probe_task, task_fingerprint
-    from sctok.evaluation.probe_labels import read_task
-    from sctok.kernels.devices import resolve_device
+    from sctok.evaluation.probe.labels import read_task
+    from sctok.evaluation.probe.run import probe_task, task_fingerprint
+    from sctok.runtime.devices import resolve_device
 
     task = read_task(source, audio)
     fingerprint = task_fingerprint(task.clips)
@@ -222,8 +222,8 @@ def _measure_abx(
     settings: "ProbeSettings",
     name: str,
 ) -> None:
-    from sctok.evaluation.abx import read_abx_items
-    from sctok.evaluation.probe import probe_abx, task_fingerprint
+    from sctok.evaluation.probe.abx import read_abx_items
+    from sctok.evaluation.probe.run import probe_abx, task_fingerprint
 
     items, rejected = read_abx_items(path, audio)
     fingerprint = task_fingerprint(items)

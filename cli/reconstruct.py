@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .codecs import (
+from sctok.cli.shared.codecs import (
     BatchWindowsOption,
     CodebookOption,
     CodecOption,
@@ -23,8 +23,8 @@ from .codecs import (
     load_codec,
     sampler_config,
 )
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, SeedOption
-from .runs import ChannelOption, WorkersOption
+from sctok.cli.shared.common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, SeedOption
+from sctok.cli.shared.runs import ChannelOption, WorkersOption
 
 
 def reconstruct(

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DEFAULT_ROOT, JsonOption, RootOption, emit, say, table
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, RootOption, emit, say, table
 
 if TYPE_CHECKING:
-    from sctok.evaluation.report import ReportResult
+    from sctok.evaluation.report.page import ReportResult
 
 
 def report(
@@ -49,7 +49,7 @@ def report(
     if not (runs or codebook or ratings):
         raise typer.BadParameter("give a run folder, --codebook or --ratings", param_hint="RUN")
 
-    from sctok.evaluation.report import ReportConfig, write_report
+    from sctok.evaluation.report.page import ReportConfig, write_report
 
     folders = [_run_folder(run, root) for run in runs or []]
     config = ReportConfig(title, clips, seconds, listening_only)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .codebooks import DEFAULT_ENCODER, wanted_codebook
-from .codecs import codec_path
-from .common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
-from .runs import (
+from sctok.cli.shared.codebooks import DEFAULT_ENCODER, wanted_codebook
+from sctok.cli.shared.codecs import codec_path
+from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
+from sctok.cli.shared.runs import (
     AddressOption,
     AudioArgument,
     BatchOption,
@@ -37,7 +37,7 @@ from .runs import (
 )
 
 if TYPE_CHECKING:
-    from sctok.corpus.sharding import Execution
+    from sctok.corpus.runs.sharding import Execution
     from sctok.corpus.tokenization import MakeEncoder
     from sctok.formats.codebooks import Codebook
 
@@ -150,7 +150,7 @@ def _codec_codebooks(
     codec: str, wanted: list[str] | list[None], token_rate: int | None, encoder: str | None
 ) -> list["Codebook"]:
     """Return the codebooks of a codec that --codebook means; another rate or encoder than its own is wrong usage."""
-    from sctok.codec.artefact import load_codebooks
+    from sctok.codec.storage.codec_folder import load_codebooks
     from sctok.features.checkpoints import load_weights
 
     books = load_codebooks(codec)
@@ -213,7 +213,7 @@ def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"])
 
 def _default_name(audio: list[str]) -> str:
     """Return the name of the one input: of a folder, or of a file without its suffix."""
-    from sctok.corpus.runs import safe_name
+    from sctok.corpus.runs.run_folder import safe_name
 
     if len(audio) > 1:
         raise typer.BadParameter("several inputs need a name for their tokens", param_hint="--name")

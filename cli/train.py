@@ -5,18 +5,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .codebooks import wanted_codebook
-from .codecs import codec_name
-from .common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, Progress, RootOption, emit, not_empty, say
-from .runs import AudioArgument
-from .steps import StepProgress, exit_if_stopped, tell_skipped
+from sctok.cli.shared.codebooks import wanted_codebook
+from sctok.cli.shared.codecs import codec_name
+from sctok.cli.shared.common import (
+    DEFAULT_ROOT,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    Progress,
+    RootOption,
+    emit,
+    not_empty,
+    say,
+)
+from sctok.cli.shared.runs import AudioArgument
+from sctok.cli.shared.steps import StepProgress, exit_if_stopped, tell_skipped
 
 if TYPE_CHECKING:
-    from sctok.codec.training_config import TrainingPlan
-    from sctok.codec.training_log import TensorBoard
-    from sctok.codec.training_pipeline import CodecRun, TrainingParts
     from sctok.features.checkpoints import EncoderWeights
     from sctok.formats.codebooks import Codebook
+    from sctok.training.config import TrainingPlan
+    from sctok.training.log import TensorBoard
+    from sctok.training.pipeline import CodecRun, TrainingParts
 
 
 def train(
@@ -85,11 +95,11 @@ def train(
     plan = _read_plan(config, settings, parts, initial)
     name = codec_name(name or f"my-{Path(config).stem}")
 
-    from sctok.codec.crops import open_collection
-    from sctok.codec.training import CODEC_TRAINING
-    from sctok.codec.training_pipeline import CodecRun
-    from sctok.kernels.devices import resolve_device, resolve_precision, tune_for_training
-    from sctok.kmeans_tools.distributed import join_group
+    from sctok.runtime.devices import resolve_device, resolve_precision, tune_for_training
+    from sctok.runtime.distributed import join_group
+    from sctok.training.clips import open_collection
+    from sctok.training.codec import CODEC_TRAINING
+    from sctok.training.pipeline import CodecRun
 
     folder = root / "train" / name
     with join_group() as group:
@@ -111,7 +121,7 @@ def train(
 
 
 def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], initial: str | None) -> "TrainingPlan":
-    from sctok.codec.training_config import read_plan
+    from sctok.training.config import read_plan
 
     given = [{key: value for key, value in each.items() if value is not None} for each in (settings, parts)]
     try:
@@ -131,10 +141,10 @@ def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], ini
 
 def _load_parts(plan: "TrainingPlan", root: Path, initial: str | None, given: set[str]) -> "TrainingParts":
     """Return the parts of a plan, or of the codec `initial` but for what is `given` on the command line."""
-    from sctok.codec.artefact import load_codec
-    from sctok.codec.part_sources import find_codec, open_vae, open_vocoder
-    from sctok.codec.training_pipeline import TrainingParts
+    from sctok.codec.storage.codec_folder import load_codec
+    from sctok.codec.storage.part_sources import find_codec, open_vae, open_vocoder
     from sctok.features.checkpoints import load_weights
+    from sctok.training.pipeline import TrainingParts
 
     codecs = root / "codecs"
 
@@ -164,8 +174,8 @@ def _codebook(wanted: str, plan: "TrainingPlan", encoder: "str | EncoderWeights"
 
 def _tell_bundled(plan: "TrainingPlan", codecs: Path) -> None:
     """Say which parts are those of a bundled codec."""
-    from sctok.codec.artefact import BUNDLED_CODECS
-    from sctok.codec.part_sources import find_codec
+    from sctok.codec.storage.codec_folder import BUNDLED_CODECS
+    from sctok.codec.storage.part_sources import find_codec
 
     sources = {"VAE": plan.parts.vae, "vocoder": plan.parts.vocoder}
     for name in BUNDLED_CODECS:
@@ -194,7 +204,7 @@ def _train(run: "CodecRun", name: str, folder: Path) -> int:
 
 
 def _tensorboard(folder: Path, step: int) -> "TensorBoard | None":
-    from sctok.codec.training_log import TensorBoard
+    from sctok.training.log import TensorBoard
 
     try:
         return TensorBoard(folder, step)
@@ -204,7 +214,7 @@ def _tensorboard(folder: Path, step: int) -> "TensorBoard | None":
 
 
 def _save(run: "CodecRun", folder: Path, name: str, as_json: bool) -> None:
-    from sctok.codec.training_run import read_curve
+    from sctok.training.loop import read_curve
 
     run.save(folder, name)
     curve = run.run.folder / "loss.csv"

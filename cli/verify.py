@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import JsonOption, Progress, emit, say
+from sctok.cli.shared.common import JsonOption, Progress, emit, say
 
 
 def verify(

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk
 from sctok.audio.pieces import cut_pieces, empty_span, window_rows
-from sctok.audio.sources import AudioItem
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE, token_count
+from sctok.codec.storage.codec_folder import CodecParts, load_codec
 from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.sct import CodecTokens
-from sctok.kernels.devices import Use, resolve_device, resolve_precision
+from sctok.runtime.devices import Use, resolve_device, resolve_precision
 
-from .artefact import CodecParts, load_codec
 from .decoding import DECODER, DecoderParts, TokenWindow, WindowDecoder
 from .encoding import WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
@@ -140,7 +140,7 @@ class Codec:
     def encode_blocks(self, blocks: Iterable[NDArray[np.float32]], codebook: int | str | None = None) -> CodecTokens:
         """Return the tokens of audio of any length, given as mono blocks float32 (n,) at 16 kHz.
 
-        `sctok.audio.decode.stream_audio` yields such blocks of a file. Memory: some windows, and the tokens.
+        `sctok.audio.decoding.decode.stream_audio` yields such blocks of a file. Memory: some windows, and the tokens.
         Raises ValueError as `encode`.
         """
         ((_, found),) = self.encode_many(_chunks(blocks, self._encoder.batch_size), codebook)

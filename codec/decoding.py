@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctok.audio.windows import WINDOW_FRAMES, WINDOW_SAMPLES
+from sctok.codec.models.condition import Order, build_condition, unconditional
+from sctok.codec.models.grid import GridCondition
+from sctok.codec.models.tunet import TUNet
+from sctok.codec.models.vae import AutoencoderKL
+from sctok.codec.models.vq import EMAVectorQuantizer
 from sctok.formats.codebooks import Codebook
 from sctok.formats.sct import TokenPairs
-from sctok.kernels.devices import DTYPES, Use
+from sctok.runtime.devices import DTYPES, Use
 
-from .condition import Order, build_condition, unconditional
-from .grid import GridCondition
+from .noise_schedule import Schedule
 from .overlap import NO_TOKEN
 from .samplers import Condition, SamplerConfig, sample, window_generators
-from .schedule import Schedule
-from .tunet import TUNet
-from .vae import AutoencoderKL
-from .vq import EMAVectorQuantizer
 
 DECODER = Use("the decoder", "sctok.codec.capabilities:decoder_steps")
 

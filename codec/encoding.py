@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sctok.audio.loader import Chunk
 from sctok.audio.published_filterbank import centre
+from sctok.codec.models.acoustic import AcousticEncoder, windows_alone
+from sctok.codec.models.condition import mark_out
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.stacking import stack_patches
 
-from .acoustic import AcousticEncoder, windows_alone
-from .condition import mark_out
 from .semantic import UNDECIDED, SemanticQuantizer
 
 BATCH = {

@@ -10,15 +10,15 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.audio.loader import load_windows
-from sctok.audio.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import DiskFullError, FormatError, atomic_path, remove_stale_temporaries
 from sctok.formats.sct import CodecTokens, read_sct, write_sct
 from sctok.formats.token_shards import TokenShardWriter
 
 from .codec import Codec, DecodingError, Progress
-from .listing import STREAMS, AudioJob, TokenJob
+from .listing import STREAMS, AudioJob, DecodeTask
 from .samplers import SamplerConfig
 
 AUDIO_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
@@ -133,13 +133,13 @@ def reconstruct_files(
             yield Outcome(job.item.name, job.target, soundfile.info(job.target).frames)
         else:
             left.append(job)
-    encoded = (TokenJob(_name(job), found, job.target) for job, found in _encoded(codec, left, reading, None))
+    encoded = (DecodeTask(_name(job), found, job.target) for job, found in _encoded(codec, left, reading, None))
     yield from decode_files(codec, encoded, sampler, progress=progress)
 
 
 def decode_files(
     codec: Codec,
-    jobs: Iterable[TokenJob],
+    jobs: Iterable[DecodeTask],
     sampler: SamplerConfig,
     *,
     keep: bool = False,
@@ -156,7 +156,7 @@ def decode_files(
     aside: list[Outcome] = []
     stopped: list[Exception] = []
 
-    def fitting() -> Iterator[tuple[TokenJob, CodecTokens]]:
+    def fitting() -> Iterator[tuple[DecodeTask, CodecTokens]]:
         try:
             for job in jobs:
                 outcome = _settled(codec, job, keep)
@@ -185,7 +185,7 @@ def decode_files(
         raise stopped[0]
 
 
-def _settled(codec: Codec, job: TokenJob, keep: bool) -> Outcome | None:
+def _settled(codec: Codec, job: DecodeTask, keep: bool) -> Outcome | None:
     """Return what became of a job that has nothing to decode."""
     if isinstance(job.tokens, str):
         return Outcome(job.source, job.target, reason=job.tokens)

@@ -9,13 +9,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sctok.audio.containers import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
-from sctok.audio.sources import AudioItem, BadItem, audio_seconds, list_audio
+from sctok.audio.decoding.containers import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
+from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.formats.files import FormatError
-from sctok.formats.paths import path_inside
 from sctok.formats.sct import MAX_ROWS, SCT_SUFFIX, CodecTokens, read_sct
 from sctok.formats.token_shards import read_token_shard
+from sctok.formats.untrusted.paths import path_inside
 
 STREAMS = ["semantic", "acoustic"]
 SHARD_SUFFIX = ".tar"
@@ -30,7 +30,7 @@ class AudioJob:
 
 
 @dataclass(frozen=True)
-class TokenJob:
+class DecodeTask:
     """Tokens to decode, or why there are none, and where the audio goes; `source` is what messages call them."""
 
     source: str
@@ -85,7 +85,7 @@ def audio_lengths(jobs: Sequence[AudioJob]) -> list[int] | None:
     return None if None in seconds else [math.ceil(each * SAMPLE_RATE) for each in seconds if each is not None]
 
 
-def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[TokenJob]:
+def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[DecodeTask]:
     """Yield the tokens in `inputs`: `.sct` files, token shards and folders that hold them, in the order of their paths.
 
     out: a file that ends in `suffix`, for a single `.sct`; a folder; or None, for beside their inputs, as
@@ -109,7 +109,7 @@ def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
             yield job
 
 
-def _token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[TokenJob]:
+def _token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[DecodeTask]:
     _check_out(out, (suffix,))
     if "" in inputs:
         raise ValueError("one of the inputs is an empty name; write . for the current folder")
@@ -153,24 +153,24 @@ def _token_places(path: Path) -> list[tuple[Path, Path]]:
     return [(each, each.relative_to(path)) for each in found]
 
 
-def _sct_job(path: Path, target: Path) -> TokenJob:
+def _sct_job(path: Path, target: Path) -> DecodeTask:
     try:
-        return TokenJob(str(path), read_sct(path), target)
+        return DecodeTask(str(path), read_sct(path), target)
     except OSError as error:
-        return TokenJob(str(path), error.strerror or str(error), target)
+        return DecodeTask(str(path), error.strerror or str(error), target)
     except FormatError as error:
-        return TokenJob(str(path), str(error).removeprefix(f"{path} "), target)
+        return DecodeTask(str(path), str(error).removeprefix(f"{path} "), target)
 
 
-def _shard_jobs(path: Path, out: Path, suffix: str) -> Iterator[TokenJob]:
+def _shard_jobs(path: Path, out: Path, suffix: str) -> Iterator[DecodeTask]:
     try:
         for key, tokens, info in read_token_shard(path):
-            yield _placed(TokenJob(f"{path}:{key}", _shard_tokens(tokens, info), out), out, key, suffix)
+            yield _placed(DecodeTask(f"{path}:{key}", _shard_tokens(tokens, info), out), out, key, suffix)
     except FormatError as error:
-        yield TokenJob(str(path), str(error).removeprefix(f"{path} "), out)
+        yield DecodeTask(str(path), str(error).removeprefix(f"{path} "), out)
 
 
-def _placed(job: TokenJob, out: Path, key: str, suffix: str) -> TokenJob:
+def _placed(job: DecodeTask, out: Path, key: str, suffix: str) -> DecodeTask:
     """Return a job whose audio goes below `out`, or one that says why it cannot."""
     try:
         return replace(job, target=path_inside(out, key, suffix))

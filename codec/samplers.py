@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .schedule import Schedule
-from .tunet import PreparedContext, as_many
+from sctok.codec.models.tunet import PreparedContext, as_many
+
+from .noise_schedule import Schedule
 
 Sampler = Literal["ddim", "dpm++", "unipc"]
 GuidanceForm = Literal["published", "paper"]

@@ -5,11 +5,11 @@ from typing import Self
 
 import torch
 
+from sctok.codec.storage.codec_folder import TokenParts, load_token_parts
 from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.formats.codebooks import codebook_hash
-from sctok.kernels.devices import resolve_device, resolve_precision
+from sctok.runtime.devices import resolve_device, resolve_precision
 
-from .artefact import TokenParts, load_token_parts
 from .encoding import WindowEncoder
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sctok.audio.decode import BLOCK_SAMPLES, MAX_RATE, MIN_RATE, Resampler, check_values, mix_down
+from sctok.audio.decoding.decode import BLOCK_SAMPLES, MAX_RATE, MIN_RATE, Resampler, check_values, mix_down
 from sctok.audio.errors import AudioError
 
 NAME = "audio"  # what stands for the file in errors

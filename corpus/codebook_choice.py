@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from sctok.corpus.runs.run_folder import RunError
 from sctok.features.checkpoints import HUB_MODELS, EncoderWeights, load_weights
 from sctok.features.extractor import weights_hash
 from sctok.formats.bundled import bundled_codebook
 from sctok.formats.codebooks import MERGED_DOMAIN, Codebook, CodebookFile, find_codebooks, load_named_codebook
 from sctok.formats.files import is_repository
 from sctok.formats.tensors import read_header
-
-from .runs import RunError
 
 Encoder = str | EncoderWeights
 

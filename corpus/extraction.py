@@ -10,21 +10,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.audio.loader import Chunk
-from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.transfer import Ends, Waves, to_array
 from sctok.audio.windows import PATCH_ROWS
+from sctok.corpus.engines.processes import RunResult, Summary, execute_run, samples_to_hours
+from sctok.corpus.runs.planning import plan_run
+from sctok.corpus.runs.run_folder import Progress, RunError, RunFolder, ShardContents, check_name
+from sctok.corpus.runs.selection import Selection
+from sctok.corpus.runs.sharding import (
+    Execution,
+    Extractor,
+    MakeExtractor,
+    check_extractor,
+    describe_extractor,
+    describe_source,
+)
+from sctok.corpus.runs.stages import Stage
+from sctok.corpus.runs.subsets import GroupSampler, window_columns
 from sctok.features.extractor import CUT
 from sctok.formats.feature_hashes import ClipRows
 from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard, FeatureShardWriter
-
-from .lanes import Ends, Waves, to_array
-from .planning import plan_run
-from .processes import RunResult, Summary, execute_run, samples_to_hours
-from .runs import Progress, RunError, RunFolder, ShardContents, check_name
-from .selection import Selection
-from .sharding import Execution, Extractor, MakeExtractor, check_extractor, describe_extractor, describe_source
-from .stages import Stage
-from .subsets import GroupSampler, window_columns
 
 PROVENANCE = ("encoder", "encoder_hash", "filterbank", "precision", "channel", "sctok_version")
 SUFFIX = ".h5"

@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE
+from sctok.corpus.engines.processes import RunResult
+from sctok.corpus.runs.locks import Claim, try_lock
+from sctok.corpus.runs.manifest import Planned, json_line
+from sctok.corpus.runs.refresh import InputsChangedError
+from sctok.corpus.runs.run_folder import FAILED, Progress, RunError, RunFolder
+from sctok.corpus.runs.selection import Selection
+from sctok.corpus.runs.sharding import Execution, MakeExtractor
 from sctok.formats.codebooks import codebook_path, load_named_codebook
 from sctok.formats.files import HASH_CHARACTERS, FormatError, hash_file, hash_json
 from sctok.formats.stacking import token_rate
@@ -20,14 +27,7 @@ from sctok.kmeans_tools.domains import DomainPlan, DomainResult, Reporter, train
 from sctok.kmeans_tools.fit import ALGORITHM_VERSION
 from sctok.kmeans_tools.training import TrainedCodebook
 
-from .claims import Claim, try_lock
 from .extraction import ExtractionConfig, ExtractionSummary, fill_run, plan_features
-from .manifest import Planned, json_line
-from .processes import RunResult
-from .refresh import InputsChangedError
-from .runs import FAILED, Progress, RunError, RunFolder
-from .selection import Selection
-from .sharding import Execution, MakeExtractor
 
 POINTS_PER_CENTROID = 1024  # by default; more change a codebook little
 AUDIO_FOLDER = ".audio"  # of samples in the making, beside the checkpoints of k-means

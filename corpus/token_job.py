@@ -10,22 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk
-from sctok.audio.sources import AudioItem
+from sctok.audio.transfer import Ends, Waves
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_PATCHES, token_count
 from sctok.codec.encoding import centred
 from sctok.codec.semantic import UNDECIDED, SemanticQuantizer
 from sctok.codec.tokenizer import CodecTokenizer
+from sctok.corpus.runs.run_folder import RunFolder
+from sctok.corpus.runs.sharding import Extractor, describe_source
+from sctok.corpus.runs.stages import ACOUSTIC, NEAREST, Stage
 from sctok.features.extractor import CUT
 from sctok.formats.codebooks import Codebook
 from sctok.formats.files import FormatError
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import TokenShardWriter, read_token_shard
-
-from .lanes import Ends, Waves
-from .runs import RunFolder
-from .sharding import Extractor, describe_source
-from .stages import ACOUSTIC, NEAREST, Stage
 
 INFO = ("streams", "token_rate", "codebook_hash", "codec_hash", "encoder_hash")  # of a run, repeated for each file
 TokenEncoder = Extractor | CodecTokenizer  # gives the semantic stream alone, or both
@@ -44,7 +43,7 @@ def extractor_of(encoder: TokenEncoder) -> Extractor:
     return encoder.extractor if isinstance(encoder, CodecTokenizer) else encoder
 
 
-class TokenJob:
+class TokenizeJob:
     """Turns windows into tokens: those of each run, which has a codebook of its own."""
 
     def __init__(self, runs: Sequence[RunFolder], codebooks: Sequence[Codebook], encoder: TokenEncoder, device: str):

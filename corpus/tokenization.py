@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sctok.audio.sources import list_audio
+from sctok.audio.inputs.sources import list_audio
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.codec.listing import STREAMS
 from sctok.codec.tokenizer import CodecTokenizer
+from sctok.corpus.engines.processes import RunResult, Summary, execute_run, samples_to_hours
+from sctok.corpus.runs.planning import plan_runs
+from sctok.corpus.runs.run_folder import Progress, RunError, RunFolder, ShardContents
+from sctok.corpus.runs.selection import Selection
+from sctok.corpus.runs.sharding import Execution, check_extractor, describe_extractor
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.describe import count_summary
 from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
-from .planning import plan_runs
-from .processes import RunResult, Summary, execute_run, samples_to_hours
-from .runs import Progress, RunError, RunFolder, ShardContents
-from .selection import Selection
-from .sharding import Execution, check_extractor, describe_extractor
-from .token_job import TokenEncoder, TokenJob, codebook_sizes, extractor_of
+from .token_job import TokenEncoder, TokenizeJob, codebook_sizes, extractor_of
 
 SUFFIX = ".tar"
 MakeEncoder = Callable[[str], TokenEncoder]  # device name -> encoder there; picklable for several devices
@@ -121,7 +121,7 @@ def tokenize_corpus(
         renewal=selection.renewal(execution, config.channel),
     )
     make_job = partial(_make_job, runs, codebooks, make_encoder)
-    job = TokenJob(runs, codebooks, encoder, execution.devices[0])
+    job = TokenizeJob(runs, codebooks, encoder, execution.devices[0])
     return execute_run(runs, job, make_job, summarise, execution, progress)
 
 
@@ -200,7 +200,7 @@ def _check_codebook(codebook: Codebook, encoder: TokenEncoder) -> None:
 
 def _make_job(
     runs: Sequence[RunFolder], codebooks: Sequence[Codebook], make_encoder: MakeEncoder, device: str
-) -> TokenJob:
+) -> TokenizeJob:
     encoder = make_encoder(device)
     check_extractor(extractor_of(encoder), runs[0], device)
     found, planned = (
@@ -209,4 +209,4 @@ def _make_job(
     )
     if found != planned:
         raise RunError(f"the codec on {device} has hash {found}, that of {runs[0].path} {planned}")
-    return TokenJob(runs, codebooks, encoder, device)
+    return TokenizeJob(runs, codebooks, encoder, device)

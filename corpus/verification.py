@@ -12,16 +12,9 @@ from typing import Any
 import numpy as np
 
 from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE, audio_columns, token_count
-from sctok.formats.codebooks import find_codebooks, load_named_codebook
-from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard
-from sctok.formats.files import FormatError, json_text, read_json
-from sctok.formats.stacking import stack_factor
-from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
-
-from . import extraction, token_job, tokenization
-from .checksums import RECORD_SUFFIX, measure_shard, read_record
-from .manifest import Failure, json_line
-from .runs import (
+from sctok.corpus.runs.checksums import RECORD_SUFFIX, measure_shard, read_record
+from sctok.corpus.runs.manifest import Failure, json_line
+from sctok.corpus.runs.run_folder import (
     CONFIG,
     FAILED,
     FORMAT,
@@ -34,7 +27,14 @@ from .runs import (
     RunFolder,
     Shard,
 )
-from .sharding import describe_source
+from sctok.corpus.runs.sharding import describe_source
+from sctok.formats.codebooks import find_codebooks, load_named_codebook
+from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard
+from sctok.formats.files import FormatError, json_text, read_json
+from sctok.formats.stacking import stack_factor
+from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
+
+from . import extraction, token_job, tokenization
 
 _KINDS = {
     "features": (extraction.SUFFIX, "features_version", FEATURES_VERSION, extraction.summarise),

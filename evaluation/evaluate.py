@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from sctok import __version__
 from sctok.audio.crops import read_crop
-from sctok.audio.decode import read_audio
+from sctok.audio.decoding.decode import read_audio
 from sctok.audio.errors import AudioError
-from sctok.audio.sources import AudioItem, BadItem
+from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
+from sctok.evaluation.codecs.base import CodecUnderTest, RoundTrip
+from sctok.evaluation.metrics.base import Metric
+from sctok.evaluation.metrics.pairs import length_problem, read_pcm, to_pcm, write_flac
+from sctok.evaluation.metrics.processes import ScoreTask, score_tasks
 from sctok.formats.files import hash_bytes, json_text, remove_stale_temporaries, write_json
-from sctok.formats.paths import path_inside, path_problem
+from sctok.formats.untrusted.paths import path_inside, path_problem
 
-from .codecs_base import CodecUnderTest, Coded
-from .metric_base import Metric
-from .pairs import length_problem, read_pcm, to_pcm, write_flac
 from .references import Reference
 from .run_file import FORMAT, RUN_FILE, VERSION, read_run
-from .score_processes import Task, score_tasks
 from .scores import FACTS, JOURNAL, Cell, Journal, Row, table_rows, write_tables
 
 AUDIO, REFERENCE = "audio", "reference"
@@ -294,7 +294,7 @@ def _coded(run: _Run, codec: CodecUnderTest, key: str, wave: Any) -> dict[str, A
     return {"coded": _facts(coded)}
 
 
-def _facts(coded: Coded) -> dict[str, Any]:
+def _facts(coded: RoundTrip) -> dict[str, Any]:
     return {**{name: getattr(coded, name) for name in (*FACTS, "sample_rate")}, "samples": len(coded.samples)}
 
 
@@ -318,7 +318,7 @@ def _score(run: _Run, codecs: Sequence[str], metrics: Sequence[Metric]) -> None:
         score_tasks(tasks, workers, report, threads)
 
 
-def _tasks(run: _Run, codec: str, metrics: Sequence[Metric]) -> list[Task]:
+def _tasks(run: _Run, codec: str, metrics: Sequence[Metric]) -> list[ScoreTask]:
     tasks = []
     for file in run.files:
         key = file["key"]
@@ -326,7 +326,7 @@ def _tasks(run: _Run, codec: str, metrics: Sequence[Metric]) -> list[Task]:
         due = _due_metrics(run, cell, file, metrics)
         if cell.coded is not None and due:
             paths = run.audio(REFERENCE, key), run.audio(codec, key)
-            tasks.append(Task(codec, key, *paths, file.get("transcript"), due))
+            tasks.append(ScoreTask(codec, key, *paths, file.get("transcript"), due))
     return tasks
 
 

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sctok.audio.decode import stream_audio
-from sctok.audio.sources import AudioItem, audio_seconds, list_audio
+from sctok.audio.decoding.decode import stream_audio
+from sctok.audio.inputs.held_out import VALIDATION_SHARE, key_share
+from sctok.audio.inputs.sources import AudioItem, audio_seconds, list_audio
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.features.mel_cache import VALIDATION_SHARE, key_share
 from sctok.formats.files import atomic_path, json_text
 
 

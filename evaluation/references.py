@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sctok.audio.containers import AUDIO_SUFFIXES
-from sctok.audio.sources import AudioItem, BadItem, list_audio
+from sctok.audio.decoding.containers import AUDIO_SUFFIXES
+from sctok.audio.inputs.sources import AudioItem, BadItem, list_audio
 
 DOMAINS = ("speech", "music", "general")
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence")

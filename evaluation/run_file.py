@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sctok.formats.bounds import max_input_bytes, parse_json
 from sctok.formats.files import FormatError, check_format
+from sctok.formats.untrusted.bounds import max_input_bytes, parse_json
 
 RUN_FILE = "run.json"
 FORMAT, VERSION = "sctok-evaluation", 1

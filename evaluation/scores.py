@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sctok.formats.bounds import parse_json
 from sctok.formats.files import atomic_path, disk_errors, json_text, write_json
+from sctok.formats.untrusted.bounds import parse_json
 
 JOURNAL = "journal.jsonl"
 ALL = "all"

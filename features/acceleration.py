@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sctok.kernels.cuda_graphs import captured
+from sctok.runtime.cuda_graphs import captured
 
 WAYS = ("eager", "graph", "compile")
 

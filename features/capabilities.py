@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sctok.audio.windows import MEL_BINS, WINDOW_FRAMES, WINDOW_PATCHES, WINDOW_SPAN
-from sctok.kernels.probe import Step, filled, training_steps
+from sctok.audio.windows import WINDOW_SPAN
+from sctok.runtime.low_precision import Step, filled
 
 from .checkpoints import EncoderWeights
 from .encoder import AudioMAE, EncoderConfig
 from .extractor import FeatureExtractor
-from .masked import MaskedAutoencoder
 
 _SIZES = EncoderConfig(128, 3, 2)
 
@@ -30,10 +29,3 @@ def encoder_steps() -> list[Step]:
         Step("AudioMAE's linear layers and attention", partial(embed, False)),
         Step("AudioMAE's patch convolution and attention in separate steps", partial(embed, True)),
     ]
-
-
-def pretraining_steps() -> list[Step]:
-    """Return the steps of a masked autoencoder that learns."""
-    model = filled(MaskedAutoencoder(AudioMAE(_SIZES), 64, 1, 2))
-    mel, order = torch.randn(1, WINDOW_FRAMES, MEL_BINS), torch.randperm(WINDOW_PATCHES)[None, :256]
-    return training_steps("the masked autoencoder's linear layers and attention", model, lambda: model(mel, order, 128))

@@ -70,7 +70,7 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """One pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -126,7 +126,7 @@ class AudioMAE(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + WINDOW_PATCHES, config.width))
         self.patch_embed = PatchEmbedding(config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(EncoderBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
 
     def embed_patches(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:

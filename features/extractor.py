@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sctok.audio.filterbank import check_spans, filterbank
 from sctok.audio.published_filterbank import published_filterbank
 from sctok.audio.windows import MEL_BINS, PATCH_ROWS, WINDOW_COLUMNS, WINDOW_FRAMES, windows_at_once
-from sctok.kernels.devices import DTYPES, Use, resolve_device, resolve_precision
+from sctok.runtime.devices import DTYPES, Use, resolve_device, resolve_precision
 
 from .acceleration import Forward, accelerate
 from .checkpoints import EncoderWeights, load_weights

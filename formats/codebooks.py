@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 import sctok
+from sctok.formats.untrusted.npy import read_npy
 
 from .files import FormatError, atomic_path, damaged, hash_arrays, hash_json
-from .npy import read_npy
 from .stacking import TOKEN_RATES, token_rate
 from .tensors import read_tensors, save_tensors
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sctok.formats.untrusted.paths import is_file_name
+
 from .bundled import bundled_name
 from .codebooks import CODEBOOK_FORMAT, codebook_hash, find_codebooks, load_codebook
 from .feature_shards import FEATURES_FORMAT, SAMPLE_RATE, FeatureShard
 from .files import FormatError, damaged, foreign, read_json
-from .paths import is_file_name
 from .sct import SCT_FORMAT, SCT_MAGIC, read_sct
 from .stacking import TOKEN_RATES
 from .tensors import begins_as_safetensors, encoder_hash, read_arrays, read_header

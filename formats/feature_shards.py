@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 import sctok
+from sctok.formats.untrusted.bounds import parse_json
+from sctok.formats.untrusted.hdf5 import iter_rows, open_dataset, read_attribute
 
-from .bounds import parse_json
 from .feature_hashes import ClipRows, ContentHash, Seal
 from .files import (
     FormatError,
@@ -28,8 +29,7 @@ from .files import (
     is_key,
     json_text,
 )
-from .hdf5 import iter_rows, open_dataset, read_attribute
-from .row_file import RowFile, chunk_rows
+from .hdf5_rows import RowFile, chunk_rows
 from .stacking import PATCHES_PER_COLUMN, stack_patches, token_rate
 
 FEATURES_FORMAT = "sctok-features"

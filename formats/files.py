@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bounds import max_json_bytes, parse_json
+from sctok.formats.untrusted.bounds import max_json_bytes, parse_json
 
 HASH_CHARACTERS = 16
 _WEIGHT_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".npy")

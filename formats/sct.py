@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .bounds import LIMIT_VARIABLE, max_input_bytes
+from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, max_input_bytes
+
 from .files import HASH_CHARACTERS, atomic_path, check_format, damaged, foreign, hash_bytes
 from .stacking import stack_factor
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from .bounds import max_json_bytes, parse_json
+from sctok.formats.untrusted.bounds import max_json_bytes, parse_json
+
 from .files import FormatError, atomic_path, check_format, damaged, foreign, hash_arrays, json_text
 
 # safetensors writes several metadata entries in random order, so ours are one entry: a JSON object.
@@ -163,3 +164,11 @@ def begins_as_safetensors(head: bytes) -> bool:
 def encoder_hash(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return the hash by which features and codebooks know their encoder: of its tensors as float32, by name."""
     return hash_arrays({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
+
+
+def mismatches(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return what is wrong with named arrays of such shapes, one phrase for each name."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    both = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    return problems + [f"{name} has shape {tuple(found[name])} instead of {tuple(expected[name])}" for name in both]

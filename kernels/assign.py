@@ -2,7 +2,7 @@
 
 Distances do not change when points and centroids move together, so both are centred, and scaled by a power of two.
 Cheap scores with proven error bounds leave few candidates per point, which float64 decides: 8-bit products on CPUs that
-have them (`cpu_assign`), tensor cores on GPUs (`triton_certified`), float32 products elsewhere (`float_assign`).
+have them (`cpu.assign`), tensor cores on GPUs (`triton.certified`), float32 products elsewhere (`float32_assign`).
 """
 
 import importlib.util
@@ -15,21 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sctok.kernels.cpu.assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
+from sctok.kernels.cpu.codes import CodedPoints, empty_codes
+from sctok.kernels.cpu.frames import ScanFrame, choose_frame
+from sctok.kernels.cpu.vnni import ROWS
+
 from .certify import as_real, check_real, pair_distances
-from .cpu_assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
-from .cpu_codes import Coded, empty_codes
-from .cpu_frames import Frame, choose_frame
-from .cpu_vnni import ROWS
-from .float_assign import FloatOperand, assign_block, float_operand, full_float32
+from .float32_assign import FloatOperand, assign_block, float_operand, full_float32
 
 logger = logging.getLogger("sctok.assign")
 
 __all__ = [
     "PRECISIONS",
     "Assignment",
-    "Coded",
-    "Frame",
+    "CodedPoints",
     "PreparedCentroids",
+    "ScanFrame",
     "code_points",
     "empty_codes",
     "label_distances",
@@ -73,7 +74,7 @@ class PreparedCentroids:
     center: Tensor
     scale: float
     precision: str
-    frame: Frame | None = None
+    frame: ScanFrame | None = None
 
     @cached_property
     def float_operand(self) -> FloatOperand:
@@ -83,7 +84,7 @@ class PreparedCentroids:
     @cached_property
     def triton_operand(self) -> Any:
         """The centroids for the kernels of GPUs."""
-        from .triton_certified import certified_operand
+        from sctok.kernels.triton.certified import certified_operand
 
         return certified_operand(self)
 
@@ -106,7 +107,9 @@ class PreparedCentroids:
             self.__dict__["_scan_fails"] = True
 
 
-def prepare_centroids(centroids: Tensor, *, precision: str = "exact", frame: Frame | None = None) -> PreparedCentroids:
+def prepare_centroids(
+    centroids: Tensor, *, precision: str = "exact", frame: ScanFrame | None = None
+) -> PreparedCentroids:
     """Prepare centroids (k, D), finite, for `nearest_centroid`.
 
     Args:
@@ -133,7 +136,7 @@ def nearest_centroid(
     *,
     precision: str | None = None,
     runner_up: bool = False,
-    coded: Coded | None = None,
+    coded: CodedPoints | None = None,
 ) -> Assignment:
     """Find the nearest centroid of each point, by squared Euclidean distance, the lowest index where several tie.
 
@@ -176,7 +179,7 @@ def nearest_centroid(
     return Assignment(labels[:, 0], distances[:, 0], rescored, second, distances[:, 1])
 
 
-def code_points(points: Tensor, prepared: PreparedCentroids) -> Coded | None:
+def code_points(points: Tensor, prepared: PreparedCentroids) -> CodedPoints | None:
     """Code points (n, D) once for many searches in one frame, or return None where a search would not use the codes.
 
     The frame is that of `prepared`, chosen now where it has none: give it to `prepare_centroids` for other centroids.
@@ -254,16 +257,16 @@ def has_triton() -> bool:
 
 
 def _float_block(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: Coded | None
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
     labels, undecided = assign_block(points, prepared.float_operand, wanted, first_row)
     return labels, _distances(points, prepared.centroids, labels), undecided
 
 
 def _triton_block(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: Coded | None
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
-    from .triton_certified import certified_labels
+    from sctok.kernels.triton.certified import certified_labels
 
     found = certified_labels(points, prepared.triton_operand, runner_up=wanted == 2, first_row=first_row)
     second = found.second_labels
@@ -273,7 +276,7 @@ def _triton_block(
 
 
 def _scan_block(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, coded: Coded | None
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, coded: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
     if prepared.scan_fails or not (scan := prepared.scan(points)).usable:
         return _float_parts(points, prepared, wanted, first_row)
@@ -318,7 +321,7 @@ def _exact_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tenso
     if points.device.type == "cpu":
         return exact_label_distances(points, centroids, labels)
     if points.device.type == "cuda" and has_triton():
-        from .triton_pairs import exact_pair_distances
+        from sctok.kernels.triton.pairs import exact_pair_distances
 
         return exact_pair_distances(points, centroids, None, labels)
     return pair_distances(points, centroids, None, labels)

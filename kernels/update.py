@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sctok.kernels.cpu.update import add_rows
+from sctok.runtime.threads import on_every_thread
+
 from .assign import has_triton
 from .certify import as_real
-from .cpu_update import add_rows
-from .threads import on_every_thread
 
 
 def centroid_sums(
@@ -39,7 +40,7 @@ def centroid_sums(
         out = sums, torch.zeros(k, dtype=torch.int64, device=points.device)
     sums, counts = out
     if points.device.type == "cuda" and has_triton():
-        from .triton_update import segmented_sums
+        from sctok.kernels.triton.update import segmented_sums
 
         return segmented_sums(points, labels, k, partials=torch.float64, out=out)
     block_counts = torch.bincount(labels, minlength=k)

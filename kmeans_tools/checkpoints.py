@@ -7,10 +7,10 @@ import torch
 
 from sctok.formats.files import remove_stale_temporaries
 from sctok.formats.tensors import read_tensors, save_tensors
+from sctok.kmeans_tools.passes.bounds import Bounds
+from sctok.kmeans_tools.passes.cluster_sums import Totals
 
-from .bounds import Bounds
 from .lloyd import ClusterState
-from .totals import Totals
 
 CHECKPOINT_FORMAT = "sctok-kmeans-checkpoint"
 CHECKPOINT_VERSION = 2

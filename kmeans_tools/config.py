@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sctok.kernels.assign import PRECISIONS
-
-from .faiss_backend import SUPERKMEANS
-from .seeding import SEEDINGS
-from .sources import Vectors
+from sctok.kmeans_tools.passes.faiss_backend import SUPERKMEANS
+from sctok.kmeans_tools.seeding.first_centroids import SEEDINGS
+from sctok.kmeans_tools.sources.vectors import Vectors
 
 AUTO = "auto"
 ALGORITHMS = (AUTO, "lloyd", "minibatch")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sctok.formats.codebooks import MERGED_DOMAIN
+from sctok.kmeans_tools.sources.vectors import ShardSource, TooFewVectorsError
+from sctok.runtime.distributed import ALONE, Group
 
 from .config import KMeansConfig
-from .distributed import ALONE, Group
 from .fit import Progress
 from .merging import PAPER_RATIO
-from .sources import ShardSource, TooFewVectorsError
 from .training import TrainedCodebook, find_feature_shards, load_first_centroids, train_codebooks
 
 PAPER_CODEBOOKS = (1024, 2048, 4096, 8192, 16_384)  # the sizes per domain, SemantiCodec paper, section 4

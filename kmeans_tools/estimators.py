@@ -8,17 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sctok.kernels.devices import resolve_device
+from sctok.kmeans_tools.float64.distances import distances, evaluate, point_blocks, predict_blocks, warn_of_overflow
+from sctok.kmeans_tools.float64.frames import Wide
+from sctok.kmeans_tools.float64.lloyd import safe_exponent
+from sctok.kmeans_tools.float64.problem import Problem, pose_problem
+from sctok.kmeans_tools.sources.estimator_data import (
+    Array,
+    as_source,
+    check_finite_rows,
+    check_kind,
+    check_tensor,
+    read_weights,
+)
+from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, VectorSource, as_array
+from sctok.runtime.devices import resolve_device
 
 from .config import GIVEN, KMeansConfig
-from .distances import distances, evaluate, point_blocks, predict_blocks, warn_of_overflow
-from .estimator_data import Array, as_source, check_finite_rows, check_kind, check_tensor, read_weights
-from .frames import Wide
 from .minibatch import RunningMeans
-from .problem import Problem, pose_problem
-from .runs import Run, Runner
-from .sources import TooFewVectorsError, VectorSource, as_array
-from .wide import safe_exponent
+from .runs import KMeansRun, Runner
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -120,7 +127,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         found = evaluate(data, weights, self._centers())
         self.labels_, self.inertia_ = found.labels, warn_of_overflow(found.inertia)
 
-    def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> Run:
+    def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> KMeansRun:
         """Return the best of all runs."""
         k = int(self.n_clusters)
         rows = len(data) if isinstance(data, np.ndarray) else data.rows
@@ -133,7 +140,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         try:
             return runner.best(starts)
         except TooFewVectorsError:
-            return Run(_repeat_first(problem.all_distinct(k), k), 0.0, 0)
+            return KMeansRun(_repeat_first(problem.all_distinct(k), k), 0.0, 0)
 
     def _config(self) -> KMeansConfig:
         return KMeansConfig(

@@ -10,19 +10,15 @@ import numpy as np
 import torch
 
 from sctok.formats.files import hash_arrays, hash_json
-from sctok.kernels.devices import resolve_device
-
-from .bounds import Bounds, bounds_fit
-from .checkpoints import checkpoint_path, load_state, save_state
-from .codes import CodeCache
-from .config import GIVEN, FitResult, KMeansConfig
-from .distributed import ALONE, Group, SharedSource, shared
-from .faiss_backend import SUPERKMEANS, require_faiss, superkmeans_sample_size, train_superkmeans
-from .lloyd import ClusterState, FinalPass, LloydPass, Population
-from .minibatch import first_share
-from .quality import codebook_certificate
-from .reading import needed_blocks
-from .seeding import (
+from sctok.kmeans_tools.passes.bounds import Bounds, bounds_fit
+from sctok.kmeans_tools.passes.code_cache import CodeCache
+from sctok.kmeans_tools.passes.faiss_backend import (
+    SUPERKMEANS,
+    require_faiss,
+    superkmeans_sample_size,
+    train_superkmeans,
+)
+from sctok.kmeans_tools.seeding.first_centroids import (
     CHOICE,
     SAMPLE,
     check_distinct,
@@ -32,7 +28,17 @@ from .seeding import (
     seed_centroids,
     source_weights,
 )
-from .sources import TooFewVectorsError, Vectors, VectorSource, Weights
+from sctok.kmeans_tools.sources.reading import needed_blocks
+from sctok.kmeans_tools.sources.shared_source import SharedSource, shared
+from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, Vectors, VectorSource, Weights
+from sctok.runtime.devices import resolve_device
+from sctok.runtime.distributed import ALONE, Group
+
+from .checkpoints import checkpoint_path, load_state, save_state
+from .config import GIVEN, FitResult, KMeansConfig
+from .lloyd import ClusterState, FinalPass, LloydPass, Population
+from .minibatch import first_share
+from .quality import codebook_certificate
 
 ALGORITHM_VERSION = 3  # part of the configuration hash: raise it when results change
 

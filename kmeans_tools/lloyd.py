@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from sctok.kernels.assign import Assignment, label_distances, nearest_centroid, prepare_centroids
+from sctok.kmeans_tools.passes.bounds import Bounds
+from sctok.kmeans_tools.passes.cluster_sums import Totals
+from sctok.kmeans_tools.passes.code_cache import CodeCache
+from sctok.kmeans_tools.passes.faiss_backend import FaissAssigner
+from sctok.kmeans_tools.passes.moved_centroids import Movers
+from sctok.kmeans_tools.passes.repair import repair_empty, repair_starved
+from sctok.kmeans_tools.seeding.place_random import place_uniforms
+from sctok.kmeans_tools.sources.vectors import Block, Vectors, Weights
+from sctok.runtime.distributed import ALONE, Group
 
-from .bounds import Bounds
-from .codes import CodeCache
 from .config import KMeansConfig
-from .distributed import ALONE, Group
-from .faiss_backend import FaissAssigner
-from .hashing import place_uniforms
 from .minibatch import STARVED, grown_share, noise_level
-from .movers import Movers
-from .repair import repair_empty, repair_starved
-from .sources import Block, Vectors, Weights
-from .totals import Totals
 
 _BATCH, _REPAIR = 1, 2  # keep the random numbers of different purposes apart
 _PIECES = 1 << 16  # of neighbouring vectors, which belong to a batch together so that they are read together

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sctok.kernels.assign import Assignment, nearest_centroid
 from sctok.kernels.update import centroid_sums
-
-from .sources import Weights
+from sctok.kmeans_tools.sources.vectors import Weights
 
 STARVED = 0.05  # share of the mean cluster below which a cluster may be given up when the batch grows
 

@@ -9,17 +9,17 @@ import numpy.typing as npt
 import torch
 
 from sctok.kernels.assign import nearest_centroid
-from sctok.kernels.devices import resolve_device
 from sctok.kernels.reference import squared_distances
+from sctok.kmeans_tools.float64.distances import Evaluation, evaluate
+from sctok.kmeans_tools.float64.frames import RESOLVED, Float32Frame, Wide
+from sctok.kmeans_tools.float64.problem import Problem
+from sctok.kmeans_tools.float64.seeding import run_wide
+from sctok.kmeans_tools.sources.estimator_data import Array
+from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, VectorSource, sample_places, take_blocks
+from sctok.runtime.devices import resolve_device
 
 from .config import GIVEN, FitResult, KMeansConfig
-from .distances import Evaluation, evaluate
-from .estimator_data import Array
 from .fit import fit_codebooks
-from .frames import RESOLVED, Frame, Wide
-from .problem import Problem
-from .sources import TooFewVectorsError, VectorSource, sample_places, take_blocks
-from .wide_seeding import run_wide
 
 _SMALL_STEPS = (
     1 / 16
@@ -32,7 +32,7 @@ Start = tuple[int, Wide | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class KMeansRun:
     """What one run finds: centers (k, D) in the space and dtype of the data, and an inertia to compare runs by.
 
     labels: (n,) int32, if they and the inertia are those of all the data.
@@ -58,7 +58,7 @@ class Runner:
     weights: Wide | None
     progress: Callable[[dict[str, Any]], None] | None
 
-    def best(self, starts: Iterable[Start]) -> Run:
+    def best(self, starts: Iterable[Start]) -> KMeansRun:
         """Return the run of least inertia, of one from each seed or given centers (k, D).
 
         Raises:
@@ -66,7 +66,7 @@ class Runner:
         """
         known = self.problem.distinct
         narrow = self.problem.wide is None or not (self._small or self._hopeless())
-        runs: list[Run] = []
+        runs: list[KMeansRun] = []
         for seed, given in starts:
             if known is not None and len(known) < self.k:
                 raise TooFewVectorsError(f"k = {self.k} exceeds the {len(known)} distinct vectors", len(known))
@@ -95,13 +95,13 @@ class Runner:
     def _small(self) -> bool:
         return self.problem.is_small(self.k, given=self.config.seeding == GIVEN)
 
-    def _run_narrow(self, seed: int, given: Wide | None) -> Run | None:
+    def _run_narrow(self, seed: int, given: Wide | None) -> KMeansRun | None:
         """Return what the float32 engine finds, None if float32 does not resolve the data."""
         frame = self.problem.frame
         if frame is None:
             result = self._fit(seed, given)
             whole = self.problem.whole and self.config.precision == "exact"
-            return Run(result.centroids, result.inertia, result.iterations, result.labels if whole else None)
+            return KMeansRun(result.centroids, result.inertia, result.iterations, result.labels if whole else None)
         if given is not None and not frame.holds(given):
             return None
         try:
@@ -110,7 +110,7 @@ class Runner:
             return None
         centers = frame.outside(result.centroids)
         found = self._evaluate(centers, frame)
-        return Run(centers, found.inertia, result.iterations, found.labels) if found.resolved else None
+        return KMeansRun(centers, found.inertia, result.iterations, found.labels) if found.resolved else None
 
     def _fit(self, seed: int, given: Wide | None) -> FitResult:
         problem, k, config = self.problem, self.k, replace(self.config, seed=seed)
@@ -120,7 +120,7 @@ class Runner:
         fits = fit_codebooks(problem.source, [k], config, initial=initial, return_labels=True, progress=self.progress)
         return fits[k]
 
-    def _run_wide(self, seed: int, given: Wide | None) -> Run:
+    def _run_wide(self, seed: int, given: Wide | None) -> KMeansRun:
         assert self.problem.wide is not None
         found = run_wide(
             self.problem.wide,
@@ -135,10 +135,10 @@ class Runner:
         )
         centers = self.problem.wide.outside(found.centers)
         if self._small:
-            return Run(centers, found.inertia, found.iterations)
+            return KMeansRun(centers, found.inertia, found.iterations)
         measured = self._evaluate(centers, None)  # in the units of runs in float32
-        return Run(centers, measured.inertia, found.iterations, measured.labels)
+        return KMeansRun(centers, measured.inertia, found.iterations, measured.labels)
 
-    def _evaluate(self, centers: Wide, frame: Frame | None) -> Evaluation:
+    def _evaluate(self, centers: Wide, frame: Float32Frame | None) -> Evaluation:
         device = resolve_device(self.config.device)
         return evaluate(self.data, self.weights, torch.from_numpy(centers).to(device), frame)

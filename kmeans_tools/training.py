@@ -19,14 +19,14 @@ from sctok.formats.codebooks import (
 )
 from sctok.formats.files import FormatError, remove_stale_temporaries
 from sctok.formats.stacking import token_rate
+from sctok.kmeans_tools.sources.cached_source import keep_resident
+from sctok.kmeans_tools.sources.vectors import ShardSource, Vectors
+from sctok.runtime.distributed import ALONE, Group
+from sctok.runtime.memory import default_memory
 
 from .checkpoints import checkpoint_path
 from .config import FitResult, KMeansConfig
-from .distributed import ALONE, Group
 from .fit import Progress, config_hash, fit_codebooks
-from .memory import default_memory
-from .resident import keep_resident
-from .sources import ShardSource, Vectors
 
 CHECKPOINT_FOLDER = ".checkpoints"
 

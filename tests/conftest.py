@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN, window_count
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
-from sctok.features.masked import MaskedAutoencoder
+from sctok.training.masked_autoencoder import MaskedAutoencoder
 
 from .skips import SkipReport
 

@@ -10,14 +10,13 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 from sctok import Codec, KMeans
+from sctok.audio.spectral_distances import mel_distance
 from sctok.audio.windows import span_samples
-from sctok.codec.losses import mel_distance
 from sctok.codec.samplers import SamplerConfig
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 from sctok.kernels.assign import nearest_centroid
-
-from .codec.trainings import make_task, write_audio
+from tests.training.trainings import make_task, write_audio
 
 CLIPS = ["speech", "music", "general"]
 

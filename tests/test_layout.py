@@ -10,10 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
+    {"runtime"},
     {"kernels", "audio", "formats"},
     {"features", "kmeans_tools"},
     {"codec"},
-    {"corpus", "evaluation"},
+    {"training", "corpus", "evaluation"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -29,42 +30,74 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+def rooms(folder):
+    """Return a folder and its subfolders that hold modules."""
+    return [p for p in (ROOT / folder, *(ROOT / folder).rglob("*")) if p.is_dir() and any(p.glob("*.py"))]
+
+
 @pytest.mark.parametrize("folder", folders())
 def test_each_folder_is_linked_and_packaged(folder):
     link = ROOT / "src" / "sctok" / folder
     assert link.is_symlink()
     assert link.resolve() == ROOT / folder
     settings = project()["tool"]["setuptools"]
-    assert f"sctok.{folder}" in settings["packages"]
     assert settings["package-dir"][f"sctok.{folder}"] == folder
+    for room in rooms(folder):
+        name = ".".join(["sctok", *room.relative_to(ROOT).parts])
+        assert name in settings["packages"], f"{name} is not installed"
 
 
 def test_kernels_cannot_be_imported_by_its_bare_name():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def imported_folders(path):
-    """Return the folders of sctok that a file imports from."""
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for folder in folders()
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def imported_modules(name):
+    """Return the modules of sctok that a module imports."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    package = name.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            parts = node.module.split(".")
-        elif isinstance(node, ast.Import):
-            parts = node.names[0].name.split(".")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = package[: len(package) + 1 - node.level] + (node.module.split(".") if node.module else [])
+        elif node.module and node.module.split(".")[0] == "sctok":
+            base = node.module.split(".")[1:]
         else:
             continue
-        if parts[0] == "sctok" and len(parts) > 1:
-            found.add(parts[1])
-    return found & LEVEL.keys()
+        targets = {".".join(base), *(".".join([*base, alias.name]) for alias in node.names)}
+        found |= targets & MODULES.keys()
+    return found
 
 
-@pytest.mark.parametrize(
-    "path", sorted(p for f in folders() for p in (ROOT / f).glob("*.py")), ids=lambda p: f"{p.parent.name}/{p.name}"
-)
-def test_imports_point_down(path):
-    folder = path.parent.name
-    for other in imported_folders(path) - {folder}:
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    folder = name.split(".")[0]
+    for other in {each.split(".")[0] for each in imported_modules(name)} - {folder}:
         assert LEVEL[other] < LEVEL[folder] or (folder, other) in SIDEWAYS, f"{folder} imports {other}"
+
+
+def test_no_import_circle():
+    """Also imports inside functions count: a circle of those is two modules that are one."""
+    open_modules, done = [], set()
+
+    def visit(name):
+        assert name not in open_modules, " imports ".join([*open_modules[open_modules.index(name) :], name])
+        if name not in done:
+            open_modules.append(name)
+            for other in sorted(imported_modules(name)):
+                visit(other)
+            done.add(open_modules.pop())
+
+    for name in MODULES:
+        visit(name)
 
 
 def test_help_imports_no_heavy_library():

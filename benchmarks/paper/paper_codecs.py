@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from paper_common import DOMAINS, Interval, Values, bootstrap, say
 
-from sctok.evaluation.codecs import CodecUnavailable, open_codec
+from sctok.evaluation.codecs.registry import CodecUnavailable, open_codec
 from sctok.evaluation.evaluate import Settings, evaluate
-from sctok.evaluation.metrics import all_metrics, choose_metrics
+from sctok.evaluation.metrics.registry import all_metrics, choose_metrics
 from sctok.evaluation.recipes import choose_clips
 from sctok.evaluation.references import Reference, list_references
 from sctok.formats.files import atomic_path, hash_json, json_text

@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from paper_common import DOMAINS, TASKS, Values, kept, say
 
+from sctok.audio.inputs.held_out import key_share
 from sctok.cli.app import main as sctok
-from sctok.evaluation.probe_features import System, embed_clips, name_filter
-from sctok.evaluation.probe_labels import LabelledTask, fold_numbers, read_task
-from sctok.evaluation.probe_mlp import ProbeConfig, probe_folds
+from sctok.evaluation.probe.features import System, embed_clips, name_filter
+from sctok.evaluation.probe.labels import LabelledTask, fold_numbers, read_task
+from sctok.evaluation.probe.mlp import ProbeConfig, probe_folds
 from sctok.features.checkpoints import load_weights
-from sctok.features.mel_cache import key_share
 from sctok.formats.codebooks import Codebook, CodebookInfo, Segment, load_codebook, save_codebook
 from sctok.formats.feature_shards import FeatureShard
 from sctok.formats.files import atomic_path, hash_arrays, hash_json
 from sctok.formats.stacking import stack_factor
 from sctok.kmeans_tools.config import KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource
+from sctok.kmeans_tools.sources.vectors import ArraySource
 
 HELD_OUT = 0.1  # share of the clips that no k-means sees
 SHARES = {"general": 2, "speech": 4, "music": 4}  # of a merged codebook, as the paper's 2 : 1 : 1

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from paper_common import DOMAINS, say
 
-from sctok.codec.artefact import CodecParts, load_codec
-from sctok.codec.crops import Collection, open_collection
-from sctok.codec.training import Trained
-from sctok.codec.training_config import TrainingPlan, read_plan
-from sctok.codec.training_pipeline import CodecRun, TrainingParts
+from sctok.codec.storage.codec_folder import CodecParts, load_codec
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.files import hash_json
+from sctok.training.clips import Collection, open_collection
+from sctok.training.codec import Trained
+from sctok.training.config import TrainingPlan, read_plan
+from sctok.training.pipeline import CodecRun, TrainingParts
 
 
 @dataclass(frozen=True, eq=False)

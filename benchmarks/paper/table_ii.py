@@ -17,9 +17,9 @@ from paper_common import QUICK_TASKS, TASKS, Report, Values, add_options, bootst
 from paper_features import embedded, probe, read_tasks
 
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.evaluation.codecs import CodecUnavailable, CodecUnderTest, open_codec
-from sctok.evaluation.codecs_base import resampled
-from sctok.evaluation.probe_features import (
+from sctok.evaluation.codecs.base import resampled
+from sctok.evaluation.codecs.registry import CodecUnavailable, CodecUnderTest, open_codec
+from sctok.evaluation.probe.features import (
     ClipCodes,
     EncoderSystem,
     MelSystem,
@@ -28,7 +28,7 @@ from sctok.evaluation.probe_features import (
     System,
     load_codec_system,
 )
-from sctok.evaluation.probe_mlp import ProbeConfig
+from sctok.evaluation.probe.mlp import ProbeConfig
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 

@@ -17,8 +17,8 @@ import torch
 from paper_common import DOMAINS, QUICK_TASKS, TASKS, Interval, Report, Values, add_options, bootstrap
 from paper_features import DomainFeatures, embedded, feature_root, fit_all, probe, read_features, read_tasks
 
-from sctok.evaluation.probe_features import EncoderSystem, MelSystem
-from sctok.evaluation.probe_mlp import ProbeConfig
+from sctok.evaluation.probe.features import EncoderSystem, MelSystem
+from sctok.evaluation.probe.mlp import ProbeConfig
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.codebooks import Codebook

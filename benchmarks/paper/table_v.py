@@ -13,7 +13,7 @@ from paper_codecs import held_out, score
 from paper_common import Report, add_options
 from paper_training import Budget, Variant, codec_spec, train_all
 
-from sctok.codec.artefact import load_codec
+from sctok.codec.storage.codec_folder import load_codec
 
 SIZES, QUICK_SIZES = (512, 2048, 8192), (64, 256)
 METRICS = ("mel_dac", "mel_db")

@@ -21,9 +21,9 @@ from paper_features import DomainFeatures, embedded, feature_root, fit_all, prob
 from paper_training import Budget, Variant, codec_spec, train_all
 from table_iv import lost_variance
 
-from sctok.codec.vq import EMAVectorQuantizer, VQConfig
-from sctok.evaluation.probe_features import EncoderSystem
-from sctok.evaluation.probe_mlp import ProbeConfig
+from sctok.codec.models.vq import EMAVectorQuantizer, VQConfig
+from sctok.evaluation.probe.features import EncoderSystem
+from sctok.evaluation.probe.mlp import ProbeConfig
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.codebooks import Codebook, CodebookInfo, load_codebook, save_codebook

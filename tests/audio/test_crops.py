@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 from sctok.audio.crops import read_crop
-from sctok.audio.decode import read_audio
+from sctok.audio.decoding.decode import read_audio
 from sctok.audio.errors import AudioError
-from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.inputs.sources import AudioItem, list_audio
 
 RATE = 16_000
 

@@ -17,10 +17,10 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sctok.audio.decode import AudioError, read_audio
+from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk, LoaderError, load_windows
 from sctok.audio.pieces import cut_pieces
-from sctok.audio.sources import AudioItem
 from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN, window_count
 
 RATE = 16_000
@@ -196,7 +196,7 @@ def run_script(folder: Path, body: str) -> subprocess.Popen[str]:
             """
             import multiprocessing, os, resource, signal, sys
             from sctok.audio.loader import load_windows
-            from sctok.audio.sources import list_audio
+            from sctok.audio.inputs.sources import list_audio
 
             def main():
             """

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.codec.tiny import tiny_parts
 
 from sctok.cli.app import main
-from sctok.codec.artefact import load_codec, save_codec
 from sctok.codec.codec import Codec
-
-from ..codec.tiny import tiny_parts
+from sctok.codec.storage.codec_folder import load_codec, save_codec
 
 
 @pytest.fixture(scope="session")

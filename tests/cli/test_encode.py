@@ -6,12 +6,12 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from tests.codec.tiny import CODEBOOK_SIZES
 
 from sctok.cli.app import main
 from sctok.formats.sct import read_sct
 from sctok.formats.token_shards import read_token_shard
 
-from ..codec.tiny import CODEBOOK_SIZES
 from .conftest import write_noise
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from sctok.cli import export as command
 from sctok.cli.app import main
-from sctok.corpus.export_formats import FORMATS
-from sctok.corpus.runs import RunFolder
+from sctok.corpus.exports.formats import FORMATS
+from sctok.corpus.runs.run_folder import RunFolder
 from sctok.formats.files import write_json
 from sctok.formats.layouts import LAYOUTS
 from sctok.formats.token_shards import TokenShardWriter

@@ -6,15 +6,15 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from tests.training.trainings import encoder
 
 from sctok.cli.app import main
-from sctok.codec.artefact import load_codec
+from sctok.codec.storage.codec_folder import load_codec
 from sctok.features.checkpoints import save_weights
 from sctok.formats.bundled import bundled_codebook
 from sctok.formats.codebooks import codebook_hash
 from sctok.formats.token_shards import read_token_shard
 
-from ..codec.trainings import encoder
 from .conftest import write_noise
 
 Sctok = Callable[..., tuple[int, str, str]]

@@ -3,17 +3,16 @@
 import json
 
 import pytest
+from tests.codec.published.standins import SMALL_LAYOUTS, small_checkpoints, write_checkpoints
 
 from sctok.cli.app import main
-from sctok.codec.artefact import load_codec
-
-from ..codec.published_standins import SMALL_LAYOUTS, small_checkpoints, write_checkpoints
+from sctok.codec.storage.codec_folder import load_codec
 
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """A folder with small checkpoints in the published layout."""
-    monkeypatch.setattr("sctok.codec.published.LAYOUTS", SMALL_LAYOUTS)
+    monkeypatch.setattr("sctok.codec.published.checkpoints.LAYOUTS", SMALL_LAYOUTS)
     return write_checkpoints(tmp_path / "published", *small_checkpoints())
 
 
@@ -50,7 +49,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(run, source, tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("sctok.codec.artefact.save_codebook", stop)
+        patched.setattr("sctok.codec.storage.codec_folder.save_codebook", stop)
         code, _, said = run(source)
     assert code == 130
     assert "nothing is kept" in said

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.trainings import write_audio
 
 from sctok.cli.app import main
-from sctok.codec.part_files import load_vae, load_vocoder, module_hash
-from sctok.codec.part_sources import open_vae, open_vocoder
+from sctok.codec.storage.part_sources import open_vae, open_vocoder
+from sctok.codec.storage.parts import load_vae, load_vocoder, module_hash
 from sctok.formats.tensors import read_header
-
-from ..codec.trainings import write_audio
 
 TINY = {
     "vae": ["--channels", "4", "--latent-channels", "2", "--patch", "8", "--batch-size", "1"],

@@ -3,10 +3,9 @@
 import json
 
 import pytest
+from tests.evaluation.report.example_runs import ratings, write_run
 
 from sctok.cli.app import main
-
-from ..evaluation.report_runs import ratings, write_run
 
 
 @pytest.fixture

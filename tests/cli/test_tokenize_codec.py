@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+from tests.codec.tiny import ACOUSTIC_SIZE, CODEBOOK_SIZES, tiny_parts
 
 from sctok.cli.app import main
-from sctok.codec.artefact import save_codec
 from sctok.codec.encoding import WindowEncoder
+from sctok.codec.storage.codec_folder import save_codec
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.codebooks import save_codebook
 from sctok.formats.sct import read_sct
 from sctok.formats.token_shards import read_token_shard
 
-from ..codec.tiny import ACOUSTIC_SIZE, CODEBOOK_SIZES, tiny_parts
 from .conftest import write_noise
 
 SHARDED = ("--files-per-shard", 2, "--workers", 0)

@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.training.trainings import CONFIG, VAE, codebook, encoder, write_audio
 
 from sctok.cli.app import main
-from sctok.codec import training_run
-from sctok.codec.artefact import load_codec
-from sctok.codec.part_files import arrays_of, save_part
-from sctok.codec.training import CODEC_TRAINING
-from sctok.codec.vae import AutoencoderKL
-from sctok.codec.vocoder import IstftVocoder, VocoderConfig
+from sctok.codec.models.vae import AutoencoderKL
+from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
+from sctok.codec.storage.codec_folder import load_codec
+from sctok.codec.storage.parts import arrays_of, save_part
 from sctok.features.checkpoints import load_weights, save_weights
 from sctok.formats.codebooks import codebook_path, save_codebook
 from sctok.formats.files import DiskFullError
-from sctok.kernels import devices
-
-from ..codec.trainings import CONFIG, VAE, codebook, encoder, write_audio
+from sctok.runtime import devices
+from sctok.training import loop as training_run
+from sctok.training.codec import CODEC_TRAINING
 
 ROOT = Path(__file__).parents[2]
 

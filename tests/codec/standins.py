@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sctok.codec.condition import PE_WIDTH, build_condition
-from sctok.codec.schedule import Schedule
-from sctok.codec.tunet import TUNet, TUNetConfig
+from sctok.codec.models.condition import PE_WIDTH, build_condition
+from sctok.codec.models.tunet import TUNet, TUNetConfig
+from sctok.codec.noise_schedule import Schedule
 
 PREFIX = "model.diffusion_model."
 LATENT = (1, 8, 256, 16)

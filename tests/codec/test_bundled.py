@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sctok import Codec
-from sctok.audio.decode import read_audio
-from sctok.codec.losses import mel_distance
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.spectral_distances import mel_distance
 from sctok.codec.samplers import SamplerConfig
 
 PACKAGE_BYTES = 60_000_000

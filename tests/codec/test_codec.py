@@ -6,12 +6,13 @@ import pytest
 import soundfile
 import torch
 from numpy.typing import NDArray
+from tests.conftest import cut_windows
 
+from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import load_windows
-from sctok.audio.sources import AudioItem
 from sctok.audio.windows import WINDOW_SAMPLES, token_count
 from sctok.codec.codec import Codec, DecodingError
-from sctok.codec.condition import mark_out
+from sctok.codec.models.condition import mark_out
 from sctok.codec.overlap import HOP_SAMPLES, decode_window_count
 from sctok.codec.samplers import SamplerConfig
 from sctok.features.extractor import FeatureExtractor
@@ -19,7 +20,6 @@ from sctok.formats.codebooks import codebook_hash
 from sctok.formats.sct import CodecTokens
 from sctok.formats.stacking import stack_patches
 
-from ..conftest import cut_windows
 from .tiny import ACOUSTIC_SIZE, CODEBOOK_SIZES, tiny_parts
 
 QUICK = SamplerConfig(steps=1, eta=0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk
-from sctok.audio.sources import AudioItem
 from sctok.audio.windows import WINDOW_SPAN
 from sctok.codec import encoding
 from sctok.codec.codec import Codec

@@ -12,7 +12,7 @@ from sctok.audio.errors import AudioError
 from sctok.codec.codec import Codec
 from sctok.codec.decoding import TokenWindow
 from sctok.codec.files import decode_files, write_audio
-from sctok.codec.listing import TokenJob
+from sctok.codec.listing import DecodeTask
 from sctok.codec.samplers import SamplerConfig
 from sctok.formats.files import DiskFullError
 
@@ -54,15 +54,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {path.name: b"old"}
 
 
-def jobs(codec: Codec, folder: Path, count: int) -> Iterator[TokenJob]:
+def jobs(codec: Codec, folder: Path, count: int) -> Iterator[DecodeTask]:
     """Yield the tokens of short sounds."""
     for number in range(count):
         wave = np.random.default_rng(number).standard_normal(3_000) * 0.1
-        yield TokenJob(f"sound {number}", codec.encode(wave, 16_000), folder / f"{number}.wav")
+        yield DecodeTask(f"sound {number}", codec.encode(wave, 16_000), folder / f"{number}.wav")
 
 
 def test_what_was_read_before_a_failure_is_finished(codec: Codec, tmp_path: Path) -> None:
-    def failing() -> Iterator[TokenJob]:
+    def failing() -> Iterator[DecodeTask]:
         yield from jobs(codec, tmp_path, 2)
         raise AudioError("sound 2", "the worker process that was decoding it died")
 

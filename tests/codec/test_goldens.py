@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from tests.codec.published.operators import Acoustic, features
+from tests.conftest import REFERENCE
 
 from sctok.audio.published_filterbank import centre, published_filterbank
 from sctok.cli.app import main
-from sctok.codec.artefact import load_codec
 from sctok.codec.codec import Codec
-from sctok.codec.condition import mark_out
-from sctok.codec.published import load_published_vae, load_published_vocoder
+from sctok.codec.models.condition import mark_out
+from sctok.codec.published.checkpoints import load_published_vae, load_published_vocoder
+from sctok.codec.storage.codec_folder import load_codec
 
-from ..conftest import REFERENCE
-from .published_operators import Acoustic, features
 from .standins import golden_condition, initial_noise, relative_error
 
 pytestmark = pytest.mark.slow

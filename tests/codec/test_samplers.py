@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sctok.codec.condition import PE_WIDTH, unconditional
+from sctok.codec.models.condition import PE_WIDTH, unconditional
+from sctok.codec.models.tunet import PreparedContext, as_many
+from sctok.codec.noise_schedule import Schedule
 from sctok.codec.samplers import Condition, SamplerConfig, sample, visited_steps, window_generators
-from sctok.codec.schedule import Schedule
-from sctok.codec.tunet import PreparedContext, as_many
 
 from .standins import (
     LATENT,

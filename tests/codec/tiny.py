@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from sctok.codec.acoustic import AcousticConfig, AcousticEncoder
-from sctok.codec.artefact import CodecParts, describe_codec
-from sctok.codec.condition import PE_WIDTH
-from sctok.codec.grid import GridCondition, GridConfig
-from sctok.codec.schedule import Schedule
-from sctok.codec.tunet import TUNet, TUNetConfig
-from sctok.codec.vae import AutoencoderKL, VAEConfig
-from sctok.codec.vocoder import IstftVocoder, VocoderConfig
+from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
+from sctok.codec.models.condition import PE_WIDTH
+from sctok.codec.models.grid import GridCondition, GridConfig
+from sctok.codec.models.tunet import TUNet, TUNetConfig
+from sctok.codec.models.vae import AutoencoderKL, VAEConfig
+from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
+from sctok.codec.noise_schedule import Schedule
+from sctok.codec.storage.codec_folder import CodecParts, describe_codec
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, CodebookInfo

@@ -19,9 +19,9 @@ import numpy as np
 import soundfile
 
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, WINDOW_SAMPLES
+from sctok.corpus.engines.processes import RunResult
 from sctok.corpus.extraction import ExtractionConfig, extract_features
-from sctok.corpus.processes import RunResult
-from sctok.corpus.sharding import Execution
+from sctok.corpus.runs.sharding import Execution
 from sctok.formats.codebooks import Codebook, CodebookInfo
 
 WIDTH = 8

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from fakes import FakeExtractor, fake_codebook, run_command, tree, write_audio, write_collection
 
-from sctok.corpus.runs import RunError
+from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.tokenization import tokenize_corpus
 from sctok.corpus.verification import verify_folder
 from sctok.formats.token_shards import read_token_shard

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 from fakes import fake_codebook
+from tests.training.trainings import codebook, encoder
 
 from sctok.corpus.codebook_choice import choose_codebook
-from sctok.corpus.runs import RunError
+from sctok.corpus.runs.run_folder import RunError
 from sctok.features.checkpoints import load_weights, save_weights
 from sctok.formats.bundled import bundled_codebook
 from sctok.formats.codebooks import codebook_path, save_codebook
-
-from ..codec.trainings import codebook, encoder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from fakes import WIDTH, FakeExtractor, make_cut, run_command, tree, write_audio
 
 from sctok.audio.errors import AudioError
 from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN, audio_columns, span_samples
-from sctok.corpus.runs import RunError
+from sctok.corpus.runs.run_folder import RunError
 from sctok.formats.feature_shards import FeatureShard
 
 

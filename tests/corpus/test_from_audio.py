@@ -10,8 +10,8 @@ import pytest
 from fakes import FakeExtractor, tree, write_audio, write_collection
 
 from sctok.cli.app import main
-from sctok.corpus.claims import try_lock
 from sctok.corpus.from_audio import sample_hours
+from sctok.corpus.runs.locks import try_lock
 from sctok.formats.codebooks import Codebook, load_codebook
 
 Cluster = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,7 @@ from fakes import FakeExtractor, run_command, tree, write_audio, write_collectio
 
 from sctok.audio.loader import LoaderError
 from sctok.audio.windows import WINDOW_SAMPLES
-from sctok.corpus.runs import RunError
+from sctok.corpus.runs.run_folder import RunError
 from sctok.formats.files import DiskFullError, FormatError
 
 Start = Callable[..., Popen[str]]

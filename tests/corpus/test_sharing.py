@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from fakes import run_command, tree, write_collection
 
-from sctok.corpus.runs import RunError
-from sctok.corpus.sharding import Execution
-from sctok.corpus.stages import DECODE, ENCODER, WRITING, find_bottleneck
+from sctok.corpus.runs.run_folder import RunError
+from sctok.corpus.runs.sharding import Execution
+from sctok.corpus.runs.stages import DECODE, ENCODER, WRITING, find_bottleneck
+from sctok.corpus.runs.writer import ConsumerThread
 from sctok.corpus.verification import verify_folder
-from sctok.corpus.writer import ConsumerThread
 
 COMMANDS = ["extract", "tokenize"]
 

@@ -18,9 +18,9 @@ from fakes import (
 )
 
 from sctok.audio.windows import WINDOW_SAMPLES, span_samples, token_count
-from sctok.corpus.processes import RunResult
-from sctok.corpus.runs import RunError, RunFolder
-from sctok.corpus.sharding import Execution
+from sctok.corpus.engines.processes import RunResult
+from sctok.corpus.runs.run_folder import RunError, RunFolder
+from sctok.corpus.runs.sharding import Execution
 from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 from sctok.features.extractor import CUT, FeatureExtractor
 from sctok.formats.codebooks import Codebook, CodebookInfo, codebook_hash

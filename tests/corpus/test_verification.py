@@ -12,7 +12,7 @@ import pytest
 from fakes import fake_codebook, make_quick, run_command, tree, write_audio
 
 from sctok.cli.app import main
-from sctok.corpus.runs import RunError
+from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.verification import verify_folder
 from sctok.formats.codebooks import codebook_path, save_codebook
 from sctok.formats.token_shards import TokenShardWriter, read_token_shard

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet  # noqa: F401  # once, before processes are forked
 
-from sctok.audio.sources import AudioItem
-from sctok.corpus.export import ExportConfig, export_tokens
-from sctok.corpus.export_sources import open_tokens
-from sctok.corpus.manifest import Planned, json_line
-from sctok.corpus.runs import RunFolder
+from sctok.audio.inputs.sources import AudioItem
+from sctok.corpus.exports.run import ExportConfig, export_tokens
+from sctok.corpus.exports.sources import open_tokens
+from sctok.corpus.runs.manifest import Planned, json_line
+from sctok.corpus.runs.run_folder import RunFolder
 from sctok.formats.files import write_json
 from sctok.formats.token_shards import TokenShardWriter
 

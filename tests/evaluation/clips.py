@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 import sctok
-from sctok.audio.decode import read_audio
-from sctok.evaluation.pairs import Pair
+from sctok.audio.decoding.decode import read_audio
+from sctok.evaluation.metrics.pairs import Pair
 
 SAMPLES = Path(sctok.__file__).parent / "samples"
 CLIPS = ("speech/fr_agent_login", "music/guitar_em9", "general/frogs")

@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from sctok.evaluation.codecs_base import Coded
+from sctok.evaluation.codecs.base import RoundTrip
 from sctok.evaluation.evaluate import Settings, evaluate
-from sctok.evaluation.metrics import Metric, all_metrics
+from sctok.evaluation.metrics.registry import Metric, all_metrics
 from sctok.evaluation.references import list_references
 from sctok.formats.files import DiskFullError
 
@@ -57,7 +57,7 @@ class Halves:
             raise RuntimeError(f"cannot code\n{key}")
         samples = np.repeat(wave, self.rate // sample_rate) * np.float32(self.factor)
         samples = samples[: self.extra] if self.extra < 0 else np.pad(samples, (0, self.extra))
-        return Coded(samples, self.rate, 1000, 0.25, 0.5, tokens=50, container=200)
+        return RoundTrip(samples, self.rate, 1000, 0.25, 0.5, tokens=50, container=200)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from sctok.audio.sources import AudioItem, list_audio
+from sctok.audio.inputs.held_out import VALIDATION_SHARE, key_share
+from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.cli.app import main
 from sctok.evaluation import recipes
 from sctok.evaluation.recipes import Part, write_recipe
-from sctok.features.mel_cache import VALIDATION_SHARE, key_share
 
 RATE = 1_000  # low, so that minutes of audio are small
 

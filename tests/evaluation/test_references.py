@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sctok.audio.sources import BadItem
+from sctok.audio.inputs.sources import BadItem
 from sctok.evaluation.references import list_references, read_transcripts
 
 

@@ -3,7 +3,7 @@ import torch
 
 from sctok.features.acceleration import WAYS, accelerate
 from sctok.features.extractor import ENCODER, FeatureExtractor
-from sctok.kernels.devices import low_precision_faults
+from sctok.runtime.devices import low_precision_faults
 
 
 def test_eager_is_the_function_itself() -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctok.formats import row_file
+from sctok.formats import hdf5_rows as row_file
 from sctok.formats.feature_hashes import ClipRows
 from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError
-from sctok.formats.row_file import chunk_rows
+from sctok.formats.hdf5_rows import chunk_rows
 from sctok.formats.stacking import stack_patches
 
 PROVENANCE: dict[str, Any] = {

@@ -12,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sctok.kernels import assign, certify, cpu_codes, cpu_frames, float_assign, threads
+from sctok.kernels import assign, certify
+from sctok.kernels import float32_assign as float_assign
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
-from sctok.kernels.cpu_encode import RESIDUAL
+from sctok.kernels.cpu import codes as cpu_codes
+from sctok.kernels.cpu import frames as cpu_frames
+from sctok.kernels.cpu.encode import RESIDUAL
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
+from sctok.runtime import threads
 
 
 @pytest.fixture(autouse=True, scope="module", params=["float", "scan"])
@@ -378,7 +382,7 @@ def test_few_distinct_sparse_centroids_have_directions() -> None:
 def test_projections_are_within_their_bounds(rows: int, dim: int, width: int, scale: float) -> None:
     points, center = _normal(0, rows, dim).double() * 5 + 30, _normal(1, dim) + 30
     basis = torch.linalg.qr(_normal(2, dim, width))[0].contiguous()
-    frame = cpu_frames.Frame(center, scale, basis, defect=1e-5)
+    frame = cpu_frames.ScanFrame(center, scale, basis, defect=1e-5)
     coded, found = cpu_codes.encode(points, frame, 6)
     shifted = ((points - center) * scale).float().double()
     exact = shifted @ basis.double()
@@ -407,7 +411,7 @@ def test_many_points_get_a_better_basis(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.filterwarnings("error")
 def test_centroids_of_very_different_scales_raise_no_warnings() -> None:
     centroids = _normal(1, 200, 64) * 10 ** torch.linspace(-20, 20, 200)[:, None]
-    frame = cpu_frames.Frame(torch.zeros(64), 1.0, torch.eye(64)[:, :32].contiguous())
+    frame = cpu_frames.ScanFrame(torch.zeros(64), 1.0, torch.eye(64)[:, :32].contiguous())
     found = nearest_centroid(centroids[:50], prepare_centroids(centroids, frame=frame))
     assert torch.equal(found.labels, nearest_centroid_reference(centroids[:50], centroids)[0])
 

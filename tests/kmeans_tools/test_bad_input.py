@@ -12,9 +12,9 @@ from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kmeans_tools.config import ALGORITHMS, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.iterables import IterableSource
-from sctok.kmeans_tools.seeding import SEEDINGS
-from sctok.kmeans_tools.sources import ArraySource, ShardSource, VectorSource
+from sctok.kmeans_tools.seeding.first_centroids import SEEDINGS
+from sctok.kmeans_tools.sources.iterables import IterableSource
+from sctok.kmeans_tools.sources.vectors import ArraySource, ShardSource, VectorSource
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 every_seeding = pytest.mark.parametrize("seeding", SEEDINGS)

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.runtime.ranks import SOURCE, run_ranks
 
 from sctok.formats.codebooks import load_codebook
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kmeans_tools.config import KMeansConfig
-from sctok.kmeans_tools.distributed import ALONE
-from sctok.kmeans_tools.sources import ShardSource
+from sctok.kmeans_tools.sources.vectors import ShardSource
 from sctok.kmeans_tools.training import train_codebooks
-
-from .ranks import SOURCE, run_ranks
+from sctok.runtime.distributed import ALONE
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lloyd": {"algorithm": "lloyd", "seeding": "kmeans++", "iterations": 8},
@@ -31,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 _TRAIN = """
 import json
 from sctok.kmeans_tools.config import KMeansConfig
-from sctok.kmeans_tools.sources import ShardSource
+from sctok.kmeans_tools.sources.vectors import ShardSource
 from sctok.kmeans_tools.training import train_codebooks
 shards, output, settings = sys.argv[1:]
 for name, options in json.loads(settings).items():
@@ -45,7 +44,7 @@ for name, options in json.loads(settings).items():
 _SMALL = """
 import numpy
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource
+from sctok.kmeans_tools.sources.vectors import ArraySource
 class Counting(ArraySource):
     taken = 0
     def take(self, places):
@@ -124,7 +123,7 @@ def test_weights_labels_and_an_idle_rank(folder: Path) -> None:
 _NAN = """
 from sctok.kmeans_tools.config import KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource
+from sctok.kmeans_tools.sources.vectors import ArraySource
 import numpy
 vectors = numpy.random.default_rng(0).normal(size=(30_000, 2)).astype("f")
 vectors[29_999, 0] = numpy.nan

@@ -25,8 +25,8 @@ import sctok
 from sctok import KMeans, MiniBatchKMeans
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools import estimator_data
-from sctok.kmeans_tools.sources import ArraySource, ShardSource
+from sctok.kmeans_tools.sources import estimator_data
+from sctok.kmeans_tools.sources.vectors import ArraySource, ShardSource
 
 BOTH = pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans])
 KINDS = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -10,9 +10,9 @@ import torch
 
 from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
-from sctok.kmeans_tools.faiss_backend import require_faiss, superkmeans_sample_size, train_superkmeans
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource, TooFewVectorsError, Vectors
+from sctok.kmeans_tools.passes.faiss_backend import require_faiss, superkmeans_sample_size, train_superkmeans
+from sctok.kmeans_tools.sources.vectors import ArraySource, TooFewVectorsError, Vectors
 
 needs_superkmeans = pytest.mark.skipif(
     not hasattr(pytest.importorskip("faiss"), "SuperKMeans"), reason="this FAISS has no SuperKMeans"

@@ -14,7 +14,7 @@ from sctok.formats.codebooks import Codebook
 from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import config_hash, fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource, Block, Vectors
+from sctok.kmeans_tools.sources.vectors import ArraySource, Block, Vectors
 
 CPU = {"device": "cpu"}
 

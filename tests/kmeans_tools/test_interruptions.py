@@ -13,7 +13,7 @@ from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kmeans_tools import fit
 from sctok.kmeans_tools.checkpoints import save_state
 from sctok.kmeans_tools.config import KMeansConfig
-from sctok.kmeans_tools.sources import ShardSource
+from sctok.kmeans_tools.sources.vectors import ShardSource
 from sctok.kmeans_tools.training import train_codebooks
 
 SIZES = [12, 20]

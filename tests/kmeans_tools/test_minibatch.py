@@ -10,7 +10,7 @@ from sctok.kmeans_tools.config import FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.lloyd import in_batch
 from sctok.kmeans_tools.minibatch import RunningMeans, first_share, grown_share, noise_level
-from sctok.kmeans_tools.sources import ArraySource, Vectors
+from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
 
 def blobs(rows: int, dim: int, centers: int, seed: int = 0) -> Vectors:

@@ -21,7 +21,7 @@ _CLUSTER = """
 import sys
 from pathlib import Path
 from sctok.kmeans_tools.config import KMeansConfig
-from sctok.kmeans_tools.sources import ShardSource
+from sctok.kmeans_tools.sources.vectors import ShardSource
 from sctok.kmeans_tools.training import train_codebooks
 
 shards, output, algorithm, seeding, memory = sys.argv[1:6]

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource, Vectors
+from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
 
 def noise() -> Vectors:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctok.kmeans_tools.config import FitResult, KMeansConfig
-from sctok.kmeans_tools.distinct import distinct_rows
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.sources import ArraySource, Vectors
+from sctok.kmeans_tools.sources.distinct import distinct_rows
+from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
 ALGORITHMS = ["lloyd", "minibatch"]
 

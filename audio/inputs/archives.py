@@ -1,0 +1,202 @@
+"""Finding audio inside WebDataset tar shards, and reading it there without unpacking."""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from sctok.audio.decoding.containers import AUDIO_SUFFIXES
+from sctok.audio.errors import AudioError
+from sctok.formats.untrusted.bounds import max_metadata_bytes
+from sctok.formats.untrusted.tars import next_member, open_tar
+
+from .manifests import plain
+from .remote import RemoteFile, is_url
+
+MAX_METADATA_BYTES = 65_536
+
+_BLOCK = 512
+_METADATA_SUFFIXES = (".json", ".txt")
+# A WebDataset sample is named by everything up to the first dot of the last path component.
+_SAMPLE_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One audio file inside a tar: its key, where its bytes lie, its suffix, and what its sample says about it."""
+
+    key: str
+    offset: int
+    size: int
+    suffix: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadMember:
+    """Something in a tar that cannot be read; `name` is empty where it is the archive itself."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class _Sample:
+    base: str
+    audio: list[tuple[str, int, int]] = field(default_factory=list)  # member name, offset, size
+    metadata: dict[str, Any] = field(default_factory=dict)
+    described: int = 0  # bytes of its metadata so far
+
+    def takes(self, size: int) -> bool:
+        """Count a member of so many bytes among the metadata if it is small, and all of them together are."""
+        if size > MAX_METADATA_BYTES or self.described + size > max_metadata_bytes():
+            return False
+        self.described += size
+        return True
+
+    def members(self) -> Iterator[Member]:
+        """Yield the sample's audio; several files of one sample are told apart by the rest of their names."""
+        names = {str(PurePosixPath(name).with_suffix("")) for name, _, _ in self.audio}
+        for name, offset, size in self.audio:
+            path = PurePosixPath(name)
+            key = self.base if len(names) == 1 else str(path.with_suffix(""))
+            yield Member(key, offset, size, path.suffix.lower(), self.metadata)
+
+
+def scan_tar(path: str | Path) -> Iterator[Member | BadMember]:
+    """Yield the audio of an uncompressed tar in its order, from the headers alone.
+
+    Consecutive members of one base name are one sample, whose small `.json` and `.txt` members become metadata.
+    What follows a cut or a damaged place is reported once, after all that is whole.
+    """
+    try:
+        with _open(path) as file, open_tar(file) as tar:
+            yield from _scan(file, tar)
+    except tarfile.TarError as error:
+        yield BadMember("", f"is damaged, or not an uncompressed tar archive ({error})")
+    except AudioError as error:
+        yield BadMember("", error.args[1])
+    except OSError as error:
+        yield BadMember("", error.strerror or str(error))
+
+
+def _open(path: str | Path) -> BinaryIO:
+    if is_url(path):
+        return io.BufferedReader(RemoteFile(str(path)))
+    return open(path, "rb")  # noqa: PTH123
+
+
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)  # tarfile looks where it is before it reads
+    return file.read(size)
+
+
+def _scan(file: BinaryIO, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
+    end = file.seek(0, os.SEEK_END)
+    sample, found = _Sample(""), 0
+    problem: str | None = None
+    while True:
+        header = tar.offset
+        try:
+            info = next_member(tar)
+        except tarfile.TarError as error:
+            info, problem = None, f"is cut short or damaged at byte {header} ({error})"
+        if info is None:
+            problem = problem or _end_problem(file, header)
+            break
+        if not info.isdir() and info.offset_data + info.size > end:
+            problem = f"is truncated inside {info.name}; what precedes it is whole"
+            break
+        name = info.name.removeprefix("./").lstrip("/")
+        match = _SAMPLE_NAME.match(name)
+        if info.isdir() or match is None:
+            continue
+        if match[1] != sample.base:
+            yield from sample.members()
+            sample = _Sample(match[1])
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in AUDIO_SUFFIXES:
+            found += 1
+            if info.isreg() and not info.issparse():
+                sample.audio.append((name, info.offset_data, info.size))
+            else:
+                yield BadMember(name, "is a link or a sparse file inside a tar, which cannot be read in place")
+        elif suffix in _METADATA_SUFFIXES and info.isreg() and sample.takes(info.size):
+            _add_metadata(sample.metadata, match[2], _read_at(file, info.offset_data, info.size))
+    yield from sample.members()
+    if problem:
+        yield BadMember("", problem)
+    elif not found:
+        yield BadMember("", "holds no audio files")
+
+
+def _end_problem(file: BinaryIO, offset: int) -> str | None:
+    """tarfile ends quietly at anything that is not a header; only a block of zeros is the end of an archive."""
+    block = _read_at(file, offset, _BLOCK)
+    if block == bytes(_BLOCK):
+        return None
+    if len(block) < _BLOCK:
+        return "is truncated: it has no end mark; what it holds was read"
+    return f"is damaged at byte {offset}; what follows was not read"
+
+
+def _add_metadata(metadata: dict[str, Any], extension: str, data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    if extension.lower() == "json":
+        try:
+            value = plain(json.loads(text))
+        except (ValueError, RecursionError):
+            value = text
+        if isinstance(value, dict):
+            metadata.update(value)
+            return
+        metadata[extension] = value
+    else:
+        metadata[extension] = text
+
+
+class MemberFile(io.RawIOBase):
+    """The bytes [offset, offset + size) of a file as a seekable read-only file of their own."""
+
+    def __init__(self, path: str | Path, offset: int, size: int) -> None:
+        super().__init__()
+        self._file: io.RawIOBase = (
+            RemoteFile(str(path)) if is_url(path) else open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+        )
+        self._offset = offset
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(f"cannot seek to {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size - self._position))
+        self._file.seek(self._offset + self._position)
+        done = self._file.readinto(view[:count]) or 0
+        self._position += done
+        return done
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

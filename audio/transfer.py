@@ -1,0 +1,143 @@
+"""Batches of windows on their way to the encoder: on a GPU, one is copied there while another is encoded."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .windows import WINDOW_SPAN, windows_at_once
+
+# Windows (w, 164,080) float32, or (w, 2560·c + 240) without padding, and which of them end a file, (w,) bool: arrays on
+# a CPU, tensors on a GPU.
+Waves = npt.NDArray[np.float32] | torch.Tensor
+Ends = npt.NDArray[np.bool_] | torch.Tensor
+Encode = Callable[[Waves, Ends], Iterable[Any]]  # one result per window, in memory of this machine
+Batch = Sequence[tuple[npt.NDArray[np.float32], bool]]  # windows of equal length, and whether they end a file
+
+_LANES = 2
+
+
+def to_array(values: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
+    """Return an array or a tensor on any device as an array."""
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def lanes_for(encode: Encode, size: int, device: torch.device) -> "DirectLanes | DeviceLanes":
+    """Return the lanes that suit a device, for batches of `size` whole windows; a context manager."""
+    return DeviceLanes(encode, size, device) if device.type == "cuda" else DirectLanes(encode, size)
+
+
+class Lanes(Protocol):
+    """Memory for batches, and the encoder behind them.
+
+    size: whole windows in a batch. ahead: how many batches may be begun before the results of the first are asked for.
+    """
+
+    size: int
+    ahead: int
+
+    def begin(self, batch: Batch) -> Callable[[], Iterable[Any]]:
+        """Begin to encode windows of c columns, at most `size` · windows_at_once(c); return what waits for results."""
+        ...
+
+
+class _Memory:
+    """Memory for a batch of windows of any length."""
+
+    def __init__(self, size: int, *, pinned: bool = False) -> None:
+        self.waves = torch.zeros(size * WINDOW_SPAN, pin_memory=pinned)
+        self.last = torch.zeros(size * windows_at_once(1), dtype=torch.bool, pin_memory=pinned)
+
+    def views(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where `count` windows of `length` samples lie, (count, length), and which end a file (count,)."""
+        return self.waves[: count * length].view(count, length), self.last[:count]
+
+    def fill(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy windows there and return the views of them."""
+        waves, last = self.views(len(batch), len(batch[0][0]))
+        rows, ends = waves.numpy(), last.numpy()
+        for place, (wave, end) in enumerate(batch):
+            rows[place], ends[place] = wave, end
+        return waves, last
+
+
+class DirectLanes:
+    """Encodes each batch at once, in the caller's thread."""
+
+    ahead = 0
+
+    def __init__(self, encode: Encode, size: int) -> None:
+        self.size = size
+        self._encode = encode
+        self._memory = _Memory(size)
+
+    def begin(self, batch: Batch) -> Callable[[], Iterable[Any]]:
+        """Encode now."""
+        waves, last = self._memory.fill(batch)
+        results = self._encode(waves.numpy(), last.numpy())
+        return lambda: results
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class _Lane:
+    """Memory for a batch here, pinned where the device is a GPU, and there."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self.here = _Memory(size, pinned=pinned)
+        with device:
+            self.there = _Memory(size)
+        self.copied = torch.cuda.Event() if pinned else None
+
+
+class DeviceLanes:
+    """Two batches under way: one is filled and copied to the device while a thread encodes the other.
+
+    A context manager. On a GPU the copies run beside the encoder, in a stream of their own, out of pinned memory.
+    """
+
+    ahead = _LANES - 1
+
+    def __init__(self, encode: Encode, size: int, device: torch.device) -> None:
+        self.size = size
+        self._encode, self._device = encode, device
+        self._lanes = [_Lane(size, device) for _ in range(_LANES)]
+        self._next = 0
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, "sctok-encoder")
+
+    def begin(self, batch: Batch) -> Callable[[], Iterable[Any]]:
+        """Copy a batch into the lane whose results were taken already, and encode it after those before it."""
+        lane = self._lanes[self._next]
+        self._next = (self._next + 1) % _LANES
+        here = lane.here.fill(batch)
+        there = lane.there.views(*here[0].shape)
+        with torch.cuda.stream(self._copies):
+            for target, source in zip(there, here, strict=True):
+                target.copy_(source, non_blocking=True)
+            if lane.copied is not None:
+                lane.copied.record()
+        begun: Future[Iterable[Any]] = self._thread.submit(self._run, lane, *there)
+        return begun.result
+
+    def _run(self, lane: _Lane, waves: torch.Tensor, last: torch.Tensor) -> Iterable[Any]:
+        with torch.cuda.device(self._device) if lane.copied is not None else nullcontext():
+            if lane.copied is not None:
+                lane.copied.wait()
+            return self._encode(waves, last)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown(cancel_futures=True)

@@ -1,0 +1,71 @@
+"""The anchors of a listening test: the original, and the original without its high frequencies."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .base import RoundTrip, Spec, Wave, timed
+
+_STOP_RATIO = 8 / 7  # 4 kHz for 3.5 kHz, as ITU-R BS.1534 asks of its anchors
+_STOP_DB = 60.0
+_PCM_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Original:
+    """The wave itself; `bytes` are those of 16-bit PCM."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
+        """See `CodecUnderTest`."""
+        return RoundTrip(np.array(wave, np.float32), sample_rate, len(wave) * _PCM_BYTES, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class LowPass:
+    """A linear-phase low-pass without delay: flat (0.01 dB) to `hz`, 60 dB down from 8/7 of that."""
+
+    name: str
+    settings: Mapping[str, Any]
+    hz: float
+
+    def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
+        """See `CodecUnderTest`; `bytes` are those of 16-bit PCM. ValueError where the rate is too low."""
+        stop = self.hz * _STOP_RATIO
+        if stop >= sample_rate / 2:
+            raise ValueError(f"a low-pass at {self.hz:g} Hz changes nothing at a sample rate of {sample_rate} Hz")
+        filtered, seconds = timed(lambda: _filter(wave, _kernel(self.hz / sample_rate, stop / sample_rate)))
+        return RoundTrip(filtered, sample_rate, len(wave) * _PCM_BYTES, 0.0, seconds)
+
+
+def _kernel(passed: float, stop: float) -> Wave:
+    """Return the taps of a Kaiser-windowed sinc between two frequencies in cycles per sample."""
+    half = math.ceil((_STOP_DB - 7.95) / (28.72 * (stop - passed)))
+    times = np.arange(-half, half + 1)
+    beta = 0.1102 * (_STOP_DB - 8.7)
+    cut = (passed + stop) / 2
+    taps = 2 * cut * np.sinc(2 * cut * times) * np.kaiser(2 * half + 1, beta)
+    return np.asarray(taps / taps.sum(), np.float32)
+
+
+def _filter(wave: Wave, taps: Wave) -> Wave:
+    half = len(taps) // 2
+    return np.convolve(wave, taps)[half : half + len(wave)].astype(np.float32)
+
+
+def open_spec(spec: Spec, device: str) -> Original | LowPass:
+    """Open `original` or `lowpass:HZ` (3,500 where no value is given)."""
+    spec.check_options([])
+    if spec.family == "original":
+        if spec.value:
+            raise ValueError(f"codec {spec.text!r}: the original takes no value")
+        return Original(spec.name, {"bytes": "16-bit PCM"})
+    hz = spec.read("frequency", spec.value or "3500", float)
+    if not 20 <= hz <= 100_000:
+        raise ValueError(f"codec {spec.text!r}: the frequency must be between 20 and 100000 Hz")
+    return LowPass(spec.name, {"hz": hz, "bytes": "16-bit PCM"}, hz)

@@ -1,0 +1,203 @@
+"""Metrics in processes of their own: one that raises, or takes its process with it, costs its own value alone."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .base import Measured, Metric
+from .pairs import read_pair
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+PATIENCE = 5.0
+_MAX_REASON = 300
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Files to compare, and by what. codec, key: whose values they are."""
+
+    codec: str
+    key: str
+    reference: Path
+    estimate: Path
+    transcript: str | None
+    metrics: tuple[Metric, ...]
+
+
+# Gets codec, key and the fields of the journal's entry.
+Report = Callable[[str, str, dict[str, Any]], None]
+
+
+def score_tasks(tasks: Iterable[ScoreTask], workers: int, report: Report, threads: int = 1) -> None:
+    """Measure all metrics of all tasks in `workers` processes of `threads` threads each.
+
+    report: called in this process with {"metric", "value", "details"} or {"metric", "failed"}, a reason in one line.
+    Raises ChildProcessError where a process ends before it is ready.
+    """
+    team = _Team(deque(task for task in tasks if task.metrics), report, threads)
+    try:
+        team.work(workers)
+    finally:
+        team.stop()
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    task: ScoreTask
+    ready: bool = False
+
+
+class _Team:
+    def __init__(self, tasks: "deque[ScoreTask]", report: Report, threads: int) -> None:
+        self._tasks = tasks
+        self._report = report
+        self._threads = threads
+        self._workers: dict[Connection, _Worker] = {}
+
+    def work(self, workers: int) -> None:
+        for _ in range(min(workers, len(self._tasks))):
+            self._start(self._tasks.popleft())
+        while self._workers:
+            for connection in wait(list(self._workers)):
+                assert isinstance(connection, Connection)
+                self._hear(connection)
+
+    def stop(self) -> None:
+        for connection, worker in self._workers.items():
+            worker.process.terminate()
+            connection.close()
+        for worker in self._workers.values():
+            worker.process.join(PATIENCE)
+            if worker.process.is_alive():
+                worker.process.kill()
+
+    def _start(self, task: ScoreTask) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with _environment(dict.fromkeys(_THREADS, str(self._threads))):
+            process.start()
+        theirs.close()
+        self._workers[ours] = _Worker(process, task)
+
+    def _hear(self, connection: Connection) -> None:
+        worker = self._workers[connection]
+        try:
+            entry = connection.recv()
+        except (EOFError, OSError):
+            self._bury(connection, worker)
+            return
+        if not worker.ready:
+            worker.ready = True
+            _send(connection, worker.task)
+            return
+        self._take(worker, entry)
+        if worker.task.metrics:
+            return
+        if self._tasks:
+            worker.task = self._tasks.popleft()
+            _send(connection, worker.task)
+        else:
+            self._dismiss(connection, worker)
+
+    def _take(self, worker: _Worker, entry: dict[str, Any]) -> None:
+        task = worker.task
+        self._report(task.codec, task.key, entry)
+        worker.task = replace(task, metrics=task.metrics[1:])
+
+    def _bury(self, connection: Connection, worker: _Worker) -> None:
+        """Blame the metric at hand for the death of its process; have another process go on with the rest."""
+        worker.process.join()
+        if not worker.ready:  # whatever ends it would end every other one as well
+            raise ChildProcessError(
+                f"no metric can be measured: {cause_of_death(worker.process.exitcode)} at its start"
+            )
+        entry = {"metric": worker.task.metrics[0].name, "failed": cause_of_death(worker.process.exitcode)}
+        self._take(worker, entry)
+        self._dismiss(connection, worker)
+        if worker.task.metrics:
+            self._tasks.appendleft(worker.task)
+        if self._tasks:
+            self._start(self._tasks.popleft())
+
+    def _dismiss(self, connection: Connection, worker: _Worker) -> None:
+        connection.close()
+        worker.process.join()
+        del self._workers[connection]
+
+
+def _send(connection: Connection, task: ScoreTask) -> None:
+    with contextlib.suppress(OSError):  # of a dead process, which the next wait finds
+        connection.send(task)
+
+
+def cause_of_death(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"its process was killed by {signal.Signals(-code).name}"
+    return f"its process ended with exit code {code}"
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for a while: libraries read their number of threads when they are loaded."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(tasks: Connection) -> None:
+    """Measure what arrives, metric by metric, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one decides
+    warnings.simplefilter("ignore")
+    try:
+        tasks.send("ready")
+        while True:
+            _measure(tasks.recv(), tasks.send)
+    except (EOFError, OSError):
+        return
+
+
+def _measure(task: ScoreTask, send: Callable[[dict[str, Any]], None]) -> None:
+    try:
+        pair = read_pair(task.reference, task.estimate, task.transcript)
+    except Exception as error:
+        for metric in task.metrics:
+            send({"metric": metric.name, "failed": reason_of(error)})
+        return
+    for metric in task.metrics:
+        try:
+            result = metric.score(pair)
+            entry = _entry(result if isinstance(result, Measured) else Measured(float(result), {}))
+        except Exception as error:  # of whatever library: the reason goes to the table
+            entry = {"failed": reason_of(error)}
+        send({"metric": metric.name, **entry})
+
+
+def _entry(found: Measured) -> dict[str, Any]:
+    if not np.isfinite(found.value):
+        return {"failed": f"gave {found.value}"}
+    return {"value": found.value, "details": dict(found.details)}
+
+
+def reason_of(error: Exception) -> str:
+    text = " ".join(str(error).split())[:_MAX_REASON]
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

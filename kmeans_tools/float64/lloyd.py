@@ -1,0 +1,268 @@
+"""Lloyd's algorithm in float64, for data whose range is far larger than its structure.
+
+Nothing is centred: a difference of close float64 numbers is exact, whatever their offset. Each pass takes the exact
+nearest centers and the means of the differences from them, so that no digits go into the offset of a cluster. Empty
+clusters take the farthest vectors, as in scikit-learn.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sctok.kernels.assign import nearest_centroid, prepare_centroids
+from sctok.kernels.reference import squared_distances
+from sctok.kernels.update import centroid_sums
+from sctok.kmeans_tools.sources.vectors import Block, WideSource, take_blocks
+
+from .frames import Wide
+
+Labels = npt.NDArray[np.int32]
+
+_BLOCK_ELEMENTS = 1 << 22
+_SAFE_EXPONENT = 200  # squares of numbers below 2**200 and above 2**-200 add up without overflow or underflow
+_SETTLED = 1e-10  # share of the inertia of a cluster below which moving its center changes nothing
+_ULPS = 2.0**-50
+_BLUR = 2.0**-44
+
+
+def safe_exponent(largest: float) -> int:
+    """Return e such that numbers up to `largest`, times 2**-e, have squares that can be added up; 0 if they have."""
+    exponent = math.frexp(largest)[1] if largest > 0 else 0
+    return exponent if abs(exponent) > _SAFE_EXPONENT else 0
+
+
+@dataclass(frozen=True, eq=False)
+class WideData:
+    """Vectors as the fit takes them: (x - origin) times 2**-exponent.
+
+    Neither rounds: origin (D,) is 0 in a column in which the subtraction would. square_extent: squared diagonal of
+    the range of the vectors, so scaled.
+    """
+
+    source: WideSource
+    origin: Wide
+    exponent: int
+    square_extent: float
+
+    @classmethod
+    def between(cls, source: WideSource, low: Wide, high: Wide) -> "WideData":
+        """Return the data of a source with values from low (D,) to high (D,); reads it once more."""
+        exact = np.ones(source.dim, np.bool_)
+        for block in source.wide_blocks(_step(source.dim)):
+            exact &= _subtracts(block.rows, low)
+        exponent = safe_exponent(float(max(high.max(), -low.min())))
+        extent = np.ldexp(high, -exponent) - np.ldexp(low, -exponent)
+        return cls(source, np.where(exact, low, 0.0), exponent, float((extent**2).sum()))
+
+    @property
+    def rows(self) -> int:
+        """Number of vectors."""
+        return self.source.rows
+
+    @property
+    def weights(self) -> Wide | None:
+        """The weights (n,), None if all are 1."""
+        weights: Wide | None = getattr(self.source, "weights", None)
+        return weights
+
+    def blocks(self, most: int) -> Iterator[Block]:
+        """Yield all vectors in order, at most about 4 M / `most` at a time."""
+        for block in self.source.wide_blocks(_step(max(self.source.dim, most))):
+            yield Block(block.places, self.inside(block.rows), block.weights)
+
+    def take(self, places: npt.NDArray[np.int64]) -> Wide:
+        """Return the vectors (n, D) at ascending places (n,)."""
+        return take_blocks(self.blocks(1), places, np.empty((len(places), self.source.dim)))
+
+    def inside(self, vectors: Wide) -> Wide:
+        """Return vectors (n, D) as the fit takes them."""
+        moved = vectors - self.origin
+        return np.ldexp(moved, -self.exponent) if self.exponent else moved
+
+    def outside(self, centers: Wide) -> Wide:
+        """Return centers (k, D) of the fit in the space of the vectors."""
+        return (np.ldexp(centers, self.exponent) if self.exponent else centers) + self.origin
+
+
+def scale_weights(weights: Wide) -> Wide:
+    """Return weights (n,), times a power of two if they are extreme, for sums without overflow or underflow.
+
+    Positive ones stay positive.
+    """
+    exponent = safe_exponent(float(weights.max()))
+    if exponent == 0:
+        return weights
+    return np.maximum(np.ldexp(weights, -exponent), np.where(weights > 0, np.finfo(np.float64).tiny, 0.0))
+
+
+def _subtracts(rows: Wide, origin: Wide) -> npt.NDArray[np.bool_]:
+    """Return in which columns (D,) of rows (n, D) the subtraction of an origin (D,) is exact (Knuth's two-sum)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = rows - origin
+        back = moved - rows
+        lost = (rows - (moved - back)) - (origin + back)
+    exact: npt.NDArray[np.bool_] = ((lost == 0) & np.isfinite(moved)).all(axis=0)
+    return exact
+
+
+@dataclass(frozen=True, eq=False)
+class WideFit:
+    """Centers (k, D) float64 with their inertia, as the fit scales them.
+
+    iterations: updates of the centers. relocated: whether empty clusters took far vectors. blurred: whether a cluster
+    is so much smaller than the range of the data that |x|^2 - 2 x.c + |c|^2 in float64 does not show its inertia.
+    """
+
+    centers: Wide
+    inertia: float
+    iterations: int
+    relocated: bool
+    blurred: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What a pass finds for centers (k, D): labels and squared distances (n,); the weight (k,) of each cluster, and the
+    sum (k, D) of the weighted differences of its vectors from its center."""
+
+    labels: Labels
+    squares: Wide
+    weights: Wide | None
+    sums: Tensor
+    mass: Tensor
+
+    @property
+    def inertia(self) -> float:
+        return float(self.cluster_squares.sum())
+
+    @property
+    def cluster_squares(self) -> Wide:
+        weighted = self.squares if self.weights is None else self.squares * self.weights
+        found: Wide = np.bincount(self.labels, weighted, len(self.mass)).astype(np.float64)
+        return found
+
+    @property
+    def smallest_radius(self) -> float:
+        """Smallest mean squared distance in a cluster, of those in which there is any."""
+        squares = self.cluster_squares
+        wide = squares > 0
+        return float((squares[wide] / self.mass.cpu().numpy()[wide]).min()) if wide.any() else math.inf
+
+    def variance(self, centers: Tensor) -> float:
+        """Return the mean over the columns of the variance of the vectors, by the centers (k, D) of the pass."""
+        mass, total = self.mass[:, None], float(self.mass.sum())
+        away = centers - (mass * centers + self.sums).sum(dim=0) / total
+        between = float((mass * away.square() + 2 * self.sums * away).sum())
+        return max(0.0, self.inertia + between) / total / centers.shape[1]
+
+
+def fit_wide(
+    data: WideData,
+    centers: Wide,
+    *,
+    iterations: int,
+    tol: float,
+    device: torch.device,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> WideFit:
+    """Move first centers (k, D) to the means of their vectors until the labels stay.
+
+    iterations: updates at most. tol: also stop when the inertia falls by less than this share, would do so at this rate
+    in all further passes together, and the squared moves of the centers are less than this share of the mean variance
+    of a column, which is the criterion of scikit-learn. progress: called with
+    {"event": "pass" | "done", "pass", "inertia"}.
+    """
+    moved = torch.from_numpy(centers.copy()).to(device)
+    falls = [math.inf]
+    found = _run_pass(data, moved)
+    updates, settled, any_relocated = 0, False, False
+    previous = np.empty(0, np.int32)
+    while not settled and updates < iterations:
+        after, relocated = _update(data, moved, found)
+        any_relocated |= relocated
+        if not relocated and _stands(moved, found) and np.array_equal(found.labels, previous):
+            break
+        if progress:
+            progress({"event": "pass", "pass": updates + 1, "inertia": found.inertia})
+        still = float((after - moved).square_().sum()) <= tol * found.variance(moved)
+        moved, previous, before = after, found.labels, found.inertia
+        found = _run_pass(data, moved)
+        updates += 1
+        falls.append((before - found.inertia) / before if before > 0 else 0.0)
+        settled = still and not relocated and _remaining(falls) <= tol
+    if progress:
+        progress({"event": "done", "pass": updates + 1, "inertia": found.inertia})
+    blurred = found.smallest_radius < _BLUR * data.square_extent
+    return WideFit(moved.cpu().numpy(), found.inertia, updates, any_relocated, blurred)
+
+
+def _remaining(falls: list[float]) -> float:
+    """Return the larger of the last relative fall of the inertia and all further ones at the rate they shrink by."""
+    before, now = falls[-2:]
+    if now <= 0:
+        return 0.0
+    return max(now, now * now / (before - now)) if before > now else math.inf
+
+
+def _run_pass(data: WideData, centers: Tensor) -> _Pass:
+    k, dim = centers.shape
+    prepared = prepare_centroids(centers)
+    labels, squares = np.empty(data.rows, np.int32), np.empty(data.rows)
+    sums, mass = (torch.zeros((k, width), dtype=torch.float64, device=centers.device) for width in (dim, 1))
+    counts = torch.zeros(k, dtype=torch.int64, device=centers.device)
+    weights = None
+    for block in data.blocks(k):
+        points = torch.from_numpy(block.rows).to(centers.device)
+        found = nearest_centroid(points, prepared).labels
+        own = centers[found]
+        labels[block.places] = found.cpu().numpy()
+        squares[block.places] = squared_distances(points, own).cpu().numpy()
+        differences = points - own
+        if block.weights is not None:
+            weights = np.empty(data.rows) if weights is None else weights
+            weights[block.places] = block.weights
+            masses = torch.from_numpy(block.weights).to(centers.device)[:, None]
+            differences *= masses
+            centroid_sums(masses, found, k, out=(mass, counts.clone()))
+        centroid_sums(differences, found, k, out=(sums, counts))
+    return _Pass(labels, squares, weights, sums, mass[:, 0] if weights is not None else counts.to(torch.float64))
+
+
+def _update(data: WideData, centers: Tensor, found: _Pass) -> tuple[Tensor, bool]:
+    """Return the means (k, D) of the clusters, and whether empty ones took the farthest vectors."""
+    sums, mass = found.sums.clone(), found.mass.clone()
+    after = centers.clone()
+    empty = (mass == 0).nonzero()[:, 0]
+    away = found.squares if found.weights is None else np.where(found.weights > 0, found.squares, 0)
+    far = np.argsort(-away, kind="stable")[: len(empty)] if len(empty) else np.empty(0, np.int64)
+    far = np.sort(far[away[far] > 0])
+    if len(far):
+        vectors = torch.from_numpy(data.take(far)).to(centers.device)
+        for cluster, place, vector in zip(empty.tolist(), far.tolist(), vectors, strict=False):
+            weight = 1.0 if found.weights is None else float(found.weights[place])
+            old = int(found.labels[place])
+            sums[old] -= weight * (vector - centers[old])
+            mass[old] -= weight
+            after[cluster] = vector
+    used = ((mass > 0) & (found.mass > 0)).nonzero()[:, 0]
+    after[used] = centers[used] + sums[used] / mass[used, None]
+    return after, len(far) > 0
+
+
+def _stands(centers: Tensor, found: _Pass) -> bool:
+    """Return whether every center (k, D) is the mean of its vectors, as near as matters and float64 goes."""
+    mass = found.mass.clamp(min=torch.finfo(torch.float64).tiny)
+    gains = found.sums.square().sum(dim=1) / mass
+    rounding = mass * (_ULPS * centers).square().sum(dim=1)
+    squares = torch.from_numpy(found.cluster_squares).to(centers.device)
+    return bool((gains <= _SETTLED * squares + rounding).all())
+
+
+def _step(width: int) -> int:
+    return max(1, _BLOCK_ELEMENTS // width)

@@ -1,0 +1,99 @@
+"""FAISS as a backend: nearest centroids by IndexFlatL2, on its GPU where there is one, and its SuperKMeans."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sctok.kernels.assign import Assignment, label_distances
+from sctok.kmeans_tools.sources.vectors import Vectors
+
+SUPERKMEANS = "faiss-superkmeans"
+_SUPERKMEANS_POINTS = 256  # vectors per centroid that it is trained on by default, as FAISS does
+_SUPERKMEANS_SMALLEST_DIM = 32
+
+
+def require_faiss(superkmeans: bool = False) -> Any:
+    """Return the faiss module, one with SuperKMeans if asked. Raises ImportError saying how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "FAISS is missing: install sctok[cpu] (or sctok[gpu]) for --backend faiss, or use --backend torch"
+        ) from error
+    if superkmeans and not hasattr(faiss, "SuperKMeans"):
+        raise ImportError(
+            f"FAISS {faiss.__version__} has no SuperKMeans: install faiss-cpu>=1.15 for --backend faiss-superkmeans"
+        )
+    return faiss
+
+
+class FaissAssigner:
+    """Assigns points to fixed centroids (k, D) float32 with a flat FAISS index, in float32 without a certificate."""
+
+    def __init__(self, centroids: Tensor) -> None:
+        faiss = require_faiss()
+        self.centroids = centroids
+        index = faiss.IndexFlatL2(centroids.shape[1])
+        if faiss_gpus():
+            self._resources = faiss.StandardGpuResources()
+            index = faiss.index_cpu_to_gpu(self._resources, centroids.device.index or 0, index)
+        index.add(centroids.cpu().numpy())
+        self._index = index
+
+    def __call__(self, points: Tensor) -> Assignment:
+        """Return labels and squared distances of points (n, D) float32."""
+        _, found = self._index.search(points.cpu().numpy(), 1)
+        labels = torch.from_numpy(found[:, 0]).to(points.device)
+        return Assignment(labels, label_distances(points, self.centroids, labels), 0)
+
+
+def faiss_gpus() -> int:
+    """Return how many GPUs the installed FAISS can use."""
+    faiss = require_faiss()
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def superkmeans_sample_size(k: int, dim: int, rows: int, points: int | None, memory: int | None) -> int:
+    """Return how many vectors (of D = dim float32) to train k centroids on: `points` each, 256 by default.
+
+    At most a third of `memory` bytes of them, for SuperKMeans rotates and rearranges copies, but k in any case.
+    """
+    wanted = k * (points or _SUPERKMEANS_POINTS)
+    return min(rows, wanted if memory is None else max(k, min(wanted, memory // 3 // (4 * dim))))
+
+
+@dataclass(frozen=True, eq=False)
+class SuperKMeansResult:
+    """centroids (k, D) float32, and the inertia of the n vectors before each update, as FAISS measures it."""
+
+    centroids: Vectors
+    history: tuple[float, ...]
+
+
+def train_superkmeans(vectors: Vectors, k: int, iterations: int, seed: int) -> SuperKMeansResult:
+    """Train k centroids with the SuperKMeans of FAISS on n >= k vectors (n, D) float32, all of which it sees.
+
+    Its pruning is probabilistic: the centroids are good, not those of exact Lloyd steps. Memory: a rotated copy.
+
+    Raises:
+        ValueError: D below 32. ImportError: no FAISS that has it.
+    """
+    faiss = require_faiss(superkmeans=True)
+    rows, dim = vectors.shape
+    if dim < _SUPERKMEANS_SMALLEST_DIM:
+        raise ValueError(
+            f"SuperKMeans of FAISS needs vectors of width {_SUPERKMEANS_SMALLEST_DIM} or more, not {dim}; use "
+            "--backend torch or faiss"
+        )
+    parameters = faiss.SuperKMeansParameters()
+    parameters.niter, parameters.seed = iterations, seed % 2**31
+    parameters.max_points_per_centroid = -(-rows // k)
+    parameters.min_points_per_centroid = 1
+    found = faiss.SuperKMeans(dim, k, parameters)
+    found.train(np.ascontiguousarray(vectors))
+    centroids = faiss.vector_to_array(found.centroids).reshape(k, dim).astype(np.float32)
+    stats = found.iteration_stats
+    return SuperKMeansResult(centroids, tuple(float(stats.at(i).obj) for i in range(stats.size())))

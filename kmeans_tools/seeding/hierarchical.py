@@ -1,0 +1,345 @@
+"""First centroids by two levels of k-means in the leading principal components of a sample.
+
+About sqrt(k) coarse clusters are found first; then each cell is divided into as many fine ones as its share of the
+vectors and of the inertia asks for. Rounds in which a vector may also move to the fine clusters of neighbouring cells
+take back what the division costs; in some of them centroids leave clusters that have two for clusters that lack one.
+All of it happens in few dimensions, where the distances hold less noise. The centroids are the means, in all
+dimensions, of the vectors of each fine cluster.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sctok.kernels.update import centroid_sums
+from sctok.kmeans_tools.sources.vectors import Vectors, Weights
+from sctok.runtime.threads import run_tasks
+
+from .plus_plus import greedy_plus_plus
+
+_COMPONENTS = 48
+_PROJECTED_FROM = 64  # dimensions up to which projecting does not pay
+_PCA_ROWS = 4096
+_PCA_ROUNDS = 3
+_BLOCK_ROWS = 4096
+_COARSE_ROWS = 128  # per cell, for finding the cells
+_COARSE_ROUNDS = 6
+_FINE_ROUNDS = 4
+_NEIGHBOURS = 12  # cells to whose fine clusters a vector may move, its own among them
+_NEIGHBOUR_ROUNDS = 5
+_SWAPPING_ROUNDS = 3  # the first of these rounds
+_LARGEST_SWAP = 128
+_WORTH_SWAPPING = 1.25
+_DRAWS = 3
+
+Indices = npt.NDArray[np.int64]
+
+
+class _Rows:
+    """Some rows of an array (n, D), which are copied when they are asked for and not before."""
+
+    def __init__(self, vectors: Vectors, places: Indices | None) -> None:
+        self._vectors, self._places = vectors, places
+
+    def __len__(self) -> int:
+        return len(self._vectors if self._places is None else self._places)
+
+    def __getitem__(self, wanted: slice | Indices) -> Vectors:
+        return self._vectors[wanted if self._places is None else self._places[wanted]]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Vectors (n, d) in the order of their m cells, with weights (n,) float32.
+
+    order: (n,), the place of each among all vectors. starts: (m + 1,), where each cell starts. shares: (m,), of the
+    fine centroids; they add up to 1. neighbours: (m, p), the nearest cells of each cell, ascending.
+    """
+
+    points: Tensor
+    weights: Tensor
+    order: Tensor
+    starts: Indices
+    shares: Weights
+    neighbours: Indices
+
+
+def hierarchical_centroids(
+    vectors: Vectors,
+    masses: Weights,
+    k: int,
+    generator: np.random.Generator,
+    device: torch.device,
+    places: Indices | None = None,
+    draft: Callable[[Vectors], None] | None = None,
+) -> Vectors:
+    """Return k centroids (k, D) float32 of n >= k distinct vectors, vectors[places] or all, of positive masses (n,).
+
+    Every centroid is the weighted mean of at least one vector, and every vector belongs to one. draft: called with such
+    centroids once, as soon as the cells are divided.
+    """
+    rows = _Rows(vectors, places)
+    if k == len(rows):
+        return rows[np.arange(k)]
+    points = principal_components(rows, generator, device)
+    weights = torch.from_numpy(masses / masses.max()).to(device, torch.float32)
+    cells = _find_cells(points, weights, max(1, round(math.sqrt(k))), generator)
+    numbers = allocate(cells.shares, np.diff(cells.starts), k)
+    centroids, owners = _divide(cells, numbers, generator)
+    swapping = k > 1
+    for number in range(_NEIGHBOUR_ROUNDS):
+        labels = _move_to_neighbours(cells, centroids, owners)
+        if draft is not None and number == 0:
+            draft(_whole_means(rows, masses, cells, labels, centroids))
+        centroids = _means(cells.points, cells.weights, labels, centroids)
+        if swapping and number < _SWAPPING_ROUNDS:
+            swapping = _swap(cells, labels, centroids, owners, generator) > 0
+    return _whole_means(rows, masses, cells, labels, centroids)
+
+
+def principal_components(vectors: "_Rows | Vectors", generator: np.random.Generator, device: torch.device) -> Tensor:
+    """Return vectors (n, D), centred and scaled, in at most 48 leading principal components: (n, d) float32.
+
+    The components are those of a random part of the vectors, by subspace iteration (Halko, Martinsson and Tropp 2011).
+    """
+    part = np.sort(generator.permutation(len(vectors))[:_PCA_ROWS])
+    sample = torch.from_numpy(vectors[part]).to(device)
+    center = sample.to(torch.float64).mean(dim=0).to(torch.float32)
+    sample = sample - center
+    scale = max(float(sample.abs().max()), float(np.finfo(np.float32).tiny))
+    sample /= scale
+    basis = None
+    if sample.shape[1] > _PROJECTED_FROM:
+        start = generator.standard_normal((sample.shape[1], _COMPONENTS), np.float32)
+        basis = torch.linalg.qr(torch.from_numpy(start).to(device))[0]
+        for _ in range(_PCA_ROUNDS):
+            basis = torch.linalg.qr(sample.T @ (sample @ basis))[0]
+    blocks = []
+    for first in range(0, len(vectors), _BLOCK_ROWS):
+        block = torch.from_numpy(vectors[first : first + _BLOCK_ROWS]).to(device)
+        block = (block - center).div_(scale)
+        blocks.append(block if basis is None else block @ basis)
+    return torch.cat(blocks)
+
+
+def allocate(shares: Weights, limits: Indices, k: int) -> Indices:
+    """Return how many of k centroids each of m <= k cells gets, (m,) int64: in proportion to its share (m,).
+
+    At least 1 and at most its limit (m,), with m <= k <= the sum of the limits; by largest remainder.
+    """
+    wanted = np.maximum(shares, 1e-9)
+
+    def rounded(factor: float) -> Indices:
+        return np.clip(np.floor(np.minimum(factor * wanted, limits)), 1, limits).astype(np.int64)
+
+    low, high = 0.0, float(k)
+    while rounded(high).sum() < k:
+        high *= 2
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rounded(middle).sum() <= k else (low, middle)
+    numbers = rounded(low)
+    remainder = np.where(numbers < limits, low * wanted - numbers, -np.inf)
+    numbers[np.argsort(-remainder, kind="stable")[: k - numbers.sum()]] += 1
+    return numbers
+
+
+def fill_empty(labels: Indices, distances: npt.NDArray[np.floating], k: int) -> Indices:
+    """Return labels (n,) that leave none of k <= n clusters empty: far vectors of clusters of two or more move.
+
+    distances: (n,), of each vector to its centroid.
+    """
+    counts = np.bincount(labels, minlength=k)
+    empty = np.flatnonzero(counts == 0).tolist()
+    labels = labels.copy()
+    for place in np.argsort(-distances, kind="stable") if empty else ():
+        if counts[labels[place]] > 1:
+            counts[labels[place]] -= 1
+            labels[place] = empty.pop()
+            if not empty:
+                break
+    return labels
+
+
+def _find_cells(points: Tensor, weights: Tensor, count: int, generator: np.random.Generator) -> _Cells:
+    """Sort vectors (n, d) into at most `count` cells, found on a random part of them; none of them is empty."""
+    part = torch.from_numpy(np.sort(generator.permutation(len(points))[: _COARSE_ROWS * count])).to(points.device)
+    sample, masses = points[part], weights[part]
+    centroids = sample[torch.from_numpy(_plus_plus(sample, masses, count, generator)()).to(points.device)]
+    centroids = _lloyd(sample, masses, centroids, _COARSE_ROUNDS)
+    labels = _nearest(points, centroids)
+    used, labels = torch.unique(labels, return_inverse=True)
+    centroids = _means(points, weights, labels, centroids[used])
+    order = torch.argsort(labels, stable=True)
+    distances = (points - centroids[labels]).square_().sum(dim=1)
+    mass = centroid_sums(torch.stack([weights, weights * distances], dim=1), labels, len(used))[0].cpu().numpy()
+    shares = np.sqrt(np.prod(mass / np.maximum(mass.sum(axis=0), 1e-300), axis=1))
+    gaps = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+    return _Cells(
+        points=points[order],
+        weights=weights[order],
+        order=order,
+        starts=np.concatenate([[0], np.cumsum(np.bincount(labels.cpu().numpy()))]),
+        shares=shares / max(shares.sum(), 1e-300),
+        neighbours=np.sort(np.argsort(gaps, axis=1, kind="stable")[:, :_NEIGHBOURS], axis=1),
+    )
+
+
+def _divide(cells: _Cells, numbers: Indices, generator: np.random.Generator) -> tuple[Tensor, Indices]:
+    """Return the centroids (k, d) of k-means inside each cell, and the cells (k,) that they belong to."""
+    spans = list(zip(cells.starts[:-1], cells.starts[1:], strict=True))
+    tasks = [
+        _plus_plus(cells.points[start:stop], cells.weights[start:stop], number, generator)
+        for (start, stop), number in zip(spans, numbers.tolist(), strict=True)
+    ]
+    centroids = []
+    for (start, stop), places in zip(spans, run_tasks(tasks), strict=True):
+        points, chosen = cells.points[start:stop], torch.from_numpy(places).to(cells.points.device)
+        centroids.append(_lloyd(points, cells.weights[start:stop], points[chosen], _FINE_ROUNDS))
+    return torch.cat(centroids), np.repeat(np.arange(len(numbers)), numbers)
+
+
+def _move_to_neighbours(cells: _Cells, centroids: Tensor, owners: Indices) -> Tensor:
+    """Return labels (n,): the nearest among the centroids that belong to the cells around that of each vector."""
+    order = np.argsort(owners, kind="stable")
+    offsets = np.searchsorted(owners[order], np.arange(len(cells.starts)))
+    labels = torch.empty(len(cells.points), dtype=torch.int64, device=centroids.device)
+    for start, stop, around in zip(cells.starts[:-1], cells.starts[1:], cells.neighbours, strict=True):
+        near = np.concatenate([order[offsets[cell] : offsets[cell + 1]] for cell in around])
+        choice = torch.from_numpy(near).to(centroids.device)
+        labels[start:stop] = choice[_nearest(cells.points[start:stop], centroids[choice])]
+    return labels
+
+
+def _swap(cells: _Cells, labels: Tensor, centroids: Tensor, owners: Indices, generator: np.random.Generator) -> int:
+    """Move centroids (k, d) from where two share a cluster to where one has two, in place, with their owners (k,).
+
+    A centroid may go where its vectors fall to its nearest neighbour at little cost, and become a vector that is drawn
+    in proportion to its squared distance, where that brings more: the moves of separated clusters that Lloyd's
+    iterations cannot make. Returns how many moved.
+    """
+    k = len(centroids)
+    distances = (cells.points - centroids[labels]).square_().sum(dim=1)
+    shares = (distances * cells.weights).cpu().numpy().astype(np.float64)
+    found = labels.cpu().numpy()
+    away = np.flatnonzero(shares > 0)
+    keys = -np.log1p(-generator.random(len(away))) / shares[away]
+    drawn = away[np.argsort(keys, kind="stable")[: min(k // 2, _LARGEST_SWAP)]]
+    drawn = drawn[np.sort(np.unique(found[drawn], return_index=True)[1])]
+    gains = _gains(cells, distances, torch.from_numpy(drawn).to(labels.device))
+    costs, partners = _merge_costs(centroids, np.bincount(found, cells.weights.cpu().numpy(), minlength=k))
+    taken = np.zeros(k, np.bool_)
+    taken[found[drawn]] = True
+    moved = 0
+    leaving = iter(np.argsort(costs, kind="stable").tolist())
+    for candidate in np.argsort(-gains, kind="stable"):
+        place, gain = int(drawn[candidate]), gains[candidate]
+        index = next((j for j in leaving if not taken[j] and not taken[partners[j]]), None)
+        if index is None or gain <= _WORTH_SWAPPING * costs[index]:
+            break
+        taken[[index, partners[index]]] = True
+        centroids[index] = cells.points[place]
+        owners[index] = np.searchsorted(cells.starts, place, side="right") - 1
+        moved += 1
+    return moved
+
+
+def _gains(cells: _Cells, distances: Tensor, places: Tensor) -> npt.NDArray[np.float64]:
+    """Return by how much the inertia falls for each vector at places (c,) that becomes one more centroid, (c,)."""
+    chosen = cells.points[places]
+    squares = chosen.square().sum(dim=1)
+    gains = torch.zeros(len(places), dtype=torch.float64, device=distances.device)
+    for first in range(0, len(distances), _BLOCK_ROWS):
+        part = slice(first, first + _BLOCK_ROWS)
+        points = cells.points[part]
+        reach = torch.addmm(squares, points, chosen.T, alpha=-2)
+        nearer = (distances[part] - points.square().sum(dim=1))[:, None] - reach
+        gains += (cells.weights[part] @ nearer.clamp_(min=0)).to(torch.float64)
+    return gains.cpu().numpy()
+
+
+def _merge_costs(centroids: Tensor, masses: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], Indices]:
+    """Return what the inertia rises by where each cluster joins its nearest (k,), and which one that is (k,)."""
+    k = len(centroids)
+    squares = centroids.square().sum(dim=1)
+    parts = []
+    for first in range(0, k, _BLOCK_ROWS):
+        scores = torch.addmm(squares, centroids[first : first + _BLOCK_ROWS], centroids.T, alpha=-2)
+        scores.diagonal(offset=first).fill_(torch.inf)
+        parts.append(_row_argmin(scores))
+    partners = torch.cat(parts)
+    gaps = (centroids - centroids[partners]).square_().sum(dim=1).cpu().numpy().astype(np.float64)
+    nearest: Indices = partners.cpu().numpy()
+    return gaps * masses * masses[nearest] / np.maximum(masses + masses[nearest], 1e-300), nearest
+
+
+def _plus_plus(points: Tensor, weights: Tensor, k: int, generator: np.random.Generator) -> Callable[[], Indices]:
+    """Draw for greedy k-means++ and return what will then choose k different vectors of n >= k, (n, d), on the host."""
+    columns = np.ascontiguousarray(points.cpu().numpy().T)
+    masses = weights.cpu().numpy().astype(np.float64)
+    if k >= len(masses):
+        return lambda: np.arange(len(masses))
+    first = int(generator.choice(len(masses), p=masses / masses.sum()))
+    return partial(greedy_plus_plus, columns, masses, first, generator.random((k - 1, _DRAWS)))
+
+
+def _lloyd(points: Tensor, weights: Tensor, centroids: Tensor, rounds: int) -> Tensor:
+    for _ in range(rounds):
+        centroids = _means(points, weights, _nearest(points, centroids), centroids)
+    return centroids
+
+
+def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """Return the index (n,) int64 of the nearest of few centroids, as near as float32 goes."""
+    squares = centroids.square().sum(dim=1)
+    labels = []
+    for first in range(0, len(points), _BLOCK_ROWS):
+        scores = torch.addmm(squares, points[first : first + _BLOCK_ROWS], centroids.T, alpha=-2)
+        labels.append(_row_argmin(scores))
+    return torch.cat(labels)
+
+
+def _row_argmin(scores: Tensor) -> Tensor:
+    if scores.device.type == "cpu":  # where that of NumPy is many times faster
+        return torch.from_numpy(scores.numpy().argmin(axis=1))
+    return scores.argmin(dim=1)
+
+
+def _means(points: Tensor, weights: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """Return the weighted means (k, d) of clusters; the centroids (k, d) where they are empty."""
+    sums = centroid_sums(torch.cat([points * weights[:, None], weights[:, None]], dim=1), labels, len(centroids))[0]
+    means = (sums[:, :-1] / sums[:, -1:]).to(torch.float32)
+    return torch.where(sums[:, -1:] > 0, means, centroids)
+
+
+def _whole_means(vectors: _Rows, masses: Weights, cells: _Cells, labels: Tensor, centroids: Tensor) -> Vectors:
+    """Return the weighted means (k, D) of vectors (n, D), labels (n,) in the order of cells; none is of no vector."""
+    k, device = len(centroids), centroids.device
+    distances = (cells.points - centroids[labels]).square_().sum(dim=1) * cells.weights
+    found = np.empty(len(labels), np.int64)
+    found[cells.order.cpu().numpy()] = fill_empty(labels.cpu().numpy(), distances.cpu().numpy(), k)
+    return _full_means(vectors, masses, found, k, device)
+
+
+def _full_means(vectors: _Rows, masses: Weights, labels: Indices, k: int, device: torch.device) -> Vectors:
+    """Return the weighted means (k, D) of vectors (n, D) under labels (n,), none of which is missing."""
+    totals = None
+    even = bool((masses == masses[0]).all())
+    for first in range(0, len(vectors), _BLOCK_ROWS):
+        block = torch.from_numpy(vectors[first : first + _BLOCK_ROWS]).to(device)
+        found = torch.from_numpy(labels[first : first + _BLOCK_ROWS]).to(device)
+        if not even:
+            part = torch.from_numpy(masses[first : first + _BLOCK_ROWS]).to(device)
+            block = block.to(torch.float64) * part[:, None]
+        totals = centroid_sums(block, found, k, out=totals)
+    assert totals is not None
+    mass = totals[1].cpu().numpy() if even else np.bincount(labels, masses, minlength=k)
+    means: Vectors = (totals[0].cpu().numpy() / mass[:, None]).astype(np.float32)
+    return means

@@ -1,0 +1,374 @@
+"""Where vectors come from: feature shards on disk, read block by block, or an array in memory."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sctok.formats.feature_shards import FeatureShard
+from sctok.formats.files import hash_arrays, hash_json
+from sctok.kernels.certify import check_real
+from sctok.runtime.read_ahead import read_ahead
+
+Vectors = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float64]
+Pieces = list[tuple[int, int]]
+
+_PIECE_ROWS = 512  # neighbouring rows that stay together when blocks are shuffled
+_OPEN_SHARDS = 16
+
+
+class TooFewVectorsError(ValueError):
+    """More centroids were asked for than there are (distinct) vectors. most: how many there can be."""
+
+    def __init__(self, message: str, most: int) -> None:
+        super().__init__(message)
+        self.most = most
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some vectors of a source: rows float32 (n, D) with their places (n,) int64 in the source.
+
+    Only `wide_blocks` gives rows of float64. weights: (n,) float64 >= 0, or None where all weigh 1. The rows may be the
+    caller's own memory: not to be changed.
+    """
+
+    places: npt.NDArray[np.int64]
+    rows: npt.NDArray[Any]
+    weights: Weights | None = None
+
+
+class VectorSource(Protocol):
+    """Vectors (rows, dim) to cluster. `fingerprint` tells sources of different content apart."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+
+    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+        """Yield all vectors once, at most block_rows at a time: in order, or shuffled by `seed` in short pieces.
+
+        part: (rank, world) to read one of `world` shares. In order it is a run of neighbouring vectors. Shuffled it is
+        some pieces of each block, in as many blocks as there are without shares; some of them may be empty.
+        """
+
+    def take(self, places: npt.NDArray[np.int64]) -> Vectors:
+        """Return the vectors (n, D) at ascending places (n,), holding no more than these and one block."""
+
+    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
+        """Return `count` different vectors at random in the order of their places, the same for the same seed."""
+
+
+class WideSource(VectorSource, Protocol):
+    """Vectors of float64 or integers, which `blocks` rounds to float32 and `wide_blocks` does not."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether there are any."""
+
+    def wide_blocks(self, block_rows: int) -> Iterator[Block]:
+        """Yield all vectors once and in order as float64, at most block_rows at a time."""
+
+
+def take_blocks(blocks: Iterator[Block], places: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Write the vectors at ascending places (n,), of the blocks of a source in order, to `out` (n, D); return it."""
+    for block in blocks:
+        first, last = np.searchsorted(places, (block.places[0], block.places[-1] + 1))
+        out[first:last] = block.rows[places[first:last] - block.places[0]]
+    return out
+
+
+def sample_places(rows: int, count: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return min(count, rows) different places in [0, rows), ascending int64, drawn without replacement."""
+    if count >= rows:
+        return np.arange(rows, dtype=np.int64)
+    generator = np.random.default_rng(list(seed))
+    return np.sort(generator.choice(rows, count, replace=False, shuffle=False)).astype(np.int64)
+
+
+def plan_blocks(rows: int, block_rows: int, seed: int | None, part: tuple[int, int] = (0, 1)) -> Iterator[Pieces]:
+    """Yield the (start, stop) pieces of [0, rows) that make up each block; see `VectorSource.blocks`.
+
+    Raises:
+        ValueError: block_rows below 1, or a part that is none.
+    """
+    rank, world = part
+    if block_rows < 1:
+        raise ValueError(f"block_rows {block_rows} is not positive")
+    if not 0 <= rank < world:
+        raise ValueError(f"part {rank} of {world} does not exist")
+    if seed is None:
+        first, last = rows * rank // world, rows * (rank + 1) // world
+        for start in range(first, last, block_rows):
+            yield [(start, min(last, start + block_rows))]
+        return
+    size = min(_PIECE_ROWS, block_rows)
+    order = np.random.default_rng(seed).permutation(-(-rows // size))
+    group = max(1, block_rows // size)
+    for start in range(0, len(order), group):
+        yield [(int(i) * size, min(rows, (int(i) + 1) * size)) for i in order[start : start + group][rank::world]]
+
+
+def piece_places(pieces: Pieces) -> npt.NDArray[np.int64]:
+    """Return the places (n,) int64 that (start, stop) pieces hold, in their order."""
+    return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in [(0, 0), *pieces]])
+
+
+class ArraySource:
+    """Vectors of an array (rows, D) in memory, any real dtype, memory layout or writability; cast block by block.
+
+    array: of NumPy, a torch tensor (copied to the host, bfloat16 to float32), or what NumPy makes an array of.
+    weights: (rows,) numbers >= 0, not all 0; by default all vectors weigh 1.
+    grain: `take` reads no more than what is asked for.
+
+    Raises:
+        ValueError: not a matrix with at least one row and column, not numbers, or NaN or infinity in float32; weights
+            of another length, negative, not finite or all zero.
+    """
+
+    grain = 1
+
+    def __init__(
+        self, array: npt.ArrayLike | torch.Tensor, name: str = "array", weights: npt.ArrayLike | None = None
+    ) -> None:
+        self._array = as_array(array)
+        self.name = name
+        if self._array.ndim != 2 or 0 in self._array.shape or self._array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{name}: vectors must be numbers of shape (rows, D), neither 0, not {self._array.dtype} "
+                f"{self._array.shape}"
+            )
+        self.rows, self.dim = (int(size) for size in self._array.shape)
+        self.weights = None if weights is None else _check_weights(as_array(weights), self.rows, name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all values and weights, taken when first asked for."""
+        weights = {} if self.weights is None else {"weights": self.weights}
+        return hash_arrays({"vectors": self._array, **weights})
+
+    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+        """See VectorSource."""
+        for pieces in plan_blocks(self.rows, block_rows, seed, part):
+            places = piece_places(pieces)
+            wanted = slice(*pieces[0]) if len(pieces) == 1 else places
+            weights = None if self.weights is None else self.weights[wanted]
+            yield Block(places, self._vectors(wanted, places), weights)
+
+    def take(self, places: npt.NDArray[np.int64]) -> Vectors:
+        """See VectorSource."""
+        whole = len(places) > 0 and int(places[-1]) - int(places[0]) == len(places) - 1
+        return self._vectors(slice(int(places[0]), int(places[-1]) + 1) if whole else places, places)
+
+    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
+        """See VectorSource."""
+        return self.take(sample_places(self.rows, count, seed))
+
+    @property
+    def wide(self) -> bool:
+        """Whether the array holds float64 or integers, which float32 may round."""
+        return is_wide(self._array.dtype)
+
+    def wide_blocks(self, block_rows: int) -> Iterator[Block]:
+        """Yield all vectors in order as float64, at most block_rows at a time."""
+        for ((start, stop),) in plan_blocks(self.rows, block_rows, None):
+            places = np.arange(start, stop, dtype=np.int64)
+            rows = np.ascontiguousarray(self._array[start:stop], np.float64)
+            check_finite_wide(rows, start, self.name, "row")
+            yield Block(places, rows, None if self.weights is None else self.weights[start:stop])
+
+    def _vectors(self, wanted: slice | npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Vectors:
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(self._array[wanted], np.float32)
+        rows = rows if rows.flags.writeable else rows.copy()
+        check_finite(rows, places, self.name, "row")
+        return rows
+
+
+def is_wide(dtype: np.dtype[Any]) -> bool:
+    """Return whether numbers of a type are clustered in float64: float64, longer ones and integers."""
+    return dtype.kind in "iub" or dtype.itemsize > 4
+
+
+def as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
+    """Return numbers as an array on the host; of a torch tensor without a copy where it is there already.
+
+    Raises:
+        ValueError: a tensor that is not dense and real, or a masked array with masked values.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        check_unmasked(values)
+    if isinstance(values, torch.Tensor):
+        check_real(values)
+        host = values.detach().cpu()
+        short = host.is_floating_point() and host.dtype not in (torch.float16, torch.float32, torch.float64)
+        return (host.float() if short else host).numpy()
+    return np.asarray(values)
+
+
+def check_unmasked(array: np.ma.MaskedArray[Any, Any]) -> None:
+    """Raise ValueError if any value of an array is masked: NumPy would take it as if it were not."""
+    if np.ma.getmaskarray(array).any():
+        raise ValueError("the array has masked values; fill or remove them first")
+
+
+def _check_weights(weights: npt.NDArray[Any], rows: int, name: str) -> Weights:
+    if weights.shape != (rows,) or weights.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: weights of {weights.dtype} {weights.shape} are not {rows} numbers")
+    wide = weights.astype(np.float64)
+    bad = ~(np.isfinite(wide) & (wide >= 0))
+    if bad.any():
+        raise ValueError(f"{name}: the weight of row {int(bad.argmax())} is {wide[bad.argmax()]}, not a number >= 0")
+    if not wide.any():
+        raise ValueError(f"{name}: all weights are zero")
+    return wide
+
+
+class ShardSource:
+    """Stacked vectors of feature shards, read when asked for.
+
+    paths: at least one shard, all by one encoder. stack: 1, 2 or 4 patches per vector, joined inside a clip only.
+    grain: how many neighbouring vectors `take` reads together.
+
+    Raises:
+        ValueError: no path, or shards of different encoders or widths, naming both.
+        FormatError: a file that is not a whole feature shard.
+    """
+
+    grain = _PIECE_ROWS
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], stack: int) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.stack = stack
+        if not self.paths:
+            raise ValueError("no feature shards to read; run `sctok extract` first")
+        self._hashes: list[str] = []
+        lengths: list[int] = []
+        for path in self.paths:
+            with FeatureShard(path) as shard:
+                if not self._hashes:
+                    self.width, self.encoder_hash = shard.width, shard.encoder_hash
+                    self.encoder = str(shard.provenance.get("encoder", ""))
+                    self._filterbank = shard.provenance.get("filterbank")
+                self._check_same(path, shard)
+                self._hashes.append(shard.content_hash)
+                lengths.append(shard.stacked_rows(stack))
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self.dim, self.rows = self.width * stack, int(self._starts[-1])
+        self.fingerprint = hash_json([stack, self.encoder, self.encoder_hash, self._filterbank, self._hashes])
+        self.name = str(self.paths[0].parent)
+
+    def _check_same(self, path: Path, shard: FeatureShard) -> None:
+        first = self.paths[0]
+        if shard.encoder_hash != self.encoder_hash:
+            raise ValueError(
+                f"{path} holds features of encoder {_encoder(shard.provenance, shard.encoder_hash)}, {first} of "
+                f"{self.encoder} ({self.encoder_hash}); keep features of one encoder and one --padding per folder"
+            )
+        if shard.provenance.get("filterbank") != self._filterbank:
+            raise ValueError(f"{path} and {first} were made with different filterbank settings; keep them apart")
+        if shard.width != self.width:
+            raise ValueError(f"{path} holds features of width {shard.width}, {first} of width {self.width}")
+
+    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+        """See VectorSource. The next block is read by a thread of its own while one is in use."""
+        return read_ahead(self._blocks(plan_blocks(self.rows, block_rows, seed, part)))
+
+    def _blocks(self, plan: Iterator[Pieces]) -> Iterator[Block]:
+        with _OpenShards() as reader:
+            for pieces in plan:
+                parts = [self._read(reader, start, stop) for start, stop in pieces]
+                rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.dim), np.float32), *parts])
+                yield Block(piece_places(pieces), rows)
+
+    def take(self, places: npt.NDArray[np.int64]) -> Vectors:
+        """See VectorSource."""
+        result = np.empty((len(places), self.dim), np.float32)
+        with _OpenShards() as reader:
+            firsts = np.flatnonzero(np.diff(places // _PIECE_ROWS, prepend=-1))
+            for first, last in pairwise([*firsts.tolist(), len(places)]):
+                wanted = places[first:last]
+                piece = self._read(reader, int(wanted[0]), int(wanted[-1]) + 1)
+                result[first:last] = piece[wanted - wanted[0]]
+        return result
+
+    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
+        """See VectorSource."""
+        return self.take(sample_places(self.rows, count, seed))
+
+    def _read(self, reader: "_OpenShards", start: int, stop: int) -> Vectors:
+        parts = []
+        index = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            first, last = start - int(self._starts[index]), min(stop, int(self._starts[index + 1]))
+            if start < last:
+                shard = reader.open(self.paths[index])
+                if shard.content_hash != self._hashes[index]:
+                    raise ValueError(f"{self.paths[index]} changed while it was read; run the same command again")
+                rows = shard.read(first, last - int(self._starts[index]), self.stack)
+                check_finite(rows, np.arange(first, first + len(rows)), str(self.paths[index]), "vector")
+                parts.append(rows)
+                start = last
+            index += 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class _OpenShards:
+    """Keeps the shards that were asked for last open."""
+
+    def __init__(self) -> None:
+        self._shards: dict[Path, FeatureShard] = {}
+
+    def open(self, path: Path) -> FeatureShard:
+        shard = self._shards.pop(path, None) or FeatureShard(path)
+        self._shards[path] = shard
+        if len(self._shards) > _OPEN_SHARDS:
+            self._shards.pop(next(iter(self._shards))).close()
+        return shard
+
+    def __enter__(self) -> "_OpenShards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self._shards.values():
+            shard.close()
+
+
+def _encoder(provenance: dict[str, Any], encoder_hash: str) -> str:
+    return f"{provenance.get('encoder', '')} ({encoder_hash})"
+
+
+def check_finite(rows: Vectors, places: npt.NDArray[np.int64], name: str, unit: str) -> None:
+    """Raise ValueError naming the place of the first of the rows (n, D) that holds NaN or infinity."""
+    # A sum takes many threads, but warns of read-only rows; that of finite values may overflow.
+    if rows.flags.writeable and math.isfinite(float(torch.from_numpy(rows).sum())):
+        return
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        place = int(places[int(np.flatnonzero(~finite)[0])])
+        raise ValueError(f"{name}: {unit} {place} holds NaN or infinity; remove it and start again")
+
+
+def check_finite_wide(rows: npt.NDArray[np.float64], start: int, name: str, unit: str) -> None:
+    """Raise ValueError naming the first of the rows (n, D), at places from `start`, that holds NaN or infinity."""
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"{name}: {unit} {start + int((~finite).argmax())} holds NaN or infinity; remove it")

@@ -1,0 +1,140 @@
+"""Which device and precision to compute with, and what this CPU computes in low precision."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .low_precision import FAILED, PASSED, STARTED
+
+logger = logging.getLogger("sctok.devices")
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROBE_SECONDS = 120
+_PROBE = "from sctok.runtime.low_precision import main; main()"
+
+
+@dataclass(frozen=True)
+class Use:
+    """Something that can be computed in low precision.
+
+    name: what messages call it. steps: the `module:function` that returns the steps to try, see `probe.Step`.
+    """
+
+    name: str
+    steps: str
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device that `name` means; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        ValueError: `name` is no device, or one that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def resolve_precision(name: str, device: torch.device, uses: Sequence[Use]) -> str:
+    """Return fp32, bf16 or fp16 for a device; `auto` is fp32 on CPUs and the best half precision on GPUs.
+
+    Args:
+        name: auto, fp32, bf16 or fp16.
+        device: where it is computed.
+        uses: what is computed. If this CPU fails at one of them in low precision, fp32 is returned, with a warning
+            that names the operator.
+
+    Raises:
+        ValueError: `name` is none of auto, fp32, bf16, fp16.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision {name!r} is none of {', '.join(PRECISIONS)}")
+    if device.type == "cuda":
+        best = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        return best if name == "auto" else name
+    if name in ("auto", "fp32"):
+        return "fp32"
+    for use, fault in low_precision_faults(name, uses).items():
+        if fault is not None:
+            logger.warning("%s in %s does not work on this CPU (%s): computing in fp32 instead", use.name, name, fault)
+            return "fp32"
+    return name
+
+
+def require_precision(name: str, device: torch.device, use: Use) -> None:
+    """Raise ValueError, naming the operator, if this CPU fails at a use in fp32, bf16 or fp16."""
+    fault = None if device.type == "cuda" or name == "fp32" else low_precision_faults(name, [use])[use]
+    if fault is not None:
+        raise ValueError(f"{use.name} in {name} does not work on this CPU ({fault}): use fp32")
+
+
+def tune_for_training(device: torch.device) -> None:
+    """Let a GPU multiply float32 matrices in TF32 and try out its convolutions, for this process."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+_faults: dict[tuple[str, Use], str | None] = {}  # by precision and use, of this process
+
+
+def low_precision_faults(precision: str, uses: Sequence[Use]) -> dict[Use, str | None]:
+    """Return for each use the operator at which this CPU fails in bf16 or fp16, and how; None if all of them work.
+
+    Child processes run the operators: virtual machines may advertise AMX and yet kill the process that uses it
+    (SIGILL), which cannot be caught here. Results are kept until this process ends.
+    """
+    pending = [use for use in uses if (precision, use) not in _faults]
+    while pending:
+        found = _run_probes(precision, pending)
+        _faults.update({(precision, use): fault for use, fault in found.items()})
+        pending = [use for use in pending if use not in found]
+    return {use: _faults[precision, use] for use in uses}
+
+
+def _run_probes(precision: str, uses: Sequence[Use]) -> dict[Use, str | None]:
+    """Return the faults of the uses, at least of the first one, that a child process came to before it ended."""
+    command = [sys.executable, "-c", _PROBE, precision, *(use.steps for use in uses)]
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS)
+        output, ending = done.stdout, _ending(done)
+    except subprocess.TimeoutExpired as error:
+        partial = error.stdout or b""
+        output = partial if isinstance(partial, str) else partial.decode(errors="replace")
+        ending = f"no result after {PROBE_SECONDS} s"
+    events = [line.split("\t") for line in output.splitlines() if line.count("\t") == 2]
+    named, operators, found = {use.steps: use for use in uses}, dict.fromkeys(uses, "the start of the test"), {}
+    for event, steps, text in events:
+        use = named[steps]
+        if event == STARTED:
+            operators[use] = text
+        elif event in (PASSED, FAILED):
+            found[use] = None if event == PASSED else f"{operators[use]}: {text}"
+    first = next((use for use in uses if use not in found), None)
+    if first is not None:
+        found[first] = f"{operators[first]}: {ending}"
+    return found
+
+
+def _ending(done: "subprocess.CompletedProcess[str]") -> str:
+    """Return why a child process ended before it had tried everything."""
+    if done.returncode < 0:
+        return f"killed by {signal.Signals(-done.returncode).name}"
+    return done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"

@@ -1,0 +1,183 @@
+"""Codecs on disk: what is read back, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from tests.codec.tiny import tiny_parts
+
+from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
+from sctok.codec.storage.codec_folder import INFO_FILE, load_codec, load_vae, load_vocoder, read_decoder, save_codec
+from sctok.formats.files import FormatError
+from sctok.formats.tensors import read_tensors, save_tensors
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_parts(2)
+
+
+@pytest.fixture
+def folder(parts, tmp_path):
+    save_codec(tmp_path / "codec", parts)
+    return tmp_path / "codec"
+
+
+def rewrite(path, change):
+    """Store a part again with its arrays changed."""
+    arrays, metadata = read_tensors(path, format_name="sctok-codec-part", version=1)
+    change(arrays)
+    save_tensors(path, arrays, format_name="sctok-codec-part", version=1, metadata=metadata)
+
+
+def test_hifigan_comes_back(parts, tmp_path):
+    vocoder = HifiGan(HifiGanConfig(8, (2, 2), (4, 4), (3,), (1,))).eval()
+    save_codec(tmp_path / "codec", dataclasses.replace(parts, vocoder=vocoder))
+    mel = torch.randn(1, 5, 64)
+    assert torch.equal(load_codec(tmp_path / "codec").vocoder(mel), vocoder(mel))
+
+
+def test_an_encoder_that_is_only_called_like_a_bundled_one_comes_back(parts, tmp_path):
+    save_codec(tmp_path / "codec", dataclasses.replace(parts, encoder=dataclasses.replace(parts.encoder, name="mini")))
+    assert load_codec(tmp_path / "codec").encoder.hash == parts.encoder.hash
+
+
+@pytest.mark.parametrize("name", ["acoustic", "unet", "grid", "vae", "vocoder"])
+def test_modules_come_back_bit_for_bit(parts, folder, name):
+    ours, theirs = getattr(parts, name).state_dict(), getattr(load_codec(folder), name).state_dict()
+    kept = [key for key in ours if not key.endswith(("initted", "cluster_size", "embed_avg"))]
+    assert all(torch.equal(ours[key], theirs[key]) for key in kept)
+
+
+def test_schedule_and_scale_come_back(parts, folder):
+    read = load_codec(folder)
+    assert torch.equal(read.schedule.alphas_cumprod, parts.schedule.alphas_cumprod)
+    assert read.scale_factor == parts.scale_factor
+
+
+def test_half_precision_is_another_codec(parts, folder, tmp_path):
+    save_codec(tmp_path / "half", parts, np.float16)
+    half = load_codec(tmp_path / "half")
+    assert half.info.token_hash != load_codec(folder).info.token_hash
+    assert half.unet.state_dict()["out.2.weight"].dtype == torch.float32
+
+
+def test_equal_codecs_have_equal_bytes(parts, folder, tmp_path):
+    save_codec(tmp_path / "again", parts)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_every_tensor_that_does_not_fit_is_named(folder):
+    def change(arrays):
+        del arrays["head.bias"]
+        arrays["surplus"] = np.zeros(1, np.float32)
+        arrays["norm.weight"] = np.zeros(3, np.float32)
+
+    rewrite(folder / "vocoder.safetensors", change)
+    with pytest.raises(FormatError, match=r"head.bias is missing; surplus is unknown; norm.weight has shape \(3,\)"):
+        load_vocoder(folder / "vocoder.safetensors")
+
+
+def test_parts_of_another_codec_are_refused(folder):
+    rewrite(folder / "acoustic.safetensors", lambda arrays: arrays["encoder_output_linear.weight"].__iadd__(1))
+    with pytest.raises(FormatError, match="parts of another codec"):
+        load_codec(folder)
+
+
+def test_a_missing_part_is_named(folder):
+    (folder / "decoder.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"decoder.safetensors is missing"):
+        load_codec(folder)
+
+
+def test_a_codec_that_cannot_be_written_whole_leaves_the_one_that_is_there(folder, parts, monkeypatch):
+    monkeypatch.setattr("sctok.codec.storage.codec_folder.save_codebook", lambda path, book: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_codec(folder, parts, overwrite=True)
+    with pytest.raises(ZeroDivisionError):
+        save_codec(folder.with_name("new"), parts)
+    assert load_codec(folder).info.name == "tiny"
+    assert [path.name for path in folder.parent.iterdir()] == ["codec"]
+
+
+def test_a_codec_is_replaced_only_when_asked_to(folder, parts):
+    (folder / "more").touch()
+    with pytest.raises(ValueError, match="is there already"):
+        save_codec(folder, parts)
+    save_codec(folder, parts, overwrite=True)
+    assert not (folder / "more").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["codec"]
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine"), lambda path: path.mkdir()])
+def test_what_is_no_codec_is_not_replaced(parts, tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(ValueError, match="is no codec"):
+        save_codec(tmp_path / "x", parts, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_parts_that_do_not_fit_each_other_are_all_named(parts):
+    with pytest.raises(ValueError, match=r"T-UNet's extra channels has width 8, not 0; the scale factor is 0"):
+        dataclasses.replace(parts, grid=None, scale_factor=0.0)
+
+
+def test_other_versions_are_refused(folder):
+    stored = json.loads((folder / INFO_FILE).read_text())
+    (folder / INFO_FILE).write_text(json.dumps({**stored, "format_version": 2}))
+    with pytest.raises(FormatError, match="update sctok"):
+        load_codec(folder)
+
+
+def test_an_unknown_name_says_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match=r"neither a bundled codec \(mini\) nor a folder"):
+        load_codec(tmp_path / "nothing")
+
+
+def test_one_part_in_place_of_another_is_refused(folder):
+    with pytest.raises(FormatError, match="of the kind 'vae'"):
+        load_vocoder(folder / "vae.safetensors")
+
+
+def _change(path, **changes):
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | changes))
+
+
+@pytest.mark.parametrize("changes", [{"codebooks": 3}, {"codebooks": None}, {"condition_order": "other"}])
+def test_a_damaged_description_is_named(folder, changes):
+    _change(folder / "codec.json", **changes)
+    with pytest.raises(FormatError, match=r"codec\.json is damaged \(codebooks or condition_order is none"):
+        load_codec(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("vae", {"config": {"unknown": 1}}),
+        ("vae", {"config": [1]}),
+        ("vae", {"config": {"channels": "x"}}),
+        ("vocoder", {"config": None}),
+        ("decoder", {"configs": "x"}),
+        ("decoder", {"configs": {}}),
+        ("decoder", {"configs": {"unet": {"unknown": 1}}}),
+    ],
+)
+def test_damaged_sizes_are_named(folder, part, changes):
+    path = folder / f"{part}.safetensors"
+    tensors, metadata = read_tensors(path, format_name="sctok-codec-part", version=1)
+    save_tensors(path, tensors, format_name="sctok-codec-part", version=1, metadata=metadata | changes)
+    read = {"vae": load_vae, "vocoder": load_vocoder, "decoder": read_decoder}[part]
+    with pytest.raises(FormatError, match=rf"{part}\.safetensors is damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["decoder", "vae", "vocoder"])
+def test_the_decoder_of_another_codec_is_refused(folder, tmp_path, name):
+    save_codec(tmp_path / "other", tiny_parts(2, seed=1))
+    (tmp_path / "other" / f"{name}.safetensors").replace(folder / f"{name}.safetensors")
+    with pytest.raises(FormatError, match=rf"{name}.safetensors is not the file that codec.json knows"):
+        load_codec(folder)

@@ -1,0 +1,125 @@
+"""A local cluster of Ray does the shards, and the loss of a worker in the middle of one loses nothing."""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import make_dying, run_command, tree, write_collection
+
+from sctok.corpus.engines.ray import _watch
+from sctok.corpus.runs.run_folder import RunError
+from sctok.corpus.runs.sharding import LOCAL
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_of_a_shard_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    paths = [str(Path(__file__).parents[3] / "src"), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    audio = write_collection(tmp_path / "audio", 6)
+    run_command("tokenize", [audio], tmp_path / "clean", files_per_shard=2)
+    events: list[dict[str, Any]] = []
+    result = run_command(
+        "tokenize",
+        [audio],
+        tmp_path / "run",
+        files_per_shard=2,
+        batch_size=1,
+        devices=("cpu", "cpu"),
+        ray_address=LOCAL,
+        make=partial(make_dying, tmp_path / "died"),
+        progress=events.append,
+    )
+    assert (tmp_path / "died").exists()
+    assert [event["event"] for event in events].count("lost") == 1
+    assert result.shards_left == 0
+    assert tree(tmp_path / "run") == tree(tmp_path / "clean")
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    audio = write_collection(tmp_path / "audio", 2)
+    with pytest.raises(RunError, match=r"sctok\[ray\]"):
+        run_command("tokenize", [audio], tmp_path / "run", ray_address=LOCAL)
+
+
+class RayError(Exception):
+    pass
+
+
+class WorkerCrashedError(RayError):
+    pass
+
+
+class NodeDiedError(RayError):
+    pass
+
+
+class OutOfMemoryError(RayError):
+    pass
+
+
+class RayTaskError(RayError):
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+class FakeRay:
+    """Tasks are what they end in: an error to raise, or None."""
+
+    exceptions = SimpleNamespace(
+        RayError=RayError,
+        WorkerCrashedError=WorkerCrashedError,
+        NodeDiedError=NodeDiedError,
+        OutOfMemoryError=OutOfMemoryError,
+        RayTaskError=RayTaskError,
+    )
+
+    def wait(self, tasks: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return tasks[:num_returns], tasks[num_returns:]
+
+    def get(self, task: Exception | None) -> None:
+        if task is not None:
+            raise task
+
+
+class NoEvents:
+    def get_nowait(self) -> Any:
+        raise LookupError
+
+
+def watch(tasks: list[Exception | None], following: list[Exception | None]) -> list[str]:
+    events: list[dict[str, Any]] = []
+    _watch(FakeRay(), LookupError, NoEvents(), tasks, lambda: following.pop(0), events.append)
+    assert not following
+    return [event["event"] for event in events]
+
+
+@pytest.mark.parametrize("error", [WorkerCrashedError(), NodeDiedError(), OutOfMemoryError()])
+def test_a_lost_worker_is_replaced_whatever_took_it(error: Exception) -> None:
+    assert watch([error, None], [None]) == ["lost"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RayTaskError(ValueError("the disk is gone")), ValueError, "the disk is gone"),
+        (RayTaskError(RayError("cannot import sctok")), RunError, "a worker of Ray failed: cannot import sctok"),
+        (RayError("the cluster is gone"), RunError, "Ray failed: the cluster is gone"),
+    ],
+)
+def test_other_faults_end_the_run_in_one_line(error: Exception, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        watch([None, error], [])
+
+
+def test_workers_that_are_lost_again_and_again_end_the_run() -> None:
+    lost: list[Exception | None] = [WorkerCrashedError()] * 3
+    with pytest.raises(RunError, match="again and again"):
+        watch([WorkerCrashedError()], lost)

@@ -1,0 +1,261 @@
+"""Reading vectors: blocks, samples, and shards that do not belong together."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
+from sctok.kmeans_tools.seeding.place_random import place_uniforms
+from sctok.kmeans_tools.sources.vectors import (
+    ArraySource,
+    ShardSource,
+    Vectors,
+    VectorSource,
+    plan_blocks,
+    sample_places,
+)
+
+WIDTH = 6
+
+
+def write_shard(path: Path, columns: list[int], seed: int = 0, width: int = WIDTH, encoder: str = "mini") -> Path:
+    generator = np.random.default_rng(seed)
+    provenance = {"encoder": encoder, "encoder_hash": encoder[0] * 16}
+    with FeatureShardWriter(path, width=width, provenance=provenance) as writer:
+        for index, count in enumerate(columns):
+            writer.add_clip(f"clip{index}", generator.normal(size=(8 * count, width)), 2560 * count)
+    return path
+
+
+def read_all(source: VectorSource, block_rows: int, seed: int | None = None) -> tuple[Any, Vectors]:
+    blocks = list(source.blocks(block_rows, seed))
+    assert all(len(block.rows) <= block_rows for block in blocks)
+    return np.concatenate([block.places for block in blocks]), np.concatenate([block.rows for block in blocks])
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    return [
+        write_shard(tmp_path / "a.h5", [3, 64, 5]),
+        write_shard(tmp_path / "b.h5", []),
+        write_shard(tmp_path / "c.h5", [70, 1, 30], seed=1),
+    ]
+
+
+@pytest.mark.parametrize("stack", [1, 2, 4])
+@pytest.mark.parametrize("block_rows", [1, 100, 513, 10_000])
+def test_blocks_join_the_shards_in_order(shards: list[Path], stack: int, block_rows: int) -> None:
+    source = ShardSource(shards, stack)
+    expected = []
+    for path in shards:
+        with FeatureShard(path) as shard:
+            expected.append(shard.read(0, shard.stacked_rows(stack), stack))
+    places, rows = read_all(source, block_rows)
+    assert source.dim == WIDTH * stack
+    assert places.tolist() == list(range(source.rows))
+    assert np.array_equal(rows, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+def test_shuffled_blocks_hold_every_vector_once(shards: list[Path], stack: int) -> None:
+    source = ShardSource(shards, stack)
+    _, ordered = read_all(source, 1000)
+    places, rows = read_all(source, 64, seed=1)
+    assert sorted(places.tolist()) == list(range(source.rows))
+    assert np.array_equal(rows, ordered[places])
+    assert places.tolist() != sorted(places.tolist())
+    assert places.tolist() == read_all(source, 64, seed=1)[0].tolist()
+
+
+def test_samples_are_distinct_places_and_repeatable(shards: list[Path]) -> None:
+    source = ShardSource(shards, 2)
+    _, rows = read_all(source, 1000)
+    places = sample_places(source.rows, 100, (0, 1))
+    assert len(set(places.tolist())) == 100
+    assert np.array_equal(source.sample(100, (0, 1)), rows[places])
+    assert not np.array_equal(source.sample(100, (0, 1)), source.sample(100, (0, 2)))
+    assert np.array_equal(source.sample(10**9, (0, 1)), rows)
+
+
+def test_an_array_and_shards_of_the_same_vectors_agree(shards: list[Path]) -> None:
+    source = ShardSource(shards, 1)
+    _, rows = read_all(source, 1000)
+    array = ArraySource(rows)
+    for seed in (None, 5):
+        for one, other in zip(source.blocks(200, seed), array.blocks(200, seed), strict=True):
+            assert np.array_equal(one.places, other.places)
+            assert np.array_equal(one.rows, other.rows)
+
+
+def test_more_shards_than_may_be_open(tmp_path: Path) -> None:
+    paths = [write_shard(tmp_path / f"{index:02}.h5", [2], seed=index) for index in range(20)]
+    places, _ = read_all(ShardSource(paths, 1), 64, seed=0)
+    assert sorted(places.tolist()) == list(range(320))
+
+
+def test_shards_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    paths = [write_shard(tmp_path / "a.h5", [2]), write_shard(tmp_path / "b.h5", [2], encoder="base")]
+    with pytest.raises(ValueError, match=r"b\.h5 holds features of encoder base \(b{16}\), .*a\.h5 of mini \(m{16}\)"):
+        ShardSource(paths, 1)
+
+
+def test_shards_of_another_width_are_refused(tmp_path: Path) -> None:
+    paths = [write_shard(tmp_path / "a.h5", [2]), write_shard(tmp_path / "b.h5", [2], width=12)]
+    with pytest.raises(ValueError, match=r"b\.h5 holds features of width 12, .*a\.h5 of width 6"):
+        ShardSource(paths, 1)
+
+
+def test_shards_of_other_filterbank_settings_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for path, bins in zip(paths, (128, 64), strict=True):
+        provenance = {"encoder": "mini", "encoder_hash": "m" * 16, "filterbank": {"mel_bins": bins}}
+        with FeatureShardWriter(path, width=WIDTH, provenance=provenance):
+            pass
+    with pytest.raises(ValueError, match=r"b\.h5 and .*a\.h5 were made with different filterbank settings"):
+        ShardSource(paths, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_name_shard_and_vector(tmp_path: Path, value: float) -> None:
+    paths = [write_shard(tmp_path / "a.h5", [4]), write_shard(tmp_path / "b.h5", [40])]
+    with h5py.File(paths[1], "r+") as file:
+        file["features"][35, 2] = value
+    with pytest.raises(ValueError, match=r"b\.h5: vector 17 holds NaN or infinity"):
+        list(ShardSource(paths, 2).blocks(7))
+
+
+def test_no_shards() -> None:
+    with pytest.raises(ValueError, match="sctok extract"):
+        ShardSource([], 1)
+
+
+def test_the_fingerprint_follows_the_content(shards: list[Path], tmp_path: Path) -> None:
+    one = ShardSource(shards, 1).fingerprint
+    assert one == ShardSource(shards, 1).fingerprint
+    assert one != ShardSource(shards, 2).fingerprint
+    assert one != ShardSource(shards[:1], 1).fingerprint
+    assert one != ShardSource(shards[::-1], 1).fingerprint
+    write_shard(shards[0], [3, 64, 5], seed=2)
+    assert one != ShardSource(shards, 1).fingerprint
+    write_shard(shards[0], [3, 64, 5])
+    assert one == ShardSource(shards, 1).fingerprint
+    assert ArraySource(np.eye(3)).fingerprint != ArraySource(np.eye(4)).fingerprint
+
+
+def test_a_shard_replaced_while_it_is_read_is_refused(shards: list[Path]) -> None:
+    source = ShardSource(shards, 1)
+    write_shard(shards[2], [70, 1, 30], seed=2)
+    with pytest.raises(ValueError, match=r"c\.h5 changed while it was read"):
+        list(source.blocks(100))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((0, 3)), np.zeros((3, 0)), np.zeros(3), np.array([["a"]]), np.array([[1j]])]
+)
+def test_what_is_no_matrix_of_numbers(array: Any) -> None:
+    with pytest.raises(ValueError, match="vectors must be numbers of shape"):
+        ArraySource(array)
+
+
+def test_float64_beyond_float32_is_named() -> None:
+    with pytest.raises(ValueError, match="row 1 holds NaN or infinity"):
+        list(ArraySource(np.array([[1.0], [1e300]])).blocks(2))
+
+
+def test_uniforms_belong_to_places() -> None:
+    places = np.arange(100_000)
+    values = place_uniforms(places, (1, 2))
+    assert np.array_equal(values[500:600], place_uniforms(places[500:600], (1, 2)))
+    assert not np.array_equal(values, place_uniforms(places, (1, 3)))
+    assert 0 < values.min() < values.max() < 1
+    counts, _ = np.histogram(values, 10, (0, 1))
+    assert np.abs(counts - 10_000).max() < 500
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.02
+
+
+@given(
+    rows=st.integers(1, 3000),
+    block_rows=st.integers(1, 1500),
+    seed=st.none() | st.integers(0, 9),
+    world=st.integers(1, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_parts_of_all_ranks_are_the_whole(rows: int, block_rows: int, seed: int | None, world: int) -> None:
+    whole = list(plan_blocks(rows, block_rows, seed))
+    parts = [list(plan_blocks(rows, block_rows, seed, (rank, world))) for rank in range(world)]
+    pieces = sorted(piece for part in parts for block in part for piece in block)
+    held = [place for start, stop in pieces for place in range(start, stop)]
+    assert held == list(range(rows))
+    assert all(sum(stop - start for start, stop in block) <= block_rows for part in parts for block in part)
+    if seed is not None:
+        for index, block in enumerate(whole):
+            assert sorted(block) == sorted(piece for part in parts for piece in part[index])
+
+
+@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0, 0)])
+def test_parts_that_do_not_exist(part: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"part {part[0]} of {part[1]} does not exist"):
+        list(plan_blocks(10, 3, None, part))
+
+
+def test_more_ranks_than_vectors_get_nothing(shards: list[Path]) -> None:
+    source = ShardSource(shards, 1)
+    empty = list(source.blocks(10**6, 3, (source.rows, source.rows + 1)))
+    assert [block.rows.shape for block in empty] == [(0, WIDTH)]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
+)
+def test_tensors_are_read_as_arrays(dtype: torch.dtype) -> None:
+    values = torch.arange(24).reshape(6, 4).T.to(dtype)
+    (block,) = ArraySource(values).blocks(10)
+    assert np.array_equal(block.rows, values.float().numpy())
+
+
+def test_float32_arrays_are_not_copied_and_read_only_ones_stay_so() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    (block,) = ArraySource(array).blocks(10)
+    assert np.shares_memory(block.rows, array)
+    array.setflags(write=False)
+    (block,) = ArraySource(array).blocks(10)
+    assert block.rows.flags.writeable
+    assert not np.shares_memory(block.rows, array)
+
+
+def test_weights_go_with_their_vectors() -> None:
+    array, weights = np.arange(3000.0)[:, None], np.arange(3000) / 7
+    source = ArraySource(array, weights=weights)
+    for seed in (None, 4):
+        for block in source.blocks(700, seed):
+            assert block.weights is not None
+            assert block.weights.dtype == np.float64
+            assert np.array_equal(block.weights, weights[block.places])
+    assert source.fingerprint != ArraySource(array).fingerprint
+    assert source.fingerprint != ArraySource(array, weights=weights + 1).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], r"weights of float64 \(1,\) are not 3 numbers"),
+        (["a", "b", "c"], "are not 3 numbers"),
+        ([1, -1, 1], "the weight of row 1 is -1.0"),
+        ([1, 1, np.nan], "the weight of row 2 is nan"),
+        ([0, 0, 0], "all weights are zero"),
+    ],
+)
+def test_bad_weights_are_named(weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ArraySource(np.eye(3), weights=weights)
+
+
+def test_finite_vectors_whose_sum_overflows_are_no_error() -> None:
+    vectors = np.full((3, 2), 3e38, np.float32)
+    assert np.array_equal(ArraySource(vectors).take(np.arange(3)), vectors)

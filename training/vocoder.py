@@ -1,0 +1,205 @@
+"""Training a small vocoder: spectral distances first, then against discriminators of complex spectrograms."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sctok.audio.mel import hann_window, log_mel
+from sctok.audio.spectral_distances import mel_distance, stft_distance
+from sctok.codec.models.vae import AutoencoderKL
+from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
+from sctok.codec.storage.parts import module_hash
+from sctok.runtime.cuda_graphs import captured_on_gpus
+
+from .clips import CropSampler
+from .loop import TrainingTask, check_training, descend, warm_up_and_decay
+
+Result = TypeVar("Result")
+Gradients = tuple[Tensor, ...]
+
+DISCRIMINATOR_WINDOWS = (256, 512, 1024)
+COMPRESSION = 0.3  # power of the magnitudes that discriminators see
+
+
+@dataclass(frozen=True)
+class VocoderTrainingConfig:
+    """Everything that decides what a vocoder learns.
+
+    From step `adversarial_after` on, hinge and feature-matching losses of three discriminators join the distances.
+    initial: the hash of a vocoder to begin with. through: that of a VAE which the spectrograms of half of each batch
+    go through, so that the vocoder learns what it will be fed.
+    """
+
+    model: VocoderConfig = field(default_factory=VocoderConfig)
+    batch_size: int = 8
+    steps: int = 3400
+    learning_rate: float = 5e-4
+    warm_up: int = 200
+    decay_share: float = 0.3
+    adversarial_after: int = 2500
+    adversarial_weight: float = 0.2
+    matching_weight: float = 0.5
+    gradient_clip: float = 10.0
+    seed: int = 0
+    initial: str | None = None
+    through: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.through and self.batch_size < 2:
+            raise ValueError(f"batch_size {self.batch_size} has no half that goes through a VAE: take 2 or more")
+        weights = ("learning_rate", "warm_up", "adversarial_after", "adversarial_weight", "matching_weight")
+        check_training(self, positive=("batch_size", "steps"), not_negative=weights)
+
+
+class VocoderTraining(TrainingTask):
+    """The task of training a vocoder (see `training_run.Task`)."""
+
+    def __init__(
+        self,
+        config: VocoderTrainingConfig,
+        crops: CropSampler,
+        held_out: NDArray[np.float32],
+        device: torch.device,
+        initial: IstftVocoder | None = None,
+        through: AutoencoderKL | None = None,
+    ) -> None:
+        for name, given in (("initial", initial), ("through", through)):
+            if (module_hash(given) if given else None) != getattr(config, name):
+                raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not what is given")
+        if initial and initial.config != config.model:
+            raise ValueError(f"the vocoder to begin with has the sizes {initial.config}, not {config.model}")
+        self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
+        self.through = through.to(device).eval().requires_grad_(False) if through else None
+        torch.manual_seed(config.seed)
+        self.model = IstftVocoder(config.model).to(device)
+        if initial:
+            self.model.load_state_dict(initial.state_dict())
+        self.judges = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+        self._captured: dict[Callable[[Tensor], Any], Callable[[Tensor], Any]] = {}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See Task."""
+        return {"vocoder": self.model, "discriminators": self.judges}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """See Task."""
+        return {"vocoder": self.optimizer, "discriminators": self.judge_optimizer}
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """See Task."""
+        config, judged = self.config, 0.0
+        real = torch.from_numpy(self.crops.draw(step, 0, config.batch_size)).to(self.device)
+        rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
+        adversarial = step >= config.adversarial_after
+        if adversarial:
+            self._captured.pop(self._distance_gradients, None)  # its memory
+            judging, gradients = self._run(self._judge_gradients, real)
+            judged = judging.item()
+            descend(self.judge_optimizer, gradients, rate, config.gradient_clip)
+        function = self._adversarial_gradients if adversarial else self._distance_gradients
+        losses, gradients = self._run(function, real)
+        descend(self.optimizer, gradients, rate, config.gradient_clip)
+        return {name: loss.item() for name, loss in losses.items()} | {"discriminators": judged}
+
+    def _run(self, function: Callable[[Tensor], Result], real: Tensor) -> Result:
+        if function not in self._captured:
+            self._captured[function] = captured_on_gpus(function, [real])
+        return self._captured[function](real)
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """See Task."""
+        totals = np.zeros(2)
+        for start in range(0, len(self.held_out), self.config.batch_size):
+            real = torch.from_numpy(self.held_out[start : start + self.config.batch_size]).to(self.device)
+            fake = self.model(log_mel(real))
+            totals += [mel_distance(fake, real).sum().item(), stft_distance(fake, real).sum().item()]
+        mel, stft = totals / len(self.held_out)
+        return {"mel_distance": float(mel), "stft_distance": float(stft)}
+
+    def _distance_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the distances and the gradients of the vocoder's parameters."""
+        _, losses, loss = self._distances(real)
+        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
+
+    def _adversarial_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the same, the discriminators' opinion joined to the distances."""
+        fake, losses, loss = self._distances(real)
+        adversarial, matching = self._judge(real, fake)
+        loss = loss + self.config.adversarial_weight * adversarial + self.config.matching_weight * matching
+        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
+
+    def _distances(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        fake = self.model(self._heard(real))
+        mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
+        return fake, {"mel_distance": mel.detach(), "stft_distance": stft.detach()}, mel + 0.3 * stft
+
+    @torch.no_grad()
+    def _heard(self, real: Tensor) -> Tensor:
+        """Return the spectrograms that the vocoder trains on."""
+        mel = log_mel(real)
+        if self.through is None:
+            return mel
+        half = len(mel) // 2
+        return torch.cat((self.through.decode(self.through.encode(mel[:half, None])[0])[:, 0], mel[half:]))
+
+    def _judge_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
+        """Return the hinge loss of the discriminators and the gradients of their parameters."""
+        with torch.no_grad():
+            fake = self.model(self._heard(real))
+        loss = self._judging(real, fake)
+        return loss.detach(), torch.autograd.grad(loss, list(self.judges.parameters()))
+
+    def _judging(self, real: Tensor, fake: Tensor) -> Tensor:
+        losses = []
+        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
+            scores = [judge(wave)[-1] for wave in (real, fake)]
+            losses.append(F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
+        return torch.stack(losses).mean()
+
+    def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hinge loss of the vocoder and the distance of the discriminators' inner features."""
+        adversarial, matching = [], []
+        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
+            with torch.no_grad():
+                theirs = judge(real)
+            ours = judge(fake)
+            adversarial.append(-ours[-1].mean())
+            pairs = zip(ours[:-1], theirs[:-1], strict=True)
+            matching.append(torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in pairs]).mean())
+        return torch.stack(adversarial).mean(), torch.stack(matching).mean()
+
+
+class SpectrogramDiscriminator(nn.Module):
+    """Judges waveforms by their complex spectrogram, magnitudes compressed (after DAC, Kumar et al. 2023)."""
+
+    def __init__(self, window: int, width: int = 16) -> None:
+        super().__init__()
+        self.window = window
+        widths = (2, width, 2 * width, 2 * width, 2 * width)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, (3, 9), stride=(1, 2), padding=(1, 4)) for a, b in pairwise(widths))
+        self.score = nn.Conv2d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, waves: Tensor) -> list[Tensor]:
+        """Return the inner features and, last, the scores, each (B, channels, time, frequency), of waves (B, n)."""
+        hop = self.window // 4
+        spectrum = torch.stft(
+            waves, self.window, hop, self.window, hann_window(self.window, waves.device), return_complex=True
+        )
+        parts = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+        power = parts.square().sum(dim=1, keepdim=True)
+        x = parts * (power + 1e-9) ** ((COMPRESSION - 1) / 2)
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return [*features, self.score(x)]
