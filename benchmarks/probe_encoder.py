@@ -1,6 +1,6 @@
 """Has an encoder learned anything? Linear probes on clip means, beside random weights and log-mel features.
 
-    python benchmarks/probe_encoder.py AUDIO --encoder mini --out docs/pretraining/mini
+    python benchmarks/probe_encoder.py AUDIO --encoder mini --out docs/results/pretraining/mini
 
 AUDIO holds `tasks/*.csv` with columns path, label, group; clips of one group never straddle training and test.
 Features are scaled to unit variance and a logistic regression is fitted in each of five grouped folds, its strength

@@ -1,4 +1,4 @@
-"""docs/walkthrough.md: every command of the page, in its order, on a small corpus of the shape of LibriSpeech."""
+"""docs/guides/walkthrough.md: every command of the page, in its order, on a small corpus of the shape of LibriSpeech."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "walkthrough.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "walkthrough.md"
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CHAPTERS = ("1272/128104", "1272/135031", "1462/170138")
 

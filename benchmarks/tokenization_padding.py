@@ -1,6 +1,6 @@
 """What does cutting padding do to features? Codebooks of one-second clips, and linear probes of short clips.
 
-    python benchmarks/tokenize_padding.py AUDIO [--encoder mini] [--clips 1200] [--tasks speech_digit …]
+    python benchmarks/tokenization_padding.py AUDIO [--encoder mini] [--clips 1200] [--tasks speech_digit …]
 
 AUDIO is a folder of audio with `tasks/*.csv` as benchmarks/probe_encoder.py takes them. Explained variance: of stacked
 features of one-second stretches of half of the files, by a codebook of the other half. Probes: of clip means, over the
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from probe_encoder import mean_and_error, right
-from tokenize_report import table
+from tokenization_report import table
 
 from sctok import KMeans
 from sctok.audio.decoding.decode import AudioError, read_audio

@@ -1,12 +1,12 @@
-"""What the encoder does on a GPU, for benchmarks/tokenize.py: its speed, and the tokens that low precision changes."""
+"""The encoder on a GPU, for benchmarks/tokenization.py: its speed, and the tokens that low precision changes."""
 
 import time
 from typing import Any
 
 import numpy as np
 import torch
-from tokenize_corpora import Audio, windows_of
-from tokenize_systems import System, load, make_system, seconds_of
+from tokenization_corpora import Audio, windows_of
+from tokenization_systems import System, load, make_system, seconds_of
 
 from sctok.audio.filterbank import filterbank
 from sctok.codec.semantic import SemanticQuantizer

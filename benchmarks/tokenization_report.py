@@ -1,4 +1,4 @@
-"""What benchmarks/tokenize.py makes of its measurements: tables in Markdown."""
+"""What benchmarks/tokenization.py makes of its measurements: tables in Markdown."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

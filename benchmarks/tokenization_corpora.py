@@ -1,4 +1,4 @@
-"""Collections of audio of any size for benchmarks/tokenize.py: real sound, cut and repeated."""
+"""Collections of audio of any size for benchmarks/tokenization.py: real sound, cut and repeated."""
 
 import os
 from importlib.resources import files

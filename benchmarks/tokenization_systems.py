@@ -1,4 +1,4 @@
-"""What benchmarks/tokenize.py times: encoders, codebooks, whole runs and the bare model."""
+"""What benchmarks/tokenization.py times: encoders, codebooks, whole runs and the bare model."""
 
 import resource
 import shutil
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenize_corpora import Audio, windows_of
+from tokenization_corpora import Audio, windows_of
 
 from sctok.codec.storage.codec_folder import load_codebooks
 from sctok.corpus.runs.sharding import Execution

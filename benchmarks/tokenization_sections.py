@@ -1,9 +1,7 @@
-"""The sections of benchmarks/tokenize.py: what each measures, in the order in which they are printed."""
+"""The sections of benchmarks/tokenization.py: what each measures, in the order in which they are printed."""
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -13,17 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenize_corpora import Audio, real_audio, windows_of, write_collection
-from tokenize_device import encoder_rates, stage_rates, token_changes, ways_agree
-from tokenize_peers import plain_loop, sctok_steps, three_scripts
-from tokenize_report import report
-from tokenize_systems import MODEL_STAGES, System, bare_job, cpu_seconds, make_system, run_whole
+from tokenization_corpora import Audio, real_audio, windows_of, write_collection
+from tokenization_device import encoder_rates, stage_rates, token_changes, ways_agree
+from tokenization_peers import plain_loop, sctok_steps, three_scripts
+from tokenization_systems import MODEL_STAGES, System, bare_job, cpu_seconds, make_system, run_whole
 
-import sctok
-from sctok.features.extractor import CUT, ENCODER, KEEP, PADDINGS
-from sctok.runtime.devices import resolve_device, resolve_precision
+from sctok.features.extractor import CUT, KEEP, PADDINGS
 
 LONG, SHORT = 60.0, 1.0  # seconds of a file
 
@@ -176,103 +170,6 @@ def device(setting: Setting) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[Setting], Any]] = {
     each.__name__: each for each in (device, stages, bare, workers, lengths, memory, loop, scripts)
 }
-
-
-def run(description: str) -> int:
-    """Parse, measure, print; returns the exit code."""
-    args = _parser(description).parse_args()
-    chosen = args.only.split(",") if args.only else list(SECTIONS)
-    if unknown := [name for name in chosen if name not in SECTIONS]:
-        print(f"tokenize.py: no section {unknown[0]}; there are {', '.join(SECTIONS)}", file=sys.stderr)
-        return 2
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    where = resolve_device(args.device)
-    system_name, precision = str(where), resolve_precision(args.precision, where, [ENCODER])
-    sound = real_audio(args.audio, 120 if args.quick else 600)
-    system = make_system(args.encoder, system_name, precision, args.rows, sound)
-    bare_job(system)(*windows_of(sound, 2))  # compiles what is compiled once
-    results: dict[str, Any] = {"device": _device_name(where), "encoder": args.encoder, "precision": precision}
-    results |= {"rows": len(system.codebook.centroids), "sections": {}}
-    with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        setting = _setting(args, system, sound, Path(folder))
-        for name in chosen:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            results["sections"][name] = SECTIONS[name](setting)
-            results["machine"] = _machine()
-            _save(results, args)
-    print(report(results))
-    return 0
-
-
-def _save(results: dict[str, Any], args: argparse.Namespace) -> None:
-    """Write what there is after each section: a long run that is ended keeps it."""
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if args.markdown:
-        args.markdown.write_text(report(results) + "\n", encoding="utf-8")
-
-
-def _setting(args: argparse.Namespace, system: System, sound: Audio, folder: Path) -> Setting:
-    on_gpu = system.device.startswith("cuda")
-    cores = len(os.sched_getaffinity(0))
-    default = 36_000.0 if on_gpu else 1800.0
-    return Setting(
-        system,
-        sound,
-        folder,
-        workers=args.workers if args.workers is not None else min(16, cores) if on_gpu else 1,
-        batch=args.batch or (64 if on_gpu else 8),
-        seconds=args.seconds or (default / 5 if args.quick else default),
-        short_files=args.files or (200 if args.quick else 10_000),
-        memory_files=(100, 300) if args.quick else (100, 1000, 10_000),
-        clusters=args.clusters,
-        repeats=1 if args.quick else 3,
-        quick=args.quick,
-    )
-
-
-def _machine() -> dict[str, Any]:
-    names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return {
-        "processor": names[0].split(":", 1)[1].strip() if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": list(os.getloadavg()),
-        "python": platform.python_version(),
-        "versions": {"sctok": sctok.__version__, "torch": torch.__version__, "numpy": np.__version__},
-    }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def _device_name(where: torch.device) -> str:
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
-
-
-def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "tokenize.py", description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--encoder", default="mini", help="mini, base (random weights of that size), tiny, or a file")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--rows", type=int, default=4096, help="of the codebook")
-    parser.add_argument("--audio", help="a folder of audio, in place of the bundled clips")
-    parser.add_argument("--seconds", type=float, help="of audio in most sections; 1800, on a GPU 36,000")
-    parser.add_argument("--files", type=int, help="of one second; 10,000")
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--clusters", type=int, default=1024)
-    parser.add_argument("--threads", type=int, help="of PyTorch")
-    parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes, once each")
-    parser.add_argument("--work", help="folder for temporary files")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
-    return parser
 
 
 def _peak_memory(audio: str, where: str, padding: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from tokenize_systems import System, load
+from tokenization_systems import System, load
 
 from sctok.audio.filterbank import filterbank
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN, token_count, window_count
