@@ -1,11 +1,11 @@
-"""How fast is the codec, stage by stage, and how good with how many steps?
+"""How fast is the codec in each stage, and how good is it with how many steps?
 
     python benchmarks/codec.py [CODEC | --stand-in 100] [--windows 8] [--decode ddim:50] [--json F] [--markdown F]
     python benchmarks/codec.py [CODEC] --quality CLIPS [--plots DIR] [--json F] [--markdown F]
 
-CODEC is a name or a folder, `mini` where none is given; --stand-in is one of the published sizes with random weights.
-Every stage is timed alone on windows of the bundled clips, after a call that is not counted; medians. Whole calls of
-`Codec` are timed beside them: reading a file and encoding it, and decoding its tokens.
+CODEC is a name or a folder (default: `mini`). --stand-in is a codec of the published sizes with random weights. Every
+stage is timed by itself on windows of the bundled clips, after one warm-up call; the times are medians. Whole calls of
+`Codec` are timed too: reading and encoding a file, and decoding its tokens.
 """
 
 import argparse
@@ -43,17 +43,17 @@ from sctok.features.extractor import ENCODER
 from sctok.formats.sct import CodecTokens
 from sctok.runtime.devices import DTYPES, resolve_device, resolve_precision
 
-PATIENCE = 60.0  # seconds of repeating one measurement after which it is not repeated again
+PATIENCE = 60.0  # seconds; a measurement that took longer so far is not repeated again
 DECODES = ("ddim:50", "dpm++:10")
 
 
 def note(text: str) -> None:
-    """Say on stderr what is being measured."""
+    """Print to stderr what is being measured."""
     print(text, file=sys.stderr, flush=True)
 
 
 def median_seconds(call: Callable[[], object], repeats: int, device: torch.device, warm_up: bool = True) -> float:
-    """Return the median wall time of calls, fewer than `repeats` where they take long."""
+    """Return the median wall time of `repeats` calls, or of fewer if they take long."""
     times: list[float] = []
     for turn in range(repeats + warm_up):
         started = time.perf_counter()
@@ -68,7 +68,7 @@ def median_seconds(call: Callable[[], object], repeats: int, device: torch.devic
 
 
 def measure_stages(stages: Iterable[Stage], windows: int, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Return what each stage takes per window, as JSON values."""
+    """Return the time of each stage per window, as JSON values."""
     found = {}
     for stage in stages:
         note(stage.name)
@@ -113,7 +113,7 @@ def measure_decode(
     stages: dict[str, Any],
     repeats: int,
 ) -> dict[str, Any]:
-    """Return what decoding takes per window: the sum of its stages, and a whole call over the windows it decodes."""
+    """Return the decoding time per window: the sum of its stages, and of a whole call."""
     note(f"decode, whole call: {sampler.name}, {sampler.steps} steps")
     seconds = median_seconds(lambda: codec.decode(tokens, sampler), repeats, codec.device, warm_up=False)
     visited = len(visited_steps(sampler, len(parts.schedule)))
@@ -142,7 +142,7 @@ def describe_codec(parts: CodecParts) -> dict[str, Any]:
 
 
 def has_published_sizes(parts: CodecParts) -> bool:
-    """Return whether the published figures are about modules of the same sizes."""
+    """Return whether the published figures are for modules of the same sizes."""
     unet = TUNetConfig(context_width=parts.unet.config.context_width)
     return (
         (parts.encoder.config, parts.unet.config, parts.vae.config) == (EncoderConfig(), unet, VAEConfig())
@@ -153,7 +153,7 @@ def has_published_sizes(parts: CodecParts) -> bool:
 
 
 def sampler_option(text: str) -> SamplerConfig:
-    """Return the sampler of an option such as ddim:50, unipc:10:3 or ddim:20:2:0: steps, guidance and eta."""
+    """Parse a sampler such as ddim:50, unipc:10:3 or ddim:20:2:0: name, steps, guidance and eta."""
     name: Any
     name, *numbers = text.split(":")
     given = zip(("steps", "guidance", "eta"), (int, float, float), numbers, strict=False)
@@ -164,7 +164,7 @@ def sampler_option(text: str) -> SamplerConfig:
 
 
 def numbers_option(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Return the type of an option that is a list of numbers such as 2,5,10."""
+    """Return a parser for lists of numbers such as 2,5,10."""
     return lambda text: tuple(kind(part) for part in text.split(","))
 
 
@@ -173,23 +173,31 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("codec", nargs="?", default="mini", help="name or folder (default: mini)")
     parser.add_argument("--stand-in", type=int, choices=(25, 50, 100), help="published sizes, random weights")
-    parser.add_argument("--codebook-rows", type=int, default=4096, help="of the stand-in's codebook")
-    parser.add_argument("--small", action="store_true", help="a small stand-in: a trial of the script")
+    parser.add_argument("--codebook-rows", type=int, default=4096, help="rows of the codebook of the stand-in")
+    parser.add_argument("--small", action="store_true", help="use a small stand-in, to try the script")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--windows", type=int, default=8, help="of 10.24 s that are encoded and decoded")
+    parser.add_argument("--windows", type=int, default=8, help="number of windows of 10.24 s to encode and decode")
     parser.add_argument("--batch", type=int, help="windows in one batch of the T-UNet (default: the codec's)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--decode", type=sampler_option, nargs="+", default=list(map(sampler_option, DECODES)))
-    parser.add_argument("--quality", type=Path, metavar="CLIPS", help="measure distances on this folder instead")
-    parser.add_argument("--clips", type=int, default=QualityRuns.clips, help="of the folder, evenly spread")
+    parser.add_argument(
+        "--quality", type=Path, metavar="CLIPS", help="measure distances of the clips in this folder instead"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=QualityRuns.clips, help="number of clips, evenly spread over the folder"
+    )
     parser.add_argument("--steps", type=numbers_option(int), default=QualityRuns.steps)
     parser.add_argument("--guidance", type=numbers_option(float), default=QualityRuns.guidance)
-    parser.add_argument("--at", type=sampler_option, default=sampler_option("ddim:50:2:1"), help="what else is fixed")
-    parser.add_argument("--plots", type=Path, help="folder for figures of --quality; needs matplotlib")
+    parser.add_argument(
+        "--at", type=sampler_option, default=sampler_option("ddim:50:2:1"), help="sampler settings that are not varied"
+    )
+    parser.add_argument("--plots", type=Path, help="folder for the figures of --quality; needs matplotlib")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path, help="write the tables, between <!-- results --> lines if it has them")
+    parser.add_argument(
+        "--markdown", type=Path, help="file to write the tables to, between <!-- results --> lines if it has them"
+    )
     args = parser.parse_args()
     if args.plots:
         need_matplotlib()
@@ -197,7 +205,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print the tables and write what was asked for."""
+    """Measure, print the tables and write the requested files."""
     args = parse_arguments()
     set_threads(args.threads)
     parts = stand_in(args.stand_in, args.codebook_rows, args.small) if args.stand_in else load_codec(args.codec)

@@ -1,4 +1,4 @@
-"""What benchmarks/codec.py --quality measures: the distance of reconstructed clips by sampler, steps and guidance."""
+"""Distances of reconstructed clips by sampler, steps and guidance, for benchmarks/codec.py --quality."""
 
 import statistics
 import sys
@@ -30,15 +30,17 @@ SAMPLERS: tuple[dict[str, Any], ...] = (
     {"name": "unipc"},
 )
 SHUFFLES = {"acoustic": 1, "semantic": 0}  # columns of the tokens
-SHORTEST = 2048  # samples that the widest window of the mel distance needs
+SHORTEST = 2048  # samples of the widest window of the mel distance
 
 Wave = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class QualityRuns:
-    """What to reconstruct: all samplers with each of `steps`; `at` and DPM-Solver++ with each `guidance`; and `at`
-    with shuffled tokens. What is not varied is that of `at`. clips: of the folder, cut to `seconds`.
+    """Reconstructions to measure.
+
+    These are all samplers with each of `steps`, `at` and DPM-Solver++ with each `guidance`, and `at` with shuffled
+    tokens. `at` gives the settings that are not varied. Clips of the folder are cut to `seconds`.
     """
 
     steps: tuple[int, ...] = (2, 5, 10, 20, 50, 100)
@@ -59,7 +61,7 @@ class Clip:
 
 
 def sampler_label(sampler: SamplerConfig) -> str:
-    """Return what a sampler is called in tables."""
+    """Return the name of a sampler in tables."""
     names = {"ddim": f"DDIM, η = {sampler.eta:g}", "dpm++": "DPM-Solver++", "unipc": "UniPC"}
     return names[sampler.name]
 
@@ -88,7 +90,7 @@ def measure_quality(parts: CodecParts, codec: Codec, folder: Path, runs: Quality
 
 
 def read_clips(codec: Codec, folder: Path, runs: QualityRuns) -> list[Clip]:
-    """Return clips evenly spread over a folder's files, the beginning of each."""
+    """Return the beginnings of clips that are evenly spread over a folder."""
     items = [item for item in list_audio([folder]) if isinstance(item, AudioItem)]
     count = min(runs.clips, len(items))
     clips = []
@@ -104,7 +106,7 @@ def read_clips(codec: Codec, folder: Path, runs: QualityRuns) -> list[Clip]:
 
 
 def shuffled(clips: Sequence[Clip], column: int, seed: int) -> list[Clip]:
-    """Return the clips with the tokens of one stream in random order, each clip's among themselves."""
+    """Return the clips with the tokens of one stream shuffled within each clip."""
     generator, found = np.random.default_rng(seed), []
     for clip in clips:
         pairs = clip.tokens.tokens.copy()
@@ -114,7 +116,7 @@ def shuffled(clips: Sequence[Clip], column: int, seed: int) -> list[Clip]:
 
 
 def measure_floors(parts: CodecParts, clips: Sequence[Clip]) -> dict[str, Any]:
-    """Return the distances that the vocoder alone, and the VAE and the vocoder, would leave with perfect latents."""
+    """Return the distances of the vocoder, and of VAE and vocoder, given perfect latents."""
 
     def through_vae(mel: Tensor) -> Tensor:
         return parts.vae.decode(parts.vae.encode(mel[:, None])[0])[:, 0]

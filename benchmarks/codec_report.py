@@ -1,4 +1,4 @@
-"""What benchmarks/codec.py makes of its measurements: tables in Markdown and figures."""
+"""Markdown tables and figures of benchmarks/codec.py."""
 
 import importlib.util
 import statistics
@@ -9,7 +9,7 @@ from typing import Any
 
 from kmeans_report import table
 
-# Seconds per window of 10.24 s at 100 tokens a second that the published implementation needs on two cores.
+# Seconds per window of 10.24 s of the published implementation, at 100 tokens per second on two cores.
 PUBLISHED_RATE, PUBLISHED_STEPS = 100, 50
 PUBLISHED_STAGES = {
     "AudioMAE": 0.46,
@@ -18,18 +18,18 @@ PUBLISHED_STAGES = {
     "VAE": 4.2,
     "vocoder": 6.9,
 }
-PUBLISHED_ANY_RATE = ("AudioMAE", "VAE", "vocoder")  # are of the same size at all token rates
+PUBLISHED_ANY_RATE = ("AudioMAE", "VAE", "vocoder")  # have the same size at all token rates
 PUBLISHED_ENCODE = 4.9
 PUBLISHED_NOTE = (
     "The published figures are reference measurements of the published implementation at 100 tokens/s, stand-in "
     "weights, one window at a time on two such cores, made on another occasion: they are constants here, not measured "
-    "in this run. They stand beside a codec of the published sizes alone."
+    "in this run. They are shown only next to a codec of the published sizes."
 )
 TARGETS = {"encode": 2.5, "equal steps": 1.6, "equal quality": 5.0}
 
 
 def published_decode(steps: int) -> float:
-    """Return the seconds per window that the published implementation decodes in with so many DDIM steps."""
+    """Return the seconds per window in which the published implementation decodes with `steps` DDIM steps."""
     stages = PUBLISHED_STAGES
     return steps * stages["T-UNet step with guidance"] + stages["VAE"] + stages["vocoder"]
 
@@ -151,13 +151,13 @@ def _value(run: dict[str, Any]) -> str:
 
 
 def need_matplotlib() -> None:
-    """End with a message where figures cannot be drawn, before hours are spent on what they would show."""
+    """Exit with a message if matplotlib is missing, before hours of measurement."""
     if importlib.util.find_spec("matplotlib") is None:
         raise SystemExit("--plots needs matplotlib: pip install sctok[eval], or leave --plots out")
 
 
 def save_quality_plots(results: dict[str, Any], folder: Path) -> None:
-    """Write distance against steps and guidance, as the paper's Figure 6, and with shuffled tokens, as PNG."""
+    """Write PNG plots of distance against steps and guidance (the paper's Figure 6) and for shuffled tokens."""
     import matplotlib
 
     matplotlib.use("Agg")

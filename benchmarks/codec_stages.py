@@ -1,4 +1,4 @@
-"""The stages of benchmarks/codec.py: what each computes, on which input, and how many operations that takes."""
+"""The stages that benchmarks/codec.py times, with their inputs and numbers of operations."""
 
 import math
 import tempfile
@@ -33,7 +33,7 @@ from sctok.features.extractor import GPU_BATCH
 from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_patches
 
-FILE_RATE, FILE_CHANNELS = 44_100, 2  # of the file that is decoded
+FILE_RATE, FILE_CHANNELS = 44_100, 2  # of the decoded file
 TIMESTEP, GUIDANCE = 500, 2.0
 
 Audio = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ Audio = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step on the way: `call` does it for all windows; `gflop` of it are needed for one, None where unknown."""
+    """One stage: `call` runs it for all windows. gflop: operations for one window, None if unknown."""
 
     name: str
     half: str
@@ -51,10 +51,10 @@ class Stage:
 
 @contextmanager
 def workload(windows: int) -> Iterator[tuple[AudioItem, Audio]]:
-    """Yield a FLAC file with so many windows of the bundled clips, 44.1 kHz stereo, and those windows at 16 kHz."""
+    """Yield a 44.1 kHz stereo FLAC file of bundled clips, `windows` long, and its windows at 16 kHz."""
     clips = [item for item in list_audio([str(files("sctok.samples"))]) if isinstance(item, AudioItem)]
     wave = np.concatenate([read_audio(item.open(), name=item.name) for item in clips])
-    wave = np.resize(wave, windows * WINDOW_SAMPLES - FRAME_SHIFT)  # whole windows would gain an empty one
+    wave = np.resize(wave, windows * WINDOW_SAMPLES - FRAME_SHIFT)  # a multiple of a window would gain an empty one
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "workload.flac"
         resampled = soxr.resample(wave, SAMPLE_RATE, FILE_RATE)
@@ -65,12 +65,12 @@ def workload(windows: int) -> Iterator[tuple[AudioItem, Audio]]:
 
 
 def largest_codebook(parts: CodecParts) -> Codebook:
-    """Return the semantic codebook that a codec takes where none is asked for."""
+    """Return the default semantic codebook of a codec."""
     return max(parts.codebooks, key=lambda book: book.k)
 
 
 def encode_stages(parts: CodecParts, item: AudioItem, audio: Audio, device: torch.device) -> list[Stage]:
-    """Return the stages from a file to tokens; inputs of each are made here, by the ones before it."""
+    """Return the stages from a file to tokens. Each gets its input from the previous ones."""
     encoder, acoustic = parts.encoder.build().to(device), parts.acoustic.to(device)
     book, stack = largest_codebook(parts), parts.info.stack_factor
     waves, last = torch.from_numpy(audio).to(device), torch.zeros(len(audio), dtype=torch.bool, device=device)
@@ -97,7 +97,7 @@ def encode_stages(parts: CodecParts, item: AudioItem, audio: Audio, device: torc
 
 
 def decode_stages(parts: CodecParts, pairs: Tensor, at_once: int) -> list[Stage]:
-    """Return the stages from tokens int64 (w, L, 2) to waveforms, `at_once` windows in one batch of the T-UNet."""
+    """Return the stages from tokens int64 (w, L, 2) to waveforms, with `at_once` windows in a batch of the T-UNet."""
     device, cpu = pairs.device, pairs.device.type == "cpu"
     for module in (parts.acoustic, parts.unet, parts.grid, parts.vae, parts.vocoder):
         if module is not None:
@@ -124,31 +124,31 @@ def decode_stages(parts: CodecParts, pairs: Tensor, at_once: int) -> list[Stage]
 
 
 def guided_step(parts: CodecParts, context: Tensor) -> Denoise:
-    """Return v under guidance as a function of latents and step, as the samplers make it for a context (B, L, C)."""
+    """Return guided v as a function of latents and step, as the samplers compute it for a context (B, L, C)."""
     nothing = unconditional(context.shape[1], context.shape[2] - PE_WIDTH).to(context)
     maps = (None, None) if parts.grid is None else (parts.grid(context), parts.grid(nothing))
     return guided(parts.unet, GUIDANCE, Condition(context, nothing, *maps))
 
 
 def _batches(rows: Tensor, size: int) -> list[Tensor]:
-    """Return rows in batches of one size, the last filled up with zeros, as the codec runs its encoders."""
+    """Return rows in batches of one size, the last padded with zeros, as the codec runs its encoders."""
     missing = -len(rows) % size
     return list(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]).split(size))
 
 
 def filterbank_flops() -> float:
-    """Return the operations of one window's filterbank: a real FFT of each frame, then the mel filters."""
+    """Return the operations of the filterbank for one window: a real FFT of each frame, then the mel filters."""
     return WINDOW_FRAMES * (2.5 * FFT_SIZE * math.log2(FFT_SIZE) + 2 * (FFT_SIZE // 2 + 1) * MEL_BINS)
 
 
 def encoder_flops(encoder: Any) -> float:
-    """Return the operations of one window in AudioMAE."""
+    """Return the operations of AudioMAE for one window."""
     with torch.device("meta"):
         return _count(_twin(encoder), torch.empty(1, WINDOW_FRAMES, MEL_BINS))
 
 
 def acoustic_flops(acoustic: Any, length: int) -> float:
-    """Return the operations of one window in an acoustic encoder, distances to its codebook included."""
+    """Return the operations of an acoustic encoder for one window, including distances to its codebook."""
     lstm, linear, config = acoustic.encoder, acoustic.encoder_output_linear, acoustic.config.quantizer
     with torch.device("meta"):
         twin = nn.LSTM(lstm.input_size, lstm.hidden_size, lstm.num_layers, batch_first=True, bidirectional=True)
@@ -157,7 +157,7 @@ def acoustic_flops(acoustic: Any, length: int) -> float:
 
 
 def decode_flops(parts: CodecParts, length: int) -> tuple[float, float, float, float]:
-    """Return the operations of one window: its condition, one guided step, the VAE and the vocoder."""
+    """Return the operations for one window of the condition, one guided step, the VAE and the vocoder."""
     grid = None if parts.grid is None else _twin(parts.grid)
     twin = replace(parts, unet=_twin(parts.unet), vae=_twin(parts.vae), vocoder=_twin(parts.vocoder), grid=grid)
     with torch.device("meta"):
@@ -174,13 +174,13 @@ def decode_flops(parts: CodecParts, length: int) -> tuple[float, float, float, f
 
 
 def _twin(module: Any) -> Any:
-    """Return a module of the same sizes without values."""
+    """Return a module of the same sizes on the meta device."""
     with torch.device("meta"):
         return type(module)(module.config)
 
 
 def _count(function: Callable[..., object], *inputs: Any) -> float:
-    """Return the floating-point operations of a call on tensors without values, two to a product and its sum."""
+    """Return the floating-point operations of a call on meta tensors, counting a multiply-add as two."""
     with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
         function(*inputs)
     return float(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""A codec of the published sizes with random weights, made in memory, for benchmarks that weights do not matter to."""
+"""A codec of the published sizes with random weights, for benchmarks that do not depend on weights."""
 
 from typing import TypeVar
 
@@ -22,13 +22,13 @@ Module = TypeVar("Module", bound=nn.Module)
 
 NAME = "stand-in"
 SCALE_FACTOR = 0.5
-DEVIATION = 0.02  # of weights that begin as zeros, which would make the sound silence
+DEVIATION = 0.02  # of weights that are initialised to zero, which would make the sound silent
 
 
 def stand_in(rate: int, rows: int, small: bool = False) -> CodecParts:
-    """Return a codec of the published sizes of a token rate, with a semantic codebook of so many random rows.
+    """Return a codec of the published sizes of a token rate, with a semantic codebook of `rows` random rows.
 
-    small: sizes to try a script with. Memory: 2, 4 or 8 GB at 100, 50 or 25 tokens a second.
+    small: use small sizes, to try a script. Memory: 2, 4 or 8 GB at 100, 50 or 25 tokens per second.
     """
     torch.manual_seed(0)
     stack = stack_factor(rate)

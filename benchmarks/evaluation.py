@@ -1,10 +1,10 @@
-"""Are a thousand pairs of ten seconds scored in five minutes on two cores, and by how much do peers disagree with us?
+"""Does scoring a thousand pairs of ten seconds take five minutes on two cores, and do the metrics agree with peers?
 
     python benchmarks/evaluation.py [--pairs 1000] [--workers 2] [--metrics signal] [--json FILE]
 
-Speed: pairs cut out of the bundled clips, spoilt by noise at various levels, through the processes that score for
-`sctok evaluate`; writing the files is not counted. Agreement: the largest difference to torchmetrics, auraloss and
-pystoi over the clips, where they are installed.
+Speed: pairs are cut out of the bundled clips, degraded by noise at various levels, and scored by the processes of
+`sctok evaluate`; writing the files is not counted. Agreement: the largest difference from torchmetrics, auraloss and
+pystoi over the clips, if they are installed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CLIPS = sorted((Path(sctok.__file__).parent / "samples").glob("*/*.flac"))
 
 
 def pair_of(clip: Path, level: float, seed: int) -> Pair:
-    """Return ten seconds of a clip, repeated where it is shorter, and the same with noise at `level` of its RMS."""
+    """Return ten seconds of a clip, repeated if it is shorter, and the same with noise at `level` times its RMS."""
     wave = read_audio(clip)
     samples = round(SECONDS * SAMPLE_RATE)
     wave = np.resize(np.roll(wave, -seed * 997), samples)
@@ -42,7 +42,7 @@ def pair_of(clip: Path, level: float, seed: int) -> Pair:
 
 
 def write_pairs(folder: Path, count: int, metrics: Sequence[Metric]) -> list[ScoreTask]:
-    """Write `count` pairs as files and return what is to be measured of them, speech metrics on all."""
+    """Write `count` pairs to files and return the measurements to make, including speech metrics for all."""
     tasks = []
     kinds = product(range(-(-count // len(CLIPS))), CLIPS)
     for number, (turn, clip) in enumerate(islice(kinds, count)):
@@ -55,7 +55,7 @@ def write_pairs(folder: Path, count: int, metrics: Sequence[Metric]) -> list[Sco
 
 
 def speed(pairs: int, workers: int, metrics: Sequence[Metric]) -> dict[str, object]:
-    """Return how long scoring takes, in wall time, and how many values are missing."""
+    """Return the wall time of scoring, and the number of missing values."""
     failed = 0
 
     def report(codec: str, key: str, entry: dict[str, object]) -> None:
@@ -80,7 +80,7 @@ def speed(pairs: int, workers: int, metrics: Sequence[Metric]) -> dict[str, obje
 
 
 def cost(metrics: Sequence[Metric]) -> list[dict[str, object]]:
-    """Return the processor time of each metric for one pair, in this process and one thread."""
+    """Return the processor time of each metric for one pair, in this process with one thread."""
     pair = pair_of(CLIPS[-1], 0.1, 0)
     rows = []
     for metric in metrics:
@@ -92,7 +92,7 @@ def cost(metrics: Sequence[Metric]) -> list[dict[str, object]]:
 
 
 def agreement(clips: int) -> list[dict[str, object]]:
-    """Return the largest differences between our metrics and their peers over the bundled clips."""
+    """Return the largest differences between the metrics and their peers over the bundled clips."""
     ours = all_metrics()
     pairs = [pair_of(clip, 0.1, seed) for seed, clip in enumerate(CLIPS[:: max(1, len(CLIPS) // clips)])]
     rows = []
@@ -135,7 +135,7 @@ def _auraloss_stft_db(pair: Pair) -> float:
     waves = [torch.from_numpy(wave)[None, None] for wave in (pair.estimate, pair.reference * np.float32(level))]
     total = 0.0
     for size in (2048, 512):
-        # Its floor is of the power, ours of the magnitude, at 1e-10; left at 1e-8 it would differ in digital silence.
+        # auraloss limits the power, sctok the magnitude, at 1e-10. With its default of 1e-8, silence would differ.
         loss = STFTLoss(size, size // 4, size, window="ones", w_sc=0, w_log_mag=1, w_lin_mag=0, eps=1e-20)
         total += loss(*waves).item() * 10 / np.log(10) / 2
     return total
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--metrics", default="signal")
-    parser.add_argument("--clips", type=int, default=len(CLIPS), help="of the comparison with peers")
+    parser.add_argument("--clips", type=int, default=len(CLIPS), help="number of clips to compare with peers")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     metrics, left_out = choose_metrics(options.metrics.split(","), all_metrics(), transcripts=False)

@@ -1,8 +1,9 @@
-"""What do the checksums of feature shards cost? CPU seconds per GB of rows, written and read, and bytes in the file.
+"""What do the checksums of feature shards cost, in CPU seconds per GB and in bytes of the file?
 
     python benchmarks/feature_shards.py [--rows 163840] [--width 768]
 
-Reads the same shard with its checksums and, after another HDF5 program has rewritten it, without; the best of five.
+Writes a shard, reads it with its checksums, and reads it again after another HDF5 program has rewritten it without
+them. Each time is the best of five.
 """
 
 import argparse
@@ -22,7 +23,7 @@ PROVENANCE = {"encoder": "none", "encoder_hash": "0" * 16}
 
 
 def best_seconds(action: Callable[[], object]) -> float:
-    """Return the least CPU time of an action in seconds."""
+    """Return the smallest CPU time of an action in seconds."""
     seconds = []
     for _ in range(REPEATS):
         start = time.process_time()
@@ -32,7 +33,7 @@ def best_seconds(action: Callable[[], object]) -> float:
 
 
 def write(path: Path, rows: int, width: int) -> None:
-    """Write a shard of one clip."""
+    """Write a shard with one clip."""
     block = np.random.default_rng(0).standard_normal((BLOCK_ROWS, width)).astype(np.float16)
     with FeatureShardWriter(path, width=width, provenance=PROVENANCE) as writer:
         writer.begin_clip("clip")
@@ -60,7 +61,7 @@ def main() -> None:
         written = best_seconds(lambda: write(path, arguments.rows, arguments.width))
         checked, size = best_seconds(lambda: read(path)), path.stat().st_size
         with h5py.File(path, "r+"):
-            pass  # which cuts off the checksums
+            pass  # this removes the checksums
         unchecked = best_seconds(lambda: read(path))
         print(f"write: {written / gigabytes:.2f} s/GB")
         print(f"read with checksums: {checked / gigabytes:.2f} s/GB, without: {unchecked / gigabytes:.2f} s/GB")

@@ -1,8 +1,8 @@
-"""Is the filterbank slower than kaldi-native-fbank? Milliseconds of one core per second of audio, both in one run.
+"""Is the filterbank as fast as kaldi-native-fbank? Milliseconds of one core per second of audio, both in one run.
 
     python benchmarks/frontend.py [--json FILE]
 
-kaldi-native-fbank refuses 128 mel bins at this frame size (some triangles hold no FFT bin), so it computes 80.
+kaldi-native-fbank refuses 128 mel bins at this frame size, because some triangles hold no FFT bin. It computes 80.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How fast are the k-means kernels on this GPU, and are they right? One command for the day there is one.
+"""How fast are the k-means kernels on this GPU, and are their results right?
 
     python benchmarks/gpu.py [--points 1000000] [--quick] [--shapes 768x16384] [--operands fp16,int8] [--json FILE]
 
-Correctness against float64 comes first, and nothing is timed after a failure. Then each system's time, TFLOP/s
-(2 N K D per search) and share of the roofline of its operand type: the peak of the tensor cores, or what reading the
-points once allows where that is less. Systems that are not installed are named and left out.
+Correctness against float64 is checked first, and nothing is timed after a failure. Then each system is timed. The table
+gives TFLOP/s (2 N K D per search) and the share of the roofline of the operand type: the peak of the tensor cores, or
+the bandwidth limit of reading the points once if that is lower. Systems that are not installed are named and left out.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from gpu_peers import cuvs, faiss_gpu, flash_iteration, flash_kmeans, torch_argmin
 from torch import Tensor
 
-# Dense peaks by device name, TFLOP/s or TOP/s of 16-bit floats, TF32 and int8, then memory in TB/s: vendor data sheets.
+# Dense peaks by device name, from data sheets: TFLOP/s or TOP/s of 16-bit floats, TF32 and int8, then memory in TB/s.
 PEAKS = {
     "H200": (989, 495, 1979, 4.8),
     "H100 PCIe": (756, 378, 1513, 2.0),
@@ -32,19 +32,19 @@ PEAKS = {
 }
 PEAK_OF = {"bf16": 0, "fp16": 0, "tf32": 1, "tf32x3": 1, "int8": 2}
 OPERANDS = tuple(PEAK_OF)
-DEFAULT_OPERAND = "fp16"  # of `nearest_centroid`, which is timed whatever the operands
+DEFAULT_OPERAND = "fp16"  # of `nearest_centroid`, which is always timed
 REPEATS = 7
 
 
 def main() -> int:
-    """Check, measure, print."""
+    """Check, measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--quick", action="store_true", help="one shape, no large checks")
+    parser.add_argument("--quick", action="store_true", help="measure one shape and skip the large checks")
     parser.add_argument(
         "--shapes", type=shapes_option, help="dimensions and centroids, such as 768x1024,3072x4096, instead of the nine"
     )
-    parser.add_argument("--operands", default=",".join(OPERANDS), help="that are checked and timed")
+    parser.add_argument("--operands", default=",".join(OPERANDS), help="operand types to check and time")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def shapes_option(text: str) -> list[tuple[int, int]]:
-    """Return the dimensions and centroids of an option such as 768x1024,3072x4096."""
+    """Parse dimensions and centroids such as 768x1024,3072x4096."""
     pairs = [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(text)
@@ -80,7 +80,7 @@ def shapes_option(text: str) -> list[tuple[int, int]]:
 
 
 def check(operands: list[str], *, large: bool) -> list[str]:
-    """Return what is wrong, compared with float64."""
+    """Return the differences from float64, one line each."""
     failures = [message for operand in operands for message in check_search(operand)]
     failures += check_update()
     return failures + (check_large() if large else [])
@@ -151,7 +151,7 @@ def check_update() -> list[str]:
 
 
 def check_large() -> list[str]:
-    """Search past 65,535 programs and past 2^31 elements, compared on the last rows."""
+    """Search with more than 65,535 programs and with more than 2^31 elements, and compare the last rows."""
     from sctok.kernels.assign import nearest_centroid
     from sctok.kernels.reference import nearest_centroid_reference
 
@@ -171,7 +171,7 @@ def check_large() -> list[str]:
 
 
 def measure(n: int, k: int, dim: int, operands: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield one row per system for one shape; float16 points around K centres, as features are."""
+    """Yield one row per system for one shape. The points are float16, around K centres, like features."""
     generator = torch.Generator(device="cuda").manual_seed(0)
     centroids = torch.randn(k, dim, generator=generator, device="cuda")
     chosen = torch.randint(0, k, (n,), generator=generator, device="cuda")
@@ -236,7 +236,7 @@ def systems(
 
 
 def median_ms(function: Callable[[], object]) -> float:
-    """Return the median time of a call in milliseconds, measured by events after two calls for warming up."""
+    """Return the median time of a call in milliseconds, measured by events after two warm-up calls."""
     times = []
     for repeat in range(REPEATS + 2):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -250,7 +250,7 @@ def median_ms(function: Callable[[], object]) -> float:
 
 
 def roofline_ms(n: int, k: int, dim: int, operand: str) -> float | None:
-    """Return the least time that this device's data sheet allows, or None for a device that is not in the table."""
+    """Return the time at the peak of this device's data sheet, or None if the table does not have the device."""
     name = torch.cuda.get_device_name()
     peaks = next((value for key, value in PEAKS.items() if key in name), None)
     if peaks is None:

@@ -1,4 +1,4 @@
-"""Other libraries' nearest-centroid search on a GPU, each behind one function; those not installed are left out."""
+"""Nearest-centroid searches of other libraries on a GPU, one function each. Missing libraries are left out."""
 
 import importlib.util
 from collections.abc import Callable
@@ -11,14 +11,14 @@ Search = Callable[[], object]
 
 
 def torch_argmin(points: Tensor, centroids: Tensor, rows: int = 8192) -> Tensor:
-    """GEMM and argmin in PyTorch, block by block, in the type of its operands."""
+    """Search with GEMM and argmin in PyTorch, block by block, in the type of the operands."""
     squares = centroids.float().square().sum(dim=1)
     blocks = [(squares - 2 * (block @ centroids.T).float()).argmin(dim=1) for block in points.split(rows)]
     return torch.cat(blocks)
 
 
 def flash_kmeans(points: Tensor, centroids: Tensor) -> Search | None:
-    """flash-kmeans' assignment kernel, its squared norms computed beforehand."""
+    """Search with the assignment kernel of flash-kmeans, with precomputed squared norms."""
     if importlib.util.find_spec("flash_kmeans") is None:
         return None
     from flash_kmeans.assign_euclid_triton import euclid_assign_triton
@@ -28,7 +28,7 @@ def flash_kmeans(points: Tensor, centroids: Tensor) -> Search | None:
 
 
 def flash_iteration(points: Tensor, centroids: Tensor) -> Search | None:
-    """One iteration of flash-kmeans."""
+    """Run one iteration of flash-kmeans."""
     if importlib.util.find_spec("flash_kmeans") is None:
         return None
     from flash_kmeans import batch_kmeans_Euclid
@@ -38,7 +38,7 @@ def flash_iteration(points: Tensor, centroids: Tensor) -> Search | None:
 
 
 def cuvs(points: Tensor, centroids: Tensor) -> Search | None:
-    """cuVS' prediction, float32."""
+    """Search with the prediction of cuVS, float32."""
     if importlib.util.find_spec("cuvs") is None:
         return None
     from cuvs.cluster import kmeans
@@ -48,7 +48,7 @@ def cuvs(points: Tensor, centroids: Tensor) -> Search | None:
 
 
 def faiss_gpu(points: Tensor, centroids: Tensor) -> Search | None:
-    """FAISS' flat index on the GPU, float32."""
+    """Search with the flat index of FAISS on the GPU, float32."""
     if importlib.util.find_spec("faiss") is None:
         return None
     import faiss

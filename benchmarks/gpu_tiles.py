@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_tiles.py [--points 262144] [--k 16384] [--dims 768,3072] [--operands fp16,int8] [--json FILE]
 
-The settings shipped in `sctok/kernels/triton_tiles.py` come from such a table. Every setting is compiled in worker
-processes first, timed for the group scan (the one of exact labels), and its groups' bounds are compared with those of
-the shipped setting, for a fast setting that computes something else is worth nothing.
+The settings in `kernels/triton/tiles.py` come from such a table. Every setting is compiled in worker processes and then
+timed for the group scan, which exact labels use. The bounds of its groups are compared with those of the shipped
+setting, to find settings that compute something else.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WORKERS = 8
 
 
 def main() -> int:
-    """Compile, time, print."""
+    """Compile, time and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=262_144)
     parser.add_argument("--k", type=int, default=16_384)
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def candidates(operand: str) -> list[Tile]:
-    """Return settings whose operand tiles may fit in shared memory; the compiler has the last word."""
+    """Return the settings whose operand tiles may fit in shared memory. The compiler decides."""
     device = torch.device("cuda")
     shared = SHARED_BYTES[family_of(device)]
     found = [tile_of(device, operand)]
@@ -73,7 +73,7 @@ def candidates(operand: str) -> list[Tile]:
 
 
 def compiles(job: tuple[str, Tile]) -> bool:
-    """Compile one setting into the cache that all processes share; return whether it runs."""
+    """Compile one setting into the shared cache and return whether it can run."""
     operand, tile = job
     try:
         search(operand, tile, torch.randn(256, 768, device="cuda"), torch.randn(512, 768, device="cuda"))
@@ -104,7 +104,7 @@ def measure(n: int, k: int, dim: int, jobs: list[tuple[str, Tile]]) -> list[dict
         groups = scan_groups(rounded, columns, tile)
         lowest = torch.minimum(groups.second_bound, groups.third_bound)
         expected = best.setdefault(operand, lowest)
-        # Groups differ with the tile, so only the order of magnitude of the bounds is common to all.
+        # Groups differ between tiles, so only the order of magnitude of the bounds can be compared.
         same = bool(torch.isfinite(lowest).all()) and float((lowest - expected).abs().mean()) < 0.1 * float(
             expected.abs().mean()
         )

@@ -2,10 +2,10 @@
 
     python benchmarks/kernel_report.py [--family hopper] [--operands fp16,int8] [--dims 768,1536,3072] [--json FILE]
 
-Every shipped configuration is compiled ahead of time, and flash-kmeans' kernels beside them where it is installed.
-Instructions per score: the loop over centroids is found in the machine code by its backward branches. Instructions of
-the loop over D inside it count once per step, all others once per tile, tensor instructions and NOPs not at all;
-the total of a program is divided by the scores of its tile. Both projects are counted by the same code.
+Compiles every shipped configuration ahead of time, and the kernels of flash-kmeans if it is installed. Both are counted
+by the same code. The loop over centroids is found in the machine code by its backward branches. Instructions of the
+loop over D inside it count once per step, all others once per tile. Tensor instructions and NOPs do not count. The
+total of a program is divided by the number of scores of its tile.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from triton_compile import (
 
 from sctok.kernels.triton.tiles import FAMILIES, TARGETS
 
-POINTS, CENTROIDS = 1 << 20, 16_384  # shape that flash-kmeans' kernels are compiled for
+POINTS, CENTROIDS = 1 << 20, 16_384  # shape for which the kernels of flash-kmeans are compiled
 FLASH_TYPES = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32"}
 COLUMNS = ("target", "kernel", "operand", "D", "registers", "stack", "LDL", "STL", "shared", "tensor", "per score")
 
 
 def main() -> int:
-    """Compile, print a table, return 1 if a shipped configuration has a problem."""
+    """Compile, print a table, and return 1 if a shipped configuration has a problem."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--family", choices=FAMILIES, action="append", help="default: all")
     parser.add_argument("--operands", default="bf16,fp16,tf32,tf32x3,int8")
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def selected(family: str, operands: list[str], dims: list[int]) -> Iterator[tuple[Variant, list[int]]]:
-    """Yield our variants and flash-kmeans', each with the dimensions that it is reported for."""
+    """Yield the variants of sctok and flash-kmeans, each with the dimensions to report."""
     for variant in shipped_variants(family):
         if variant.operand in operands or not variant.scores:
             yield variant, dims if variant.scores else []
@@ -75,7 +75,7 @@ def selected(family: str, operands: list[str], dims: list[int]) -> Iterator[tupl
 
 
 def measure(variant: Variant, dims: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Compile a variant; return one row per dimension (one where there are none) and its problems."""
+    """Compile a variant and return one row per dimension (one row if it has none) and its problems."""
     compiled = compile_variant(variant)
     used = resources_of(compiled)
     rows = []
@@ -103,7 +103,7 @@ def measure(variant: Variant, dims: list[int]) -> tuple[list[dict[str, Any]], li
 
 
 def step_of(variant: Variant) -> int:
-    """Return how much of D one step of a kernel's inner loop covers."""
+    """Return the part of D that one step of a kernel's inner loop covers."""
     return int(variant.constants.get("DEPTH", variant.constants.get("BLOCK_D", 0)))
 
 
@@ -114,7 +114,7 @@ def line(cells: Any) -> str:
 
 
 def flash_assign(family: str, operand: str, dim: int) -> Variant:
-    """Return flash-kmeans' assignment kernel for long rows, with the settings that it picks itself."""
+    """Return the assignment kernel of flash-kmeans for long rows, with its own settings."""
     import torch
     from flash_kmeans import assign_euclid_triton as flash
 
@@ -147,7 +147,7 @@ def flash_assign(family: str, operand: str, dim: int) -> Variant:
 
 
 def flash_update(family: str, dim: int) -> Variant:
-    """Return flash-kmeans' update kernel, as it launches it by default."""
+    """Return the update kernel of flash-kmeans with its default launch settings."""
     from flash_kmeans import centroid_update_triton as flash
 
     kernel = flash._centroid_update_chunk_kernel

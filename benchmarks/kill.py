@@ -1,10 +1,10 @@
-"""Does any number of kill -9 leave the bytes of one clean run? `sctok tokenize`, killed at random moments and repeated.
+"""Does `sctok tokenize`, killed at random moments and repeated, end with the bytes of one clean run?
 
     python benchmarks/kill.py [--kills 200] [--seed 0] [--folder DIR] [-- OPTIONS OF sctok tokenize]
 
-Every round begins with an empty folder: one command, or two at a time, with or without decoding processes, is killed
-with all its processes after a random time, and repeated, until it comes to its end; then every file is compared with
-those of the clean run. Exit code 1, and the folder is kept, if any byte differs.
+Every round starts with an empty folder. One command, or two at a time, with or without decoding processes, is killed
+with all its processes after a random time, and repeated until it completes. Then every file is compared with those of
+the clean run. If any byte differs, the exit code is 1 and the folder is kept.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from sctok.cli.app import main as sctok_command
 CLIPS_PER_SHARD = 2
 IMPORTED = ("sctok.corpus.tokenization", "sctok.features.extractor")
 POLL_SECONDS = 0.02
-LONGEST = 0.9  # of the time of a whole run: when the latest kill comes
+LONGEST = 0.9  # the latest kill, as a share of the time of a whole run
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is tokenized, with which codebook and further options."""
+    """Audio to tokenize, the codebook and further options."""
 
     audio: Path
     codebook: Path
@@ -56,9 +56,9 @@ def make_corpus(folder: Path, options: list[str]) -> Corpus:
 
 
 def start(command: list[str], log: Path) -> int:
-    """Run a command in a process group of its own; return the process."""
-    # A copy of this process has imported everything, so that kills come while there is work. This one never computes
-    # anything: threads that it had would be missing in its copies.
+    """Start a command in its own process group and return the process."""
+    # A fork of this process has imported everything, so that kills hit real work. The parent never computes anything,
+    # because its threads would be missing in the forks.
     child = os.fork()
     if child:
         return child
@@ -80,12 +80,12 @@ def finish(command: list[str], log: Path) -> None:
 
 
 def wait(child: int) -> int:
-    """Wait for a process; return its exit code."""
+    """Wait for a process and return its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill(child: int) -> int | None:
-    """Kill a process and all that it has started; return its exit code if it had ended before."""
+    """Kill a process and its children, and return its exit code if it had ended before."""
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:  # it has no group yet
@@ -95,7 +95,7 @@ def kill(child: int) -> int | None:
 
 
 def ended(children: list[int], seconds: float) -> float | None:
-    """Wait so long for processes to end; return the seconds in which all did, None if one still runs."""
+    """Wait for processes to end. Return the seconds until all ended, or None if one still runs after `seconds`."""
     began = time.monotonic()
     while (elapsed := time.monotonic() - began) < seconds:
         if all(os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) for child in children):
@@ -105,19 +105,19 @@ def ended(children: list[int], seconds: float) -> float | None:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Return the hash of every file under a folder, hidden ones included."""
+    """Return the hash of every file under a folder, including hidden files."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def one_round(corpus: Corpus, out: Path, rng: random.Random, pace: list[float], most: int) -> list[int]:
-    """Run the command until it comes to its end, killing it at most `most` times.
+    """Run the command until it completes, killing it at most `most` times.
 
-    pace: the seconds that the command took when it was last not killed; kept up to date, for the machine may have other
-    work, too.
+    pace: seconds that the command took when it was last not killed. It is updated, because the load of the machine may
+    change.
 
     Returns:
-        for each kill, how many shards were finished by then.
+        Number of finished shards at each kill.
     """
     kills: list[int] = []
     while True:
@@ -137,12 +137,12 @@ def one_round(corpus: Corpus, out: Path, rng: random.Random, pace: list[float], 
 
 
 def main() -> None:
-    """Kill, repeat, compare."""
+    """Kill, repeat and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
-    parser.add_argument("options", nargs="*", help="of sctok tokenize, such as -- --codec mini")
+    parser.add_argument("--folder", type=Path, help="work folder (default: a temporary folder)")
+    parser.add_argument("options", nargs="*", help="options of sctok tokenize, such as -- --codec mini")
     args = parser.parse_args()
     for name in IMPORTED:
         import_module(name)

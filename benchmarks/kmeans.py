@@ -1,11 +1,11 @@
-"""Is our k-means the fastest exact one? Nearest centroids, time to inertia, final inertia, scaling and memory.
+"""How does the k-means of sctok compare? Nearest centroids, time to inertia, final inertia, scaling and memory.
 
     python benchmarks/kmeans.py [--features DIR] [--only assign,time] [--quick] [--json FILE] [--markdown FILE]
 
-Peers are measured in the same run, turn by turn, where they are installed (`pip install superkmeans kmeans-pytorch
-scikit-learn faiss-cpu`). Every time is a median. Labels of all systems are compared with the exact ones, which the
-float64 oracle confirms on random rows; inertia is evaluated exactly, outside the clock. DIR holds feature shards of
-`sctok extract`; without it the features of the bundled clips are used, which are few.
+Installed peers are measured in the same run, in turn (`pip install superkmeans kmeans-pytorch scikit-learn faiss-cpu`).
+Every time is a median. Labels of all systems are compared with the exact ones, which a float64 oracle confirms on
+random rows. Inertia is evaluated exactly, outside the clock. DIR holds feature shards of `sctok extract`. The default
+is the few features of the bundled clips.
 """
 
 import argparse
@@ -62,8 +62,8 @@ from sctok.kmeans_tools.sources.vectors import ArraySource
 
 PARTS = ("assign", "time", "final", "scaling", "memory")
 MEMORY_K = 256  # centroids of the runs whose memory is compared
-TARGET_SYSTEM, TARGET_STEP = "faiss", 10  # the inertia to reach is that of faiss.Kmeans after 10 iterations
-_ONCE = 120.0  # seconds of measuring a curve beyond which it is measured once
+TARGET_SYSTEM, TARGET_STEP = "faiss", 10  # the target is the inertia of faiss.Kmeans after 10 iterations
+_ONCE = 120.0  # seconds; longer curves are measured once
 
 
 _CHILD = """
@@ -79,7 +79,7 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much to measure. vectors: of each set. Of them `points` are assigned to `centroids` trained on the rest."""
+    """Sizes of the measurements: `points` of each set are assigned to `centroids` trained on the other vectors."""
 
     vectors: int = 100_000
     points: int = 16_384
@@ -128,12 +128,12 @@ def installed() -> list[System]:
 
 
 def note(text: str) -> None:
-    """Say on stderr what is being measured."""
+    """Print to stderr what is being measured."""
     print(text, file=sys.stderr, flush=True)
 
 
 def first_centroids(rest: Vectors, k: int, iterations: int) -> Vectors:
-    """Return k of the vectors, which are in random order, after so many iterations of Lloyd on all of them."""
+    """Return k of the vectors, which are in random order, after `iterations` of Lloyd on all of them."""
     centroids, points = torch.from_numpy(rest[:k].copy()), torch.from_numpy(rest)
     for _ in range(iterations):
         sums, counts = centroid_sums(points, nearest_centroid(points, centroids).labels, k)
@@ -248,7 +248,7 @@ def run_time(sets: dict[str, Vectors], sizes: Sizes, threads: int) -> dict[str, 
 
 
 def final_fits(vectors: Vectors, k: int, seed: int, start: Vectors | None, iterations: int) -> dict[str, float]:
-    """Return the exact inertia of each system run to its end, from given centroids or from its own seeding."""
+    """Return the exact final inertia of each system, from given centroids or from its own seeding."""
     results = {}
     settings: dict[str, Any] = {} if start is None else {"seeding": GIVEN, "iterations": iterations, "tol": 0}
     config = KMeansConfig(seed=seed, device="cpu", **settings)
@@ -271,7 +271,7 @@ def final_fits(vectors: Vectors, k: int, seed: int, start: Vectors | None, itera
 
 
 def run_final(sets: dict[str, Vectors], sizes: Sizes) -> dict[str, Any]:
-    """Compare the inertia at the end of five runs, from the same first centroids and from each system's own."""
+    """Compare the final inertia of five runs, from the same first centroids and from those of each system."""
     final = {}
     for name in [name for name in sets if name != "isotropic"]:
         vectors = np.ascontiguousarray(sets[name][: sizes.final_vectors])
@@ -294,7 +294,7 @@ def run_final(sets: dict[str, Vectors], sizes: Sizes) -> dict[str, Any]:
 
 
 def run_scaling(vectors: Vectors, sizes: Sizes) -> dict[str, Any]:
-    """Time full assignments over two decades of points and two of centroids."""
+    """Time whole assignments over two decades of points and two decades of centroids."""
     points = torch.from_numpy(vectors)
     count = min(sizes.points, len(points) - max(sizes.scaling_k))
     fixed_k = min(1024, len(points) // 8)
@@ -317,7 +317,7 @@ def run_scaling(vectors: Vectors, sizes: Sizes) -> dict[str, Any]:
 def cluster_peak(root: Path, domain: str, k: int, memory: int, threads: int) -> int:
     """Run `sctok cluster` with a limit in a child process and return its peak resident bytes.
 
-    The child reads the peak itself: what its parent sees as its maximum includes the parent's own pages at the fork.
+    The child reads the peak itself: the maximum that its parent sees includes the parent's pages at the fork.
     """
     arguments = ["cluster", "--domain", domain, "--k", str(k), "--root", str(root), "--token-rate", "25"]
     arguments += ["--iterations", "3", "--device", "cpu", "--memory", f"{memory >> 20}M"]
@@ -330,9 +330,9 @@ def cluster_peak(root: Path, domain: str, k: int, memory: int, threads: int) -> 
 
 
 def run_memory(sizes: Sizes, threads: int) -> dict[str, Any]:
-    """Cluster four times as many bytes of features as memory is allowed; the peak of a small run is taken off.
+    """Cluster features of four times the memory budget, and subtract the peak of a small run.
 
-    The small run has the same number of centroids, and a few vectors for each, so that it loads the same code.
+    The small run has as many centroids and a few vectors for each, so that it loads the same code.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -345,7 +345,7 @@ def run_memory(sizes: Sizes, threads: int) -> dict[str, Any]:
 
 
 def load_sets(folder: Path | None, rows: int) -> dict[str, Vectors]:
-    """Return the sets by name, `rows` vectors each or what there is of real features."""
+    """Return the sets by name, with `rows` vectors each, or fewer if there are fewer real features."""
     features = bundled_features(rows) if folder is None else real_features(folder, rows)
     note(f"features: {len(features)} vectors" + (" of the bundled clips" if folder is None else ""))
     return {"lowrank": lowrank(rows), "features": features, "isotropic": isotropic(rows)}
@@ -368,14 +368,16 @@ def measure(parts: Sequence[str], features: Path | None, sizes: Sizes, threads: 
 
 
 def main() -> int:
-    """Measure, print the tables and write what was asked for; 1 if our labels or our reported inertia are wrong."""
+    """Measure, print the tables and write the requested files. Return 1 if labels or inertia of sctok are wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--features", type=Path, help="folder of feature shards, searched below too")
+    parser.add_argument("--features", type=Path, help="folder of feature shards, searched recursively")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes: a trial of the script, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="use small sizes, to try the script")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path, help="write the tables, between <!-- results --> lines if it has them")
+    parser.add_argument(
+        "--markdown", type=Path, help="file to write the tables to, between <!-- results --> lines if it has them"
+    )
     parser.add_argument("--plots", type=Path, help="folder for the figures; needs matplotlib")
     args = parser.parse_args()
     parts = args.only.split(",")

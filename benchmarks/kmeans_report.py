@@ -1,4 +1,4 @@
-"""What benchmarks/kmeans.py makes of its measurements: comparisons, tables in Markdown and figures."""
+"""Comparisons, Markdown tables and figures of benchmarks/kmeans.py."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ from kmeans_systems import OURS
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 TICKS = (-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50, 100)
-FLAT = "superkmeans"  # the system whose time to the target is to be halved
+FLAT = "superkmeans"  # the goal is half of this system's time to the target
 
 
 def median_curve(runs: Sequence[Sequence[tuple[float, float]]]) -> list[list[float]]:
@@ -22,12 +22,12 @@ def median_curve(runs: Sequence[Sequence[tuple[float, float]]]) -> list[list[flo
 
 
 def first_time(curve: Sequence[Sequence[float]], target: float | None) -> float | None:
-    """Return the least seconds at which a curve is at or below the target, None if it never is."""
+    """Return the first second at which a curve is at or below the target, or None if it never is."""
     return min((seconds for seconds, inertia in curve if target is not None and inertia <= target), default=None)
 
 
 def points_below(curves: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
-    """Return the points of peers at which our best inertia until then is higher, or we have no centroids yet."""
+    """Return the points of peers at which the best inertia of sctok so far is higher, or missing."""
     found = []
     for name, curve in curves.items():
         for seconds, inertia in curve if name != OURS else []:
@@ -44,7 +44,7 @@ def slope(points: Sequence[tuple[int, float]]) -> float:
 
 
 def describe_machine(peers: dict[str, str | None], threads: int) -> dict[str, Any]:
-    """Return the processor, the load and the versions that the figures belong to."""
+    """Return the processor, the load and the versions of the measurement."""
     names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return {
         "processor": names[0].split(":", 1)[1].strip() if names else platform.processor(),
@@ -62,7 +62,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def write_between_markers(path: Path, text: str) -> None:
-    """Write a file, or only what lies between its marker lines where it has them."""
+    """Write a file, or replace only the text between its marker lines if it has them."""
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     if BEGIN in old and END in old:
         text = f"{old.split(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{old.split(END)[1]}"
@@ -70,7 +70,7 @@ def write_between_markers(path: Path, text: str) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
+    """Return a Markdown table with numbers aligned right."""
     lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -83,13 +83,13 @@ def fastest_exact(details: dict[str, Any]) -> tuple[str, float] | None:
 
 
 def fastest(details: dict[str, Any]) -> tuple[str, float] | None:
-    """Return the name and seconds of the fastest peer on one task, right or wrong."""
+    """Return the name and seconds of the fastest peer on one task, with or without wrong labels."""
     peers = sorted((seconds, name) for name, seconds in details["seconds"].items() if name != OURS)
     return (peers[0][1], peers[0][0]) if peers else None
 
 
 def final_ratios(each: dict[str, Any]) -> dict[str, float]:
-    """Return our inertia over the best of all runs of peers, by kind of start: our worst run and our best."""
+    """Return the ratio of sctok's worst and best inertia to the best run of all peers, by kind of start."""
     ratios = {}
     for kind in ("given", "own"):
         peers = [value for name, values in each[kind].items() if name != OURS for value in values]
@@ -100,7 +100,7 @@ def final_ratios(each: dict[str, Any]) -> dict[str, float]:
 
 
 def markdown_report(results: dict[str, Any]) -> str:
-    """Return all tables of what was measured."""
+    """Return the tables of all measurements."""
     parts = [_machine(results), _targets(results)]
     for kind, what in (
         ("trained", "two iterations of Lloyd on other vectors"),

@@ -1,9 +1,8 @@
-"""The data sets and the systems of benchmarks/kmeans.py: how each finds nearest centroids, and how each clusters.
+"""Data sets and systems of benchmarks/kmeans.py: how each finds nearest centroids, and how each clusters.
 
-An assigner takes points (n, D) and centroids (k, D), float32, with what it may prepare once per data set, and returns
-a function without arguments that yields labels (n,). A curve clusters vectors (n, D) into k and yields after each
-step the seconds since its start, seeding included, and the centroids (k, D) that it has by then. What happens between
-two steps is outside its clock.
+An assigner takes points (n, D) and centroids (k, D), float32, and may prepare something once per data set. It returns a
+function without arguments that returns labels (n,). A curve clusters vectors (n, D) into k. After each step it yields
+the seconds since its start, including seeding, and its centroids (k, D). The clock stops between two steps.
 """
 
 import contextlib
@@ -33,9 +32,9 @@ from sctok.kmeans_tools.sources.vectors import ArraySource, ShardSource
 
 DIM, LATENT, STACK = 768, 64, 4
 OURS = "sctok"
-LADDER = (1, 2, 4, 8, 12)  # iterations of systems that show nothing before they end
-PASSES = 25  # of ours
-CHAINED = 10  # iterations of systems that go on from given centroids, and of scikit-learn
+LADDER = (1, 2, 4, 8, 12)  # iterations of systems that report only at their end
+PASSES = 25  # iterations of sctok
+CHAINED = 10  # iterations of systems that continue from given centroids, and of scikit-learn
 HIERARCHICAL = ((1, 1, 0), (3, 5, 0), *((3, 5, steps) for steps in (1, 2, 4, 8)))  # coarse, fine, refinement
 DEADLINE = 900.0  # seconds after which a system takes no further step on its curve
 
@@ -51,10 +50,11 @@ Curve = Callable[[Vectors, int, int, int], Iterator[tuple[float, Vectors]]]
 
 @dataclass(frozen=True)
 class System:
-    """One peer. package: what pip installs. module: what is imported. rows: measure so few points only, None for all.
+    """One peer, with the names that pip installs and Python imports.
 
-    assign(points, centroids, threads) and curve(vectors, k, seed, threads) as above; None where it has no such thing.
-    bytes_per_distance: memory that a peer without a curve would need per pair of vector and centroid.
+    rows: number of points to measure, None for all. assign(points, centroids, threads) and curve(vectors, k, seed,
+    threads): as in the module's docstring, or None. bytes_per_distance: memory that a peer without a curve would need
+    per pair of vector and centroid.
     """
 
     name: str
@@ -67,7 +67,7 @@ class System:
 
     @property
     def version(self) -> str | None:
-        """Version of the installed package, None where it is not installed."""
+        """Version of the installed package, or None."""
         if importlib.util.find_spec(self.module) is None:
             return None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -76,9 +76,9 @@ class System:
 
 
 def set_threads(threads: int) -> None:
-    """Give PyTorch, FAISS, Numba and every loaded BLAS and OpenMP runtime so many threads.
+    """Set the threads of PyTorch, FAISS, Numba and every loaded BLAS and OpenMP runtime.
 
-    Peers are imported first, so that libraries which their wheels bring along are among those.
+    Peers are imported first, to include the libraries in their wheels.
     """
     for system in PEERS:
         if system.version is not None:
@@ -104,19 +104,19 @@ def lowrank(rows: int, seed: int = 0) -> Vectors:
 
 
 def isotropic(rows: int, seed: int = 1) -> Vectors:
-    """Return (rows, 768) float32 standard normal: no structure that a shortcut could use."""
+    """Return (rows, 768) float32 standard normal values, without structure for shortcuts."""
     return np.random.default_rng(seed).standard_normal((rows, DIM), dtype=np.float32)
 
 
 def real_features(folder: Path, rows: int) -> Vectors:
-    """Return at most so many stacked vectors of the feature shards below a folder, chosen and ordered at random."""
+    """Return at most `rows` stacked vectors of the feature shards below a folder, in random order."""
     source = ShardSource(sorted(folder.rglob("*.h5")), STACK)
     vectors = source.sample(min(rows, source.rows), (0,))
     return vectors[np.random.default_rng(2).permutation(len(vectors))]
 
 
 def bundled_features(rows: int) -> Vectors:
-    """Return what the clips of the package give, a few thousand vectors."""
+    """Return the features of the bundled clips, a few thousand vectors."""
     with as_file(files("sctok.samples")) as clips, tempfile.TemporaryDirectory() as folder:
         extract_features([clips], Path(folder), partial(load_encoder, "mini"), ExtractionConfig("bundled"))
         return real_features(Path(folder), rows)
@@ -129,7 +129,7 @@ def exact_inertia(vectors: Vectors, centroids: Vectors) -> float:
 
 
 def write_shards(folder: Path, rows: int) -> int:
-    """Write a feature set of so many stacked vectors, a clip per 4,000, and return its bytes."""
+    """Write a feature set of `rows` stacked vectors, 4,000 per clip, and return its bytes."""
     folder.mkdir(parents=True)
     rows -= rows % STACK  # whole pairs of columns
     with FeatureShardWriter(
@@ -142,16 +142,16 @@ def write_shards(folder: Path, rows: int) -> int:
 
 
 def sctok_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """Raw arrays in, exact labels out: the preparation of the centroids is part of every call."""
+    """Assign with sctok. The preparation of the centroids is part of every call."""
     return lambda: nearest_centroid(torch.from_numpy(points), torch.from_numpy(centroids)).labels.numpy()
 
 
 def sctok_curve(vectors: Vectors, k: int, seed: int) -> tuple[list[tuple[float, float]], dict[str, Any]]:
-    """Return (seconds, inertia) of our centroids after seeding and after every pass, and checks of the whole run.
+    """Return (seconds, inertia) of sctok after seeding and after every pass, and checks of the whole run.
 
     The first point is the draft that the callback gets during seeding, evaluated afterwards. A pass reports the inertia
-    of the centroids that it began with: those that were there when the pass before ended. The checks compare it with an
-    evaluation of their own after one pass and after the last.
+    of the centroids that it started with, which existed at the end of the previous pass. The checks compare the
+    reported inertia with a separate evaluation after the first and the last pass.
     """
     seconds: list[float] = []
     inertia: list[float] = []
@@ -196,12 +196,12 @@ def gemm_labels(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
 
 
 def pytorch_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """A matrix product and an argmin, as most code does it."""
+    """Assign with a matrix product and an argmin."""
     return lambda: gemm_labels(torch.from_numpy(points), torch.from_numpy(centroids)).numpy()
 
 
 def pytorch_centred_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """The same after the mean of the centroids is taken from both, which keeps more digits."""
+    """Assign as above after subtracting the mean of the centroids, which keeps more digits."""
 
     def labels() -> Labels:
         given = torch.from_numpy(centroids)
@@ -212,7 +212,7 @@ def pytorch_centred_assign(points: Vectors, centroids: Vectors, threads: int) ->
 
 
 def pytorch_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator[tuple[float, Vectors]]:
-    """Plain Lloyd from random vectors: the matrix product above, and sums by index_add_."""
+    """Run plain Lloyd from random vectors, with the matrix product above and sums by index_add_."""
     started, outside = time.perf_counter(), 0.0
     points = torch.from_numpy(vectors)
     chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:k]
@@ -228,7 +228,7 @@ def pytorch_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator
 
 
 def sklearn_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """KMeans.predict of a model that has these centroids."""
+    """Assign with KMeans.predict of a model with these centroids."""
     from sklearn.cluster import KMeans
 
     model = KMeans(len(centroids), init=centroids, n_init=1, max_iter=1).fit(centroids)
@@ -237,14 +237,14 @@ def sklearn_assign(points: Vectors, centroids: Vectors, threads: int) -> Callabl
 
 
 def sklearn_argmin_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """pairwise_distances_argmin, whose products are float64."""
+    """Assign with pairwise_distances_argmin, whose products are float64."""
     from sklearn.metrics import pairwise_distances_argmin
 
     return lambda: pairwise_distances_argmin(points, centroids)
 
 
 def sklearn_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator[tuple[float, Vectors]]:
-    """Lloyd from random vectors: the k-means++ that is its default takes longer than all iterations together."""
+    """Run Lloyd from random vectors. The default k-means++ takes longer than all iterations together."""
     from sklearn.cluster import KMeans
 
     for iterations in [step for step in LADDER if step <= CHAINED]:
@@ -256,7 +256,7 @@ def sklearn_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator
 
 
 def faiss_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """The flat index that faiss.Kmeans and faiss.SuperKmeans assign with."""
+    """Assign with the flat index of faiss.Kmeans and faiss.SuperKmeans."""
     import faiss
 
     def labels() -> Labels:
@@ -268,12 +268,12 @@ def faiss_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[
 
 
 def faiss_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator[tuple[float, Vectors]]:
-    """Each iteration a call of its own from the centroids of the one before, which gives those of one long call."""
+    """Run one call per iteration from the previous centroids. The result is that of one long call."""
     import faiss
 
     seconds, centroids = 0.0, None
     for _ in range(CHAINED):
-        # min_points_per_centroid decides about a warning alone.
+        # min_points_per_centroid only controls a warning.
         started = time.perf_counter()
         model = faiss.Kmeans(vectors.shape[1], k, niter=1, seed=seed, min_points_per_centroid=1)
         model.train(vectors, init_centroids=centroids)
@@ -283,7 +283,7 @@ def faiss_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator[t
 
 
 def faiss_superkmeans_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator[tuple[float, Vectors]]:
-    """Cannot go on from given centroids: a run for each number of iterations."""
+    """Run once for each number of iterations, because it cannot continue from given centroids."""
     import faiss
 
     for iterations in LADDER:
@@ -294,7 +294,7 @@ def faiss_superkmeans_curve(vectors: Vectors, k: int, seed: int, threads: int) -
 
 
 def superkmeans_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """Its exact float32 search. (The pruned one works on the vectors that it was trained on alone.)"""
+    """Assign with its exact float32 search. The pruned search works only on its training vectors."""
     import superkmeans
 
     model = superkmeans.SuperKMeans(len(centroids), centroids.shape[1], n_threads=threads)
@@ -319,7 +319,7 @@ def _superkmeans(vectors: Vectors, k: int, seed: int, threads: int, **options: A
 
 
 def superkmeans_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iterator[tuple[float, Vectors]]:
-    """Flat, on all vectors (its default is 30 % of them), a run for each number of iterations."""
+    """Run flat on all vectors (its default is 30 % of them), once for each number of iterations."""
     for iterations in LADDER:
         yield _superkmeans(vectors, k, seed, threads, hierarchical=False, iters=iterations)
 
@@ -327,7 +327,7 @@ def superkmeans_curve(vectors: Vectors, k: int, seed: int, threads: int) -> Iter
 def superkmeans_hierarchical_curve(
     vectors: Vectors, k: int, seed: int, threads: int
 ) -> Iterator[tuple[float, Vectors]]:
-    """Hierarchical: least effort, its default, then with more and more iterations of refinement."""
+    """Run hierarchically with least effort, with the default, and with more and more refinement."""
     for coarse, fine, refinement in HIERARCHICAL:
         yield _superkmeans(
             vectors,
@@ -342,7 +342,7 @@ def superkmeans_hierarchical_curve(
 
 
 def kmeans_pytorch_assign(points: Vectors, centroids: Vectors, threads: int) -> Callable[[], Labels]:
-    """kmeans_predict on a few rows at a time, since it materialises rows x k x D."""
+    """Assign a few rows at a time, because kmeans_predict materialises rows x k x D."""
     from kmeans_pytorch import kmeans_predict
 
     given = torch.from_numpy(centroids)
@@ -358,7 +358,7 @@ def kmeans_pytorch_assign(points: Vectors, centroids: Vectors, threads: int) -> 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the warning that a fit cut short has not converged."""
+    """Hide the warning that a shortened fit has not converged."""
     import warnings
 
     with warnings.catch_warnings():
@@ -399,7 +399,7 @@ def peer_curve(system: System, vectors: Vectors, k: int, seed: int, threads: int
 
 
 def warm_up(systems: Sequence[System], few: Vectors, threads: int) -> None:
-    """Let every system load and compile what it does at its first call: one step of each."""
+    """Run one step of every system, so that loading and compilation are not timed."""
     sctok_curve(few, _FEW_CENTROIDS, 0)
     for system in systems:
         assert system.curve is not None

@@ -1,14 +1,14 @@
-"""Has an encoder learned anything? Linear probes on clip means, beside random weights and log-mel features.
+"""Has an encoder learned anything? Linear probes on clip means, compared with random weights and log-mel features.
 
     python benchmarks/probe_encoder.py AUDIO --encoder mini --out docs/results/pretraining/mini
 
-AUDIO holds `tasks/*.csv` with columns path, label, group; clips of one group never straddle training and test.
-Features are scaled to unit variance and a logistic regression is fitted in each of five grouped folds, its strength
-chosen by three grouped folds inside the training part; all of that is repeated with other folds (`--repeats`).
+AUDIO holds `tasks/*.csv` with columns path, label, group. Clips of one group are never split over training and test.
+Features are scaled to unit variance. A logistic regression is fitted in each of five grouped folds, with its strength
+chosen by three grouped folds inside the training part. All of that is repeated with other folds (`--repeats`).
+
 Poolings: `mean` over all patches (E values) or frames (128), and `mean, deviation` over frames (256). `random` is the
-mean of several networks of random weights (`--random`). Differences are taken clip by clip: what share of its
-predictions was right, trained, less the same share of what it is compared with. Their standard errors are those of
-other clips.
+mean of several networks of random weights (`--random`). Differences are taken clip by clip: the share of right
+predictions of the trained encoder, minus that of the other features. Their standard errors describe other clips.
 """
 
 import argparse
@@ -41,14 +41,14 @@ Shares = NDArray[np.float64]
 
 
 def random_encoder(like: EncoderWeights, seed: int) -> EncoderWeights:
-    """Return weights of the same shape as pretraining starts from."""
+    """Return random weights of the same shape, as pretraining starts from."""
     torch.manual_seed(seed)
     model = MaskedAutoencoder(AudioMAE(like.config), 64, 1, 1).encoder
     return EncoderWeights("random", like.config, {k: v.detach() for k, v in model.state_dict().items()}, {})
 
 
 def right(features: Rows, labels: NDArray[np.str_], groups: NDArray[np.str_], repeats: int) -> Shares:
-    """Return for each clip the share of the repeats in which its label was found, while it was held out."""
+    """Return for each clip the share of repeats in which its held-out label was predicted."""
     correct = np.zeros(len(labels))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     for repeat in range(repeats):
@@ -62,7 +62,7 @@ def right(features: Rows, labels: NDArray[np.str_], groups: NDArray[np.str_], re
 
 
 def probe_task(path: Path, audio: Path, systems: Sequence[System], seconds: float, repeats: int) -> dict[str, object]:
-    """Return what was found in one task: accuracy, and differences from that of the trained encoder."""
+    """Return the results of one task: accuracies, and differences from the trained encoder."""
     embedded = embed_clips(read_task(path, audio).clips, systems, seconds=seconds)
     if embedded.failed:
         raise ValueError(f"{embedded.failed[0].source}: {embedded.failed[0].reason}")
@@ -89,7 +89,7 @@ def mean_and_error(values: Shares) -> tuple[float, float]:
 
 
 def markdown(results: list[dict[str, Any]], weights: EncoderWeights, repeats: int, networks: int) -> str:
-    """Return the tables for people: a row per task, a column per features."""
+    """Return Markdown tables with a row for each task and a column for each kind of features."""
     about = f"{FOLDS} grouped folds, {repeats} times; random: mean of {networks} networks"
     lines = [f"Encoder `{weights.name}`, hash `{weights.hash}`. Accuracy ± standard error; {about}.", ""]
     lines += ["| task | clips / classes | majority | " + " | ".join((TRAINED, RANDOM, MEAN, DEVIATION)) + " |"]
@@ -112,9 +112,9 @@ def main() -> None:
     parser.add_argument("audio", type=Path)
     parser.add_argument("--encoder", default="mini")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each clip, from its start")
-    parser.add_argument("--repeats", type=int, default=3, help="of all folds, with other folds")
-    parser.add_argument("--random", type=int, default=3, help="networks of random weights")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds to use from the start of each clip")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions, each with other folds")
+    parser.add_argument("--random", type=int, default=3, help="number of networks with random weights")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     weights = load_weights(args.encoder)

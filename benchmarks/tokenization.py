@@ -42,7 +42,7 @@ def main() -> int:
     system_name, precision = str(where), resolve_precision(args.precision, where, [ENCODER])
     sound = real_audio(args.audio, 120 if args.quick else 600)
     system = make_system(args.encoder, system_name, precision, args.rows, sound)
-    bare_job(system)(*windows_of(sound, 2))  # compiles what is compiled once
+    bare_job(system)(*windows_of(sound, 2))  # compiles before anything is timed
     results: dict[str, Any] = {"device": _device_name(where), "encoder": args.encoder, "precision": precision}
     results |= {"rows": len(system.codebook.centroids), "sections": {}}
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
@@ -110,16 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--encoder", default="mini", help="mini, base (random weights of that size), tiny, or a file")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--rows", type=int, default=4096, help="of the codebook")
-    parser.add_argument("--audio", help="a folder of audio, in place of the bundled clips")
-    parser.add_argument("--seconds", type=float, help="of audio in most sections; 1800, on a GPU 36,000")
-    parser.add_argument("--files", type=int, help="of one second; 10,000")
+    parser.add_argument("--rows", type=int, default=4096, help="rows of the codebook")
+    parser.add_argument("--audio", help="folder of audio to use instead of the bundled clips")
+    parser.add_argument(
+        "--seconds", type=float, help="seconds of audio in most sections (default: 1800, on a GPU 36,000)"
+    )
+    parser.add_argument("--files", type=int, help="files of one second (default: 10,000)")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--clusters", type=int, default=1024)
-    parser.add_argument("--threads", type=int, help="of PyTorch")
-    parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes, once each")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch")
+    parser.add_argument("--only", help=f"sections to run, of {','.join(SECTIONS)}")
+    parser.add_argument("--quick", action="store_true", help="use small sizes, once each")
     parser.add_argument("--work", help="folder for temporary files")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)

@@ -1,4 +1,4 @@
-"""Collections of audio of any size for benchmarks/tokenization.py: real sound, cut and repeated."""
+"""Collections of audio of any size for benchmarks/tokenization.py, cut and repeated from real sound."""
 
 import os
 from importlib.resources import files
@@ -13,14 +13,14 @@ from sctok.audio.decoding.decode import AudioError, read_audio
 from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN
 
-FILE_RATE = 44_100  # of the stereo files
-DISTINCT = 64  # files of one collection whose sound differs; the others are links to them
+FILE_RATE = 44_100  # sample rate of the stereo files
+DISTINCT = 64  # different files of one collection; the others are links to them
 
 Audio = npt.NDArray[np.float32]
 
 
 def real_audio(folder: str | None, seconds: float) -> Audio:
-    """Return so much 16 kHz audio (n,) of a folder, or of the bundled clips, at most 20 s of each file, repeated."""
+    """Return 16 kHz audio (n,) of a folder or the bundled clips, at most 20 s of each file, repeated to `seconds`."""
     wanted, parts, held = round(seconds * SAMPLE_RATE), [], 0
     found = [item for item in list_audio([folder or str(files("sctok.samples"))]) if isinstance(item, AudioItem)]
     np.random.default_rng(0).shuffle(found)  # type: ignore[arg-type]
@@ -36,10 +36,10 @@ def real_audio(folder: str | None, seconds: float) -> Audio:
 
 
 def write_collection(folder: Path, sound: Audio, count: int, seconds: float, kind: str = "wav") -> float:
-    """Write `count` files of `seconds` each, and return the seconds in all.
+    """Write `count` files of `seconds` each, and return their total seconds.
 
-    kind: wav, 16 kHz mono PCM; flac, 44.1 kHz stereo. No more than 64 differ; links stand for the rest, in folders of
-    a thousand.
+    kind: wav, 16 kHz mono PCM; flac, 44.1 kHz stereo. At most 64 files differ; the others are links. Folders hold a
+    thousand files.
     """
     folder.mkdir(parents=True)
     length = round(seconds * SAMPLE_RATE)
@@ -63,6 +63,6 @@ def _path(folder: Path, index: int, kind: str) -> Path:
 
 
 def windows_of(sound: Audio, count: int) -> tuple[Audio, npt.NDArray[np.bool_]]:
-    """Return `count` windows (count, 164,080) of a sound, and which of them ends it: none."""
+    """Return `count` windows (count, 164,080) of a sound, and a mask of last windows, all false."""
     starts = [index * WINDOW_SAMPLES % max(1, len(sound) - WINDOW_SPAN) for index in range(count)]
     return np.stack([sound[start : start + WINDOW_SPAN] for start in starts]), np.zeros(count, bool)

@@ -20,14 +20,14 @@ REPEATS = 5
 
 
 def encoder_gflop(config: EncoderConfig) -> float:
-    """Return the products of one window in GFLOP."""
+    """Return the operations of the encoder for one window in GFLOP."""
     positions, width = 513, config.width
     block = 24 * positions * width**2 + 4 * positions**2 * width
     return (config.depth * block + 2 * 512 * 256 * width) / 1e9
 
 
 def encoder_rates(encoder: str, device: str, *, quick: bool) -> list[dict[str, Any]]:
-    """Return windows per second of the encoder alone, on filterbanks on the device."""
+    """Return windows per second of the encoder, given filterbanks on the device."""
     rows = []
     cases = [("eager", precision, size) for precision in PRECISIONS for size in BATCHES]
     cases += [("graph", precision, size) for precision in PRECISIONS for size in BATCHES]
@@ -64,7 +64,7 @@ def ways_agree(encoder: str, device: str, sound: Audio) -> dict[str, float]:
 
 
 def token_changes(device: str, sound: Audio, windows: int, rows: int) -> list[dict[str, Any]]:
-    """Return how many tokens of the bundled encoder differ from those in fp32 on the device, and on the CPU."""
+    """Return the number of tokens of the bundled encoder that differ from fp32 on the device, and on the CPU."""
     system = make_system("mini", device, "fp32", rows, sound)
     waves, last = windows_of(sound, windows)
     quantizer = SemanticQuantizer(system.codebook, torch.device(device))
@@ -89,7 +89,7 @@ def _share(found: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def stage_rates(system: System, sound: Audio, size: int) -> dict[str, float]:
-    """Return milliseconds per batch of windows: the copy there, filterbank, encoder, search, and all of it."""
+    """Return milliseconds per batch of windows: copy to the device, filterbank, encoder, search, and total."""
     device = system.device
     waves, last = (torch.from_numpy(each).pin_memory() for each in windows_of(sound, size))
     extractor = system.load()

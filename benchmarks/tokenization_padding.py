@@ -1,9 +1,9 @@
-"""What does cutting padding do to features? Codebooks of one-second clips, and linear probes of short clips.
+"""How does cutting padding change features? Codebooks of one-second clips, and linear probes of short clips.
 
     python benchmarks/tokenization_padding.py AUDIO [--encoder mini] [--clips 1200] [--tasks speech_digit …]
 
-AUDIO is a folder of audio with `tasks/*.csv` as benchmarks/probe_encoder.py takes them. Explained variance: of stacked
-features of one-second stretches of half of the files, by a codebook of the other half. Probes: of clip means, over the
+AUDIO is a folder of audio with `tasks/*.csv` as for benchmarks/probe_encoder.py. Explained variance: stacked features
+of one-second stretches of half of the files, quantized by a codebook of the other half. Probes: clip means over the
 columns that hold audio.
 """
 
@@ -37,12 +37,12 @@ from sctok.features.extractor import CUT, PADDINGS, FeatureExtractor
 from sctok.formats.stacking import stack_patches
 
 STACK = 2
-QUIET = 1e-3  # root mean square of a second that is left out
+QUIET = 1e-3  # root mean square below which a second is left out
 Values = NDArray[np.float32]
 
 
 def embed(extractor: FeatureExtractor, audio: Values) -> Values:
-    """Return the patch embeddings (8 · columns, width) of a clip's columns that hold audio."""
+    """Return the patch embeddings (8 · columns, width) of the columns of a clip that hold audio."""
     parts = []
     for start in range(0, len(audio), WINDOW_SAMPLES):
         rest = len(audio) - start
@@ -55,7 +55,7 @@ def embed(extractor: FeatureExtractor, audio: Values) -> Values:
 
 
 def middle_seconds(audio: Path, count: int) -> Iterator[Values]:
-    """Yield the middle seconds of so many files, chosen at random."""
+    """Yield the middle seconds of `count` random files."""
     found = [item for item in list_audio([str(audio)]) if isinstance(item, AudioItem)]
     np.random.default_rng(0).shuffle(found)  # type: ignore[arg-type]
     for item in found:
@@ -72,7 +72,7 @@ def middle_seconds(audio: Path, count: int) -> Iterator[Values]:
 
 
 def explained_variance(vectors: Values, clusters: int) -> float:
-    """Return what share of the variance of the second half of vectors a codebook of the first half explains."""
+    """Return the variance of the second half of vectors that a codebook of the first half explains."""
     train, test = np.array_split(vectors, 2)
     model = KMeans(n_clusters=clusters, random_state=0).fit(train)
     error = ((test - model.cluster_centers_[model.predict(test)]).astype(np.float64) ** 2).sum()
@@ -109,7 +109,7 @@ def probe_table(extractors: dict[str, FeatureExtractor], audio: Path, tasks: lis
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("audio", type=Path)
     parser.add_argument("--encoder", default="mini")

@@ -1,4 +1,4 @@
-"""What people do without sctok: a plain loop over files, and three scripts that dump, cluster and label."""
+"""Alternatives to sctok: a plain loop over files, and three scripts that dump, cluster and label."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ SKLEARN_BATCH = 4096
 
 
 def plain_loop(system: System, audio: Path, out: Path) -> dict[str, Any]:
-    """Tokenize as the published code does: file after file in one process, float32 distances to all centroids."""
+    """Tokenize like the published code: one file at a time in one process, float32 distances to all centroids."""
     out.mkdir(parents=True, exist_ok=True)
     model = _model(system)
     centroids = torch.from_numpy(system.codebook.centroids).to(system.device)
@@ -33,7 +33,7 @@ def plain_loop(system: System, audio: Path, out: Path) -> dict[str, Any]:
 
 
 def three_scripts(system: System, audio: Path, out: Path, clusters: int) -> dict[str, float]:
-    """Return the seconds of dumping features as .npy, MiniBatchKMeans over them, and labelling them."""
+    """Return the seconds to dump features as .npy, run MiniBatchKMeans on them, and label them."""
     from sklearn.cluster import MiniBatchKMeans
 
     out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""What benchmarks/tokenization.py makes of its measurements: tables in Markdown."""
+"""Markdown tables of benchmarks/tokenization.py."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
 def report(results: dict[str, Any]) -> str:
-    """Return all tables that there are results for."""
+    """Return the tables of all results."""
     machine = results.get("machine", {})
     load = " ".join(f"{value:.1f}" for value in machine.get("load", ()))
     versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
@@ -20,7 +20,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
+    """Return a Markdown table with numbers aligned right."""
     lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -127,7 +127,7 @@ def _lengths(found: list[dict[str, Any]]) -> str:
 
 
 def _pace(found: list[dict[str, Any]], padding: str, what: str) -> str:
-    """Return how much more time a second of audio takes in the shortest files than in the longest."""
+    """Return the time ratio of a second of audio in the shortest files to one in the longest."""
     rows = sorted((each for each in found if each["padding"] == padding), key=lambda each: float(each["file_seconds"]))
     short, long = (each[what] / each["audio_seconds"] for each in (rows[0], rows[-1]))
     return f"{short / long:.3f}"

@@ -1,4 +1,4 @@
-"""The sections of benchmarks/tokenization.py: what each measures, in the order in which they are printed."""
+"""The sections of benchmarks/tokenization.py, in the order in which they are printed."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from tokenization_systems import MODEL_STAGES, System, bare_job, cpu_seconds, ma
 
 from sctok.features.extractor import CUT, KEEP, PADDINGS
 
-LONG, SHORT = 60.0, 1.0  # seconds of a file
+LONG, SHORT = 60.0, 1.0  # lengths of files in seconds
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the sections share."""
+    """Settings that the sections share."""
 
     system: System
     sound: Audio
@@ -39,18 +39,18 @@ class Setting:
     quick: bool
 
     def collection(self, files: int, seconds: float, kind: str = "wav") -> Path:
-        """Return the folder of a collection, written once."""
+        """Return the folder of a collection, written at the first call."""
         path = self.folder / f"{kind}-{files}-{seconds:g}"
         if not path.exists():
             write_collection(path, self.sound, files, seconds, kind)
         return path
 
     def long(self, kind: str = "wav") -> Path:
-        """Return the collection that most sections read."""
+        """Return the collection of long files, which most sections read."""
         return self.collection(max(1, round(self.seconds / LONG)), LONG, kind)
 
     def run(self, audio: Path, workers: int | None = None, devices: int = 1) -> dict[str, Any]:
-        """Tokenize, the best of the repeats."""
+        """Tokenize, and return the best of the repeats."""
         many = self.workers if workers is None else workers
         settings: dict[str, Any] = {"workers": many, "batch": self.batch, "devices": devices}
         runs = [run_whole(self.system, audio, self.folder / "tokens", **settings) for _ in range(self.repeats)]
@@ -58,7 +58,7 @@ class Setting:
 
 
 def stages(setting: Setting) -> list[dict[str, Any]]:
-    """Where the time goes, for two kinds of files: with decoding in the same process, and beside it."""
+    """Measure the time of each stage for two kinds of files, decoded in the same process and in another one."""
     rows = []
     for kind in ("wav", "flac"):
         for workers in (0, setting.workers):
@@ -69,7 +69,7 @@ def stages(setting: Setting) -> list[dict[str, Any]]:
 
 
 def bare(setting: Setting) -> dict[str, Any]:
-    """The bare model on a batch in memory, over and over, and the whole run of as many windows: in turns, the best."""
+    """Compare the model on a batch in memory with a whole run of as many windows, in turn; the best of each."""
     waves, last = windows_of(setting.sound, setting.batch)
     job = bare_job(setting.system)
     on_gpu = setting.system.device.startswith("cuda")
@@ -91,7 +91,7 @@ def bare(setting: Setting) -> dict[str, Any]:
 
 
 def workers(setting: Setting) -> list[dict[str, Any]]:
-    """Speed by the number of decoding processes, and with two processes that encode."""
+    """Measure the speed by the number of decoding processes, and with two encoding processes."""
     most = max(2, min(16, os.cpu_count() or 2))
     counts = sorted({0, 1, 2, most // 2, most})
     rows = [{"workers": count, "devices": 1, **setting.run(setting.long("flac"), count)} for count in counts]
@@ -101,9 +101,9 @@ def workers(setting: Setting) -> list[dict[str, Any]]:
 
 
 def lengths(setting: Setting) -> list[dict[str, Any]]:
-    """One-second files against the same sound in files of a minute, with padding and without; in turns.
+    """Compare one-second files with the same sound in files of a minute, with and without padding, in turn.
 
-    With padding, of which one-second files have ten times as much as sound, a tenth of them is read.
+    With padding, one-second files take ten times as long, so only a tenth of them is read.
     """
     cases: dict[tuple[str, float], dict[str, Any]] = {}
     for _ in range(setting.repeats):
@@ -123,7 +123,7 @@ def lengths(setting: Setting) -> list[dict[str, Any]]:
 
 
 def memory(setting: Setting) -> list[dict[str, Any]]:
-    """Peak memory of the main process by the number of one-second files, each in a process of its own."""
+    """Measure the peak memory of the main process by the number of one-second files, in separate processes."""
     rows = []
     for padding in PADDINGS:
         for files in setting.memory_files:
@@ -135,7 +135,7 @@ def memory(setting: Setting) -> list[dict[str, Any]]:
 
 
 def loop(setting: Setting) -> list[dict[str, Any]]:
-    """A plain loop over files, as the published code does it, and sctok."""
+    """Compare a plain loop over files, like the published code, with sctok."""
     rows = []
     for kind in ("wav", "flac"):
         plain = plain_loop(setting.system, setting.long(kind), setting.folder / "loop")
@@ -144,7 +144,7 @@ def loop(setting: Setting) -> list[dict[str, Any]]:
 
 
 def scripts(setting: Setting) -> dict[str, Any]:
-    """Three scripts that dump features, cluster them with scikit-learn and label them, and sctok."""
+    """Compare three scripts that dump features, cluster them with scikit-learn and label them, with sctok."""
     audio, folder = setting.long(), setting.folder / "scripts"
     theirs = three_scripts(setting.system, audio, folder / "dump", setting.clusters)
     return {
@@ -155,7 +155,7 @@ def scripts(setting: Setting) -> dict[str, Any]:
 
 
 def device(setting: Setting) -> dict[str, Any]:
-    """On a GPU: the encoder alone, stages of a batch, and what low precision changes."""
+    """Measure a GPU: speed of the encoder, stages of a batch, and tokens that low precision changes."""
     system = setting.system
     if not system.device.startswith("cuda"):
         return {}
@@ -173,7 +173,7 @@ SECTIONS: dict[str, Callable[[Setting], Any]] = {
 
 
 def _peak_memory(audio: str, where: str, padding: str) -> None:
-    """Tokenize with a tiny encoder, in this process, and print its peak memory: of 20 files, and of those given."""
+    """Tokenize 20 files and then those of `audio` with a tiny encoder, and print this process's peak memory of both."""
     sound = real_audio(None, 60)
     system = make_system("tiny", where, "fp32", 256, sound)
     if padding == CUT:
@@ -183,7 +183,7 @@ def _peak_memory(audio: str, where: str, padding: str) -> None:
         few = Path(folder, "few")
         write_collection(few, sound, 20, SHORT)
         for inputs in (few, Path(audio)):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
             found = run_whole(system, inputs, Path(folder, "tokens"), workers=1, batch=8)
             status = Path("/proc/self/status").read_text(encoding="ascii")
             peaks.append(int(status.partition("VmHWM:")[2].split()[0]) / 1024)

@@ -1,4 +1,4 @@
-"""What benchmarks/tokenization.py times: encoders, codebooks, whole runs and the bare model."""
+"""Encoders, codebooks, whole runs and the bare model, for benchmarks/tokenization.py."""
 
 import resource
 import shutil
@@ -24,14 +24,14 @@ from sctok.features.extractor import CUT, KEEP, FeatureExtractor
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.formats.stacking import stack_patches
 
-STAND_IN = "base"  # an encoder of the published size with random weights: nothing is fetched
+STAND_IN = "base"  # an encoder of the published size with random weights, so that nothing is downloaded
 SIZES = {STAND_IN: EncoderConfig(), "tiny": EncoderConfig(32, 3, 2)}
 MODEL_STAGES = ("encoder", "nearest centroid")
 
 
 @dataclass(frozen=True)
 class System:
-    """An encoder by name, what it does with padding, and a codebook for it."""
+    """An encoder by name, its padding, and a codebook for it."""
 
     encoder: str
     device: str
@@ -44,14 +44,14 @@ class System:
         return load(self.encoder, device or self.device, self.precision, self.padding)
 
     def without_padding(self) -> "System":
-        """Return the system that cuts padding, with the same centroids: the time alone is of interest."""
+        """Return the system that cuts padding, with the same centroids, which is enough for timing."""
         loaded = load(self.encoder, "cpu", "fp32", CUT)
         info = replace(self.codebook.metadata, encoder_hash=loaded.hash)
         return replace(self, codebook=replace(self.codebook, metadata=info), padding=CUT)
 
 
 def load(encoder: str, device: str, precision: str, padding: str = KEEP) -> FeatureExtractor:
-    """Load an encoder: mini, a path, or random weights of the sizes base and tiny."""
+    """Load an encoder: mini, a path, or random weights of size base or tiny."""
     return FeatureExtractor(_weights(encoder), torch.device(device), precision, padding)
 
 
@@ -65,7 +65,7 @@ def _weights(encoder: str) -> EncoderWeights:
 
 
 def make_system(encoder: str, device: str, precision: str, rows: int, sound: Audio) -> System:
-    """Return an encoder with the bundled codec's codebook, or `rows` of its own stacked features, at 50 tokens/s."""
+    """Return an encoder with the codebook of the bundled codec or `rows` of its own features, at 50 tokens/s."""
     weights = _weights(encoder)
     for book in load_codebooks(files("sctok.weights") / "codec-mini") if rows == 4096 else ():  # type: ignore[arg-type]
         if book.metadata.encoder_hash == weights.hash:
@@ -80,9 +80,9 @@ def make_system(encoder: str, device: str, precision: str, rows: int, sound: Aud
 
 
 def run_whole(system: System, audio: Path, out: Path, *, workers: int, batch: int, devices: int = 1) -> dict[str, Any]:
-    """Tokenize a folder as sctok tokenize does and return seconds, CPU seconds and those of each stage.
+    """Tokenize a folder like `sctok tokenize` and return seconds, CPU seconds, and the seconds of each stage.
 
-    The clock begins when inputs are listed and the encoder is loaded.
+    The clock starts after the inputs are listed and the encoder is loaded.
     """
     shutil.rmtree(out, ignore_errors=True)
     seen: dict[str, Any] = {"windows": 0, "stages": {}}
@@ -112,19 +112,19 @@ def run_whole(system: System, audio: Path, out: Path, *, workers: int, batch: in
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of those that it waited for."""
+    """Return the CPU seconds of this process and its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def bare_job(system: System) -> Callable[[Audio, Any], object]:
-    """Return what encodes a batch of windows here to tokens here, without anything around it."""
+    """Return a function that turns a batch of windows in memory into tokens in memory."""
     job = TokenizeJob([], [system.codebook], system.load(), system.device)
     return lambda waves, last: list(job.encode(waves, last))
 
 
 def seconds_of(call: Callable[[], object], repeats: int, *, device: str) -> float:
-    """Return the least seconds of a call, which on a GPU has ended when the device is idle."""
+    """Return the smallest time of a call in seconds. On a GPU, a call ends when the device is idle."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     call()
     best = float("inf")

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of every shipped kernel configuration, without a GPU, and what its machine code holds."""
+"""Compile every shipped kernel configuration ahead of time, without a GPU, and analyse the machine code."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ _LONG = {"rows", "order", "first", "sizes", "ends", "segments"}
 class Variant:
     """One kernel with its types, constants and launch settings, compiled for one target.
 
-    name, operand and family: for reports. signature: type of each argument that is no constant. scores: of a
+    name, operand and family: for reports. signature: type of each argument that is not constant. scores: number in a
     tile of a scan kernel, else 0. target: compute capability times ten.
     """
 
@@ -57,7 +57,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses.
+    """Resources of a compiled kernel.
 
     registers per thread; stack: bytes per thread; local_loads and local_stores: spill instructions; shared: bytes;
     tensor: tensor-core instructions by name; instructions: all.
@@ -78,7 +78,7 @@ class Resources:
 
 
 def shipped_variants(family: str) -> list[Variant]:
-    """Return every configuration that a GPU of the family would be launched with."""
+    """Return every configuration that a GPU of the family would launch."""
     scans = [
         _scan_variant(kernel, family, operand, tile)
         for operand, tile in TILES[family].items()
@@ -91,7 +91,7 @@ def compile_variant(variant: Variant) -> Any:
     """Compile one variant and return Triton's CompiledKernel.
 
     Raises:
-        RuntimeError: this process runs kernels in the interpreter (TRITON_INTERPRET=1), where nothing can be compiled.
+        RuntimeError: this process runs kernels in the interpreter (TRITON_INTERPRET=1) and cannot compile.
     """
     if not isinstance(variant.kernel, JITFunction):
         raise RuntimeError("kernels cannot be compiled in a process with TRITON_INTERPRET=1")
@@ -124,7 +124,7 @@ def resources_of(compiled: Any) -> Resources:
 
 
 def problems_of(variant: Variant, resources: Resources) -> list[str]:
-    """Return why a configuration must not be shipped: local memory in use, or more shared memory than its GPU has."""
+    """Return the reasons not to ship a configuration: use of local memory, or too much shared memory."""
     name = f"{variant.name} ({variant.operand}, sm_{variant.target})"
     problems = []
     if resources.spills:
@@ -144,13 +144,13 @@ def machine_code(compiled: Any) -> list[tuple[int, str, str]]:
 def instructions_per_score(compiled: Any, scores: int, warps: int, depth: int, dim: int, terms: int = 1) -> float:
     """Return executed non-tensor instructions per thread and score of the tile loop, counted from the machine code.
 
-    Backward branches give the loops. The loop around tensor instructions that lies in another one walks along D, the
-    other along the centroids; each instruction in the walk along D counts once per step, every other instruction in
-    the tile loop once per tile, taken or not. A step covers as much of D as its tensor instructions multiply.
+    Backward branches give the loops. The inner loop around tensor instructions runs over D, and the outer one over the
+    centroids. Instructions of the inner loop count once per step, and the other instructions of the tile loop once per
+    tile, whether they are executed or not. A step covers as much of D as its tensor instructions multiply.
 
     Args:
-        scores: of a tile. warps: of the program. dim: D. depth: D of one step as written, used where the instruction
-            does not tell its shape. terms: products that make up one, 3 for tf32x3.
+        scores: number in a tile. warps: of the program. dim: D. depth: D of one step in the source, used if the
+            instruction does not state its shape. terms: products for each product, 3 for tf32x3.
     """
     code = machine_code(compiled)
     tensor = [address for address, opcode, _ in code if _TENSOR.match(opcode)]
@@ -170,7 +170,7 @@ def instructions_per_score(compiled: Any, scores: int, warps: int, depth: int, d
 
 
 def _loops(code: list[tuple[int, str, str]]) -> list[tuple[int, int]]:
-    """Return (first, last) addresses of every loop, one per head: the farthest branch back to it."""
+    """Return (first, last) addresses of every loop, with the farthest branch back to each head."""
     last: dict[int, int] = {}
     for address, opcode, rest in code:
         target = re.search(r"0x([0-9a-f]+)\s*$", rest.strip())
@@ -186,7 +186,7 @@ def _plain(code: list[tuple[int, str, str]], loop: tuple[int, int]) -> int:
 
 
 def _covered(code: list[tuple[int, str, str]], loop: tuple[int, int], scores: int, warps: int, depth: int) -> float:
-    """Return how much of D the tensor instructions of a loop multiply for one tile."""
+    """Return the part of D that the tensor instructions of a loop multiply for one tile."""
     products, unknown = 0.0, 0
     for address, opcode, _ in code:
         if loop[0] <= address <= loop[1] and _TENSOR.match(opcode):
@@ -242,7 +242,7 @@ def _scan_variant(name: str, family: str, operand: str, tile: Tile) -> Variant:
 
 
 def _row_variants(family: str) -> list[Variant]:
-    """Return the kernels around the scans: rounding of points, float32 scores, and both passes of the update."""
+    """Return the other kernels: rounding of points, float32 scores, and both passes of the update."""
     variants = []
     segments = {"WEIGHTED": True, "ROWS": triton_update.ROWS_AT_ONCE, "WIDTH": triton_update.BLOCK}
     combine = {"ROWS": triton_update.PARTIALS_AT_ONCE, "WIDTH": triton_update.BLOCK}
@@ -293,7 +293,7 @@ def _row_variant(
 
 
 def _type_of(argument: str) -> str:
-    """Return the type that an argument of our kernels has, by its name; types of operands come on top."""
+    """Return the type of a kernel argument by its name, except for operands."""
     if argument in _INTEGERS:
         return "i32"
     if argument in _INDICES:
@@ -311,7 +311,7 @@ def _number(usage: str, key: str) -> int:
 
 
 def _tool(name: str, compiled: Any, *options: str) -> str:
-    """Run one of the tools of the Triton wheel on a compiled kernel and return what it prints."""
+    """Run a tool of the Triton wheel on a compiled kernel and return its output."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

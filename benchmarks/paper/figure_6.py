@@ -2,8 +2,8 @@
 
     python benchmarks/paper/figure_6.py AUDIO            about half an hour on two cores; --quick: minutes
 
-The paper finds quality best at a guidance scale of about 3 and little gain beyond 50 steps of DDIM. `codec.py
---quality` beside this folder draws the same curves for more samplers.
+The paper finds the best quality at a guidance scale of about 3, and little gain beyond 50 steps of DDIM.
+`benchmarks/codec.py --quality` draws the same curves for more samplers.
 """
 
 import argparse
@@ -19,25 +19,25 @@ METRICS = ("mel_dac", "visqol_audio")
 
 
 def spec(codec: str, steps: int, guidance: float, eta: float) -> str:
-    """Return the codec with a sampler, under a name that says which."""
+    """Return the codec with a sampler, named after the settings."""
     return f"{codec}:steps={steps},guidance={guidance:g},eta={eta:g},name={name(steps, guidance)}"
 
 
 def name(steps: int, guidance: float) -> str:
-    """Return what tables call it."""
+    """Return the name of the setting in tables."""
     return f"steps{steps}-guidance{guidance:g}"
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--codec", default="mini")
-    parser.add_argument("--clips", type=int, help="of each domain")
-    parser.add_argument("--eta", type=float, default=1.0, help="fresh noise in each step; the published code has 1")
-    parser.add_argument("--guidance", type=float, nargs="+", help="at 50 steps")
-    parser.add_argument("--steps", type=int, nargs="+", help="at guidance 2")
-    parser.add_argument("--metrics", nargs="+", help=f"default: what is installed of {', '.join(METRICS)}")
+    parser.add_argument("--clips", type=int, help="number of clips of each domain")
+    parser.add_argument("--eta", type=float, default=1.0, help="fresh noise in each step; 1 in the published code")
+    parser.add_argument("--guidance", type=float, nargs="+", help="guidance scales to try at 50 steps")
+    parser.add_argument("--steps", type=int, nargs="+", help="numbers of steps to try at guidance 2")
+    parser.add_argument("--metrics", nargs="+", help=f"default: those installed of {', '.join(METRICS)}")
     options = parser.parse_args()
     metrics = options.metrics or (["mel_dac"] if options.quick else installed(METRICS))
     guidance = sorted(options.guidance or (QUICK_GUIDANCE if options.quick else GUIDANCE))
@@ -70,7 +70,7 @@ def claims(
     guidance: Sequence[float],
     steps: Sequence[int],
 ) -> None:
-    """Add what the differences between settings say."""
+    """Add the verdicts on differences between settings."""
 
     def add(text: str, first: tuple[int, float], second: tuple[int, float]) -> None:
         found = scores.difference(name(*first), name(*second), metric)

@@ -1,4 +1,4 @@
-"""Codecs over held-out clips for the benchmarks of the paper's tables: scores clip by clip, and their differences."""
+"""Scores of codecs on held-out clips, and their differences, for the benchmarks of the paper's tables."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -20,24 +20,24 @@ Key = tuple[str, str]  # domain, key
 
 @dataclass(frozen=True)
 class Scores:
-    """Numbers by codec, column of scores.csv and clip, and the domains that the clips are of."""
+    """Numbers by codec, column of scores.csv and clip, and the domains of the clips."""
 
     values: dict[str, dict[str, dict[Key, float]]]
 
     @property
     def codecs(self) -> list[str]:
-        """The names of the codecs, in their order."""
+        """Names of the codecs, in their order."""
         return list(self.values)
 
     def mean(self, codec: str, column: str, domains: Iterable[str] = DOMAINS) -> Interval | str:
-        """Return the mean over domains of a codec's means over their clips; a dash where nothing was measured."""
+        """Return the mean over domains of a codec's means over their clips, or a dash without measurements."""
         found = self.values[codec].get(column, {})
         parts = [np.array([v for (d, _), v in found.items() if d == domain]) for domain in domains]
         parts = [part for part in parts if len(part)]
         return bootstrap(parts) if parts else "–"
 
     def difference(self, first: str, second: str, column: str, domains: Iterable[str] = DOMAINS) -> Interval | None:
-        """Return the mean over domains of first minus second, clip by clip; None where nothing is to compare."""
+        """Return the mean over domains of first minus second, clip by clip, or None without common clips."""
         one, two = (self.values[name].get(column, {}) for name in (first, second))
         parts: list[Values] = []
         for domain in domains:
@@ -48,7 +48,7 @@ class Scores:
 
 
 def held_out(audio: Path, work: Path, per_domain: int, seed: int) -> list[Reference]:
-    """Return up to so many clips of each domain that the bundled models were not trained on."""
+    """Return up to `count` clips of each domain that the bundled models were not trained on."""
     counts = dict.fromkeys(DOMAINS, 0)
     rows = []
     for row in choose_clips("debian", [audio], seed):
@@ -63,20 +63,20 @@ def held_out(audio: Path, work: Path, per_domain: int, seed: int) -> list[Refere
 
 
 def installed(metrics: Iterable[str]) -> list[str]:
-    """Return those of the metrics that can be measured here."""
+    """Return the metrics that are installed."""
     return [name for name in metrics if not all_metrics()[name].missing()]
 
 
 def better(metric: str) -> str:
-    """Return "higher" or "lower"."""
+    """Return whether "higher" or "lower" is better."""
     return all_metrics()[metric].better
 
 
 def score(references: Sequence[Reference], specs: Sequence[str], metrics: Sequence[str], work: Path) -> Scores:
-    """Return what `sctok evaluate` finds; codecs that this machine lacks are left out with a message.
+    """Return the scores of `sctok evaluate`. Codecs that are not installed are left out with a message.
 
-    The run folder is named after the references and the hashes of the codecs, so that a codec that has been replaced
-    is measured anew, and is gone on with where it is there.
+    The run folder is named after the references and the hashes of the codecs. A replaced codec is therefore measured
+    again, and an existing run resumes.
     """
     codecs = {}
     for spec in specs:

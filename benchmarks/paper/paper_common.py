@@ -1,4 +1,4 @@
-"""What the benchmarks of the paper's tables share: settings, results kept for the next call, intervals, verdicts."""
+"""Settings, stored results, intervals and verdicts for the benchmarks of the paper's tables."""
 
 import argparse
 import json
@@ -39,19 +39,19 @@ class Interval:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def to_json(self) -> dict[str, float]:
-        """Return it as a JSON object."""
+        """Return the interval as a JSON object."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
     def held(self, better: str = "higher") -> str:
-        """Return what a difference says of the claim that it is above 0, or below 0 where lower is better."""
+        """Return the verdict on the claim that a difference is above 0, or below 0 if lower is better."""
         low, high = (self.low, self.high) if better == "higher" else (-self.high, -self.low)
         return "held" if low > 0 else "did not hold: the opposite was found" if high < 0 else "was not decided"
 
 
 def bootstrap(parts: Sequence[Values], weights: Sequence[Values] | None = None, seed: int = 0) -> Interval:
-    """Return the mean over parts (tasks, domains) of the means over their clips, all resampled clip by clip.
+    """Return the mean over parts (tasks, domains) of the means over their clips, resampled clip by clip.
 
-    parts: float (n_i,), one number per clip. weights: of the clips, 1 where None.
+    parts: float (n_i,), one number per clip. weights: of the clips, 1 if None.
     """
     rng = np.random.default_rng(seed)
     weights = weights or [np.ones(len(part)) for part in parts]
@@ -72,9 +72,14 @@ def bootstrap(parts: Sequence[Values], weights: Sequence[Values] | None = None, 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of all these benchmarks."""
     parser.add_argument("audio", type=Path, help="folder with speech/, music/, general/ and tasks/*.csv")
-    parser.add_argument("--work", type=Path, default=Path("paper-work"), help="what the next call goes on from")
-    parser.add_argument("--out", type=Path, default=Path("paper-results"), help="folder of the tables")
-    parser.add_argument("--quick", action="store_true", help="small settings: whether it runs, not what is true")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("paper-work"),
+        help="folder of intermediate results, from which the next call resumes",
+    )
+    parser.add_argument("--out", type=Path, default=Path("paper-results"), help="folder to write the tables to")
+    parser.add_argument("--quick", action="store_true", help="use small settings that only show that the command runs")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -84,7 +89,7 @@ def say(text: str) -> None:
 
 
 def kept(folder: Path, name: str, settings: Any, compute: Callable[[], Any]) -> Any:
-    """Return a result, JSON values, of an earlier call with the same settings, or compute and keep it."""
+    """Return the JSON result of an earlier call with the same settings, or compute and store it."""
     path = folder / f"{name}-{hash_json(settings)}.json"
     if not path.exists():
         say(name)
@@ -94,7 +99,7 @@ def kept(folder: Path, name: str, settings: Any, compute: Callable[[], Any]) -> 
 
 @dataclass
 class Report:
-    """A result file in the making: tables in Markdown, the same values as JSON, and one sentence for each claim."""
+    """A result file: tables in Markdown, the same values as JSON, and one sentence for each claim."""
 
     name: str
     title: str
@@ -104,18 +109,18 @@ class Report:
     claims: list[dict[str, str]] = field(default_factory=list)
 
     def table(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Add a table; intervals are written as mean [low, high]."""
+        """Add a table. Intervals are written as mean [low, high]."""
         lines = ["| " + " | ".join(map(str, line)) + " |" for line in (header, ["---"] * len(header), *rows)]
         self.parts += [f"**{name}**", "\n".join(lines)]
         plain = [[cell.to_json() if isinstance(cell, Interval) else cell for cell in row] for row in rows]
         self.values[name] = {"header": list(header), "rows": plain}
 
     def claim(self, text: str, verdict: str, evidence: str) -> None:
-        """Add what the paper says, and whether that held here."""
+        """Add a claim of the paper, and whether it held."""
         self.claims.append({"claim": text, "verdict": verdict, "evidence": evidence})
 
     def write(self, out: Path) -> None:
-        """Write NAME.md and NAME.json, and print the former."""
+        """Write NAME.md and NAME.json, and print the tables."""
         sentences = [f"- {each['claim']}: **{each['verdict']}** here ({each['evidence']})." for each in self.claims]
         quick = ["Quick settings: these numbers show that it runs, nothing else."] if self.settings["quick"] else []
         lines = [f"# {self.title}", *quick, *self.parts, "\n".join(sentences), _settings_line(self.settings)]

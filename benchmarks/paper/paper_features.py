@@ -25,7 +25,7 @@ from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 
 HELD_OUT = 0.1  # share of the clips that no k-means sees
-SHARES = {"general": 2, "speech": 4, "music": 4}  # of a merged codebook, as the paper's 2 : 1 : 1
+SHARES = {"general": 2, "speech": 4, "music": 4}  # divisors of the size of a merged codebook: the paper's 2 : 1 : 1
 POOLED = "pooled"
 
 Rows = NDArray[np.float32]
@@ -42,9 +42,9 @@ class DomainFeatures:
 
 
 def feature_root(audio: Path, given: Path | None, work: Path, quick: bool, encoder: str = "mini") -> Path:
-    """Return a work directory of sctok with features of all domains by the encoder: the one given, or one made here.
+    """Return a work directory with features of all domains by the encoder: the given one, or a new one.
 
-    Raises SystemExit where those that are given are of another encoder, or features cannot be extracted.
+    Raises SystemExit if the given features are from another encoder, or features cannot be extracted.
     """
     weights, hours = load_weights(encoder), 0.05 if quick else 2.5
     root = given or work / f"sctok-{weights.hash}-{hours:g}h"
@@ -63,7 +63,7 @@ def feature_root(audio: Path, given: Path | None, work: Path, quick: bool, encod
 
 
 def read_features(root: Path, domain: str, token_rate: int, most: int, seed: int) -> DomainFeatures:
-    """Read up to `most` features of a domain to cluster and a fifth of that held out, at random clip by clip."""
+    """Read up to `most` features of a domain to cluster, and a fifth as many held-out ones, by random clips."""
     stack, rng = stack_factor(token_rate), np.random.default_rng((seed, DOMAINS.index(domain)))
     train: list[Rows] = []
     held_out: list[Rows] = []
@@ -94,7 +94,7 @@ def read_features(root: Path, domain: str, token_rate: int, most: int, seed: int
 def fit_all(
     features: Mapping[str, DomainFeatures], sizes: Sequence[int], token_rate: int, work: Path, seed: int
 ) -> dict[str, Codebook]:
-    """Return merged and pooled codebooks by name, `merged-K` and `pooled-K`; what the work folder holds is reused."""
+    """Return merged and pooled codebooks by name, `merged-K` and `pooled-K`, from the work folder if possible."""
     encoder = next(iter(features.values())).encoder
     sources = {domain: (features[domain].train, [k // SHARES[domain] for k in sizes]) for domain in DOMAINS}
     sources[POOLED] = (np.concatenate([features[domain].train for domain in DOMAINS]), list(sizes))
@@ -135,7 +135,7 @@ def _fitted(name: str, rows: Rows, ks: Sequence[int], folder: Path, seed: int) -
 
 
 def read_tasks(audio: Path, names: Iterable[str] = TASKS) -> list[LabelledTask]:
-    """Read the tasks of AUDIO/tasks that are there."""
+    """Read the existing tasks of AUDIO/tasks."""
     found = [audio / "tasks" / f"{name}.csv" for name in names]
     there = [read_task(path, audio) for path in found if path.exists()]
     if not there:
@@ -144,7 +144,7 @@ def read_tasks(audio: Path, names: Iterable[str] = TASKS) -> list[LabelledTask]:
 
 
 def embedded(task: LabelledTask, systems: Sequence[System], work: Path, seconds: float) -> tuple[LabelledTask, Any]:
-    """Return the clips of a task that can be read, and their vectors by representation, kept in the work folder."""
+    """Return the readable clips of a task and their vectors by representation, stored in the work folder."""
     about = [task.name, seconds, [dict(system.about) for system in systems], [clip.item.key for clip in task.clips]]
     path = work / "vectors" / f"{task.name}-{hash_json(about)}.npz"
     if not path.exists():
@@ -161,7 +161,7 @@ def embedded(task: LabelledTask, systems: Sequence[System], work: Path, seconds:
 
 
 def probe(task: LabelledTask, name: str, vectors: Rows, config: ProbeConfig, work: Path) -> Values:
-    """Return for each clip whether the probe told its class, bool (n,); kept in the work folder."""
+    """Return for each clip whether the probe classified it correctly, bool (n,), stored in the work folder."""
     settings = [task.name, name, config.to_json(), hash_arrays({"vectors": vectors})]
 
     def compute() -> list[bool]:

@@ -1,7 +1,7 @@
-"""Small codecs trained alike but for one thing, for the benchmarks of the paper's tables.
+"""Small codecs with one difference each, trained alike for the benchmarks of the paper's tables.
 
-All begin with the weights of the bundled codec, but for the acoustic codebook, whose codes begin as vectors of the
-first batches: a training from nothing would take days to come near to where the paper's codecs are compared.
+All start from the weights of the bundled codec, except for the acoustic codebook, whose codes start as vectors of the
+first batches. A training from random weights would take days to reach comparable quality.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,10 @@ from sctok.training.pipeline import CodecRun, TrainingParts
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A codec to train. acoustic: settings instead of those of `configs/mini.toml`. fresh: the acoustic encoder begins
-    with random weights. one_way: without the LSTM's way back, whose weights are zero and stay zero, so that it gives
-    zeros.
+    """A codec to train.
+
+    acoustic: settings that replace those of `configs/mini.toml`. fresh: start the acoustic encoder with random weights.
+    one_way: disable the backward direction of the LSTM, by weights that are zero and stay zero.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps and windows a step of each training; the bundled codec itself had 2038 of 128 in its last run."""
+    """Steps of each training, and windows per step. The last run of the bundled codec had 2038 steps of 128."""
 
     steps: int = 200
     batch_size: int = 8
@@ -45,14 +46,14 @@ class Budget:
 
     @classmethod
     def of(cls, quick: bool, steps: int | None) -> "Budget":
-        """Return that of `--quick`, or the default with another number of steps."""
+        """Return the settings of `--quick`, or the default with `steps`."""
         if quick:
             return cls(steps or 3, 2, 0)
         return cls() if steps is None else cls(steps)
 
 
 def train_all(variants: Sequence[Variant], audio: Path, work: Path, budget: Budget, seed: int) -> dict[str, Path]:
-    """Train what is not trained yet, going on from checkpoints, and return the folders of the codecs by name."""
+    """Train the codecs that are missing, resuming from checkpoints, and return their folders by name."""
     folders: dict[str, Path] = {}
     collection: Collection | None = None
     start = load_codec("mini")
@@ -100,7 +101,7 @@ def _train(
 
 
 def _begin(model: Trained, start: CodecParts, fresh: bool) -> None:
-    """Give a model the weights of a codec, without its acoustic codebook."""
+    """Load the weights of a codec into a model, except for the acoustic codebook."""
     assert model.grid is not None
     assert start.grid is not None
     model.unet.load_state_dict(start.unet.state_dict())
@@ -113,6 +114,6 @@ def _begin(model: Trained, start: CodecParts, fresh: bool) -> None:
 
 
 def codec_spec(name: str, folder: Path, steps: int, codebook: int | None = None) -> str:
-    """Return a trained codec as `sctok evaluate --codec` takes it: DDIM without noise, guidance 2."""
+    """Return the `--codec` value of a trained codec: DDIM without noise, guidance 2."""
     book = f",codebook={codebook}" if codebook else ""
     return f"{folder}:steps={steps},eta=0,name={name}{book}"

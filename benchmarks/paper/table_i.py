@@ -2,9 +2,9 @@
 
     python benchmarks/paper/table_i.py AUDIO             about half an hour on two cores; --quick: minutes
 
-The paper compares at 0.35 to 2 kbit/s with EnCodec, DAC and others; here Codec2, Opus and MP3 stand for them, and
-`--codec` adds any that `sctok evaluate` knows. The claim is put to the test against the codec of each family that has
-the nearest bit rate above ours.
+The paper compares with EnCodec, DAC and others at 0.35 to 2 kbit/s. Here, Codec2, Opus and MP3 replace them, and
+`--codec` adds any codec of `sctok evaluate`. The claim is tested against the codec of each family with the nearest
+higher bit rate.
 """
 
 import argparse
@@ -21,13 +21,13 @@ CLAIMED = ("mel_dac", "visqol_audio")
 
 
 def rate(scores: Scores, codec: str) -> float:
-    """Return the mean bit rate in kbit/s over clips, 0 where it is not known."""
+    """Return the mean bit rate in kbit/s over clips, or 0 if it is unknown."""
     found = scores.mean(codec, "kbps")
     return found.mean if isinstance(found, Interval) else 0.0
 
 
 def rivals(scores: Scores, ours: str) -> list[str]:
-    """Return of each family the codec with the nearest bit rate above ours."""
+    """Return the codec of each family with the nearest higher bit rate."""
     families: dict[str, list[str]] = {}
     for name in scores.codecs:
         if (
@@ -40,13 +40,13 @@ def rivals(scores: Scores, ours: str) -> list[str]:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--ours", nargs="+", default=list(OURS), help="codecs of sctok")
-    parser.add_argument("--codec", nargs="+", default=[], help="more codecs")
-    parser.add_argument("--clips", type=int, help="of each domain")
-    parser.add_argument("--metrics", nargs="+", help="what to measure; default: what is installed of the paper's")
+    parser.add_argument("--ours", nargs="+", default=list(OURS), help="codecs of sctok to compare")
+    parser.add_argument("--codec", nargs="+", default=[], help="additional codecs, as for `sctok evaluate`")
+    parser.add_argument("--clips", type=int, help="number of clips of each domain")
+    parser.add_argument("--metrics", nargs="+", help="metrics (default: those of the paper that are installed)")
     options = parser.parse_args()
     clips = options.clips or (2 if options.quick else 20)
     specs = [*QUICK, *options.codec] if options.quick else [*options.ours, *OTHERS, *ANCHORS, *options.codec]
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def claim(report: Report, scores: Scores, ours: str, metrics: list[str]) -> None:
-    """Add what the differences to codecs of higher bit rates say."""
+    """Add the verdicts on differences from codecs of higher bit rates."""
     for rival in rivals(scores, ours):
         for metric in metrics:
             for domain in DOMAINS:

@@ -1,11 +1,10 @@
-"""Table II at laptop scale: what tokens know of the sound, against audio that other codecs have decoded.
+"""Table II at laptop scale: semantics of tokens, compared with audio that other codecs decoded.
 
     python benchmarks/paper/table_ii.py AUDIO            about an hour on two cores; --quick: minutes
 
-HEAR's probe on clip means: of our first layer (semantic), of both layers, of the features before quantization, and of
-the features of the same encoder for audio that came through Opus and Codec2, which have no tokens of their own to look
-at. The paper claims that its tokens are ahead of those of codecs at higher bit rates, and the first layer nearly as
-good as all.
+HEAR's probe on clip means of four representations: the first layer (semantic), both layers, features before
+quantization, and features of audio that came through Opus and Codec2, which have no tokens to probe. The paper claims
+that its tokens beat those of codecs at higher bit rates, and that the first layer is nearly as good as all layers.
 """
 
 import argparse
@@ -37,30 +36,30 @@ OTHERS, QUICK_OTHERS = ("codec2:700C", "codec2:1200", "codec2:3200", "opus:6", "
 
 @dataclass(frozen=True, eq=False)
 class DecodedSystem:
-    """The features of what a codec gives back."""
+    """Features of the audio that a codec decodes."""
 
     codec: CodecUnderTest
     encoder: EncoderSystem
 
     @property
     def streams(self) -> dict[str, Stream]:
-        """There are none."""
+        """Return no layers."""
         return {}
 
     @property
     def about(self) -> dict[str, object]:
-        """What it is."""
+        """Settings of the codec."""
         return {"codec": dict(self.codec.settings), "encoder": dict(self.encoder.about)}
 
     def encode(self, samples: Samples) -> ClipCodes:
-        """Return the features of the decoded samples, cut or filled to the length of the samples."""
+        """Return the features of the decoded audio, cut or padded to the length of the input."""
         coded = self.codec.roundtrip(samples, SAMPLE_RATE)
         decoded = resampled(coded.samples, coded.sample_rate, SAMPLE_RATE)[: len(samples)]
         return self.encoder.encode(np.pad(decoded, (0, len(samples) - len(decoded))))
 
 
 def systems(codec: str, others: list[str]) -> tuple[list[System], dict[str, str]]:
-    """Return what is probed, and its representations by the names of the table."""
+    """Return the systems to probe, and their representations by the names of the table."""
     ours = load_codec_system(codec, "cpu", "fp32")
     extractor = FeatureExtractor(load_weights("mini"), torch.device("cpu"), "fp32")
     found: list[System] = [MelSystem(), ours]
@@ -80,10 +79,10 @@ def systems(codec: str, others: list[str]) -> tuple[list[System], dict[str, str]
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--codec", default="mini", help="of sctok, with the encoder mini")
+    parser.add_argument("--codec", default="mini", help="codec of sctok with the encoder mini")
     parser.add_argument("--others", nargs="+")
     parser.add_argument("--tasks", nargs="+")
     options = parser.parse_args()

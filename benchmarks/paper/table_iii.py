@@ -1,10 +1,10 @@
-"""Table III at laptop scale: one codec trained with codebooks of several sizes against one for each size.
+"""Table III at laptop scale: one codec for codebooks of several sizes, compared with one for each size.
 
     python benchmarks/paper/table_iii.py AUDIO           about 40 minutes on two cores; --quick: minutes
 
-The variable codec sees one of the codebooks at random in each batch and decodes tokens of any; each fixed one knows a
-single codebook. All begin as the bundled codec, which knows another codebook, and are trained alike. The paper claims
-that the variable vocabulary costs little.
+The variable codec is trained with a random codebook in each batch, and decodes tokens of any of them. Each fixed codec
+knows a single codebook. All start from the bundled codec, which knows another codebook, and are trained alike. The
+paper claims that the variable vocabulary costs little.
 """
 
 import argparse
@@ -20,13 +20,15 @@ METRICS = ("mel_dac", "mel_db")
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: made here")
+    parser.add_argument(
+        "--features", type=Path, help="work directory of sctok with features/ (default: extracted here)"
+    )
     parser.add_argument("--sizes", type=int, nargs="+")
-    parser.add_argument("--steps", type=int, help="of each training")
-    parser.add_argument("--clips", type=int, help="of each domain")
+    parser.add_argument("--steps", type=int, help="steps of each training")
+    parser.add_argument("--clips", type=int, help="number of clips of each domain")
     options = parser.parse_args()
     sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))
     budget, work = Budget.of(options.quick, options.steps), options.work / "table_iii"

@@ -1,11 +1,11 @@
-"""Table IV at laptop scale: accuracy and inertia by number of centroids, per-domain ensemble against one k-means.
+"""Table IV at laptop scale: accuracy and inertia by number of centroids, ensemble of domains and one k-means.
 
     python benchmarks/paper/table_iv.py AUDIO            about 2 hours on two cores; --quick: minutes
 
-For each size K, `merged` joins k-means of general sounds (K/2), speech and music (K/4 each), as the paper does;
-`pooled` is one k-means with K centroids over the same vectors all together. Both are measured on clips that neither
-saw: the share of the variance that quantization loses, and the accuracy of HEAR's probe on clip means of the centroids.
-`--features` takes a work directory of sctok that has features of the three domains already.
+For each size K, `merged` joins k-means of general sound (K/2), speech and music (K/4 each), as in the paper. `pooled`
+is one k-means with K centroids over the same vectors. Both are measured on held-out clips: the share of the variance
+that quantization loses, and the accuracy of HEAR's probe on clip means of the centroids. `--features` takes a work
+directory of sctok with features of the three domains.
 """
 
 import argparse
@@ -30,7 +30,7 @@ KINDS = ("merged", "pooled")
 
 
 def lost_variance(features: DomainFeatures, book: Codebook) -> tuple[Values, Values]:
-    """Return per held-out clip the lost share of the variance (c,) and the weight of the clip (c,), its vectors."""
+    """Return for each held-out clip the lost share of the variance (c,) and its number of vectors (c,)."""
     points = torch.from_numpy(features.held_out)
     found = nearest_centroid(points, torch.from_numpy(book.centroids)).distances.double().numpy()
     variance = features.held_out.astype(np.float64).var(axis=0).sum()
@@ -40,7 +40,7 @@ def lost_variance(features: DomainFeatures, book: Codebook) -> tuple[Values, Val
 
 
 def inertia_table(report: Report, features: dict[str, DomainFeatures], books: dict[str, Codebook]) -> None:
-    """Add the lost variance by size, kind and domain, and what it says of the claims."""
+    """Add the lost variance by size, kind and domain, and the verdicts on the claims."""
     lost = {name: {domain: lost_variance(features[domain], book) for domain in DOMAINS} for name, book in books.items()}
     sizes = sorted({book.k for book in books.values()})
 
@@ -69,7 +69,7 @@ def inertia_table(report: Report, features: dict[str, DomainFeatures], books: di
 
 
 def accuracy_table(report: Report, correct: dict[str, dict[str, Values]], sizes: list[int]) -> None:
-    """Add the accuracies by representation (name → task → hits), and what they say of the claims."""
+    """Add the accuracies by representation (name → task → hits), and the verdicts on the claims."""
     tasks = list(next(iter(correct.values())))
 
     def difference(first: str, second: str) -> Interval:
@@ -90,14 +90,16 @@ def accuracy_table(report: Report, correct: dict[str, dict[str, Values]], sizes:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: made here")
+    parser.add_argument(
+        "--features", type=Path, help="work directory of sctok with features/ (default: extracted here)"
+    )
     parser.add_argument("--encoder", default="mini")
     parser.add_argument("--token-rate", type=int, default=50, choices=(25, 50, 100))
     parser.add_argument("--sizes", type=int, nargs="+")
-    parser.add_argument("--vectors", type=int, help="of each domain to cluster")
+    parser.add_argument("--vectors", type=int, help="number of vectors of each domain to cluster")
     parser.add_argument("--tasks", nargs="+")
     options = parser.parse_args()
     sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))

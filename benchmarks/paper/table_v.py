@@ -1,10 +1,10 @@
-"""Table V at laptop scale: size of the acoustic codebook, and a one- against a two-directional LSTM.
+"""Table V at laptop scale: size of the acoustic codebook, and LSTMs with one and two directions.
 
     python benchmarks/paper/table_v.py AUDIO             about 40 minutes on two cores; --quick: minutes
 
-All begin as the bundled codec with its semantic codebook and another acoustic one, and are trained alike. The two LSTMs
-that are compared begin with random weights; the one-directional one is the same network without its way back, and has
-half of its weights.
+All codecs start from the bundled codec with its semantic codebook and another acoustic one, and are trained alike. The
+two compared LSTMs start with random weights. The one-directional LSTM is the same network without its backward
+direction, and has half of its weights.
 """
 
 import argparse
@@ -21,12 +21,12 @@ ONE_WAY, TWO_WAY = "one-directional", "two-directional"
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--sizes", type=int, nargs="+", help="of the acoustic codebook; the last is that of both LSTMs")
-    parser.add_argument("--steps", type=int, help="of each training")
-    parser.add_argument("--clips", type=int, help="of each domain")
+    parser.add_argument("--sizes", type=int, nargs="+", help="sizes of the acoustic codebook; both LSTMs use the last")
+    parser.add_argument("--steps", type=int, help="steps of each training")
+    parser.add_argument("--clips", type=int, help="number of clips of each domain")
     options = parser.parse_args()
     sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))
     budget, work = Budget.of(options.quick, options.steps), options.work / "table_v"

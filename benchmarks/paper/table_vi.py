@@ -1,13 +1,12 @@
-"""Table VI at laptop scale: a semantic codebook by k-means against one that a vector quantizer learns.
+"""Table VI at laptop scale: a semantic codebook by k-means, compared with a learned one.
 
     python benchmarks/paper/table_vi.py AUDIO            about 40 minutes on two cores; --quick: minutes
 
-Both quantize the same frozen features. `k-means` is merged of the three domains as the paper does; `learned` follows
-the features by moving averages, batch by batch, as the quantizers of neural codecs do (random codes at first, decay
-0.9, as in the published acoustic codebook), and `learned, restarts` begins with vectors and replaces unused codes.
-(In the paper the learned quantizer has a trained projection before it; here the features are the same for all.)
-Measured on held-out clips: codes used, perplexity, variance lost, accuracy of the probe; and the mel distance of codecs
-that were trained with each codebook alike.
+All codebooks quantize the same frozen features. `k-means` is merged from the three domains, as in the paper. `learned`
+follows the features by moving averages, batch by batch, like the quantizers of neural codecs (random initial codes,
+decay 0.9, as in the published acoustic codebook). `learned, restarts` starts with vectors and replaces unused codes. In
+the paper, the learned quantizer has a trained projection before it. Measured on held-out clips: used codes, perplexity,
+lost variance, accuracy of the probe, and the mel distance of codecs trained with each codebook.
 """
 
 import argparse
@@ -30,13 +29,13 @@ from sctok.formats.codebooks import Codebook, CodebookInfo, load_codebook, save_
 from sctok.formats.files import hash_arrays, hash_json
 from sctok.kernels.assign import nearest_centroid
 
-BATCH = 2048  # vectors, those of eight windows at 50 tokens per second
+BATCH = 2048  # vectors of eight windows at 50 tokens per second
 LEARNED = {"learned": {"decay": 0.9}, "learned-restarts": {"decay": 0.98, "init": "rows", "restart_threshold": 0.03}}
 RATE = 50
 
 
 def learn(name: str, vectors: np.ndarray, like: Codebook, steps: int, work: Path, seed: int) -> Codebook:
-    """Return a codebook of the size of `like` that a quantizer learns from vectors (n, D) in random batches."""
+    """Learn a codebook of the size of `like` from vectors (n, D) in random batches."""
     settings = [LEARNED[name], hash_arrays({"vectors": vectors}), like.k, steps, seed]
     path = work / "codebooks" / f"{name}-{like.k}-{hash_json(settings)}.safetensors"
     if not path.exists():
@@ -53,7 +52,7 @@ def learn(name: str, vectors: np.ndarray, like: Codebook, steps: int, work: Path
 
 
 def use(features: dict[str, DomainFeatures], book: Codebook) -> tuple[int, float]:
-    """Return how many codes held-out features use, and the perplexity of that."""
+    """Return the number of codes that held-out features use, and their perplexity."""
     points = torch.from_numpy(np.concatenate([each.held_out for each in features.values()]))
     counts = torch.bincount(
         nearest_centroid(points, torch.from_numpy(book.centroids)).labels, minlength=book.k
@@ -63,13 +62,15 @@ def use(features: dict[str, DomainFeatures], book: Codebook) -> tuple[int, float
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--features", type=Path, help="work directory of sctok with features/; default: made here")
-    parser.add_argument("--size", type=int, help="of the codebooks")
-    parser.add_argument("--steps", type=int, help="of each training of a codec; 0 for none")
-    parser.add_argument("--clips", type=int, help="of each domain")
+    parser.add_argument(
+        "--features", type=Path, help="work directory of sctok with features/ (default: extracted here)"
+    )
+    parser.add_argument("--size", type=int, help="size of the codebooks")
+    parser.add_argument("--steps", type=int, help="steps of each training of a codec; 0 for none")
+    parser.add_argument("--clips", type=int, help="number of clips of each domain")
     options = parser.parse_args()
     quick, work = options.quick, options.work / "table_vi"
     size, batches = options.size or (128 if quick else 4096), 50 if quick else 3000
@@ -94,7 +95,7 @@ def semantics(
     work: Path,
     options: argparse.Namespace,
 ) -> None:
-    """Add what the codebooks keep of the features."""
+    """Add the lost variance and the accuracy of each codebook."""
     lost = {name: [lost_variance(features[domain], book) for domain in DOMAINS] for name, book in books.items()}
     system = EncoderSystem(FeatureExtractor(load_weights("mini"), torch.device("cpu"), "fp32"), [*books.values()])
     config = ProbeConfig(grid_points=1, max_epochs=60) if options.quick else ProbeConfig()
@@ -116,7 +117,7 @@ def semantics(
 
 
 def codecs(report: Report, books: dict[str, Codebook], work: Path, options: argparse.Namespace) -> None:
-    """Add the distances of codecs trained with each codebook."""
+    """Add the mel distances of codecs trained with each codebook."""
     budget, steps = Budget.of(options.quick, options.steps), 2 if options.quick else 20
     variants = [Variant(name, [book]) for name, book in books.items()]
     folders = train_all(variants, options.audio, work, budget, options.seed)
