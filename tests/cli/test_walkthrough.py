@@ -1,4 +1,4 @@
-"""docs/guides/walkthrough.md: every command of the page, in its order, on a small corpus of the shape of LibriSpeech."""
+"""The commands of docs/guides/walkthrough.md, in order, on a small corpus that is laid out like LibriSpeech."""
 
 import json
 import os
@@ -16,7 +16,7 @@ CHAPTERS = ("1272/128104", "1272/135031", "1462/170138")
 
 
 def write_corpus(folder: Path, clips: list[Path]) -> None:
-    """Write clips as LibriSpeech has its files: SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac and their transcripts."""
+    """Write clips like LibriSpeech: SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac, and their transcripts."""
     for index, clip in enumerate(clips):
         chapter = CHAPTERS[index % len(CHAPTERS)]
         name = f"{chapter.replace('/', '-')}-{index // len(CHAPTERS):04d}"
@@ -27,7 +27,7 @@ def write_corpus(folder: Path, clips: list[Path]) -> None:
 
 
 def write_downloader(path: Path, archive: Path) -> None:
-    """Write what stands for curl: it puts the archive in place of what a URL of LibriSpeech ends in."""
+    """Write a stand-in for curl that copies the archive to the file name at the end of a URL of LibriSpeech."""
     path.parent.mkdir()
     wanted = "https://www.openslr.org/resources/12/*.tar.gz"
     path.write_text(f'#!/usr/bin/env bash\n[[ "${{@: -1}}" == {wanted} ]] && cp {archive} "$(basename "${{@: -1}}")"\n')
