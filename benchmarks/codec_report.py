@@ -173,7 +173,7 @@ def save_quality_plots(results: dict[str, Any], folder: Path) -> None:
     panes[0].minorticks_off()
     _draw(panes[1], "guidance", results["guidance"], f"{runs['at']['steps']} steps")
     for axes in panes:
-        axes.axhline(floor, color="grey", linestyle=":", label="VAE and vocoder alone")
+        axes.axhline(floor, color="grey", linestyle=":", label="VAE and vocoder only")
         axes.legend()
     figure.savefig(folder / "quality-sampling.png", dpi=150)
     figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")

@@ -160,12 +160,12 @@ def _time_targets(name: str, each: dict[str, Any]) -> list[tuple[str, str, bool]
     ours, rows = each["reached"].get(OURS), []
     if FLAT in each["reached"]:
         flat = each["reached"][FLAT]
-        least = each["curves"][FLAT][-1][0] if flat is None else flat  # where it was not reached, it takes longer
+        least = each["curves"][FLAT][-1][0] if flat is None else flat  # not reached: it takes longer
         ratio = least / ours if ours is not None else 0.0
         what = f"Time to inertia, {name}: half of {FLAT}"
         rows.append((what, f"{'more than ' if flat is None else ''}{ratio:.1f}× faster", ratio >= 2))
     below = len(each["peers_below"])
-    return [*rows, (f"Curve, {name}: no point of a peer below ours", f"{below} points", below == 0)]
+    return [*rows, (f"Curve, {name}: no point of a peer below sctok", f"{below} points", below == 0)]
 
 
 def _assign(tables: dict[str, Any], title: str, peers: dict[str, str | None]) -> str:

@@ -51,7 +51,7 @@ def _device(found: dict[str, Any]) -> str:
             table(("precision", "difference"), agreement),
             "**Milliseconds for a batch**",
             table(("step", "ms"), stages),
-            "**The encoder alone**",
+            "**The encoder by itself**",
             table(("launches", "precision", "batch", "windows/s", "× real time", "TFLOP/s", "first call s"), rates),
         )
     )
@@ -64,7 +64,7 @@ def _stages(found: list[dict[str, Any]]) -> str:
     header = ("seconds of the run", *(f"{each['kind']}, {each['workers']} workers" for each in found))
     rows: list[tuple[str, ...]] = [(name, *(f"{each['stages'].get(name, 0):.2f}" for each in found)) for name in names]
     rows.append(("all", *(f"{each['seconds']:.2f}" for each in found)))
-    rows.append(("all but encoder and search", *(f"{100 * each['overhead']:.1f} %" for each in found)))
+    rows.append(("everything except encoder and search", *(f"{100 * each['overhead']:.1f} %" for each in found)))
     rows.append(("× real time", *(f"{each['times_real_time']:,.1f}" for each in found)))
     return "**Where the time goes**\n\n" + table(header, rows)
 
@@ -81,7 +81,8 @@ def _bare(found: dict[str, Any]) -> str:
         )
         for name, title in (("bare", "bare model, a batch in memory"), ("whole", "sctok tokenize"))
     ]
-    return "**Beside the bare model**\n\n" + table(("", "windows/s", "share", "CPU ms/window", "share of CPU"), rows)
+    header = ("", "windows/s", "share", "CPU ms/window", "share of CPU")
+    return f"**Compared with the bare model**\n\n{table(header, rows)}"
 
 
 def _workers(found: list[dict[str, Any]]) -> str:
@@ -122,7 +123,7 @@ def _lengths(found: list[dict[str, Any]]) -> str:
         f"padding {padding}: {_pace(found, padding, 'seconds')}, of CPU time {_pace(found, padding, 'cpu_seconds')}"
         for padding in paddings
     )
-    ending = f"Time of a second of audio in the short files, beside the long ones: {ratios}."
+    ending = f"Time of a second of audio in short files, divided by that in long files: {ratios}."
     return f"**Length of files**\n\n{table(header, rows)}\n\n{ending}"
 
 
@@ -147,7 +148,7 @@ def _loop(found: list[dict[str, Any]]) -> str:
     for each in found:
         plain, ours = each["plain loop"]["times_real_time"], each["sctok"]["times_real_time"]
         rows.append((each["kind"], f"{plain:,.1f}", f"{ours:,.1f}", f"{ours / plain:.2f}"))
-    return "**Beside a plain loop over files**, × real time\n\n" + table(
+    return "**Compared with a plain loop over files**, × real time\n\n" + table(
         ("files", "plain loop", "sctok", "ratio"), rows
     )
 
@@ -157,7 +158,7 @@ def _scripts(found: dict[str, Any]) -> str:
     rows = [(name, f"{theirs[name]:.1f}", f"{ours[name]:.1f}") for name in ours]
     rows.append(("all", f"{sum(theirs[name] for name in ours):.1f}", f"{sum(ours.values()):.1f}"))
     header = ("step", "three scripts, s", "sctok, s")
-    return f"**Beside three scripts** ({found['clusters']:,} clusters)\n\n" + table(header, rows)
+    return f"**Compared with three scripts** ({found['clusters']:,} clusters)\n\n" + table(header, rows)
 
 
 _SECTIONS: dict[str, Callable[[Any], str]] = {

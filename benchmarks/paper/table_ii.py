@@ -107,7 +107,7 @@ def main() -> None:
 
     for other in list(names)[5:]:
         claim(f"The first layer is ahead of features of {other}", "first layer (semantic)", other)
-    claim("Both layers are ahead of the first alone", "both layers", "first layer (semantic)")
+    claim("Both layers are ahead of the first layer", "both layers", "first layer (semantic)")
     claim("The first layer is ahead of the acoustic one", "first layer (semantic)", "acoustic")
     report.write(options.out)
 
