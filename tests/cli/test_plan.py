@@ -45,7 +45,7 @@ def test_a_plan_for_this_machine_measures_it(audio, capsys) -> None:
 def test_the_text_names_the_bottleneck_and_what_is_assumed(audio, capsys) -> None:
     assert main(["plan", str(audio), "--device", "t4", "--write-mb", "0.001"]) == 0
     text = capsys.readouterr()
-    assert "bottleneck: writing; what speeds it up: a faster disk" in text.out
+    assert "bottleneck: writing; to speed it up: a faster disk" in text.out
     assert "a core decodes" in text.err
 
 

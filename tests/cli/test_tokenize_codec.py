@@ -200,8 +200,8 @@ def test_the_windows_of_a_published_codec_are_those_of_encode(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--token-rate", 100), "is of 25 tokens per second, not 100"),
-        (("--encoder", "mini"), "has an encoder of its own"),
+        (("--token-rate", 100), "has 25 tokens per second, not 100"),
+        (("--encoder", "mini"), "uses its own encoder"),
         (("--codebook", 4096), "has no codebook 4096; it has"),
         (("--codebook", f"{CODEBOOK_SIZES[0]},{CODEBOOK_SIZES[0]}"), "two codebooks have the same size"),
     ],
