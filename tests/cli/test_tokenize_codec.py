@@ -247,4 +247,4 @@ def test_a_codebook_of_features_without_padding_is_no_codecs(sctok, corpus, tmp_
     cut = replace(own, metadata=replace(own.metadata, encoder_hash=f"{own.metadata.encoder_hash}-cut"))
     save_codebook(tmp_path / "cut.safetensors", cut)
     code, _, said = sctok("tokenize", corpus, "--out", tmp_path / "run", "--codebook", tmp_path / "cut.safetensors")
-    assert (code, "leave --codec out" in said) == (2, True)
+    assert (code, "omit --codec" in said) == (2, True)

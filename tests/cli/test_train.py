@@ -186,7 +186,7 @@ def test_a_codec_of_another_making_is_not_replaced(folder: Path, capsys: pytest.
 def test_without_tensorboard(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(arguments("--steps", 1)) == 0
-    assert "install sctok[train] to follow a training in TensorBoard; training goes on" in capsys.readouterr().err
+    assert "install sctok[train] to follow a training in TensorBoard; training continues" in capsys.readouterr().err
 
 
 @pytest.mark.slow
