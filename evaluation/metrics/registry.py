@@ -76,7 +76,7 @@ def _wer(whisper: str | None, language: str | None) -> Metric:
 
 
 def _speaker() -> Metric:
-    needs = Needs(("resemblyzer",), "install resemblyzer, as docs/reference/metrics.md says")
+    needs = Needs(("resemblyzer",), "install resemblyzer as described in docs/guides/evaluate-codecs.md")
     protocol = "cosine of resemblyzer's speaker embeddings (GE2E)"
     score = speech.speaker_similarity
     return Metric("speaker_similarity", "", "higher", protocol, score, needs, speech_only=True, heavy=True)
