@@ -194,7 +194,7 @@ def _assign(tables: dict[str, Any], title: str, peers: dict[str, str | None]) ->
     shapes = "; ".join(
         f"{name} {each['points']:,} points, {each['centroids']:,} centroids, D = {each['dim']}, "
         f"{each['rescored']:,} rows decided in float64, {each['reference_mismatches']} of {each['reference_rows']} "
-        "random rows unlike the oracle"
+        "random rows different from the oracle"
         for name, each in tables.items()
     )
     return f"{title}\n\n{shapes}. Seconds, and labels that are not the float64 argmin.\n\n" + table(
@@ -218,8 +218,8 @@ def _time(name: str, each: dict[str, Any], peers: dict[str, str | None]) -> str:
         rows.append((system, seconds, *inertia, f"{each['runs'][system]} × {len(curve)}"))
     lines = [
         f"### Time to inertia, {name}: {each['vectors']:,} vectors, K = {each['k']:,}",
-        f"Target {_value(each['target'])}, the inertia of faiss.Kmeans after 10 iterations. Our whole call, with the "
-        f"certified last pass, took {each['whole_call']:.3g} s; the inertia that its passes report is within "
+        f"Target {_value(each['target'])}, the inertia of faiss.Kmeans after 10 iterations. The whole call of "
+        f"sctok, including the certified last pass, took {each['whole_call']:.3g} s; its reported inertia is within "
         f"{each['inertia_error']:.0e} of a separate evaluation.",
         table(("system", "seconds to target", "first codebook", "last codebook", "runs × steps"), rows),
     ]
@@ -232,14 +232,14 @@ def _peers_below(each: dict[str, Any]) -> str:
     for point in each["peers_below"]:
         by_peer.setdefault(point["peer"], []).append(point)
     if not by_peer:
-        return "No peer is below our curve at any time."
+        return "No peer is below the curve of sctok at any time."
     rows = []
     for name, points in by_peer.items():
         gaps = [100 * (point[OURS] / point["inertia"] - 1) for point in points if point[OURS] is not None]
         seconds = sorted(point["seconds"] for point in points)
         early = len(points) - len(gaps)
         rows.append((name, str(early), str(len(gaps)), f"{seconds[0]:.3g} to {seconds[-1]:.3g}", _percent(gaps)))
-    header = ("peer below our curve", "points before our first", "points later", "seconds", "later, at most")
+    header = ("peer below the curve of sctok", "points before its first", "points later", "seconds", "later, at most")
     return table(header, rows)
 
 
@@ -282,7 +282,7 @@ def _scaling(scaling: dict[str, Any]) -> str:
 
 
 def _memory(memory: dict[str, Any]) -> str:
-    names = ("features on disk", "budget", "peak of a small run", "peak", "above the empty run")
+    names = ("features on disk", "budget", "peak of a small run", "peak", "above the small run")
     values = [memory[key] for key in ("stored", "budget", "empty", "peak")] + [memory["peak"] - memory["empty"]]
     rows = [(name, f"{value / 2**20:.1f}") for name, value in zip(names, values, strict=True)]
     return "### Memory of `sctok cluster --memory`, MiB\n\n" + table(("", "MiB"), rows)
