@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
+from typing import Any
 
 import torch
 
@@ -138,3 +141,53 @@ def _ending(done: "subprocess.CompletedProcess[str]") -> str:
     if done.returncode < 0:
         return f"killed by {signal.Signals(-done.returncode).name}"
     return done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+
+
+class _Shortcuts:
+    """The PyTorch settings that allow TF32 and bf16 in float32 products, disabled while any thread needs 24 bits."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = Lock(), 0, [""]
+        modules: Any = torch.backends
+        backends = [modules.cuda.matmul, modules.mkldnn.matmul]
+        self._backends = backends if all(hasattr(backend, "fp32_precision") for backend in backends) else []
+
+    def disable(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            if not self._backends:  # before PyTorch 2.9
+                self._before = [torch.get_float32_matmul_precision()]
+                torch.set_float32_matmul_precision("highest")
+                return
+            self._before = [str(backend.fp32_precision) for backend in self._backends]
+            for backend in self._backends:
+                backend.fp32_precision = "ieee"
+
+    def restore(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            if not self._backends:
+                torch.set_float32_matmul_precision(self._before[0])
+            for backend, setting in zip(self._backends, self._before, strict=False):
+                backend.fp32_precision = setting
+
+
+_SHORTCUTS = _Shortcuts()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep TF32, bf16 and autocast out of float32 products, for error bounds that assume 24 bits.
+
+    Several threads may use it at once. The last one restores the settings that the first one found.
+    """
+    _SHORTCUTS.disable()
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        _SHORTCUTS.restore()

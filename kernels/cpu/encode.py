@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 from .vnni import COLUMNS, ROWS, column_products
 

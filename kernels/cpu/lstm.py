@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor, nn
 
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 from .ordered_gemm import LANES, Floats, chain_product, pack_panels
 

@@ -12,8 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sctok.runtime.compiled import compiled
-from sctok.runtime.cpu_features import compiled_features
+from sctok.runtime.jit import compiled, compiled_features
 
 Floats = npt.NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 from .encode import Bytes, Codes, Doubles, Floats, Ints, Longs
 from .vnni import (

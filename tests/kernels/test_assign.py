@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sctok.kernels import assign, certify
-from sctok.kernels import float32_assign as float_assign
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
 from sctok.kernels.cpu import codes as cpu_codes
 from sctok.kernels.cpu import frames as cpu_frames
 from sctok.kernels.cpu.encode import RESIDUAL
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.runtime import threads
+from sctok.runtime.devices import full_float32
 
 
 @pytest.fixture(autouse=True, scope="module", params=["float", "scan"])
@@ -223,7 +223,7 @@ def test_the_low_precision_setting_of_torch_is_set_aside_and_restored(mode: str)
     try:
         before = [backend.fp32_precision for backend in backends]
         assert "ieee" not in before
-        with float_assign.full_float32():
+        with full_float32():
             assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
         assert [backend.fp32_precision for backend in backends] == before
         assert torch.get_float32_matmul_precision() == mode
@@ -237,7 +237,7 @@ def test_the_setting_stays_aside_until_the_last_thread_is_done() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         before = backend.fp32_precision
-        first, second = float_assign.full_float32(), float_assign.full_float32()
+        first, second = full_float32(), full_float32()
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)

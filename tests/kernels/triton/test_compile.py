@@ -9,9 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks.triton_compile import Resources, Variant, problems_of
-
-from sctok.kernels.triton.tiles import FAMILIES
+from benchmarks.triton_compile import FAMILIES, Resources, Variant, problems_of
 
 # Kernels of a process that runs the interpreter cannot be compiled, so another process compiles them.
 COMPILE = """
@@ -29,9 +27,9 @@ for family in families:
             found[family].append([variant.name, variant.operand, tensor, fused, problems])
 print(json.dumps(found))
 """
-SCANS = [("groups", "fp16"), ("groups", "int8"), ("index, runner-up", "fp16"), ("candidates", "fp16")]
+SCANS = [("groups", "fp16"), ("groups", "int8"), ("candidates", "fp16")]
 PAIRS = ("float64 pairs, D = 768", "fp64")
-OTHERS = [("segment sums", "fp32"), ("combine sums", "fp32"), ("round", "fp16"), PAIRS]
+OTHERS = [("segment sums", "fp64"), ("combine sums", "fp64"), ("round", "fp16"), PAIRS]
 
 
 @pytest.fixture(scope="module")
