@@ -51,7 +51,7 @@ PRECISIONS = ("exact", "fp32")
 
 _SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}  # elements of a block of float32 scores: 32 MiB and 1 GiB
 _SCAN_ELEMENTS = 1 << 22  # elements of a block of points in the scan, 16 MiB
-_FEW_ROWS = 16  # up to so many points, exact distances to all centroids are faster than preparing float32 products
+_FEW_ROWS = 16  # points for which distances to all centroids are faster than preparing float32 products
 _FEW_LEFT = 0.25  # share of points that a scan may leave undecided before float32 products are faster
 
 
@@ -187,8 +187,8 @@ def nearest_centroid(
 def code_points(points: Tensor, prepared: PreparedCentroids) -> CodedPoints | None:
     """Code points (n, D) once for many searches in one frame, or return None if a search would not use the codes.
 
-    The frame is that of `prepared`, which chooses it now if it has none. Give it to `prepare_centroids` to search other
-    centroids with these codes.
+    The frame is that of `prepared`, which chooses one now if it has none. To search other centroids with these codes,
+    pass the frame of the codes to `prepare_centroids`.
     """
     if not (len(points) and _scans(points, prepared)):
         return None

@@ -100,7 +100,7 @@ def _best_kernel(
     points, center, scale, order, labels, first, sizes, full, squares, best, place, following, k, dim,
     row_stride, column_stride, SLOTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Score one segment of rows against the WIDTH columns of its group and keep the two smallest scores."""
+    """Score one segment of rows against the WIDTH columns of its group, and keep the two smallest scores."""
     segment = tl.program_id(0).to(tl.int64)
     group = tl.load(labels + segment)
     item = tl.arange(0, ROWS)

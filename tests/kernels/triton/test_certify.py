@@ -1,4 +1,4 @@
-"""Certified search returns the float64 argmin and runner-up on friendly, ragged and adversarial input."""
+"""Certified search returns the float64 argmin and runner-up on easy, ragged and adversarial input."""
 
 import math
 from dataclasses import replace
@@ -22,13 +22,13 @@ from sctok.kernels.triton.operands import CentroidOperand, prepare_operand, quan
 from sctok.kernels.triton.tiles import TILES, Tile, family_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Triton's interpreter computes garbage with bf16 products.
+# bf16 products are wrong in the interpreter of Triton.
 OPERANDS = ["fp16", "tf32", "tf32x3", "int8"] + (["bf16"] if DEVICE == "cuda" else [])
 
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter pays for each program, so let each do more."""
+    """Let each program do more, because the interpreter has a cost per program."""
     if DEVICE == "cpu":
         monkeypatch.setattr(triton_rescore, "SCORES_AT_ONCE", 1 << 13)
         monkeypatch.setattr(triton_operands, "ROWS_AT_ONCE", 1 << 10)
@@ -88,13 +88,13 @@ def test_more_rows_than_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
 
 
-def test_most_rows_of_easy_data_need_one_pass_and_no_float64() -> None:
+def test_most_rows_of_easy_data_need_one_scan_and_no_float64() -> None:
     found = _assert_exact(_normal(0, 500, 64), _normal(1, 200, 64))
     assert found.reopened < 10
     assert found.rescored < 10
 
 
-def test_a_large_common_offset_is_centred_away() -> None:
+def test_centering_removes_a_large_common_offset() -> None:
     found = _assert_exact(_normal(0, 200, 40) + 1000, _normal(1, 200, 40) + 1000)
     assert found.reopened < 10
 
@@ -185,14 +185,14 @@ def test_unknown_operands_are_refused() -> None:
 
 @pytest.mark.parametrize("operand", ["bf16", "fp16", "tf32", "tf32x3", "int8"])
 def test_bounds_hold_for_the_rounded_operands(operand: str) -> None:
-    """|x̂·ĉ - y·z| stays within what residuals and norms say, and the norms within a hair of their values."""
+    """|x̂·ĉ - y·z| stays within the bound of residuals and norms, and the bounds are close to the true norms."""
     points, centroids = _normal(0, 50, 37) * 3 + 1, _normal(1, 140, 37)
-    centre = centroids.mean(dim=0)
-    c = prepare_operand(centroids, centre, operand, TILES["ampere"][operand])
+    center = centroids.mean(dim=0)
+    c = prepare_operand(centroids, center, operand, TILES["ampere"][operand])
     p = quantise_points(points, c)
     factor = float(c.scale)
-    y = (points.double() - centre.double()) * factor
-    z = (centroids.double() - centre.double())[c.ids[: c.k]] * (-2 * factor)
+    y = (points.double() - center.double()) * factor
+    z = (centroids.double() - center.double())[c.ids[: c.k]] * (-2 * factor)
     rounded_y = p.matrix.double()[:, :37] * (p.row_scale.double()[:, None] if operand == "int8" else 1)
     rounded_z = c.matrix.double()[: c.k, :37] * c.column_scale.double()[: c.k, None]
     assert (p.matrix.double()[:, 37:] == 0).all()
@@ -209,7 +209,7 @@ def test_bounds_hold_for_the_rounded_operands(operand: str) -> None:
     assert c.offsets[c.k :].isinf().all()
 
 
-def test_cpus_get_the_plain_path() -> None:
+def test_cpus_use_no_descriptors() -> None:
     assert family_of(torch.device("cpu")) == "ampere"
     assert not any(tile.descriptors for tile in TILES["ampere"].values())
 

@@ -1,4 +1,4 @@
-"""No shipped kernel configuration spills or asks for more shared memory than its GPU has: compiled, not run."""
+"""Compiled kernels do not spill and fit in the shared memory of their GPU, in every shipped configuration."""
 
 import json
 import os
@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from benchmarks.triton_compile import FAMILIES, Resources, Variant, problems_of
 
-# Kernels of a process that runs the interpreter cannot be compiled, so another process compiles them.
+# A process that runs the interpreter cannot compile kernels, so another process does.
 COMPILE = """
 import json, sys
 from benchmarks.triton_compile import compile_variant, machine_code, problems_of, resources_of, shipped_variants
@@ -34,7 +34,7 @@ OTHERS = [("segment sums", "fp64"), ("combine sums", "fp64"), ("round", "fp16"),
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, list[tuple[str, str, int, int, list[str]]]]:
-    """Per family: name, operand, tensor instructions, fused float64 products and problems of each kernel."""
+    """Return, by family, the name, operand, tensor instructions, fused float64 products and problems of each kernel."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILE, json.dumps(FAMILIES), json.dumps(SCANS + OTHERS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -44,7 +44,7 @@ def compiled() -> dict[str, list[tuple[str, str, int, int, list[str]]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_spills_or_outgrows_shared_memory(
+def test_no_kernel_spills_or_exceeds_shared_memory(
     family: str, compiled: dict[str, list[tuple[str, str, int, int, list[str]]]]
 ) -> None:
     assert {(name, operand) for name, operand, *_ in compiled[family]} == set(SCANS + OTHERS)
