@@ -2,7 +2,7 @@
 
 Distances do not change if points and centroids move together, so both are centered, and scaled by a power of two. Cheap
 scores with proven error bounds leave few candidates per point, and float64 decides between them. The scores come from
-8-bit products on CPUs that have them (`cpu.assign`), from tensor cores on GPUs (`triton.certify`), and from float32
+8-bit products on CPUs that have them (`cpu.certify`), from tensor cores on GPUs (`triton.certify`), and from float32
 products elsewhere (`certify`).
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sctok.kernels.cpu.assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
+from sctok.kernels.cpu.certify import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
 from sctok.kernels.cpu.codes import CodedPoints, empty_codes
 from sctok.kernels.cpu.frames import ScanFrame, choose_frame
 from sctok.kernels.cpu.vnni import ROWS

@@ -1,6 +1,6 @@
 """Certify labels: prove by error bounds which centroid is nearest, and let float64 decide what remains open.
 
-This module does it with float32 matrix products, on any device. `cpu.assign` does the same with 8-bit products on CPUs
+This module does it with float32 matrix products, on any device. `cpu.certify` does the same with 8-bit products on CPUs
 that have them, `triton.certify` with the tensor cores of GPUs; both use the error bounds and distances defined here.
 
 A float32 product gives scores s_ij = |c_j|^2 - 2 x_i.c_j. Each is within E_ij of its true value in any order of

@@ -1,6 +1,6 @@
 """Scan centroids with 8-bit products on CPUs: Numba functions that bound distances, and settle the rest exactly.
 
-A row is coded as s q with 8-bit q. As explained in `cpu.assign`, |y - w|^2 is at least
+A row is coded as s q with 8-bit q. As explained in `cpu.certify`, |y - w|^2 is at least
 
     |y|^2 + square - 2 s s' q.q' - 2 (f1 t1 + f2 t2 + f3 t3) - rounding,
 
