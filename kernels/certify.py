@@ -21,7 +21,7 @@ UNIT = 2.0**-24  # relative rounding error of float32
 LARGEST_SCORE = 2.0**126  # larger scores could overflow in an intermediate result
 
 _UNIT_64 = 2.0**-53
-_PAIR_ELEMENTS = 1 << 18  # float64 differences computed at once: 2 MiB stay in cache
+_PAIR_ELEMENTS = 1 << 18  # float64 differences computed at once; 2 MiB stay in cache
 _MANY_PAIRS = 4  # candidates per point from which a float64 matrix product is cheaper than separate distances
 _BLOCK_SCORES = 1 << 22  # float64 scores computed at once, 32 MiB
 _GROUP_ROWS = 4  # points from which shifting all centroids pays off
@@ -242,7 +242,7 @@ def nearest_pairs(distances: Tensor, rows: Tensor, columns: Tensor, count: int, 
 def float64_candidates(points: Tensor, centroids: Tensor, rows: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     """Return the pairs (row, centroid) that may be among the `wanted` nearest, by a float64 matrix product.
 
-    It serves for data that float32 products cannot tell apart. Points whose bound keeps many centroids, because the
+    Use it for data that float32 products cannot tell apart. Points whose bound keeps many centroids, because the
     centroids span a wide range, are compared again relative to a near centroid, which loses no digits.
 
     Args:

@@ -59,7 +59,7 @@ def filled(module: Module) -> Module:
 
 
 def main() -> None:
-    """Test the uses named on the command line, after a precision, by the `module:function` that returns their steps."""
+    """Test uses in a precision. The command line gives the precision and the `module:function` of each use."""
     precision, *uses = sys.argv[1:]
     for use in uses:
         module, function = use.split(":")

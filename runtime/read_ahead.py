@@ -32,7 +32,7 @@ def _next(items: Iterator[Item]) -> tuple[Item] | None:
 
 
 class ReadAhead(Generic[Item]):
-    """Threads that call `make` for up to `ahead` steps after the requested one."""
+    """Call `make` in threads for up to `ahead` steps after the requested one."""
 
     def __init__(self, make: Callable[[int], Item], ahead: int) -> None:
         self._make, self._ahead = make, ahead
