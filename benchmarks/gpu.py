@@ -216,7 +216,7 @@ def systems(
     for name in operands:
         operand = prepare_operand(prepared.centroids, prepared.center, name)
         rounded = quantise_points(points, operand)
-        found.append((f"sctok scan alone, {name}", name, lambda r=rounded, o=operand: scan_groups(r, o)))
+        found.append((f"sctok scan only, {name}", name, lambda r=rounded, o=operand: scan_groups(r, o)))
         found.append((f"sctok exact labels, {name}", name, lambda o=operand: certified_labels(points, o)))
     half = centroids.half()
     labels = nearest_centroid(points, prepared).labels
@@ -227,7 +227,7 @@ def systems(
         return sums / counts.clamp(min=1)[:, None]
 
     found.append(("sctok nearest_centroid", "fp16", lambda: nearest_centroid(points, prepared)))
-    found.append(("sctok update alone", "memory", lambda: centroid_sums(points, labels, len(centroids))))
+    found.append(("sctok update only", "memory", lambda: centroid_sums(points, labels, len(centroids))))
     found.append(("sctok k-means iteration", "fp16", iteration))
     found.append(("PyTorch GEMM and argmin, fp16", "fp16", lambda: torch_argmin(points, half)))
     found.append(("flash-kmeans assign, fp16", "fp16", flash_kmeans(points, half)))

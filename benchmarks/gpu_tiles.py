@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_tiles.py [--points 262144] [--k 16384] [--dims 768,3072] [--operands fp16,int8] [--json FILE]
 
-The settings shipped in `kernels/triton/tiles.py` come from such a table. Every setting is compiled in worker
-processes first, timed for the group scan (the one of exact labels), and its groups' bounds are compared with those of
-the shipped setting, for a fast setting that computes something else is worth nothing.
+The settings in `kernels/triton/tiles.py` come from such a table. Every setting is compiled in worker processes and then
+timed for the group scan, which exact labels use. The bounds of its groups are compared with those of the shipped
+setting, to find settings that compute something else.
 """
 
 import argparse

@@ -27,7 +27,7 @@ from triton_compile import (
     shipped_variants,
 )
 
-POINTS, CENTROIDS = 1 << 20, 16_384  # shape that flash-kmeans' kernels are compiled for
+POINTS, CENTROIDS = 1 << 20, 16_384  # shape for which the kernels of flash-kmeans are compiled
 FLASH_TYPES = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32"}
 COLUMNS = ("target", "kernel", "operand", "D", "registers", "stack", "LDL", "STL", "shared", "tensor", "per score")
 
