@@ -1,9 +1,7 @@
 """`sctok pretrain`: train the parts that extraction and the codec stand on."""
 
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,11 +21,13 @@ from sctok.cli.shared.runs import AudioArgument, checked_name
 from sctok.cli.shared.steps import StepProgress, exit_if_stopped, tell_skipped
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
 
-    from sctok.codec.models.vae import AutoencoderKL
-    from sctok.training.vae import VAETrainingConfig
-    from sctok.training.vocoder import VocoderTrainingConfig
+    import torch
+
+    from sctok.runtime.distributed import Group
+    from sctok.training.clips import Clip, Collection
+    from sctok.training.parts import PartRun
 
 pretrain = typer.Typer(help="Train an encoder, a VAE or a vocoder from audio alone.", no_args_is_help=True)
 
@@ -65,15 +65,16 @@ def encoder(
     as_json: JsonOption = False,
 ) -> None:
     """Train an AudioMAE encoder by masked autoencoding; run it again to resume or to add steps."""
-    from sctok.features.checkpoints import load_weights, save_weights
+    from sctok.features.checkpoints import load_weights
     from sctok.runtime.devices import resolve_device, resolve_precision, tune_for_training
-    from sctok.training.encoder import PRETRAINING, PretrainConfig, Pretrainer
-    from sctok.training.mel_cache import build_mel_cache
+    from sctok.runtime.distributed import join_group
+    from sctok.training.encoder import PRETRAINING, EncoderTrainingConfig
+    from sctok.training.filterbanks import build_filterbank_cache
+    from sctok.training.parts import encoder_run
 
     chosen = resolve_device(device)
-    tune_for_training(chosen)
     first = load_weights(initial) if initial else None
-    config = PretrainConfig(
+    config = EncoderTrainingConfig(
         width=width,
         depth=depth,
         heads=heads,
@@ -88,49 +89,24 @@ def encoder(
         decoder_steps=decoder_steps,
     )
     folder = root / "pretrain" / name
-    with Progress("filterbanks", unit="s of audio") as bar:
-        cache = build_mel_cache(
-            audio,
-            folder / "filterbanks",
-            workers=workers,
-            device=chosen,
-            skipped=lambda path, reason: bar.message(f"skipped {path}: {reason}"),
-            progress=lambda key, seconds: bar.update(seconds, key),
-        )
-    hours = cache.frames.shape[0] / 360_000
-    say(f"training on {len(cache.clips)} clips, {hours:.2f} h, {len({clip.group for clip in cache.clips})} groups")
-    trainer = Pretrainer(config, cache, folder, chosen, first)
-    _train(trainer, config.steps)
-    path = folder / f"encoder-{name}.safetensors"
-    provenance = {
-        "trained": asdict(config),
-        "hours_of_audio": round(hours, 2),
-        "hours_of_training": trainer.seconds / 3600,
-    }
-    save_weights(path, trainer.model.encoder, provenance)
-    result = {
-        "encoder": str(path),
-        "steps": trainer.step,
-        "hours": trainer.seconds / 3600,
-        "loss_curve": str(folder / "loss.csv"),
-    }
-    emit(result, as_json, f"encoder   {path}\nloss curve {folder / 'loss.csv'}\nuse it with --encoder {path}")
-
-
-def _train(trainer: Any, steps: int) -> None:
-    started = time.monotonic()
-    with Progress("pretrain", total=steps - trainer.step, unit="steps") as bar:
-
-        def show(row: dict[str, Any]) -> None:
-            bar.update(1, f"loss {row['train_loss']:.4f}")
-            if "validation_loss" in row:
-                minutes = (time.monotonic() - started) / 60
-                bar.message(
-                    f"step {row['step']}/{steps}: training loss {row['train_loss']:.4f}, validation loss "
-                    f"{row['validation_loss']:.4f}, {row['windows_per_second']:.1f} windows/s, {minutes:.1f} min"
-                )
-
-        trainer.run(show)
+    with join_group() as group:
+        chosen = group.local_device(chosen)
+        tune_for_training(chosen)
+        with Progress("filterbanks", unit="s of audio") as bar:
+            cache = build_filterbank_cache(
+                audio,
+                folder / "filterbanks",
+                workers=workers,
+                device=chosen,
+                skipped=tell_skipped(bar.message),
+                progress=lambda key, seconds: bar.update(seconds, key),
+                group=group,
+            )
+        run = encoder_run(config, cache, folder, chosen, first, group)
+        if group.leads:
+            groups = len({clip.group for clip in cache.clips})
+            say(f"training on {len(cache.clips)} clips, {cache.hours:.2f} h, {groups} groups, from step {run.run.step}")
+        _train_and_save("encoder", run, folder / f"encoder-{name}.safetensors", "--encoder", as_json)
 
 
 @pretrain.command()
@@ -165,6 +141,7 @@ def vae(
     from sctok.codec.models.vae import VAEConfig
     from sctok.codec.storage.part_sources import open_vae
     from sctok.codec.storage.parts import module_hash
+    from sctok.training.parts import vae_run
     from sctok.training.vae import VAETrainingConfig
 
     initial = open_vae(decoder_of, root / "codecs") if decoder_of else None
@@ -179,7 +156,11 @@ def vae(
         seed=seed,
         decoder_of=module_hash(initial) if initial else None,
     )
-    _train_part("vae", config, audio, name, device, root, as_json, initial)
+
+    def make(collection: "Collection[Clip]", folder: Path, device: "torch.device", group: "Group") -> "PartRun":
+        return vae_run(config, collection, folder, device, tell_skipped(), initial, group)
+
+    _train_part("vae", make, audio, name, device, root, as_json)
 
 
 @pretrain.command()
@@ -219,6 +200,7 @@ def vocoder(
     from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
     from sctok.codec.storage.part_sources import open_vae, open_vocoder
     from sctok.codec.storage.parts import module_hash
+    from sctok.training.parts import vocoder_run
     from sctok.training.vocoder import VocoderTrainingConfig
 
     first = open_vocoder(initial, root / "codecs") if initial else None
@@ -235,36 +217,50 @@ def vocoder(
         initial=module_hash(first) if first else None,
         through=module_hash(through) if through else None,
     )
-    _train_part("vocoder", config, audio, name, device, root, as_json, first, through)
+
+    def make(collection: "Collection[Clip]", folder: Path, device: "torch.device", group: "Group") -> "PartRun":
+        return vocoder_run(config, collection, folder, device, tell_skipped(), first, through, group)
+
+    _train_part("vocoder", make, audio, name, device, root, as_json)
 
 
 def _train_part(
     kind: str,
-    config: "VAETrainingConfig | VocoderTrainingConfig",
+    make: "Callable[[Collection[Clip], Path, torch.device, Group], PartRun]",
     audio: list[str],
     name: str,
     device: str,
     root: Path,
     as_json: bool,
-    initial: "nn.Module | None" = None,
-    through: "AutoencoderKL | None" = None,
 ) -> None:
+    """Train a part, which `make` prepares from the listed audio, and write it."""
     from sctok.runtime.devices import resolve_device, tune_for_training
+    from sctok.runtime.distributed import join_group
     from sctok.training.clips import open_collection
-    from sctok.training.parts import PartRun
 
     folder = root / "pretrain" / checked_name(name, "--name")
-    chosen = resolve_device(device)
-    tune_for_training(chosen)
-    with Progress("listing", unit="s of audio") as bar:
-        collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update)
-    part = PartRun(config, collection, folder, chosen, tell_skipped(), initial, through)
-    say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
-    loss = {"vae": "mel_error", "vocoder": "mel_distance"}[kind]
-    with StepProgress(f"pretrain {kind}", part.run.step, config.steps, loss) as show:
-        stopped = part.train(show)
-    exit_if_stopped(stopped, part.run.step)
-    path, curve = folder / f"{kind}.safetensors", folder / "loss.csv"
-    part.save(path)
-    result = {kind: str(path), "steps": part.run.step, "hours": part.run.seconds / 3600, "loss_curve": str(curve)}
-    emit(result, as_json, f"{kind:10} {path}\nloss curve {curve}\nuse it with sctok train --{kind} {path}")
+    with join_group() as group:
+        chosen = group.local_device(resolve_device(device))
+        tune_for_training(chosen)
+        with Progress("listing", unit="s of audio") as bar:
+            collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update, group)
+        part = make(collection, folder, chosen, group)
+        if group.leads:
+            say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
+        _train_and_save(kind, part, folder / f"{kind}.safetensors", f"sctok train --{kind}", as_json)
+
+
+def _train_and_save(kind: str, part: "PartRun", path: Path, option: str, as_json: bool) -> None:
+    """Train a part to its last step and write it. option: the one that takes the file."""
+    run = part.run
+    if run.group.leads:
+        with StepProgress(f"pretrain {kind}", run.step, part.length.steps, part.task.main_loss) as show:
+            stopped = part.train(show)
+    else:
+        stopped = part.train()
+    exit_if_stopped(stopped, run.step, run.group.leads)
+    if run.group.leads:
+        part.save(path)
+        curve = run.folder / "loss.csv"
+        result = {kind: str(path), "steps": run.step, "hours": run.seconds / 3600, "loss_curve": str(curve)}
+        emit(result, as_json, f"{kind:10} {path}\nloss curve {curve}\nuse it with {option} {path}")

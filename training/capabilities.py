@@ -1,4 +1,4 @@
-"""What trainings compute in low precision, small enough to try on a CPU before it is used."""
+"""Small computations of every kind that training uses, to test low precision on a CPU."""
 
 import torch
 
@@ -15,14 +15,14 @@ _FEATURES = 64
 
 
 def pretraining_steps() -> list[Step]:
-    """Return the steps of a masked autoencoder that learns."""
+    """Return the training steps of a masked autoencoder."""
     model = filled(MaskedAutoencoder(AudioMAE(EncoderConfig(128, 3, 2)), 64, 1, 2))
     mel, order = torch.randn(1, WINDOW_FRAMES, MEL_BINS), torch.randperm(WINDOW_PATCHES)[None, :256]
     return training_steps("the masked autoencoder's linear layers and attention", model, lambda: model(mel, order, 128))
 
 
 def training_codec_steps() -> list[Step]:
-    """Return the steps of the parts of a codec that learn: LSTM, T-UNet and grid."""
+    """Return the training steps of the trained parts of a codec: LSTM, T-UNet and grid."""
     acoustic = AcousticEncoder(AcousticConfig(_FEATURES, 64, 2, 32, 64))
     features = torch.randn(2, TOKENS, 2 * _FEATURES)
     unet = filled(probe_unet()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

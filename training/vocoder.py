@@ -1,8 +1,9 @@
-"""Training a small vocoder: spectral distances first, then against discriminators of complex spectrograms."""
+"""Training a small vocoder: on spectral distances first, then also against discriminators of complex spectrograms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -15,11 +16,13 @@ from sctok.audio.mel import hann_window, log_mel
 from sctok.audio.spectral_distances import mel_distance, stft_distance
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
-from sctok.codec.storage.parts import module_hash
+from sctok.codec.storage.parts import arrays_of, module_hash, save_part
 from sctok.runtime.cuda_graphs import captured_on_gpus
+from sctok.runtime.distributed import ALONE, Group
 
-from .clips import CropSampler
-from .loop import TrainingTask, check_training, descend, warm_up_and_decay
+from .crops import CropSampler
+from .loop import TrainingTask
+from .optimization import check_training, descend, warm_up_and_decay
 
 Result = TypeVar("Result")
 Gradients = tuple[Tensor, ...]
@@ -32,9 +35,9 @@ COMPRESSION = 0.3  # power of the magnitudes that discriminators see
 class VocoderTrainingConfig:
     """Everything that decides what a vocoder learns.
 
-    From step `adversarial_after` on, hinge and feature-matching losses of three discriminators join the distances.
-    initial: the hash of a vocoder to begin with. through: that of a VAE which the spectrograms of half of each batch
-    go through, so that the vocoder learns what it will be fed.
+    From step `adversarial_after` on, hinge and feature-matching losses of three discriminators are added to the
+    distances. initial: hash of the vocoder to begin with, None for random weights. through: hash of a VAE that encodes
+    and decodes the spectrograms of half of each batch, so that the vocoder trains on what it will be given.
     """
 
     model: VocoderConfig = field(default_factory=VocoderConfig)
@@ -53,13 +56,15 @@ class VocoderTrainingConfig:
 
     def __post_init__(self) -> None:
         if self.through and self.batch_size < 2:
-            raise ValueError(f"batch_size {self.batch_size} has no half that goes through a VAE: take 2 or more")
+            raise ValueError(f"batch_size {self.batch_size} has no half for the VAE: use 2 or more")
         weights = ("learning_rate", "warm_up", "adversarial_after", "adversarial_weight", "matching_weight")
         check_training(self, positive=("batch_size", "steps"), not_negative=weights)
 
 
 class VocoderTraining(TrainingTask):
-    """The task of training a vocoder (see `training_run.Task`)."""
+    """The task of training a vocoder."""
+
+    main_loss = "mel_distance"
 
     def __init__(
         self,
@@ -69,13 +74,15 @@ class VocoderTraining(TrainingTask):
         device: torch.device,
         initial: IstftVocoder | None = None,
         through: AutoencoderKL | None = None,
+        group: Group = ALONE,
     ) -> None:
         for name, given in (("initial", initial), ("through", through)):
             if (module_hash(given) if given else None) != getattr(config, name):
-                raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not what is given")
+                raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not the given model")
+
         if initial and initial.config != config.model:
-            raise ValueError(f"the vocoder to begin with has the sizes {initial.config}, not {config.model}")
-        self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
+            raise ValueError(f"the initial vocoder has the sizes {initial.config}, not {config.model}")
+        self.config, self.crops, self.held_out, self.device, self.group = config, crops, held_out, device, group
         self.through = through.to(device).eval().requires_grad_(False) if through else None
         torch.manual_seed(config.seed)
         self.model = IstftVocoder(config.model).to(device)
@@ -87,27 +94,27 @@ class VocoderTraining(TrainingTask):
         self._captured: dict[Callable[[Tensor], Any], Callable[[Tensor], Any]] = {}
 
     def modules(self) -> dict[str, nn.Module]:
-        """See Task."""
+        """See TrainingTask."""
         return {"vocoder": self.model, "discriminators": self.judges}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """See Task."""
+        """See TrainingTask."""
         return {"vocoder": self.optimizer, "discriminators": self.judge_optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
-        """See Task."""
-        config, judged = self.config, 0.0
-        real = torch.from_numpy(self.crops.draw(step, 0, config.batch_size)).to(self.device)
+        """See TrainingTask."""
+        config, size, judged = self.config, self.config.batch_size, 0.0
+        real = torch.from_numpy(self.crops.draw(step, self.group.rank * size, size)).to(self.device)
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
         adversarial = step >= config.adversarial_after
         if adversarial:
-            self._captured.pop(self._distance_gradients, None)  # its memory
+            self._captured.pop(self._distance_gradients, None)  # frees its memory
             judging, gradients = self._run(self._judge_gradients, real)
             judged = judging.item()
-            descend(self.judge_optimizer, gradients, rate, config.gradient_clip)
+            descend(self.judge_optimizer, gradients, rate, config.gradient_clip, self.group)
         function = self._adversarial_gradients if adversarial else self._distance_gradients
         losses, gradients = self._run(function, real)
-        descend(self.optimizer, gradients, rate, config.gradient_clip)
+        descend(self.optimizer, gradients, rate, config.gradient_clip, self.group)
         return {name: loss.item() for name, loss in losses.items()} | {"discriminators": judged}
 
     def _run(self, function: Callable[[Tensor], Result], real: Tensor) -> Result:
@@ -117,7 +124,7 @@ class VocoderTraining(TrainingTask):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """See Task."""
+        """See TrainingTask."""
         totals = np.zeros(2)
         for start in range(0, len(self.held_out), self.config.batch_size):
             real = torch.from_numpy(self.held_out[start : start + self.config.batch_size]).to(self.device)
@@ -126,26 +133,30 @@ class VocoderTraining(TrainingTask):
         mel, stft = totals / len(self.held_out)
         return {"mel_distance": float(mel), "stft_distance": float(stft)}
 
+    def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
+        """See PartTask."""
+        save_part(path, "istft", arrays_of(self.model), self.model.config, metadata=provenance)
+
     def _distance_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
         """Return the distances and the gradients of the vocoder's parameters."""
         _, losses, loss = self._distances(real)
         return losses, torch.autograd.grad(loss, list(self.model.parameters()))
 
     def _adversarial_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
-        """Return the same, the discriminators' opinion joined to the distances."""
+        """Return the distances, and the gradients of distances and discriminators' losses together."""
         fake, losses, loss = self._distances(real)
         adversarial, matching = self._judge(real, fake)
         loss = loss + self.config.adversarial_weight * adversarial + self.config.matching_weight * matching
         return losses, torch.autograd.grad(loss, list(self.model.parameters()))
 
     def _distances(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        fake = self.model(self._heard(real))
+        fake = self.model(self._input_mel(real))
         mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
         return fake, {"mel_distance": mel.detach(), "stft_distance": stft.detach()}, mel + 0.3 * stft
 
     @torch.no_grad()
-    def _heard(self, real: Tensor) -> Tensor:
-        """Return the spectrograms that the vocoder trains on."""
+    def _input_mel(self, real: Tensor) -> Tensor:
+        """Return the spectrograms that the vocoder is given."""
         mel = log_mel(real)
         if self.through is None:
             return mel
@@ -155,7 +166,7 @@ class VocoderTraining(TrainingTask):
     def _judge_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
         """Return the hinge loss of the discriminators and the gradients of their parameters."""
         with torch.no_grad():
-            fake = self.model(self._heard(real))
+            fake = self.model(self._input_mel(real))
         loss = self._judging(real, fake)
         return loss.detach(), torch.autograd.grad(loss, list(self.judges.parameters()))
 

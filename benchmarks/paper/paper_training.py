@@ -94,7 +94,7 @@ def _train(
             for name, parameter in model.acoustic.named_parameters():
                 if name.endswith("_reverse"):
                     parameter.requires_grad_(False).zero_()
-    if run.train(lambda row: None):
+    if run.train():
         raise SystemExit(130)
     run.save(folder, variant.name)
 
