@@ -72,14 +72,26 @@ def open_collection(
     progress: Callable[[float], None] = lambda seconds: None,
     group: Group = ALONE,
 ) -> Collection[Clip]:
-    """Return the clips of `inputs`, which rank 0 lists once for all runs in `folder`.
+    """List the clips of `inputs` with their durations, or read the list that an earlier call left in `folder`.
 
-    Arguments and errors are those of `index_clips`.
+    A clip's group is the `domain` in its manifest or tar, or else its input. Files that cannot be read are reported to
+    `skipped`; `progress` gets the seconds of each clip. Files whose header has no length are decoded to measure it.
+    Only rank 0 lists.
+
+    Raises:
+        ValueError: no readable audio was found, or `folder` has the list of other inputs.
+        AudioError: an input does not exist.
     """
-    if group.leads:
-        index_clips(inputs, folder, skipped, progress)
+    if group.leads and not (folder / INDEX_FILE).exists():
+        clips = []
+        for number, each in enumerate(inputs):
+            for clip in _list_clips(each, number, skipped):
+                clips.append(clip)
+                progress(clip.seconds)
+        write_index(folder, inputs, [[clip.key, clip.group, clip.item.to_json(), clip.seconds] for clip in clips])
     group.broadcast(None)
-    return split_clips(index_clips(inputs, folder))
+    rows = read_index(folder, inputs)
+    return split_clips([Clip(key, group, AudioItem.from_json(item), seconds) for key, group, item, seconds in rows])
 
 
 def split_clips(clips: Sequence[ClipType]) -> Collection[ClipType]:
@@ -92,32 +104,6 @@ def split_clips(clips: Sequence[ClipType]) -> Collection[ClipType]:
 def spread_clips(clips: Sequence[ClipType]) -> list[ClipType]:
     """Return clips in the order of a hash of their keys, so that the first ones represent the collection."""
     return sorted(clips, key=lambda clip: key_share("order" + clip.key))
-
-
-def index_clips(
-    inputs: Sequence[str],
-    folder: Path,
-    skipped: Skipped = lambda path, reason: None,
-    progress: Callable[[float], None] = lambda seconds: None,
-) -> list[Clip]:
-    """List the clips of `inputs` with their durations, or read the list that an earlier call left in `folder`.
-
-    A clip's group is the `domain` in its manifest or tar, or else its input. Files that cannot be read are reported to
-    `skipped`; `progress` gets the seconds of each clip. Files whose header has no length are decoded to measure it.
-
-    Raises:
-        ValueError: no readable audio was found, or `folder` has the list of other inputs.
-        AudioError: an input does not exist.
-    """
-    if not (folder / INDEX_FILE).exists():
-        clips = []
-        for number, each in enumerate(inputs):
-            for clip in _list_clips(each, number, skipped):
-                clips.append(clip)
-                progress(clip.seconds)
-        write_index(folder, inputs, [[clip.key, clip.group, clip.item.to_json(), clip.seconds] for clip in clips])
-    rows = read_index(folder, inputs)
-    return [Clip(key, group, AudioItem.from_json(item), seconds) for key, group, item, seconds in rows]
 
 
 def write_index(folder: Path, inputs: Sequence[str], rows: Sequence[Any]) -> None:

@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_factor, stack_patches
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.runtime.cuda_graphs import captured_on_gpus
-from sctok.runtime.devices import DTYPES, Use
+from sctok.runtime.devices import Use
 from sctok.runtime.distributed import ALONE, Group
 
 from .crops import CropSampler
@@ -78,19 +77,11 @@ class CodecTrainingConfig:
         for name in ("condition_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} must lie between 0 and 1")
-        if self.precision not in DTYPES:
-            raise ValueError(f"precision {self.precision!r} is none of {', '.join(DTYPES)}")
-        grid_channels = self.grid.channels if self.grid else 0
-        if grid_channels != self.unet.extra_channels:
-            raise ValueError(
-                f"the T-UNet takes {self.unet.extra_channels} extra channels, the grid has {grid_channels}"
-            )
+        given = self.grid.channels if self.grid else 0
+        if given != self.unet.extra_channels:
+            raise ValueError(f"the T-UNet takes {self.unet.extra_channels} extra channels, the grid gives {given}")
         if self.estimate_weight and not self.grid:
             raise ValueError("estimate_weight needs a grid: set it to 0, or add a [grid] section")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the configuration as a JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -155,16 +146,6 @@ class Trained(nn.Module):
         return [*self.unet.parameters(), *(self.grid.parameters() if self.grid is not None else ())]
 
 
-class _Counter(nn.Module):
-    """Number of updates of the averages."""
-
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.tensor(0))
-
-
 class CodecTraining(MixedPrecisionTask):
     """The task of training a codec.
 
@@ -196,20 +177,15 @@ class CodecTraining(MixedPrecisionTask):
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.updates = _Counter()
+        self._updates, updates = torch.tensor(0), nn.Module()  # of the averages
+        updates.register_buffer("count", self._updates)
         self.held_out = held_out
         self._denoise: Callable[..., tuple[Losses, Tensor]] | None = None
         self._validation: list[Batch] | None = None
         self._batches: dict[tuple[int, int], Batch] = {}
         self.listen: Callable[[int], dict[str, float]] = lambda step: {}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """See TrainingTask."""
-        return {"model": self.model, "average": self.average, "updates": self.updates}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """See TrainingTask."""
-        return {"model": self.optimizer}
+        self.modules = {"model": self.model, "average": self.average, "updates": updates}
+        self.optimizers = {"model": self.optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
         """See TrainingTask."""
@@ -287,8 +263,8 @@ class CodecTraining(MixedPrecisionTask):
     @torch.no_grad()
     def _update_averages(self) -> None:
         """Update the moving averages of all trained parameters; buffers (codes, scale) are copied."""
-        self.updates.count += 1
-        count = int(self.updates.count)
+        self._updates += 1
+        count = int(self._updates)
         decay = min(self.config.ema_decay, (1 + count) / (10 + count))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         for buffer, current in zip(self.average.buffers(), self.model.buffers(), strict=True):

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sctok.audio.windows import WINDOW_PATCHES
 from sctok.features.checkpoints import EncoderWeights, save_weights
 from sctok.features.encoder import AudioMAE, EncoderConfig
-from sctok.runtime.devices import DTYPES, Use
+from sctok.runtime.devices import Use
 from sctok.runtime.distributed import ALONE, Group
 from sctok.runtime.read_ahead import ReadAhead
 
 from .filterbanks import FilterbankCache, WindowSampler, cut_windows, validation_windows
 from .loop import ValidationReport
 from .masked_autoencoder import POSITION_PARTS, MaskedAutoencoder
-from .optimization import MixedPrecisionTask
+from .optimization import MixedPrecisionTask, check_training, warm_up_and_decay
 
 AHEAD = 8  # batches drawn ahead for a GPU
 PRETRAINING = Use("pretraining an encoder", "sctok.training.capabilities:pretraining_steps")
@@ -62,9 +62,8 @@ class EncoderTrainingConfig:
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask ratio {self.mask_ratio} is not between 0 and 1")
-        for name in ("steps", "batch_size", "predicted", "validate_every", "validation_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not positive")
+        counts = ("steps", "batch_size", "predicted", "validate_every", "validation_windows")
+        check_training(self, positive=counts, not_negative=("learning_rate", "weight_decay", "warmup_steps"))
         for name in ("width", "decoder_width"):
             if getattr(self, name) % POSITION_PARTS:
                 raise ValueError(
@@ -75,8 +74,6 @@ class EncoderTrainingConfig:
                 f"decoder_width {self.decoder_width} is not a multiple of decoder_heads {self.decoder_heads}"
             )
         _ = self.encoder  # checks its own sizes
-        if self.precision not in DTYPES:
-            raise ValueError(f"precision {self.precision!r} is none of {', '.join(DTYPES)}")
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -94,9 +91,8 @@ class EncoderTrainingConfig:
         The rate warms up again when the encoder begins to learn.
         """
         since = step - self.decoder_steps if step >= self.decoder_steps else step
-        warm = min(1.0, (since + 1) / max(1, self.warmup_steps))
-        left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
-        return self.learning_rate * min(warm, 1.0, left)
+        warm_up = warm_up_and_decay(since, self.steps, self.warmup_steps, 0.0)
+        return self.learning_rate * min(warm_up, warm_up_and_decay(step, self.steps, 0, self.decay_share))
 
 
 class EncoderTraining(MixedPrecisionTask):
@@ -134,14 +130,8 @@ class EncoderTraining(MixedPrecisionTask):
         self._batches = ReadAhead(self._draw, ahead=1 if device.type == "cpu" else AHEAD)
         self._frames = _near(cache, device)
         self.held_out = validation_windows(cache, config.validation_windows)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """See TrainingTask."""
-        return {"model": self.model}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """See TrainingTask."""
-        return {"model": self.optimizer}
+        self.modules = {"model": self.model}
+        self.optimizers = {"model": self.optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
         """See TrainingTask."""
@@ -178,7 +168,7 @@ class EncoderTraining(MixedPrecisionTask):
         }
 
     def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        """See PartTask."""
+        """Write the trained model and its provenance. Raises DiskFullError."""
         save_weights(path, self.model.encoder, provenance)
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

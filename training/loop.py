@@ -62,13 +62,12 @@ class TrainingTask(Protocol):
     """A model in training: its state, one step, and its validation.
 
     A step depends only on the state and the step's number, so that a resumed run equals an uninterrupted one.
+
+    modules: those whose state belongs to a checkpoint. optimizers: over parameters of the modules.
     """
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return the modules whose state belongs to a checkpoint."""
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimizers, over parameters of the modules."""
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
 
     def train_step(self, step: int) -> dict[str, float]:
         """Train one step and return its losses."""
@@ -115,7 +114,7 @@ class TrainingRun:
         self.task, self.folder, self.group = task, folder, group
         self.settings = plain_json(settings)
         self.step, self.seconds = 0, 0.0
-        self._losses = _RunningMeans()
+        self._losses = _no_losses()
         self._bad_steps, self._saved_step = 0, 0
         self._pace_from = (0, 0.0)  # step and time of the previous validation
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,9 +155,9 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write modules, optimizers and position atomically: if the disk is full, the previous checkpoint is kept."""
-        arrays = state_tensors(self.task.modules(), self.task.optimizers())
+        arrays = state_tensors(self.task.modules, self.task.optimizers)
         state = {"step": self.step, "seconds": self.seconds, "settings": self.settings, "tensors": len(arrays)}
-        state |= {"losses": self._losses.to_json(), "extra": self.task.extra_state()}
+        state |= {"losses": self._losses, "extra": self.task.extra_state()}
         path = self.folder / CHECKPOINT
         try:
             save_tensors(path, arrays, format_name=CHECKPOINT_FORMAT, version=CHECKPOINT_VERSION, metadata=state)
@@ -178,10 +177,10 @@ class TrainingRun:
         arrays, state = read_tensors(path, format_name=CHECKPOINT_FORMAT, version=CHECKPOINT_VERSION)
         if differing := _differing(state["settings"], self.settings):
             raise ValueError(f"{path} was trained with other settings ({', '.join(differing)}): choose another name")
-        load_state(path, arrays, self.task.modules(), self.task.optimizers(), state.get("tensors"))
+        load_state(path, arrays, self.task.modules, self.task.optimizers, state.get("tensors"))
         self.step = self._saved_step = state["step"]
         self.seconds = state["seconds"]
-        self._losses = _RunningMeans(**state.get("losses", {}))
+        self._losses = state.get("losses") or _no_losses()
         self.task.load_extra_state(state.get("extra", {}))
 
     def provenance(self, hours_of_audio: float) -> dict[str, Any]:
@@ -206,7 +205,9 @@ class TrainingRun:
     def _count(self, losses: Mapping[str, float]) -> None:
         if all(map(math.isfinite, losses.values())):
             self._bad_steps = 0
-            self._losses.add(losses)
+            self._losses["count"] += 1
+            for name, value in losses.items():
+                self._losses["sums"][name] = self._losses["sums"].get(name, 0.0) + value
             return
         self._bad_steps += 1
         if self._bad_steps == MAX_BAD_STEPS:
@@ -219,10 +220,11 @@ class TrainingRun:
         before, since = self._pace_from
         speed = (self.step - before) / (time.monotonic() - since)
         metrics, hours = self.task.validate(self.step), round(self.seconds / 3600, 4)
-        report = ValidationReport(self.step, self._losses.means(), metrics, hours, speed)
+        means = {name: total / self._losses["count"] for name, total in self._losses["sums"].items()}
+        report = ValidationReport(self.step, means, metrics, hours, speed)
         path = self.folder / LOSS_CURVE
         _write_curve(path, [*read_curve(path), self.task.curve_row(report)])
-        self._losses, self._pace_from = _RunningMeans(), (self.step, time.monotonic())
+        self._losses, self._pace_from = _no_losses(), (self.step, time.monotonic())
         return report
 
     def _truncate_curve(self) -> None:
@@ -232,22 +234,9 @@ class TrainingRun:
             _write_curve(path, [row for row in read_curve(path) if int(row["step"]) <= self.step])
 
 
-class _RunningMeans:
-    """Means of the losses since the last validation."""
-
-    def __init__(self, count: int = 0, sums: Mapping[str, float] | None = None) -> None:
-        self.count, self.sums = count, dict(sums or {})
-
-    def add(self, losses: Mapping[str, float]) -> None:
-        self.count += 1
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def means(self) -> dict[str, float]:
-        return {name: total / self.count for name, total in self.sums.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "sums": self.sums}
+def _no_losses() -> dict[str, Any]:
+    """Return number and sums of the losses since the previous validation, as a checkpoint has them."""
+    return {"count": 0, "sums": {}}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def warm_up_and_decay(step: int, steps: int, warm_up: int, decay_share: float) -
 
 
 def check_training(config: Any, positive: Sequence[str], not_negative: Sequence[str]) -> None:
-    """Raise ValueError if a named number of a configuration, or its `decay_share`, is out of range."""
+    """Raise ValueError if a named number of a configuration, its `decay_share` or its `precision` is out of range."""
     for name in positive:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} {getattr(config, name)} is not positive")
@@ -29,6 +29,9 @@ def check_training(config: Any, positive: Sequence[str], not_negative: Sequence[
             raise ValueError(f"{name} {getattr(config, name)} must not be negative")
     if not 0 <= config.decay_share <= 1:
         raise ValueError(f"decay_share {config.decay_share} must lie between 0 and 1")
+    precision = getattr(config, "precision", "fp32")
+    if precision not in DTYPES:
+        raise ValueError(f"precision {precision!r} is none of {', '.join(DTYPES)}")
 
 
 def descend(

@@ -1,9 +1,8 @@
 """Trainings of an encoder, a small VAE and a small vocoder, from a collection of audio to a file."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from .clips import Clip, Collection, Skipped
 from .crops import CropConfig, CropSampler, validation_crops
 from .encoder import EncoderTraining, EncoderTrainingConfig
 from .filterbanks import FilterbankCache
-from .loop import Progress, TrainingLength, TrainingRun, TrainingTask
+from .loop import Progress, TrainingLength, TrainingRun
 from .vae import VAETraining, VAETrainingConfig
 from .vocoder import VocoderTraining, VocoderTrainingConfig
 
@@ -25,15 +24,6 @@ VOCODER_CROPS = CropConfig(samples=20_480, packed=0.9, level="random")  # 128 fr
 VOCODER_VALIDATION = CropConfig(samples=48_000)
 VALIDATION_CROPS = 32
 ENCODER_CHECKPOINT_SECONDS = 120.0
-
-
-class PartTask(TrainingTask, Protocol):
-    """A task whose trained model is one file. `main_loss` is the name of the loss to show."""
-
-    main_loss: str
-
-    def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        """Write the trained model and its provenance. Raises DiskFullError."""
 
 
 class PartRun:
@@ -45,16 +35,15 @@ class PartRun:
 
     def __init__(
         self,
-        task: PartTask,
-        settings: Mapping[str, Any],
-        length: TrainingLength,
+        task: EncoderTraining | VAETraining | VocoderTraining,
         folder: Path,
         hours_of_audio: float,
-        group: Group = ALONE,
+        length: TrainingLength,
+        **settings: Any,
     ) -> None:
         self.task, self.length, self.hours_of_audio = task, length, hours_of_audio
-        ranks = {"ranks": group.world} if group.world > 1 else {}
-        self.run = TrainingRun(task, folder, {**settings, **ranks}, group)
+        ranks = {"ranks": task.group.world} if task.group.world > 1 else {}
+        self.run = TrainingRun(task, folder, {**asdict(task.config), **settings, **ranks}, task.group)
 
     def train(self, progress: Progress = lambda report: None) -> int:
         """Train up to the last step; see `TrainingRun.run`."""
@@ -76,7 +65,7 @@ def encoder_run(
     """Prepare the training of an encoder, or resume it. `initial` is the encoder to begin with."""
     task = EncoderTraining(config, cache, device, initial, group)
     length = TrainingLength(config.steps, config.validate_every, ENCODER_CHECKPOINT_SECONDS)
-    return PartRun(task, asdict(config), length, folder, cache.hours, group)
+    return PartRun(task, folder, cache.hours, length)
 
 
 def vae_run(
@@ -93,8 +82,7 @@ def vae_run(
     crops = CropSampler(collection.train, drawn, skipped)
     held_out = validation_crops(collection.held_out, drawn, VALIDATION_CROPS, otherwise=collection.train)
     task = VAETraining(config, crops, held_out, device, initial, group)
-    settings = {**asdict(config), "crops": asdict(drawn)}
-    return PartRun(task, settings, TrainingLength(config.steps), folder, collection.hours, group)
+    return PartRun(task, folder, collection.hours, TrainingLength(config.steps), crops=asdict(drawn))
 
 
 def vocoder_run(
@@ -115,5 +103,4 @@ def vocoder_run(
     crops = CropSampler(collection.train, drawn, skipped)
     held_out = validation_crops(collection.held_out, VOCODER_VALIDATION, VALIDATION_CROPS, otherwise=collection.train)
     task = VocoderTraining(config, crops, held_out, device, initial, through, group)
-    settings = {**asdict(config), "crops": asdict(drawn)}
-    return PartRun(task, settings, TrainingLength(config.steps), folder, collection.hours, group)
+    return PartRun(task, folder, collection.hours, TrainingLength(config.steps), crops=asdict(drawn))

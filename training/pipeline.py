@@ -110,32 +110,40 @@ class CodecRun:
         held_out = validation_crops(collection.held_out, plan.crops, limit, otherwise)
         frozen = Frozen(parts.encoder.build(), parts.codebooks, parts.vae)
         self.task = CodecTraining(config, frozen, crops, held_out, device, group)
-        settings = {**config.to_json(), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
+        settings = {**asdict(config), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
         self.run = TrainingRun(self.task, folder, settings, group)
         if parts.initial:
             self.task.schedule = parts.initial.schedule
             if self.run.step == 0:
-                begin_with(self.task, parts.initial)
+                for model in (self.task.model, self.task.average):
+                    model.load_state_dict(_trained_tensors(parts.initial))
 
     def train(self, progress: Progress = lambda report: None, on_decoded: OnDecoded | None = None) -> int:
         """Train up to the last step; see `TrainingRun.run` and, for `on_decoded`, `Listening`."""
         run = self.plan.run
         if run.listen_every:
-            self.task.listen = listening(self.task, self.parts.vocoder, run, on_decoded)
+            self.task.listen = Listening(self.task, self.parts.vocoder.eval().requires_grad_(False), run, on_decoded)
         return self.run.run(TrainingLength(self.config.steps, run.validate_every, run.checkpoint_seconds), progress)
 
     def save(self, folder: Path, name: str) -> CodecParts:
         """Write the codec of the averaged weights to a folder, and return it. Raises DiskFullError."""
+        average = self.task.average.cpu().eval()
+        encoder, books = self.parts.encoder, tuple(self.parts.codebooks)
         provenance = self.run.provenance(self.collection.hours)
-        parts = trained_codec(self.task, self.parts, name, provenance)
-        save_codec(folder, parts, overwrite=True)
-        return parts
-
-
-def begin_with(task: CodecTraining, codec: CodecParts) -> None:
-    """Copy the weights and the latent scale of a codec of the same sizes to a task and its averages."""
-    for model in (task.model, task.average):
-        model.load_state_dict(_trained_tensors(codec))
+        codec = CodecParts(
+            encoder=encoder,
+            codebooks=books,
+            acoustic=average.acoustic,
+            unet=average.unet,
+            grid=average.grid,
+            schedule=self.task.schedule,
+            scale_factor=float(average.scale_factor),
+            vae=self.parts.vae.cpu(),
+            vocoder=self.parts.vocoder.cpu(),
+            info=describe_codec(name, encoder, books, average.acoustic, self.config.order, provenance),
+        )
+        save_codec(folder, codec, overwrite=True)
+        return codec
 
 
 def _sizes(acoustic: AcousticConfig, unet: TUNetConfig, grid: GridConfig | None) -> dict[str, Any]:
@@ -154,24 +162,22 @@ def _trained_tensors(codec: CodecParts) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Listening:
-    """Decodes the first held-out windows every `every` steps and measures their DAC mel distance.
+    """Decodes the first held-out windows at some validations and measures their DAC mel distance.
 
     on_decoded: gets the step, the decoded and the original waveforms, float32 (windows, 163,840) on the CPU.
     """
 
     training: CodecTraining
     vocoder: nn.Module
-    every: int
-    windows: int
-    sampler: SamplerConfig
+    run: RunConfig
     on_decoded: OnDecoded | None = None
 
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float]:
         """Return the mel distance at a step, or nothing if no windows are decoded at this step."""
-        if step % self.every and step != self.training.config.steps:
+        if step % (self.run.validate_every * self.run.listen_every) and step != self.training.config.steps:
             return {}
-        original = torch.from_numpy(self.training.held_out[: self.windows])
+        original = torch.from_numpy(self.training.held_out[: self.run.listen_windows])
         decoded = self._decode().float().cpu()[:, : original.shape[1]]
         if self.on_decoded:
             self.on_decoded(step, decoded, original)
@@ -180,40 +186,14 @@ class Listening:
     def _decode(self) -> Tensor:
         task = self.training
         model = task.average.eval()
-        batch = task.prepare(task.held_out[: self.windows], (-1, 0), 0.0)
+        batch = task.prepare(task.held_out[: self.run.listen_windows], (-1, 0), 0.0)
         context, _ = model.condition(batch, dropped=False)
         nothing = unconditional(context.shape[1], context.shape[2] - PE_WIDTH).to(context.device)
         extras = (None, None) if model.grid is None else (model.grid(context), model.grid(nothing))
         condition = Condition(context, nothing, *extras)
-        latent = sample(model.unet, task.schedule, self.sampler, condition, shape=batch.latent.shape)
+        sampler = SamplerConfig("ddim", self.run.listen_steps, eta=0.0, guidance=self.run.listen_guidance)
+        latent = sample(model.unet, task.schedule, sampler, condition, shape=batch.latent.shape)
         # One at a time: the feature maps of several windows exceed the cache of a CPU.
         mels = [task.vae.decode(each / model.scale_factor)[:, 0] for each in latent.split(1)]
         waves: Tensor = self.vocoder.to(task.device)(torch.cat(mels))
         return waves
-
-
-def listening(
-    task: CodecTraining, vocoder: nn.Module, run: RunConfig, on_decoded: OnDecoded | None = None
-) -> Listening:
-    """Return the listening of a training with the settings of its configuration."""
-    sampler = SamplerConfig("ddim", run.listen_steps, eta=0.0, guidance=run.listen_guidance)
-    every = run.validate_every * run.listen_every
-    return Listening(task, vocoder.eval().requires_grad_(False), every, run.listen_windows, sampler, on_decoded)
-
-
-def trained_codec(task: CodecTraining, parts: TrainingParts, name: str, provenance: dict[str, Any]) -> CodecParts:
-    """Return the codec of a task's averaged weights, on the CPU in evaluation mode."""
-    average = task.average.cpu().eval()
-    info = describe_codec(name, parts.encoder, parts.codebooks, average.acoustic, task.config.order, provenance)
-    return CodecParts(
-        encoder=parts.encoder,
-        codebooks=tuple(parts.codebooks),
-        acoustic=average.acoustic,
-        unet=average.unet,
-        grid=average.grid,
-        schedule=task.schedule,
-        scale_factor=float(average.scale_factor),
-        vae=parts.vae.cpu(),
-        vocoder=parts.vocoder.cpu(),
-        info=info,
-    )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sctok.audio.mel import log_mel
 from sctok.codec.models.vae import AutoencoderKL, VAEConfig, sample_posterior
@@ -68,14 +68,8 @@ class VAETraining(TrainingTask):
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """See TrainingTask."""
-        return {"vae": self.model}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """See TrainingTask."""
-        return {"vae": self.optimizer}
+        self.modules = {"vae": self.model}
+        self.optimizers = {"vae": self.optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
         """See TrainingTask."""
@@ -102,7 +96,7 @@ class VAETraining(TrainingTask):
         return {"mel_error": float(error), "kl": float(divergence)}
 
     def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        """See PartTask."""
+        """Write the trained model and its provenance. Raises DiskFullError."""
         save_part(path, "vae", arrays_of(self.model), self.model.config, metadata=provenance)
 
     def _losses(self, waves: Tensor, generator: torch.Generator, first: int = 0) -> tuple[Tensor, Tensor]:

@@ -92,14 +92,8 @@ class VocoderTraining(TrainingTask):
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
         self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
         self._captured: dict[Callable[[Tensor], Any], Callable[[Tensor], Any]] = {}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """See TrainingTask."""
-        return {"vocoder": self.model, "discriminators": self.judges}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """See TrainingTask."""
-        return {"vocoder": self.optimizer, "discriminators": self.judge_optimizer}
+        self.modules = {"vocoder": self.model, "discriminators": self.judges}
+        self.optimizers = {"vocoder": self.optimizer, "discriminators": self.judge_optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
         """See TrainingTask."""
@@ -134,25 +128,23 @@ class VocoderTraining(TrainingTask):
         return {"mel_distance": float(mel), "stft_distance": float(stft)}
 
     def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        """See PartTask."""
+        """Write the trained model and its provenance. Raises DiskFullError."""
         save_part(path, "istft", arrays_of(self.model), self.model.config, metadata=provenance)
 
-    def _distance_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
-        """Return the distances and the gradients of the vocoder's parameters."""
-        _, losses, loss = self._distances(real)
-        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
-
-    def _adversarial_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
-        """Return the distances, and the gradients of distances and discriminators' losses together."""
-        fake, losses, loss = self._distances(real)
-        adversarial, matching = self._judge(real, fake)
-        loss = loss + self.config.adversarial_weight * adversarial + self.config.matching_weight * matching
-        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
-
-    def _distances(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _distance_gradients(self, real: Tensor, adversarial: bool = False) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the distances, and the gradients of the vocoder's parameters."""
         fake = self.model(self._input_mel(real))
         mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
-        return fake, {"mel_distance": mel.detach(), "stft_distance": stft.detach()}, mel + 0.3 * stft
+        loss = mel + 0.3 * stft
+        if adversarial:
+            hinge, matching = self._judge(real, fake)
+            loss = loss + self.config.adversarial_weight * hinge + self.config.matching_weight * matching
+        distances = {"mel_distance": mel.detach(), "stft_distance": stft.detach()}
+        return distances, torch.autograd.grad(loss, list(self.model.parameters()))
+
+    def _adversarial_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the same with the losses of the discriminators added to the distances."""
+        return self._distance_gradients(real, adversarial=True)
 
     @torch.no_grad()
     def _input_mel(self, real: Tensor) -> Tensor:

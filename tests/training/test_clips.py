@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from sctok.audio.errors import AudioError
-from sctok.training.clips import Clip, index_clips, split_clips
+from sctok.training.clips import Clip, open_collection, split_clips
 from sctok.training.crops import PEAK, CropConfig, CropSampler, validation_crops
 
 RATE = 16_000
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def indexed(folder, *names, **options):
-    return index_clips([str(folder / name) for name in names], folder / "run", **options)
+    return open_collection([str(folder / name) for name in names], folder / "run", **options).train
 
 
 def sampler(clips, skipped=lambda path, reason: None, **settings):

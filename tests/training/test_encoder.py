@@ -95,7 +95,7 @@ def test_the_encoder_and_its_provenance_are_written(cache: FilterbankCache, tmp_
     run.train()
     run.save(tmp_path / "encoder.safetensors")
     found = load_weights(tmp_path / "encoder.safetensors").tensors
-    assert found.keys() == run.task.modules()["model"].encoder.state_dict().keys()  # type: ignore[union-attr]
+    assert found.keys() == run.task.modules["model"].encoder.state_dict().keys()  # type: ignore[union-attr]
     header = read_header(tmp_path / "encoder.safetensors")[0]
     assert (header["trained"]["steps"], header["steps"], header["hours_of_audio"]) == (2, 2, 0.0)
 
@@ -189,7 +189,7 @@ def test_only_the_decoder_learns_at_first(cache: FilterbankCache, tmp_path: Path
     changed = []
 
     def watch(report: StepReport) -> None:
-        now = run.task.modules()["model"].encoder.state_dict()  # type: ignore[union-attr]
+        now = run.task.modules["model"].encoder.state_dict()  # type: ignore[union-attr]
         changed.append(any(not torch.equal(now[name], value) for name, value in first.tensors.items()))
 
     run.train(watch)

@@ -41,12 +41,8 @@ class Toy(TrainingTask):
         self.bias = torch.nn.Parameter(torch.zeros(1))  # never has a gradient
         self.optimizer = torch.optim.AdamW([self.weight, self.bias], lr=0.1)
         self.bad_from = 10**9
-
-    def modules(self) -> Any:
-        return {"toy": torch.nn.ParameterDict({"weight": self.weight, "bias": self.bias})}
-
-    def optimizers(self) -> Any:
-        return {"toy": self.optimizer}
+        self.modules = {"toy": torch.nn.ParameterDict({"weight": self.weight, "bias": self.bias})}
+        self.optimizers = {"toy": self.optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
         if step >= self.bad_from:

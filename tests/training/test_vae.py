@@ -10,7 +10,7 @@ import torch
 from sctok.audio.mel import log_mel
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.storage.parts import module_hash
-from sctok.training.clips import index_clips
+from sctok.training.clips import open_collection
 from sctok.training.crops import CropConfig, CropSampler
 from sctok.training.vae import MINI, VAETraining, VAETrainingConfig
 
@@ -18,7 +18,7 @@ from .trainings import CPU, VAE, make_task, write_audio
 
 
 def tiny_task(folder: Path, initial: AutoencoderKL | None = None, **changes: Any) -> VAETraining:
-    clips, crops = index_clips(write_audio(folder), folder), CropConfig(samples=5_120)
+    clips, crops = open_collection(write_audio(folder), folder).train, CropConfig(samples=5_120)
     config = VAETrainingConfig(VAE, **{"batch_size": 2, "steps": 20, "warm_up": 2, **changes})
     held_out = CropSampler(clips, crops).draw(10**6, 0, 3)
     return VAETraining(config, CropSampler(clips, crops), held_out, CPU, initial)

@@ -11,7 +11,7 @@ from sctok.audio.mel import log_mel
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.models.vocoder import VocoderConfig
 from sctok.codec.storage.parts import module_hash
-from sctok.training.clips import index_clips
+from sctok.training.clips import open_collection
 from sctok.training.crops import CropConfig, CropSampler
 from sctok.training.optimization import descend
 from sctok.training.vocoder import SpectrogramDiscriminator, VocoderTraining, VocoderTrainingConfig
@@ -20,7 +20,7 @@ from .trainings import CPU, VAE, write_audio
 
 
 def tiny_task(folder: Path, **changes: Any) -> VocoderTraining:
-    clips, crops = index_clips(write_audio(folder), folder), CropConfig(samples=3200)
+    clips, crops = open_collection(write_audio(folder), folder).train, CropConfig(samples=3200)
     settings = {"batch_size": 2, "steps": 30, "warm_up": 2, "adversarial_after": 100, **changes}
     held_out = CropSampler(clips, crops).draw(10**6, 0, 3)
     return VocoderTraining(
@@ -63,7 +63,7 @@ def test_the_vocoder_step_does_not_change_the_discriminators(tmp_path: Path) -> 
 
 def test_a_vae_encodes_and_decodes_half_of_the_spectrograms(tmp_path: Path) -> None:
     vae = AutoencoderKL(VAE)
-    clips, crops = index_clips(write_audio(tmp_path), tmp_path), CropConfig(samples=5120)
+    clips, crops = open_collection(write_audio(tmp_path), tmp_path).train, CropConfig(samples=5120)
     config = VocoderTrainingConfig(VocoderConfig(16, 1, 2), batch_size=2, through=module_hash(vae))
     with pytest.raises(ValueError, match=r"through is .* in the configuration, not the given model"):
         VocoderTraining(config, CropSampler(clips, crops), np.zeros((1, 5120), np.float32), CPU)

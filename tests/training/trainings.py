@@ -16,7 +16,7 @@ from sctok.codec.models.vocoder import VocoderConfig
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.runtime.distributed import ALONE, Group
-from sctok.training.clips import index_clips, split_clips
+from sctok.training.clips import open_collection
 from sctok.training.codec import CodecTraining, CodecTrainingConfig, Frozen
 from sctok.training.crops import CropConfig, CropSampler, validation_crops
 from sctok.training.encoder import EncoderTraining, EncoderTrainingConfig
@@ -113,7 +113,7 @@ def codec_task(
     """Return the task of a tiny codec training."""
     torch.manual_seed(1)
     frozen = Frozen(encoder(), [codebook(seed=seed) for seed in range(4)], AutoencoderKL(VAE))
-    collection = split_clips(index_clips(inputs, folder))
+    collection = open_collection(inputs, folder)
     drawn = CropConfig(**(crops or {"packed": 0.5}))
     held_out = validation_crops(collection.held_out, drawn, 3)
     return CodecTraining(codec_config(**changes), frozen, CropSampler(collection.train, drawn), held_out, device, group)
@@ -139,7 +139,7 @@ def vae_task(
     inputs: list[str], folder: Path, group: Group = ALONE, device: torch.device = CPU, **changes: Any
 ) -> VAETraining:
     """Return the task of a tiny VAE training."""
-    clips, crops = index_clips(inputs, folder), CropConfig(samples=20_480)
+    clips, crops = open_collection(inputs, folder).train, CropConfig(samples=20_480)
     config = VAETrainingConfig(**{"model": VAE, "batch_size": 2, "steps": 6, **changes})
     return VAETraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), device, group=group)
 
@@ -148,7 +148,7 @@ def vocoder_task(
     inputs: list[str], folder: Path, group: Group = ALONE, device: torch.device = CPU, **changes: Any
 ) -> VocoderTraining:
     """Return the task of a tiny vocoder training, whose discriminators are used from the third step on."""
-    clips, crops = index_clips(inputs, folder), CropConfig(samples=4800)
+    clips, crops = open_collection(inputs, folder).train, CropConfig(samples=4800)
     settings = {"model": VocoderConfig(8, 1, 2), "batch_size": 2, "steps": 6, "adversarial_after": 2, **changes}
     held_out = validation_crops(clips, crops, 3)
     return VocoderTraining(VocoderTrainingConfig(**settings), CropSampler(clips, crops), held_out, device, group=group)
@@ -186,4 +186,4 @@ def make_task(kind: str, inputs: list[str], folder: Path, device: torch.device =
 
 def state_of(task: TrainingTask) -> dict[str, torch.Tensor]:
     """Return copies of all tensors of a task's modules."""
-    return {f"{n}/{key}": value.clone() for n, m in task.modules().items() for key, value in m.state_dict().items()}
+    return {f"{n}/{key}": value.clone() for n, m in task.modules.items() for key, value in m.state_dict().items()}
