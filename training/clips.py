@@ -1,4 +1,4 @@
-"""The collection of clips that a training draws from: listed once, split by a hash, and drawn by chance."""
+"""The collection of clips of a training: it is listed once, split by a hash, and sampled at random."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,19 +24,19 @@ Skipped = Callable[[str, str], None]  # gets the path and the reason of each fil
 
 
 class AnyClip(Protocol):
-    """What drawing needs to know of a clip. Clips of one group are mixed with those of the other groups."""
+    """Interface of clips. The sampler balances groups of clips against each other."""
 
     @property
     def key(self) -> str:
-        """Unique name in the collection."""
+        """Name of the clip, unique in the collection."""
 
     @property
     def group(self) -> Any:
-        """Domain or input, of a type that can be sorted."""
+        """Domain or input of the clip, of a sortable type."""
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration of the clip."""
 
 
 ClipType = TypeVar("ClipType", bound=AnyClip)
@@ -102,7 +102,7 @@ def split_clips(clips: Sequence[ClipType]) -> Collection[ClipType]:
 
 
 def spread_clips(clips: Sequence[ClipType]) -> list[ClipType]:
-    """Return clips in the order of a hash of their keys, so that the first ones represent the collection."""
+    """Return clips in the order of a hash of their keys, so that the first ones are spread over the collection."""
     return sorted(clips, key=lambda clip: key_share("order" + clip.key))
 
 
@@ -152,10 +152,12 @@ def _list_clips(each: str, number: int, skipped: Skipped) -> Iterator[Clip]:
 
 
 class ClipSampler(Generic[ClipType]):
-    """Draws a group with a chance of its length to the power `balance`, and its clips by the root of their length.
+    """Draws clips at random to fill crops or windows.
 
-    By length alone short clips would hardly be drawn; by count they would crowd out long ones. Each crop or window
-    holds one clip and silence, or, for the share `packed` of them, clip after clip of the group.
+    The probability of a group grows with its total length to the power `balance`, the probability of a clip in its
+    group with the square root of its length: by length, short clips would hardly be drawn; by count, they would crowd
+    out long ones. A share `packed` of the crops is filled with successive clips of one group; the others hold one clip
+    and silence.
     """
 
     def __init__(
@@ -166,14 +168,14 @@ class ClipSampler(Generic[ClipType]):
         self._packed = packed
         self._groups = [[clip for clip in clips if clip.group == name] for name in sorted({c.group for c in clips})]
         lengths = [np.array([length(clip) for clip in members], float) for members in self._groups]
-        self._group_edges = _chance_edges(np.array([each.sum() for each in lengths]) ** balance)
-        self._clip_edges = [_chance_edges(np.sqrt(each)) for each in lengths]
+        self._group_edges = _cumulative(np.array([each.sum() for each in lengths]) ** balance)
+        self._clip_edges = [_cumulative(np.sqrt(each)) for each in lengths]
 
     def fill(self, size: int, rng: np.random.Generator, place: Callable[[Callable[[], ClipType], int], int]) -> None:
-        """Fill a crop or window of `size` samples or frames with clips of one group.
+        """Fill a crop of `size` samples, or a window of `size` frames, with clips of one group.
 
-        place: gets a function that draws a clip, and the number of samples or frames filled so far; returns the number
-            that it filled. 0 ends the crop.
+        place: gets a function that draws a clip and the number of samples or frames filled so far; returns the number
+            that it filled itself. If it returns 0, the rest stays silent.
         """
         group = _pick(self._group_edges, rng)
         draw = partial(self._draw, group, rng)
@@ -188,12 +190,12 @@ class ClipSampler(Generic[ClipType]):
         return self._groups[group][_pick(self._clip_edges[group], rng)]
 
 
-def _chance_edges(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cumulated chances (n,) that are proportional to `weights`."""
+def _cumulative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cumulative probabilities (n,) of weights (n,)."""
     edges = np.cumsum(weights / weights.sum())
     return edges / edges[-1]
 
 
 def _pick(edges: NDArray[np.float64], rng: np.random.Generator) -> int:
-    """Return a random index with the chances of `edges`."""
+    """Return a random index with the cumulative probabilities `edges`."""
     return int(edges.searchsorted(rng.random(), side="right"))

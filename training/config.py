@@ -164,11 +164,11 @@ def _plan(table: Mapping[str, Any], settings: Mapping[str, Any], parts: Mapping[
     found = {name: table.get(name, {}) for name in _SECTIONS if name != "grid" or name in table}
     for name, section in found.items():
         if not isinstance(section, dict):
-            raise ValueError(f"{name} = {section!r:.200} is not a section")
+            raise ValueError(f"{name} = {section!r:.200} is not a section: write [{name}]")
     found["parts"] = {**found["parts"], **parts}
     sections = {name: _checked(_SECTIONS[name], name, section) for name, section in found.items()}
     if "token_rate" not in top:
-        raise ValueError("token_rate is missing")
+        raise ValueError("token_rate is missing: set it to 25, 50 or 100")
     stack_factor(top["token_rate"])
     if top.get("precision", "auto") not in PRECISIONS:
         raise ValueError(f"precision {top['precision']!r} is none of {', '.join(PRECISIONS)}")

@@ -1,4 +1,4 @@
-"""Random crops of a collection's waveforms, each drawn by its number, so that any batch can be drawn again."""
+"""Random crops of waveforms. A crop depends only on the seed and its number, so any batch can be drawn again."""
 
 import math
 import threading
@@ -31,8 +31,8 @@ class CropConfig:
     """How crops are drawn.
 
     samples: length of a crop at 16 kHz; 163,840 (10.24 s) in the paper.
-    balance: a group is drawn with a chance of its hours to this power: 0 evenly, 1 by hours.
-    packed: share of crops that are filled with clip after clip; the others hold one clip and silence.
+    balance: exponent of a group's hours in the probability to draw from it: 0 draws evenly, 1 by hours.
+    packed: share of crops that are filled with successive clips; the others hold one clip and silence.
     level: "peak" normalizes the clips of a crop to a peak of 0.5, as the published training code does; "random" then
         changes their level by -18 to +6 dB.
     """
@@ -53,10 +53,10 @@ class CropConfig:
 
 
 class CropSampler:
-    """Draws crop `index` of step `step` from the seed only, whatever the batch size, the ranks and earlier draws.
+    """Draws crops. Crop `index` of step `step` depends only on the seed, not on batch size, ranks or earlier draws.
 
     Files that cannot be read are reported once to `skipped`, and other clips are drawn instead. `readers` threads read
-    ahead. Decoded clips of up to a minute are cached as float32, the last ones used, in up to 4 GiB or an eighth of
+    ahead. The most recently used clips of up to a minute are kept decoded as float32, in up to 4 GiB or an eighth of
     the memory that is free at the start.
     """
 

@@ -1,4 +1,4 @@
-"""The filterbanks of a collection in one file on disk, and random windows cut from them."""
+"""Filterbanks of a collection in one file on disk, and random windows of them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,13 +21,13 @@ from .clips import INDEX_FILE, ClipSampler, Skipped, list_items, read_index, spl
 FRAMES_FILE = "frames.f16"
 
 GAIN = 0.3  # a random level change of up to ±12 dB, in normalized log energy
-PACKED_SHARE = 0.6  # share of windows that are filled with clip after clip; the others hold one clip and silence
+PACKED_SHARE = 0.6  # share of windows filled with successive clips; the others hold one clip and silence
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class CachedClip:
-    """One file of a collection: frames `start` to `start + frames` of the cache. `group` is the number of its input."""
+    """Frames `start` to `start + frames` of the cache: one file of the input with the number `group`."""
 
     key: str
     group: int
@@ -129,7 +129,7 @@ def _chunk_mels(chunk: Chunk, device: torch.device) -> NDArray[np.float16]:
 
 
 class WindowSampler:
-    """Draws training windows as indices of frames; a group's chance grows with its hours to the power `balance`."""
+    """Draws training windows as indices of frames; `balance` is that of `ClipSampler`."""
 
     def __init__(self, clips: Sequence[CachedClip], balance: float) -> None:
         self._clips = ClipSampler(clips, balance, PACKED_SHARE, lambda clip: clip.frames)

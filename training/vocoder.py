@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 Gradients = tuple[Tensor, ...]
 
 DISCRIMINATOR_WINDOWS = (256, 512, 1024)
-COMPRESSION = 0.3  # power of the magnitudes that discriminators see
+COMPRESSION = 0.3  # exponent of the magnitudes in the discriminators' input
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class VocoderTraining(TrainingTask):
         for name, given in (("initial", initial), ("through", through)):
             if (module_hash(given) if given else None) != getattr(config, name):
                 raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not the given model")
-
         if initial and initial.config != config.model:
             raise ValueError(f"the initial vocoder has the sizes {initial.config}, not {config.model}")
         self.config, self.crops, self.held_out, self.device, self.group = config, crops, held_out, device, group
@@ -88,28 +87,30 @@ class VocoderTraining(TrainingTask):
         self.model = IstftVocoder(config.model).to(device)
         if initial:
             self.model.load_state_dict(initial.state_dict())
-        self.judges = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
-        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+        self.discriminators = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
+        self.optimizer, self.discriminator_optimizer = (
+            torch.optim.AdamW(module.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+            for module in (self.model, self.discriminators)
+        )
         self._captured: dict[Callable[[Tensor], Any], Callable[[Tensor], Any]] = {}
-        self.modules = {"vocoder": self.model, "discriminators": self.judges}
-        self.optimizers = {"vocoder": self.optimizer, "discriminators": self.judge_optimizer}
+        self.modules = {"vocoder": self.model, "discriminators": self.discriminators}
+        self.optimizers = {"vocoder": self.optimizer, "discriminators": self.discriminator_optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
         """See TrainingTask."""
-        config, size, judged = self.config, self.config.batch_size, 0.0
+        config, size, discriminator_loss = self.config, self.config.batch_size, 0.0
         real = torch.from_numpy(self.crops.draw(step, self.group.rank * size, size)).to(self.device)
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
         adversarial = step >= config.adversarial_after
         if adversarial:
             self._captured.pop(self._distance_gradients, None)  # frees its memory
-            judging, gradients = self._run(self._judge_gradients, real)
-            judged = judging.item()
-            descend(self.judge_optimizer, gradients, rate, config.gradient_clip, self.group)
+            loss, gradients = self._run(self._discriminator_gradients, real)
+            discriminator_loss = loss.item()
+            descend(self.discriminator_optimizer, gradients, rate, config.gradient_clip, self.group)
         function = self._adversarial_gradients if adversarial else self._distance_gradients
         losses, gradients = self._run(function, real)
         descend(self.optimizer, gradients, rate, config.gradient_clip, self.group)
-        return {name: loss.item() for name, loss in losses.items()} | {"discriminators": judged}
+        return {name: loss.item() for name, loss in losses.items()} | {"discriminators": discriminator_loss}
 
     def _run(self, function: Callable[[Tensor], Result], real: Tensor) -> Result:
         if function not in self._captured:
@@ -137,7 +138,7 @@ class VocoderTraining(TrainingTask):
         mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
         loss = mel + 0.3 * stft
         if adversarial:
-            hinge, matching = self._judge(real, fake)
+            hinge, matching = self._generator_losses(real, fake)
             loss = loss + self.config.adversarial_weight * hinge + self.config.matching_weight * matching
         distances = {"mel_distance": mel.detach(), "stft_distance": stft.detach()}
         return distances, torch.autograd.grad(loss, list(self.model.parameters()))
@@ -155,27 +156,27 @@ class VocoderTraining(TrainingTask):
         half = len(mel) // 2
         return torch.cat((self.through.decode(self.through.encode(mel[:half, None])[0])[:, 0], mel[half:]))
 
-    def _judge_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
+    def _discriminator_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
         """Return the hinge loss of the discriminators and the gradients of their parameters."""
         with torch.no_grad():
             fake = self.model(self._input_mel(real))
-        loss = self._judging(real, fake)
-        return loss.detach(), torch.autograd.grad(loss, list(self.judges.parameters()))
+        loss = self._discriminator_loss(real, fake)
+        return loss.detach(), torch.autograd.grad(loss, list(self.discriminators.parameters()))
 
-    def _judging(self, real: Tensor, fake: Tensor) -> Tensor:
+    def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         losses = []
-        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
-            scores = [judge(wave)[-1] for wave in (real, fake)]
+        for discriminator in cast(list[SpectrogramDiscriminator], list(self.discriminators)):
+            scores = [discriminator(wave)[-1] for wave in (real, fake)]
             losses.append(F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
         return torch.stack(losses).mean()
 
-    def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the hinge loss of the vocoder and the distance of the discriminators' inner features."""
+    def _generator_losses(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vocoder's hinge loss and the distance of the discriminators' hidden features."""
         adversarial, matching = [], []
-        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
+        for discriminator in cast(list[SpectrogramDiscriminator], list(self.discriminators)):
             with torch.no_grad():
-                theirs = judge(real)
-            ours = judge(fake)
+                theirs = discriminator(real)
+            ours = discriminator(fake)
             adversarial.append(-ours[-1].mean())
             pairs = zip(ours[:-1], theirs[:-1], strict=True)
             matching.append(torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in pairs]).mean())
@@ -183,7 +184,7 @@ class VocoderTraining(TrainingTask):
 
 
 class SpectrogramDiscriminator(nn.Module):
-    """Judges waveforms by their complex spectrogram, magnitudes compressed (after DAC, Kumar et al. 2023)."""
+    """Scores waveforms by their complex spectrogram with compressed magnitudes (after DAC, Kumar et al., 2023)."""
 
     def __init__(self, window: int, width: int = 16) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ class SpectrogramDiscriminator(nn.Module):
         self.score = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, waves: Tensor) -> list[Tensor]:
-        """Return the inner features and, last, the scores, each (B, channels, time, frequency), of waves (B, n)."""
+        """Return hidden features and, last, scores of waves (B, n), each (B, channels, time, frequency)."""
         hop = self.window // 4
         spectrum = torch.stft(
             waves, self.window, hop, self.window, hann_window(self.window, waves.device), return_complex=True

@@ -44,20 +44,20 @@ def test_it_learns(tmp_path: Path) -> None:
 
 def test_discriminators_begin_after_their_step(tmp_path: Path) -> None:
     task = tiny_task(tmp_path, adversarial_after=2)
-    before = weights(task.judges)
+    before = weights(task.discriminators)
     losses = [task.train_step(step)["discriminators"] for step in range(2)]
     assert losses == [0.0, 0.0]
-    assert all(map(torch.equal, before, weights(task.judges)))
+    assert all(map(torch.equal, before, weights(task.discriminators)))
     assert task.train_step(2)["discriminators"] > 0
-    assert not any(map(torch.equal, before, weights(task.judges)))
+    assert not any(map(torch.equal, before, weights(task.discriminators)))
 
 
 def test_the_vocoder_step_does_not_change_the_discriminators(tmp_path: Path) -> None:
     task = tiny_task(tmp_path, adversarial_after=0)
-    task.judge_optimizer.step = lambda *_: None  # type: ignore[assignment, method-assign]
-    before = weights(task.judges), weights(task.model)
+    task.discriminator_optimizer.step = lambda *_: None  # type: ignore[assignment, method-assign]
+    before = weights(task.discriminators), weights(task.model)
     task.train_step(0)
-    assert all(map(torch.equal, before[0], weights(task.judges)))
+    assert all(map(torch.equal, before[0], weights(task.discriminators)))
     assert not all(map(torch.equal, before[1], weights(task.model)))
 
 
@@ -85,8 +85,9 @@ def test_discriminators_learn_to_tell_noise_from_tones(tmp_path: Path) -> None:
     fake = 0.3 * torch.randn(2, 3200)
     losses = []
     for _ in range(15):
-        loss = task._judging(real, fake)
-        descend(task.judge_optimizer, torch.autograd.grad(loss, list(task.judges.parameters())), 2e-3, 10.0)
+        loss = task._discriminator_loss(real, fake)
+        gradients = torch.autograd.grad(loss, list(task.discriminators.parameters()))
+        descend(task.discriminator_optimizer, gradients, 2e-3, 10.0)
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
 
