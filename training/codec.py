@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sctok.audio.filterbank import filterbank
 from sctok.audio.mel import log_mel
 from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
+from sctok.codec.capabilities import CONTEXT, GRID, TOKENS, probe_unet, probe_unet_inputs
 from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
 from sctok.codec.models.condition import PE_WIDTH, Order, build_condition, mark_out, unconditional
 from sctok.codec.models.grid import GridCondition, GridConfig
@@ -25,13 +26,14 @@ from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.runtime.cuda_graphs import captured_on_gpus
 from sctok.runtime.devices import Use
 from sctok.runtime.distributed import ALONE, Group
+from sctok.runtime.low_precision import Step, filled, training_steps
 
 from .crops import CropSampler
 from .optimization import MixedPrecisionTask, check_training, warm_up_and_decay
 
 Losses = dict[str, Tensor]
 
-CODEC_TRAINING = Use("training a codec", "sctok.training.capabilities:training_codec_steps")
+CODEC_TRAINING = Use("training a codec", "sctok.training.codec:training_codec_steps")
 
 # Purposes of random draws, which seed them, so that the draws of one step differ from each other.
 _LATENT, _NOISE, _TIME, _CODEBOOK, _DROPOUT = range(5)
@@ -345,3 +347,16 @@ class CodecTraining(MixedPrecisionTask):
 def _seed(*numbers: int) -> int:
     words = [number & 0xFFFFFFFF for number in numbers]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def training_codec_steps() -> list[Step]:
+    """Return small training steps of LSTM, T-UNet and grid, to test low precision on a CPU."""
+    acoustic = AcousticEncoder(AcousticConfig(64, 64, 2, 32, 64))
+    features = torch.randn(2, TOKENS, 2 * 64)
+    unet = filled(probe_unet()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs, grid, context = probe_unet_inputs(), filled(GridCondition(GRID)), torch.randn(1, TOKENS, CONTEXT)
+    return [
+        *training_steps("LSTM", acoustic.encoder, lambda: acoustic.encoder(features)[0]),
+        *training_steps("T-UNet", unet, lambda: unet(*inputs)),
+        *training_steps("grid", grid, lambda: grid(context)),
+    ]

@@ -24,7 +24,7 @@ from .masked_autoencoder import POSITION_PARTS, MaskedAutoencoder
 from .optimization import MixedPrecisionTask, check_training, warm_up_and_decay
 
 AHEAD = 8  # batches drawn ahead for a GPU
-PRETRAINING = Use("pretraining an encoder", "sctok.training.capabilities:pretraining_steps")
+PRETRAINING = Use("pretraining an encoder", "sctok.training.masked_autoencoder:pretraining_steps")
 
 
 @dataclass(frozen=True)

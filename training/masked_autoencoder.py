@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sctok.audio.windows import PATCH_ROWS, WINDOW_COLUMNS, WINDOW_PATCHES
-from sctok.features.encoder import NORM_EPS, PATCH_VALUES, AudioMAE, EncoderBlock, split_patches
+from sctok.audio.windows import MEL_BINS, PATCH_ROWS, WINDOW_COLUMNS, WINDOW_FRAMES, WINDOW_PATCHES
+from sctok.features.encoder import NORM_EPS, PATCH_VALUES, AudioMAE, EncoderBlock, EncoderConfig, split_patches
+from sctok.runtime.low_precision import Step, filled, training_steps
 
 POSITION_PARTS = 4  # sine and cosine of time, sine and cosine of frequency
 NORMALISATION_EPS = 1e-6
@@ -93,3 +94,10 @@ def sine_positions(width: int) -> Tensor:
     frequency = torch.arange(PATCH_ROWS, dtype=torch.float64)[None, :, None].expand(WINDOW_COLUMNS, -1, 1) * rates
     grid = torch.cat([time.sin(), time.cos(), frequency.sin(), frequency.cos()], dim=-1)
     return grid.reshape(WINDOW_PATCHES, width).float()
+
+
+def pretraining_steps() -> list[Step]:
+    """Return small training steps of a masked autoencoder, to test low precision on a CPU."""
+    model = filled(MaskedAutoencoder(AudioMAE(EncoderConfig(128, 3, 2)), 64, 1, 2))
+    mel, order = torch.randn(1, WINDOW_FRAMES, MEL_BINS), torch.randperm(WINDOW_PATCHES)[None, :256]
+    return training_steps("the masked autoencoder's linear layers and attention", model, lambda: model(mel, order, 128))

@@ -59,7 +59,7 @@ def test_an_encoder_is_written_and_its_training_continues(folder: Path, capsys: 
     assert main([*command, "--steps", "3"]) == 0
     printed = capsys.readouterr()
     assert f"use it with --encoder {found['encoder']}" in printed.out
-    assert "training on 8 clips, 0.00 h, 2 groups, from step 2" in printed.err
+    assert "training on 8 clips, 0.00 h, from step 2" in printed.err
     assert load_weights(found["encoder"]).hash != first
     assert main([*command, "--steps", "3", "--learning-rate", "1"]) == 1
     assert "other settings (learning_rate)" in capsys.readouterr().err
