@@ -87,7 +87,7 @@ class CodecTrainingConfig:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenParts:
     """The parts of a codec that its training does not change."""
 
     encoder: AudioMAE
@@ -105,7 +105,7 @@ class Batch:
     padded: Tensor
 
 
-class Trained(nn.Module):
+class TrainedParts(nn.Module):
     """The parts of a codec that its training changes, and the scale of the latent."""
 
     scale_factor: Tensor
@@ -158,7 +158,7 @@ class CodecTraining(MixedPrecisionTask):
     def __init__(
         self,
         config: CodecTrainingConfig,
-        frozen: Frozen,
+        frozen: FrozenParts,
         crops: CropSampler,
         held_out: NDArray[np.float32],
         device: torch.device,
@@ -173,7 +173,7 @@ class CodecTraining(MixedPrecisionTask):
         self.centroids = [torch.from_numpy(book.centroids).to(device) for book in frozen.codebooks]
         self._prepared = [prepare_centroids(each) for each in self.centroids]
         torch.manual_seed(config.seed)
-        self.model = Trained(config).to(device)
+        self.model = TrainedParts(config).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.average.acoustic.encoder.flatten_parameters()  # copies are not flat, as cuDNN needs them
         self.optimizer = torch.optim.AdamW(

@@ -54,11 +54,6 @@ class FilterbankCache:
         """Hours of audio of all clips."""
         return len(self.frames) * FRAME_SHIFT / SAMPLE_RATE / 3600
 
-    def cut(self, clip: CachedClip, offset: int, frames: int) -> NDArray[np.float32]:
-        """Return up to `frames` frames of a clip from `offset` on, float32 (n, 128)."""
-        start = clip.start + offset
-        return self.frames[start : min(start + frames, clip.start + clip.frames)].astype(np.float32)
-
 
 def build_filterbank_cache(
     inputs: Sequence[str],
@@ -169,6 +164,6 @@ def validation_windows(cache: FilterbankCache, limit: int) -> NDArray[np.float32
     chosen = spread_clips(cache.collection.held_out)[:limit]
     windows = np.full((len(chosen), WINDOW_FRAMES, MEL_BINS), SILENCE, np.float32)
     for window, clip in zip(windows, chosen, strict=True):
-        piece = cache.cut(clip, 0, WINDOW_FRAMES)
-        window[: len(piece)] = piece
+        count = min(clip.frames, WINDOW_FRAMES)
+        window[:count] = cache.frames[clip.start : clip.start + count]
     return windows

@@ -23,7 +23,7 @@ from sctok.formats.files import hash_arrays
 from sctok.runtime.distributed import ALONE, Group
 
 from .clips import Clip, Collection, Skipped
-from .codec import CodecTraining, CodecTrainingConfig, Frozen
+from .codec import CodecTraining, CodecTrainingConfig, FrozenParts
 from .config import RunConfig, TrainingPlan
 from .crops import CropSampler, validation_crops
 from .loop import Progress, TrainingLength, TrainingRun
@@ -108,7 +108,7 @@ class CodecRun:
         crops = CropSampler(collection.train, plan.crops, skipped, plan.run.readers)
         limit, otherwise = plan.run.validation_windows, collection.train
         held_out = validation_crops(collection.held_out, plan.crops, limit, otherwise)
-        frozen = Frozen(parts.encoder.build(), parts.codebooks, parts.vae)
+        frozen = FrozenParts(parts.encoder.build(), parts.codebooks, parts.vae)
         self.task = CodecTraining(config, frozen, crops, held_out, device, group)
         settings = {**asdict(config), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
         self.run = TrainingRun(self.task, folder, settings, group)

@@ -9,7 +9,8 @@ import soundfile
 import torch
 from tests.runtime.ranks import run_ranks
 
-from sctok.audio.filterbank import SILENCE
+from sctok.audio.filterbank import SILENCE, filterbank
+from sctok.audio.windows import WINDOW_SPAN
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.tensors import read_arrays, read_header, save_tensors
@@ -106,10 +107,15 @@ def test_the_cache_of_other_inputs_is_refused(cache: FilterbankCache, tmp_path: 
 
 
 def test_cached_frames_are_those_of_the_file(cache: FilterbankCache) -> None:
-    clip = cache.clips[0]
-    assert (clip.frames, clip.seconds) == (200, 2.0)
-    assert cache.cut(clip, 150, 100).shape == (50, 128)
+    clip = cache.clips[1]
+    assert (clip.key, clip.start, clip.frames, clip.seconds) == ("0/1", 200, 200, 2.0)
+    assert cache.frames.shape == (8 * 200, 128)
     assert cache.hours == pytest.approx(16 / 3600)
+    wave, _ = soundfile.read(Path(str(cache.frames.filename)).parents[1] / "a" / "1.wav", dtype="float32")
+    span = np.zeros((1, WINDOW_SPAN), np.float32)
+    span[0, : len(wave)] = wave
+    mel = filterbank(torch.from_numpy(span), torch.zeros(1, dtype=torch.bool))[0, :200].half()
+    assert np.array_equal(cache.frames[200:400], mel.numpy())
 
 
 def test_a_file_without_samples_leaves_no_clip(tmp_path: Path) -> None:

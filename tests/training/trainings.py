@@ -17,7 +17,7 @@ from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.runtime.distributed import ALONE, Group
 from sctok.training.clips import open_collection
-from sctok.training.codec import CodecTraining, CodecTrainingConfig, Frozen
+from sctok.training.codec import CodecTraining, CodecTrainingConfig, FrozenParts
 from sctok.training.crops import CropConfig, CropSampler, validation_crops
 from sctok.training.encoder import EncoderTraining, EncoderTrainingConfig
 from sctok.training.filterbanks import build_filterbank_cache
@@ -112,7 +112,7 @@ def codec_task(
 ) -> CodecTraining:
     """Return the task of a tiny codec training."""
     torch.manual_seed(1)
-    frozen = Frozen(encoder(), [codebook(seed=seed) for seed in range(4)], AutoencoderKL(VAE))
+    frozen = FrozenParts(encoder(), [codebook(seed=seed) for seed in range(4)], AutoencoderKL(VAE))
     collection = open_collection(inputs, folder)
     drawn = CropConfig(**(crops or {"packed": 0.5}))
     held_out = validation_crops(collection.held_out, drawn, 3)
