@@ -29,7 +29,7 @@ PRETRAINING = Use("pretraining an encoder", "sctok.training.masked_autoencoder:p
 
 @dataclass(frozen=True)
 class EncoderTrainingConfig:
-    """Everything that decides what an encoder learns; the sizes are those of the bundled mini encoder.
+    """Everything that decides what an encoder learns; the default sizes are those of the bundled mini encoder.
 
     predicted: masked patches that a step predicts; validation predicts all of them. initial: hash of the encoder to
     begin with, None for random weights. The decoder always begins with random weights. decoder_steps: first steps in

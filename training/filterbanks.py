@@ -124,7 +124,7 @@ def _chunk_mels(chunk: Chunk, device: torch.device) -> NDArray[np.float16]:
 
 
 class WindowSampler:
-    """Draws training windows as indices of frames; `balance` is that of `ClipSampler`."""
+    """Draws training windows as indices of frames; see `ClipSampler` for `balance`."""
 
     def __init__(self, clips: Sequence[CachedClip], balance: float) -> None:
         self._clips = ClipSampler(clips, balance, PACKED_SHARE, lambda clip: clip.frames)

@@ -9,7 +9,7 @@ from sctok.audio.windows import SAMPLE_RATE
 
 from .loop import StepReport, ValidationReport
 
-SCALAR_STEPS = 10  # steps between the losses that are written, besides those of validations
+SCALAR_STEPS = 10  # steps between two steps whose losses are written
 
 
 class TensorBoard:

@@ -45,7 +45,7 @@ class TrainingParts:
     initial: CodecParts | None = None
 
     def hashes(self) -> dict[str, Any]:
-        """Return the hashes of all parts that decide what is learned."""
+        """Return the hashes of all parts that influence the training."""
         books = [codebook_hash(book) for book in self.codebooks]
         found = {"encoder": self.encoder.hash, "codebooks": books, "vae": module_hash(self.vae)}
         if self.initial:

@@ -151,8 +151,8 @@ def test_very_short_clips_fill_packed_crops(tmp_path):
     (tmp_path / "a").mkdir()
     soundfile.write(tmp_path / "a" / "x.wav", tone(0.03), RATE)
     clips = indexed(tmp_path, "a")
-    alone, packed = (sampler(clips, packed=share).draw(0, 0, 1)[0] for share in (0.0, 1.0))
-    assert np.count_nonzero(alone) <= 480
+    single, packed = (sampler(clips, packed=share).draw(0, 0, 1)[0] for share in (0.0, 1.0))
+    assert np.count_nonzero(single) <= 480
     assert np.count_nonzero(packed) > 3900
 
 

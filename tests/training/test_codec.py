@@ -142,9 +142,9 @@ def test_averages_follow_all_trained_parts(inputs: list[str], tmp_path: Path) ->
     expected = {name: p.detach().clone() for name, p in task.average.named_parameters()}
     for step in range(4):
         task.train_step(step)
-        keep = min(0.25, (2 + step) / (11 + step))  # the ramp of the published training code
+        decay = min(0.25, (2 + step) / (11 + step))  # the ramp of the published training code
         for name, parameter in task.model.named_parameters():
-            expected[name] = keep * expected[name] + (1 - keep) * parameter.detach()
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
     for name, parameter in task.average.named_parameters():
         torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-6)
         assert any(name.startswith(part) for part in ("acoustic.", "unet."))
@@ -291,11 +291,11 @@ def test_two_ranks_train_as_one_process_on_the_doubled_batch(inputs: list[str], 
     assert [rank.out for rank in ended] == ["15 2\n"] * 2  # a signal to one rank stops both after the same step
     assert (tmp_path / "stopped" / CHECKPOINT).exists()
     for name, changes in RANKED.items():
-        alone = codec_task(inputs, tmp_path, crops={"packed": 0.3}, **changes, batch_size=4)
+        single = codec_task(inputs, tmp_path, crops={"packed": 0.3}, **changes, batch_size=4)
         for step in range(3):
-            alone.train_step(step)
+            single.train_step(step)
         ranks = [read_arrays(tmp_path / f"{name}-{rank}") for rank in range(2)]
-        for key, value in state_of(alone).items():
+        for key, value in state_of(single).items():
             assert np.array_equal(ranks[0][key], ranks[1][key]), (name, key)
             np.testing.assert_allclose(ranks[0][key].reshape(value.shape), value, rtol=0, atol=1e-4, err_msg=key)
 

@@ -62,26 +62,26 @@ def test_the_codec_has_the_averages(inputs: list[str], tmp_path: Path) -> None:
 def test_windows_are_decoded_at_some_validations_and_at_the_end(inputs: list[str], tmp_path: Path) -> None:
     run = tiny_run(inputs, tmp_path, steps=5)
     reports: list[StepReport] = []
-    heard: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-    run.train(reports.append, lambda *arguments: heard.append(arguments))
+    windows: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    run.train(reports.append, lambda *arguments: windows.append(arguments))
     found = {each.step: each.metrics.get("mel_distance") for each in reports if isinstance(each, ValidationReport)}
     assert [step for step, distance in found.items() if distance is not None] == [2, 4, 5]
-    assert [step for step, _, _ in heard] == [2, 4, 5]
-    for _, decoded, original in heard:
+    assert [step for step, _, _ in windows] == [2, 4, 5]
+    for _, decoded, original in windows:
         assert decoded.shape == original.shape == (1, 163_840)
         assert np.array_equal(original.numpy(), run.task.held_out[:1])
         assert bool(decoded.isfinite().all())
 
 
 def test_listening_does_not_change_the_training(inputs: list[str], tmp_path: Path) -> None:
-    for name in ("silent", "heard"):
+    for name in ("silent", "listening"):
         (tmp_path / name).mkdir()
-    silent, heard = tiny_run(inputs, tmp_path / "silent"), tiny_run(inputs, tmp_path / "heard")
+    silent, listening = tiny_run(inputs, tmp_path / "silent"), tiny_run(inputs, tmp_path / "listening")
     silent.task.listen = lambda step: {}
     silent.run.run(TrainingLength(4, 1))
-    heard.train()
+    listening.train()
     for name, value in silent.task.model.state_dict().items():
-        assert torch.equal(heard.task.model.state_dict()[name], value)
+        assert torch.equal(listening.task.model.state_dict()[name], value)
 
 
 def test_other_parts_are_refused(inputs: list[str], tmp_path: Path) -> None:

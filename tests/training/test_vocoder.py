@@ -69,9 +69,9 @@ def test_a_vae_encodes_and_decodes_half_of_the_spectrograms(tmp_path: Path) -> N
         VocoderTraining(config, CropSampler(clips, crops), np.zeros((1, 5120), np.float32), CPU)
     task = VocoderTraining(config, CropSampler(clips, crops), np.zeros((1, 5120), np.float32), CPU, through=vae)
     real = torch.randn(2, 5120)
-    heard, mel = task._input_mel(real), log_mel(real)
-    assert torch.equal(heard[1], mel[1])
-    assert torch.equal(heard[:1], vae.decode(vae.encode(mel[:1, None])[0])[:, 0])
+    given, mel = task._input_mel(real), log_mel(real)
+    assert torch.equal(given[1], mel[1])
+    assert torch.equal(given[:1], vae.decode(vae.encode(mel[:1, None])[0])[:, 0])
     before = [value.clone() for value in vae.state_dict().values()]
     assert task.train_step(0)["mel_distance"] > 0
     assert all(map(torch.equal, before, vae.state_dict().values()))
