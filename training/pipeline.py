@@ -65,7 +65,7 @@ class TrainingParts:
                 raise ValueError(
                     f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
                     f"({book.metadata.encoder_hash}), not with {self.encoder.name} ({self.encoder.hash}); "
-                    "cluster features that were extracted with that encoder and --padding keep"
+                    "cluster features of that encoder, extracted with --padding keep"
                 )
         if self.initial:
             self._check_initial(self.initial, config)
