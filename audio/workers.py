@@ -2,7 +2,6 @@
 
 import os
 import queue
-import signal
 import threading
 from multiprocessing.connection import Connection
 from typing import Any
@@ -10,33 +9,28 @@ from typing import Any
 import numpy as np
 
 from sctok.audio.inputs.sources import AudioItem
+from sctok.runtime.worker_process import received
 
 from .pieces import Piece, read_pieces
 
-_PARENT_CHECK_SECONDS = 1.0
 
-
-def run_worker(
+def decode_files(
     tasks: Connection,
     results: Connection,
     current: Any,
-    parent: int,
     channel: int | None,
     piece_windows: int,
     ahead: int,
 ) -> None:
-    """Decode the files that arrive on `tasks` in their order, writing the pieces to `results`, until told to stop.
+    """Decode the files that arrive on `tasks` in their order and write the pieces to `results`.
 
-    Each task is (number, item), each result (windows, samples, error, length) and then the bytes of the audio.
-    `current` shows the number of the file at hand. Closing the pipes, or the death of the process `parent`, ends the
-    process.
+    A task is (number, item). A result is (windows, samples, error, length), followed by the bytes of the audio.
+    `current.value` is set to the number of the file being decoded. The process ends when either pipe is closed.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     given: queue.SimpleQueue[tuple[int, AudioItem]] = queue.SimpleQueue()
     done: queue.Queue[Piece] = queue.Queue(maxsize=ahead)
     # The threads keep both pipes moving whatever the decoder does, so that neither side ever waits for the other.
-    threading.Thread(target=_receive, args=(tasks, given, parent), daemon=True).start()
+    threading.Thread(target=_receive, args=(tasks, given), daemon=True).start()
     threading.Thread(target=_send, args=(results, done), daemon=True).start()
     while True:
         number, item = given.get()
@@ -45,15 +39,10 @@ def run_worker(
             done.put(piece)
 
 
-def _receive(tasks: Connection, given: "queue.SimpleQueue[tuple[int, AudioItem]]", parent: int) -> None:
-    try:
-        while True:
-            while not tasks.poll(_PARENT_CHECK_SECONDS):
-                if os.getppid() != parent:
-                    os._exit(0)
-            given.put(tasks.recv())
-    except (EOFError, OSError):
-        os._exit(0)
+def _receive(tasks: Connection, given: "queue.SimpleQueue[tuple[int, AudioItem]]") -> None:
+    for task in received(tasks):
+        given.put(task)
+    os._exit(0)
 
 
 def _send(results: Connection, done: "queue.Queue[Piece]") -> None:
