@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from .mel import mel_filters, stft_magnitude
+from .mel import LOG_FLOOR, mel_filters, stft_magnitude
 
-LOG_FLOOR = 1e-5
 # (window, mel bins): the seven scales of DAC's configuration; the hop is a quarter of the window.
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 STFT_WINDOWS = (2048, 512)

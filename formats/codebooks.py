@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 import sctok
-from sctok.formats.untrusted.npy import read_npy
 
 from .files import FormatError, atomic_path, damaged, hash_arrays, hash_json
+from .npy import read_npy
 from .stacking import TOKEN_RATES, token_rate
 from .tensors import read_tensors, save_tensors
 
@@ -264,9 +264,7 @@ def export_npy(codebook: Codebook, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load_npy(
-    path: str | os.PathLike[str], *, stack_factor: int, encoder: str, encoder_hash: str, domain: str = MERGED_DOMAIN
-) -> Codebook:
+def load_npy(path: str | os.PathLike[str], *, stack_factor: int, encoder: str, encoder_hash: str) -> Codebook:
     """Read published centroids (`.npy`, float (k, E·stack_factor)), which say neither counts nor where rows came from.
 
     Raises FileNotFoundError; FormatError naming `path` if it is not such an array.
@@ -276,7 +274,7 @@ def load_npy(
             centroids = read_npy(file, os.fstat(file.fileno()).st_size)
         if centroids.dtype.kind != "f":
             raise ValueError(f"its values are {centroids.dtype}")
-        info = CodebookInfo(domain, (), stack_factor, encoder, encoder_hash, algorithm="published")
+        info = CodebookInfo(MERGED_DOMAIN, (), stack_factor, encoder, encoder_hash, algorithm="published")
         return Codebook(centroids, np.zeros(len(centroids), np.int64), info)
     except (ValueError, TypeError, EOFError) as error:
         raise FormatError(f"{path} is not an array of centroids for stack factor {stack_factor} ({error})") from None

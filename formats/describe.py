@@ -91,26 +91,6 @@ def count_summary(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _is_hdf5(_: Path, head: bytes) -> bool:
-    return head.startswith(b"\x89HDF\r\n\x1a\n")
-
-
-def _is_json(path: Path, _: bytes) -> bool:
-    return path.suffix == ".json"
-
-
-def _is_tar(path: Path, head: bytes) -> bool:
-    return path.suffix == ".tar" or head[257:262] == b"ustar"
-
-
-def _is_safetensors(path: Path, head: bytes) -> bool:
-    return path.suffix == ".safetensors" or begins_as_safetensors(head)
-
-
-def _is_sct(_: Path, head: bytes) -> bool:
-    return head.startswith(SCT_MAGIC)
-
-
 def _describe_features(path: Path) -> dict[str, Any]:
     with FeatureShard(path) as shard:
         shard.verify()
@@ -298,10 +278,11 @@ def _lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
+# Tests of (path, first bytes), the first of which that is true decides.
 _KINDS: tuple[tuple[Callable[[Path, bytes], bool], Callable[[Path], dict[str, Any]]], ...] = (
-    (_is_hdf5, _describe_features),
-    (_is_sct, _describe_sct),
-    (_is_json, _describe_run),
-    (_is_tar, _describe_tokens),
-    (_is_safetensors, _describe_safetensors),
+    (lambda _, head: head.startswith(b"\x89HDF\r\n\x1a\n"), _describe_features),
+    (lambda _, head: head.startswith(SCT_MAGIC), _describe_sct),
+    (lambda path, _: path.suffix == ".json", _describe_run),
+    (lambda path, head: path.suffix == ".tar" or head[257:262] == b"ustar", _describe_tokens),
+    (lambda path, head: path.suffix == ".safetensors" or begins_as_safetensors(head), _describe_safetensors),
 )

@@ -89,10 +89,8 @@ def read_tensors(
 
     Raises FileNotFoundError; FormatError naming `path` for another format or version and for a damaged file.
     """
-    metadata, _ = read_header(path)
-    check_format(path, metadata, format_name, version)
-    ours = {name: value for name, value in metadata.items() if name not in ("format", "format_version")}
-    return read_arrays(path), ours
+    metadata, _ = _read_our_header(path, format_name, version)
+    return read_arrays(path), metadata
 
 
 def map_tensors(
@@ -102,8 +100,7 @@ def map_tensors(
 
     They may be written to, which does not change the file. Raises as `read_tensors`.
     """
-    metadata, shapes = read_header(path)
-    check_format(path, metadata, format_name, version)
+    metadata, shapes = _read_our_header(path, format_name, version)
     with Path(path).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -115,7 +112,15 @@ def map_tensors(
         if header[name]["dtype"] not in kinds:
             raise damaged(path, f"{name} is of the type {header[name]['dtype']}, which sctok does not write")
         arrays[name] = content[start:stop].view(kinds[header[name]["dtype"]]).reshape(shape)
-    return arrays, {name: value for name, value in metadata.items() if name not in ("format", "format_version")}
+    return arrays, metadata
+
+
+def _read_our_header(
+    path: str | os.PathLike[str], format_name: str, version: int
+) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    metadata, shapes = read_header(path)
+    check_format(path, metadata, format_name, version)
+    return {name: value for name, value in metadata.items() if name not in ("format", "format_version")}, shapes
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sctok.formats.untrusted.bounds import max_input_bytes, max_json_bytes, parse_json
-from sctok.formats.untrusted.npy import read_npy
 from sctok.formats.untrusted.tars import next_member, open_tar
 
 from .files import FormatError, atomic_path, check_format, damaged, disk_errors, foreign, is_key, json_text
+from .npy import read_npy
 
 TOKENS_FORMAT = "sctok-tokens"
 TOKENS_VERSION = 1

@@ -1,7 +1,8 @@
 """Which decoder reads a file: libsndfile link by link, or ffmpeg if libsndfile cannot read all of it."""
 
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -105,16 +106,11 @@ def open_readers(file: BinaryIO, name: str) -> Generator[Reader]:
         links = [Link()]
         reader = _ffmpeg_reader(file, name, refusal.args[1])
     for link in links[1:]:
-        yield from _closing(reader)
+        with closing(reader):
+            yield reader
         reader = _SoundFileReader(file, link, name)
-    yield from _closing(reader)
-
-
-def _closing(reader: Reader) -> Iterator[Reader]:
-    try:
+    with closing(reader):
         yield reader
-    finally:
-        reader.close()
 
 
 def _ffmpeg_reader(file: BinaryIO, name: str, refusal: str) -> FfmpegReader:

@@ -53,7 +53,7 @@ class SectionFile:
     `head` replaces the first bytes. An endless file tells no length, so that libsndfile reads until no byte comes.
     """
 
-    def __init__(self, file: BinaryIO, ranges: Sequence[Range], head: bytes = b"", endless: bool = False) -> None:
+    def __init__(self, file: BinaryIO, ranges: Sequence[Range], head: bytes, endless: bool) -> None:
         self._file = file
         self._ranges = ranges
         self._starts = [0, *accumulate(end - start for start, end in ranges)]

@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 
 from sctok.audio.decoding.containers import AUDIO_SUFFIXES
 from sctok.audio.errors import AudioError
-from sctok.formats.untrusted.bounds import max_metadata_bytes
+from sctok.formats.untrusted.bounds import json_value, max_metadata_bytes
 from sctok.formats.untrusted.tars import next_member, open_tar
 
-from .manifests import plain
 from .remote import RemoteFile, is_url
 
 MAX_METADATA_BYTES = 65_536
@@ -149,7 +148,7 @@ def _add_metadata(metadata: dict[str, Any], extension: str, data: bytes) -> None
     text = data.decode("utf-8", "replace")
     if extension.lower() == "json":
         try:
-            value = plain(json.loads(text))
+            value = json_value(json.loads(text))
         except (ValueError, RecursionError):
             value = text
         if isinstance(value, dict):

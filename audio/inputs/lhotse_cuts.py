@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from .manifests import plain
+from sctok.formats.untrusted.bounds import json_value
+
+
+def is_cut(row: dict[str, Any]) -> bool:
+    """Return whether a row of a JSONL manifest is a cut of lhotse with its recording."""
+    return isinstance(row.get("id"), str) and isinstance(row.get("recording"), dict) and "start" in row
 
 
 def read_cut(row: dict[str, Any]) -> tuple[str, float | None, float | None, dict[str, Any]]:
@@ -27,7 +32,7 @@ def read_cut(row: dict[str, Any]) -> tuple[str, float | None, float | None, dict
     metadata = {
         name: " ".join(str(one[name]) for one in spoken if one.get(name)) for name in ("text", "speaker", "language")
     }
-    kept = {name: value for name, value in metadata.items() if value} | dict(plain(row.get("custom") or {}))
+    kept = {name: value for name, value in metadata.items() if value} | dict(json_value(row.get("custom") or {}))
     if start == 0 and seconds == recording.get("duration"):
         return str(sources[0]["source"]), None, None, kept
     return str(sources[0]["source"]), start, seconds, kept

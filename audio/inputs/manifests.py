@@ -4,15 +4,15 @@ import csv
 import gzip
 import io
 import json
-import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from sctok.audio.errors import AudioError, os_reason
-from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, MAX_NESTING, max_metadata_bytes, read_lines
+from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, json_value, max_metadata_bytes, read_lines, size_problem
 
+from .lhotse_cuts import is_cut
 from .parquet import iter_group, open_table
 
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
@@ -97,7 +97,7 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
             if not line.strip():
                 continue
             try:
-                row = plain(json.loads(line))
+                row = json_value(json.loads(line))
             except (ValueError, RecursionError) as error:
                 yield f"is not JSON that can be read ({error})"
                 continue
@@ -107,11 +107,6 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
             if column is None:
                 column = path_column if is_cut(row) else _find_column(path, list(row), path_column)
             yield _renamed(row, column, path_column)
-
-
-def is_cut(row: dict[str, Any]) -> bool:
-    """Return whether a row of a JSONL manifest is a cut of lhotse with its recording."""
-    return isinstance(row.get("id"), str) and isinstance(row.get("recording"), dict) and "start" in row
 
 
 def _open_text(path: Path) -> TextIO:
@@ -130,38 +125,6 @@ def _parquet_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str
             for group in range(table.num_row_groups):
                 for batch in iter_group(path, table, group, names, _BATCH_ROWS):
                     for row in batch.to_pylist():
-                        yield size_problem(row) or _renamed(plain(row), column, path_column)
+                        yield size_problem(row) or _renamed(json_value(row), column, path_column)
     except pyarrow.ArrowException as error:
         raise AudioError(path, f"is not a readable Parquet file ({error})") from error
-
-
-def size_problem(row: Any) -> str | None:
-    """Return why a row of a table says too much about its audio, or None."""
-    if (size := _text_bytes(row)) <= max_metadata_bytes():
-        return None
-    return (
-        f"has {size:,} bytes besides audio, more than the {max_metadata_bytes():,} kept; {LIMIT_VARIABLE} raises that"
-    )
-
-
-def _text_bytes(value: Any) -> int:
-    if isinstance(value, dict):
-        return sum(len(name) + _text_bytes(part) for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return 8 * len(value) + sum(map(_text_bytes, value))
-    return len(value) if isinstance(value, str | bytes) else 8
-
-
-def plain(value: Any, nesting: int = MAX_NESTING) -> Any:
-    """Return `value` as JSON can hold it; raise ValueError if it is nested more than `nesting` levels deep."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if nesting == 0:
-        raise ValueError(f"nested more than {MAX_NESTING} levels deep")
-    if isinstance(value, dict):
-        return {str(key): plain(part, nesting - 1) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part, nesting - 1) for part in value]
-    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

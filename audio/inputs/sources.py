@@ -18,8 +18,8 @@ from sctok.audio.errors import AudioError, os_reason
 
 from .archives import BadMember, MemberFile, scan_tar
 from .key_table import KeyTable
-from .lhotse_cuts import read_cut
-from .manifests import MANIFEST_SUFFIXES, is_cut, is_manifest, read_rows
+from .lhotse_cuts import is_cut, read_cut
+from .manifests import MANIFEST_SUFFIXES, is_manifest, read_rows
 from .remote import RemoteFile, is_url, url_path
 from .tables import TABLE_SUFFIX, audio_column, list_rows, read_row
 
@@ -68,6 +68,11 @@ class AudioItem:
             return io.BufferedReader(MemberFile(self.path, self.offset, self.size), _MEMBER_BUFFER_BYTES)
         except OSError as error:
             raise AudioError(self.name, os_reason(error)) from error
+
+    def open_file(self) -> BinaryIO:
+        """Return the audio as an open, seekable file. Raises AudioError if there is none."""
+        source = self.open()
+        return open_regular(source, self.name) if isinstance(source, str) else source
 
     def to_json(self) -> dict[str, Any]:
         """Return the item as a dict that json.dumps takes."""
@@ -146,14 +151,16 @@ def audio_seconds(item: AudioItem) -> float | None:
     if item.suffix in FFMPEG_SUFFIXES:
         return None
     try:
-        source = item.open()
-        file = open_regular(source, source) if isinstance(source, str) else source
-        # A descriptor has no name, by which soundfile would take "x.raw" for audio without a header.
-        handle = file.fileno() if isinstance(file, io.FileIO) else file
-        with file, soundfile.SoundFile(handle, closefd=False) as sound:
+        with item.open_file() as file, open_sound(file) as sound:
             return None if sound.frames >= UNKNOWN_LENGTH else sound.frames / sound.samplerate
     except (OSError, AudioError, TypeError, RuntimeError):
         return None
+
+
+def open_sound(file: BinaryIO) -> soundfile.SoundFile:
+    """Return an open file as libsndfile reads it; the caller closes both."""
+    # A descriptor has no name, by which soundfile would take "x.raw" for audio without a header.
+    return soundfile.SoundFile(file.fileno() if isinstance(file, io.FileIO) else file, closefd=False)
 
 
 def _expand_braces(given: str | Path) -> Iterator[Path | str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sctok.audio.errors import AudioError
+from sctok.formats.untrusted.bounds import json_value, size_problem
 
-from .manifests import plain, size_problem
 from .parquet import iter_group, open_table
 
 TABLE_SUFFIX = ".parquet"
@@ -51,10 +51,10 @@ def list_rows(table: Path, column: str) -> Iterator[tuple[int, str, dict[str, An
             for batch in iter_group(table, file, group, columns, _LISTED_ROWS):
                 for values in batch.to_pylist() if batch.num_columns else ({} for _ in range(batch.num_rows)):
                     inside = (values.pop(column, None) or {}).get(_PATH)
-                    yield row, inside if isinstance(inside, str) else "", size_problem(values) or plain(values)
+                    yield row, inside if isinstance(inside, str) else "", size_problem(values) or json_value(values)
                     row += 1
     except (OSError, pyarrow.ArrowException) as error:
-        raise AudioError(table, f"cannot be read from row {row} on: {_one_line(error)}") from error
+        raise AudioError(table, f"cannot be read from row {row} on: {error}") from error
 
 
 def read_row(table: str, row: int) -> bytes:
@@ -93,7 +93,7 @@ class _RowReader:
             while row >= self._end:
                 self._advance(row)
         except (OSError, pyarrow.ArrowException) as error:
-            raise AudioError(f"{self.table}: row {row}", f"cannot be read: {_one_line(error)}") from error
+            raise AudioError(f"{self.table}: row {row}", f"cannot be read: {error}") from error
         if self.problem is not None:
             raise AudioError(f"{self.table}: row {row}", self.problem)
         value = self._batch.column(0)[row - self.first].as_py()
@@ -141,7 +141,3 @@ def _stamp(table: str) -> tuple[int, int, int] | None:
 
 
 _last = threading.local()  # the reader that each thread has used last
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """How much memory one row of somebody else's data may take: a setting that readers ask before they unpack anything."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -92,3 +93,35 @@ def read_lines(file: IO[AnyStr], limit: int | None = None) -> Iterator[AnyStr | 
         while line and line[-1] != end:
             line = file.readline(limit)
         yield None
+
+
+def size_problem(row: Any) -> str | None:
+    """Return why a row of a table says too much about its audio, or None."""
+    if (size := _text_bytes(row)) <= max_metadata_bytes():
+        return None
+    return (
+        f"has {size:,} bytes besides audio, more than the {max_metadata_bytes():,} kept; {LIMIT_VARIABLE} raises that"
+    )
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(len(name) + _text_bytes(part) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return 8 * len(value) + sum(map(_text_bytes, value))
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
+def json_value(value: Any, nesting: int = MAX_NESTING) -> Any:
+    """Return `value` as JSON can hold it; raise ValueError if it is nested more than `nesting` levels deep."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if nesting == 0:
+        raise ValueError(f"nested more than {MAX_NESTING} levels deep")
+    if isinstance(value, dict):
+        return {str(key): json_value(part, nesting - 1) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(part, nesting - 1) for part in value]
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

@@ -37,7 +37,7 @@ def is_file_name(name: str) -> bool:
     return path_problem(name) is None and "/" not in name and "\\" not in name
 
 
-def path_inside(folder: str | os.PathLike[str], key: str, suffix: str = "") -> Path:
+def path_inside(folder: str | os.PathLike[str], key: str, suffix: str) -> Path:
     """Return `folder/key` with `suffix` appended, which lies inside the folder whatever the key is.
 
     Links inside the folder are followed: one that leads out of it is refused. The folder itself may be a link. The

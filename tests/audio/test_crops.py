@@ -59,13 +59,10 @@ def test_another_sample_rate(tmp_path):
     np.testing.assert_allclose(piece[100:-100], expected[100:-100], atol=2e-3)  # apart from the ends of the filter
 
 
-def test_stereo_is_mixed_down_or_one_channel_taken(tmp_path):
+def test_stereo_is_mixed_down(tmp_path):
     left, right = noise(seed=1), noise(seed=2)
     item = write(tmp_path, "a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
     np.testing.assert_allclose(read_crop(item, 1, 100), (left + right)[RATE : RATE + 100] / 2, atol=1e-6)
-    np.testing.assert_array_equal(read_crop(item, 1, 100, channel=1), right[RATE : RATE + 100])
-    with pytest.raises(AudioError, match="no channel 2"):
-        read_crop(item, 1, 100, channel=2)
 
 
 def test_fewer_samples_at_the_end_and_none_behind_it(tmp_path):

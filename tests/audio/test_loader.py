@@ -275,7 +275,7 @@ def test_interrupt_while_the_workers_start_reaches_only_the_parent(tmp_path: Pat
 
 
 def test_worker_modules_import_no_torch() -> None:
-    code = "import sys, sctok.audio.loader, sctok.audio.workers; sys.exit('torch' in sys.modules)"
+    code = "import sys, sctok.audio.loader; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 

@@ -14,11 +14,11 @@ import pytest
 
 from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError
+from sctok.formats.npy import read_npy
 from sctok.formats.sct import SCT_MAGIC, CodecTokens, read_sct, write_sct
 from sctok.formats.tensors import read_header
 from sctok.formats.token_shards import read_token_shard
 from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, MAX_NESTING, max_input_bytes, parse_json, read_lines
-from sctok.formats.untrusted.npy import read_npy
 from sctok.formats.untrusted.tars import next_member, open_tar
 
 

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from sctok.formats.growing_npy import GrowingNpy
+from sctok.formats.npy import GrowingNpy
 
 
 @pytest.mark.parametrize("row", [(), (2,)])
