@@ -1,4 +1,4 @@
-"""Reading a piece out of the middle of a file without decoding what lies before it."""
+"""Reading a crop from the middle of a file without decoding what precedes it."""
 
 import math
 
@@ -16,23 +16,23 @@ from .windows import SAMPLE_RATE
 
 
 def read_crop(item: AudioItem, start: float, samples: int) -> NDArray[np.float32]:
-    """Return up to `samples` samples at 16 kHz, float32 (n,), from `start` seconds on; fewer where the file ends.
+    """Return `samples` samples at 16 kHz, float32 (n,), from `start` seconds on; fewer if the file ends first.
 
-    Formats in which one can seek are read from there on; others are decoded up to there. Of an item that is a stretch
-    of a file the seconds are counted from its start, and nothing behind its end is read.
-    Raises AudioError naming the file where it cannot be read.
+    Files of seekable formats are read from there on; others are decoded from their beginning. If the item is a stretch
+    of a file, `start` counts from the beginning of the stretch, and nothing after its end is read.
+    Raises AudioError if the file cannot be read.
     """
     if item.start is not None and item.seconds is not None:
         samples = min(samples, max(0, round((item.seconds - start) * SAMPLE_RATE)))
         start += item.start
     if item.suffix not in FFMPEG_SUFFIXES:
         try:
-            piece = _seek(item, start, samples)
+            crop = _seek(item, start, samples)
         except (soundfile.LibsndfileError, OSError) as error:
             reason = os_reason(error) if isinstance(error, OSError) else error.error_string
             raise AudioError(item.name, f"cannot be read from {start:.2f} s on: {reason}") from error
-        if piece is not None:
-            return piece
+        if crop is not None:
+            return crop
     skip, parts, got = round(start * SAMPLE_RATE), list[NDArray[np.float32]](), 0
     for block in stream_audio(item.open(), name=item.name):
         part = block[min(skip, len(block)) :]
@@ -45,7 +45,7 @@ def read_crop(item: AudioItem, start: float, samples: int) -> NDArray[np.float32
 
 
 def _seek(item: AudioItem, start: float, samples: int) -> NDArray[np.float32] | None:
-    """Return the piece, or None if libsndfile does not find its way to any place of the file."""
+    """Return the crop, or None if libsndfile cannot seek in the file."""
     with item.open_file() as file:
         if not has_seekable_sound(file):
             return None

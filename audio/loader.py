@@ -1,4 +1,4 @@
-"""Windows of many files, decoded ahead in worker processes and given out in the order of the files."""
+"""Decoding the windows of many files ahead of time in worker processes, in the order of the files."""
 
 import fcntl
 import multiprocessing
@@ -29,10 +29,10 @@ _PIPE_BYTES = 1 << 20
 class Chunk:
     """Successive windows of one file.
 
-    `waves` is float32 (w, WINDOW_SPAN) at 16 kHz: window i of the file covers its samples from i · WINDOW_SAMPLES,
-    240 of them shared with the next window, zero after the end of the audio; row 0 is window `first_window`. `last`
-    marks the end of the file, which then has `samples` samples. With an `error`, one line, the file ends here too:
-    `waves` has no rows, `samples` is None, and windows given before it are of a file that is broken further on.
+    waves: float32 (w, WINDOW_SPAN) at 16 kHz; row 0 is window `first_window`. Window i of a file begins at sample
+    i · WINDOW_SAMPLES, shares its last 240 samples with the next window, and is zero after the end of the audio.
+    last: whether this is the last chunk of the file. samples: length of the file, in its last chunk.
+    error: one line that says why the rest of the file cannot be read; the chunk is then the last, without windows.
     """
 
     item: AudioItem
@@ -44,7 +44,7 @@ class Chunk:
 
 
 class LoaderError(AudioError):
-    """A decoding worker died; the message names the file that it was on."""
+    """A decoding worker died; the message names the file that it was decoding."""
 
 
 def load_windows(
@@ -55,17 +55,17 @@ def load_windows(
     ahead: int = 8,
     chunk_windows: int = 8,
 ) -> Iterator[Chunk]:
-    """Yield the windows of `items` in their order, in chunks of at most `chunk_windows`; no chunk spans two files.
+    """Yield the windows of `items` in order, in chunks of at most `chunk_windows` windows of one file.
 
-    File i is decoded by worker process i mod `workers`, each of which works at most `ahead` chunks and `ahead` files
-    ahead, so that memory depends on these settings alone and `items` is consumed as needed. A file of n samples
-    fills window_count(n) windows, the last of which may hold no audio. With workers=0 this process decodes. Closing
-    the iterator ends the workers, and so does the death of this process.
+    Worker process i mod `workers` decodes file i. Each worker runs at most `ahead` chunks and `ahead` files ahead, so
+    that memory depends only on these settings and `items` is consumed as needed. A file of n samples fills
+    window_count(n) windows, the last of which may hold no audio. With workers=0, this process decodes. The workers end
+    when the iterator is closed or this process dies.
 
-    The workers are spawned: a script that calls this needs `if __name__ == "__main__":` around its work.
+    Workers are spawned: a script that calls this function needs `if __name__ == "__main__":` around its work.
 
     Raises LoaderError if a worker dies, ValueError for settings out of range. A file that cannot be read gives a
-    chunk with an `error`, never an exception.
+    chunk with an `error`, not an exception.
     """
     if workers < 0 or ahead < 1 or chunk_windows < 1 or (channel is not None and channel < 0):
         settings = f"workers={workers}, ahead={ahead}, chunk_windows={chunk_windows}, channel={channel}"
@@ -91,7 +91,7 @@ def _chunk(item: AudioItem, first: int, buffer: NDArray[np.float32], piece: Piec
 
 
 class _Decoder:
-    """A worker process that decodes, with the files that it was given and has not finished."""
+    """A decoding process, and the files that it has not finished."""
 
     def __init__(self, channel: int | None, chunk_windows: int, ahead: int) -> None:
         self._current: Any = multiprocessing.get_context("spawn").RawValue("q", -1)
@@ -200,7 +200,7 @@ def _decode_files(
     """
     given: queue.SimpleQueue[tuple[int, AudioItem]] = queue.SimpleQueue()
     done: queue.Queue[Piece] = queue.Queue(maxsize=ahead)
-    # The threads keep both pipes moving whatever the decoder does, so that neither side ever waits for the other.
+    # The threads serve both pipes while the decoder works, so that neither process blocks the other.
     threading.Thread(target=_receive, args=(tasks, given), daemon=True).start()
     threading.Thread(target=_send, args=(results, done), daemon=True).start()
     while True:

@@ -19,22 +19,22 @@ MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 
 PATH_COLUMNS = ("file_name", "audio_filepath")  # of Hugging Face audio folders and of NeMo
 
-_GZIPPED = (".jsonl.gz", ".ndjson.gz")  # as lhotse writes
+_GZIPPED = (".jsonl.gz", ".ndjson.gz")  # as lhotse writes them
 _BATCH_ROWS = 1024
 
 
 def is_manifest(path: PurePath) -> bool:
-    """Return whether a file is a manifest, by its name."""
+    """Return whether a file is a manifest by its name."""
     name = path.name.lower()
     return path.suffix.lower() in MANIFEST_SUFFIXES or name.endswith(_GZIPPED)
 
 
 def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield (row number from 1, row) of a manifest; a row that cannot be understood comes as its fault, a str.
+    """Yield (row number from 1, row) of a manifest; in place of an invalid row, a str that says what is wrong with it.
 
-    Values are what JSON holds: others become text, and floats that are not finite None. Where another of the usual
-    columns holds the path, it is renamed to `path_column`. Raises AudioError if the manifest cannot be read or has no
-    column for paths and is not of lhotse's cuts.
+    Values are JSON values: others become text, and floats that are not finite become None. If `file_name` or
+    `audio_filepath` holds the path, it is renamed to `path_column`. Raises AudioError if the manifest cannot be read,
+    or has neither a column of paths nor lhotse cuts.
     """
     suffix = path.suffix.lower()
     try:
@@ -56,7 +56,7 @@ def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any
 
 
 def _find_column(path: Path, columns: list[str], path_column: str) -> str:
-    """Return which column holds the paths."""
+    """Return the name of the column that holds the paths."""
     for name in (path_column, *PATH_COLUMNS):
         if name in columns:
             return name
@@ -80,7 +80,7 @@ def _csv_rows(path: Path, path_column: str, delimiter: str) -> Iterator[dict[str
 
 
 def _short_lines(file: TextIO) -> Iterator[str]:
-    """Yield the lines of a CSV file. Raises csv.Error at one that is too long for any row."""
+    """Yield the lines of a CSV file. Raises csv.Error at a line that is too long."""
     for line in read_lines(file, max_metadata_bytes()):
         if line is None:
             raise csv.Error(f"a line is longer than {max_metadata_bytes():,} characters")
@@ -92,14 +92,14 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
     with _open_text(path) as file:
         for line in read_lines(file, max_metadata_bytes()):
             if line is None:
-                yield f"is longer than {max_metadata_bytes():,} characters; {LIMIT_VARIABLE} raises that"
+                yield f"is longer than {max_metadata_bytes():,} characters; raise {LIMIT_VARIABLE}"
                 continue
             if not line.strip():
                 continue
             try:
                 row = json_value(json.loads(line))
             except (ValueError, RecursionError) as error:
-                yield f"is not JSON that can be read ({error})"
+                yield f"is not valid JSON ({error})"
                 continue
             if not isinstance(row, dict):
                 yield "is not a JSON object"

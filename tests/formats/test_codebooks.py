@@ -103,7 +103,7 @@ def test_centroids_beyond_float16_are_not_rounded() -> None:
 @pytest.mark.parametrize(
     ("centroids", "counts", "info", "message"),
     [
-        (np.zeros((8, 5)), np.zeros(8), INFO, "width 5 is no multiple of the stack factor 2"),
+        (np.zeros((8, 5)), np.zeros(8), INFO, "width 5 is not a multiple of stack factor 2"),
         (np.zeros((8, 6)), np.zeros(7), INFO, "counts"),
         (np.zeros((8, 6)), np.full(8, -1), INFO, "counts"),
         (np.zeros((9, 6)), np.zeros(9), INFO, "segments end at row 8 of 9"),

@@ -223,7 +223,7 @@ def test_shards_without_checksums_are_read(tmp_path: Path) -> None:
 def test_lost_checksums_are_noticed(tmp_path: Path) -> None:
     write(tmp_path / "s.h5", [9, 31])
     os.truncate(tmp_path / "s.h5", (tmp_path / "s.h5").stat().st_size - 1)
-    with pytest.raises(FormatError, match=r"s\.h5 is damaged \(it is cut short, or its checksums are damaged\)"):
+    with pytest.raises(FormatError, match=r"s\.h5 is damaged \(it is truncated, or its checksums are damaged\)"):
         FeatureShard(tmp_path / "s.h5")
 
 
@@ -288,7 +288,7 @@ def test_unfit_keys_and_metadata_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("provenance", [{}, {"encoder": "mini"}, {"encoder": "", "encoder_hash": "x"}])
 def test_features_have_to_name_their_encoder(tmp_path: Path, provenance: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="has to name encoder"):
+    with pytest.raises(ValueError, match="must name encoder"):
         FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=provenance)
 
 
@@ -306,7 +306,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path, error: BaseException) -
 
 def test_an_unfinished_clip_fails_the_shard(tmp_path: Path) -> None:
     with (
-        pytest.raises(ValueError, match="clip 'a' was begun and neither finished nor dropped"),
+        pytest.raises(ValueError, match="clip 'a' was neither finished nor discarded"),
         FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=PROVENANCE) as writer,
     ):
         writer.begin_clip("a")

@@ -235,7 +235,7 @@ def test_rows_that_cannot_be_understood(tmp_path: Path) -> None:
     ]
     (tmp_path / "list.jsonl").write_text('{"path": "a.wav"}\n{"path": \n[1]\n{"n": 1}\n')
     reasons = [item.reason for item in bad(tmp_path / "list.jsonl")]
-    assert reasons[0].startswith("row 2 is not JSON")
+    assert reasons[0].startswith("row 2 is not valid JSON")
     assert reasons[1:] == ["row 3 is not a JSON object", "row 4 has no 'path'"]
 
 
@@ -268,8 +268,8 @@ def test_rows_that_are_nested_too_deeply(tmp_path: Path, depth: int) -> None:
     first, second, good = list_audio([tmp_path / "list.jsonl"])
     assert isinstance(first, BadItem)
     assert isinstance(second, BadItem)
-    assert first.reason.startswith("row 1 is not JSON that can be read")
-    assert second.reason.startswith("row 2 is not JSON that can be read")
+    assert first.reason.startswith("row 1 is not valid JSON")
+    assert second.reason.startswith("row 2 is not valid JSON")
     assert good.key == "a"
 
 

@@ -94,9 +94,9 @@ def test_rows_that_cannot_be_read_say_which(tmp_path: Path) -> None:
     table = str(tmp_path / "t.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"audio": column}), table)
     for row in (0, 1):
-        with pytest.raises(AudioError, match=rf"t\.parquet: row {row}: holds no bytes"):
+        with pytest.raises(AudioError, match=rf"t\.parquet: row {row}: holds no audio"):
             tables.read_row(table, row)
-    with pytest.raises(AudioError, match=r"row 3: is not there"):
+    with pytest.raises(AudioError, match=r"row 3: is missing"):
         tables.read_row(table, 3)
     items = [item for item in list_audio(table) if isinstance(item, AudioItem)]
     with pytest.raises(AudioError, match=r"t\.parquet:c\.wav: .*Format not recognised"):

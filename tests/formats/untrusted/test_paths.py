@@ -68,7 +68,7 @@ def test_a_link_inside_the_folder_that_leads_out_of_it_is_refused(target, tmp_pa
 
 def test_a_key_below_the_file_of_another_key_is_refused(tmp_path):
     (tmp_path / "a.wav").touch()
-    with pytest.raises(FormatError, match=r"needs a folder where the file a\.wav lies"):
+    with pytest.raises(FormatError, match=r"needs a folder in place of the file a\.wav"):
         path_inside(tmp_path, "a.wav/x/y", ".wav")
 
 
