@@ -1,4 +1,4 @@
-"""Windows of many files: order, contents, bounded memory, and workers that end when they must."""
+"""Windows of many files: their order, contents and memory, and the end of the workers."""
 
 import itertools
 import multiprocessing
@@ -79,7 +79,7 @@ def test_pieces_hold_every_window(total: int, block: int, piece_windows: int) ->
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_windows_of_files_of_awkward_lengths_in_order(tmp_path: Path, workers: int) -> None:
+def test_files_of_awkward_lengths_give_their_windows_in_order(tmp_path: Path, workers: int) -> None:
     lengths = [1, 5 * WINDOW_SAMPLES + 100, WINDOW_SAMPLES, 3 * WINDOW_SAMPLES, 2 * WINDOW_SAMPLES + 240, 16_000, 7]
     items = [write_noise(tmp_path / f"{i}.wav", length, i) for i, length in enumerate(lengths)]
     files = by_file(load_windows(iter(items), workers=workers, chunk_windows=2, ahead=2))
@@ -274,7 +274,7 @@ def test_interrupt_while_the_workers_start_reaches_only_the_parent(tmp_path: Pat
     assert run_script(tmp_path, STARTING).communicate(timeout=300) == ("2\n", "")
 
 
-def test_worker_modules_import_no_torch() -> None:
+def test_workers_do_not_import_torch() -> None:
     code = "import sys, sctok.audio.loader; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
