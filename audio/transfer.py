@@ -17,9 +17,7 @@ from .windows import WINDOW_SPAN, windows_at_once
 Waves = npt.NDArray[np.float32] | torch.Tensor
 Ends = npt.NDArray[np.bool_] | torch.Tensor
 Encode = Callable[[Waves, Ends], Iterable[Any]]  # one result per window, in host memory
-Batch = Sequence[
-    tuple[npt.NDArray[np.float32], bool]
-]  # windows of equal length, and whether each is the last of a file
+Batch = Sequence[tuple[npt.NDArray[np.float32], bool]]  # windows of equal length; whether each ends its file
 
 _LANES = 2
 

@@ -10,9 +10,7 @@ PATCH_SIZE = 16
 WINDOW_FRAMES = 1024
 
 WINDOW_SAMPLES = WINDOW_FRAMES * FRAME_SHIFT  # 163,840 samples: 10.24 s
-WINDOW_SPAN = (
-    WINDOW_FRAMES - 1
-) * FRAME_SHIFT + FRAME_LENGTH  # the last frames extend 240 samples into the next window
+WINDOW_SPAN = (WINDOW_FRAMES - 1) * FRAME_SHIFT + FRAME_LENGTH  # the last frames end 240 samples after the window
 COLUMN_SAMPLES = PATCH_SIZE * FRAME_SHIFT  # 2,560 samples: 0.16 s
 WINDOW_COLUMNS = WINDOW_FRAMES // PATCH_SIZE
 PATCH_ROWS = MEL_BINS // PATCH_SIZE  # patches in one column, low frequencies first

@@ -230,9 +230,7 @@ class FeatureShard:
             self._file = h5py.File(self.path, "r", locking=False)
         except (OSError, RuntimeError, ValueError, struct.error) as error:
             raise damaged(path, error, _REMEDY) from None
-        self._held: tuple[int, npt.NDArray[np.float16]] | None = (
-            None  # number and content of the chunk that was read last
-        )
+        self._held: tuple[int, npt.NDArray[np.float16]] | None = None  # the last chunk: its number and rows
         try:
             self._read_tables()
         except BaseException:

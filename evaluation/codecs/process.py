@@ -19,7 +19,7 @@ class CodecProcess:
     """A worker process that opens and runs codecs, and is replaced when it dies. A context manager."""
 
     def __init__(self, device: str = "auto") -> None:
-        """Start nothing yet. device: of all codecs, see `open_codec`."""
+        """Start nothing yet. device: for all codecs, see `open_codec`."""
         self._device = device
         self._worker: WorkerProcess | None = None
 
@@ -29,7 +29,7 @@ class CodecProcess:
         return _RemoteCodec(name, settings, spec, self)
 
     def ask(self, spec: str, **call: Any) -> Any:
-        """Return name and settings of a codec or, with the arguments of `roundtrip`, what that returns or raises."""
+        """Return name and settings of a codec; with arguments, return or raise what its `roundtrip` does."""
         if self._worker is None or not self._worker.is_alive():
             self.close()
             self._worker = WorkerProcess("sctok-codec", _serve, self._device, unwind=True)
@@ -44,7 +44,7 @@ class CodecProcess:
         return answer
 
     def close(self) -> None:
-        """End the process; codecs that are used afterwards start another one."""
+        """End the process; codecs that are used later start another one."""
         if self._worker is not None:
             self._worker.terminate()
             self._worker.close()
@@ -85,12 +85,12 @@ def _answer(opened: dict[str, CodecUnderTest], spec: str, device: str, call: Map
             opened[spec] = open_codec(spec, device=device)
         codec = opened[spec]
         return codec.roundtrip(**call) if call else (codec.name, dict(codec.settings))
-    except Exception as error:  # whatever it is, the other process raises it
+    except Exception as error:  # the other process raises it
         return _portable(error)
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error as another process can read it."""
+    """Return an error that another process can unpickle."""
     try:
         copy: Exception = pickle.loads(pickle.dumps(error))  # of this process
     except Exception:

@@ -1,4 +1,4 @@
-"""Metrics in processes of their own: one that raises, or takes its process with it, costs its own value alone."""
+"""Metrics in worker processes: a metric that raises or kills its process loses only its own value."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ _MAX_REASON = 300
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Files to compare, and by what. codec, key: whose values they are."""
+    """Files to compare with some metrics. codec, key: stored with the values."""
 
     codec: str
     key: str
@@ -33,7 +33,7 @@ class ScoreTask:
     metrics: tuple[Metric, ...]
 
 
-# Gets codec, key and the fields of the journal's entry.
+# Called with codec, key and the fields of an entry in the journal.
 Report = Callable[[str, str, dict[str, Any]], None]
 
 
@@ -41,7 +41,7 @@ def score_tasks(tasks: Iterable[ScoreTask], workers: int, report: Report, thread
     """Measure all metrics of all tasks in `workers` processes of `threads` threads each.
 
     report: called in this process with {"metric", "value", "details"} or {"metric", "failed"}, a reason in one line.
-    Raises ChildProcessError where a process ends before it is ready.
+    Raises ChildProcessError if a process ends before it is ready.
     """
     team = _Team(deque(task for task in tasks if task.metrics), report, threads)
     try:
@@ -130,7 +130,7 @@ def _send(worker: _Worker) -> None:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment for a while: libraries read their number of threads when they are loaded."""
+    """Set environment variables temporarily: libraries read their number of threads when they are loaded."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -162,7 +162,7 @@ def _measure(task: ScoreTask, send: Callable[[dict[str, Any]], None]) -> None:
         try:
             result = metric.score(pair)
             entry = _entry(result if isinstance(result, Measured) else Measured(float(result), {}))
-        except Exception as error:  # of whatever library: the reason goes to the table
+        except Exception as error:  # of any library: the reason goes to the table
             entry = {"failed": reason_of(error)}
         send({"metric": metric.name, **entry})
 

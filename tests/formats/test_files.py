@@ -118,7 +118,9 @@ def test_a_repository_of_the_hub(source: str) -> None:
     "source",
     ["./here", "../up", "~/home", "/root", "a/b/c", "name", "models/encoder.ckpt", "there/missing", "a//b", ""],
 )
-def test_a_text_that_looks_like_a_path_is_not_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_a_text_that_looks_like_a_path_is_not_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     assert not is_repository(source)
