@@ -8,7 +8,8 @@ import soxr
 from numpy.typing import NDArray
 
 from sctok.audio.decoding.containers import FFMPEG_SUFFIXES, has_seekable_sound
-from sctok.audio.decoding.decode import UNKNOWN_LENGTH, check_values, mix_down, stream_audio
+from sctok.audio.decoding.decode import check_values, mix_down, stream_audio
+from sctok.audio.decoding.sections import UNKNOWN_LENGTH
 from sctok.audio.inputs.sources import AudioItem, open_sound
 
 from .errors import AudioError, os_reason

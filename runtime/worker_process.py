@@ -22,7 +22,8 @@ class WorkerError(RuntimeError):
         if exit_code is None:
             self.reason = "no longer answers"
         elif exit_code < 0:
-            self.reason = f"was killed by {signal.Signals(-exit_code).name}"
+            names = {number.value: number.name for number in signal.Signals}
+            self.reason = f"was killed by {names.get(-exit_code, f'signal {-exit_code}')}"
         else:
             self.reason = f"ended with exit code {exit_code}"
         hint = ", perhaps because memory ran out" if exit_code == -signal.SIGKILL else ""
@@ -34,7 +35,7 @@ class WorkerProcess:
 
     `tasks` and `results` are the worker's ends of two pipes: `tasks.recv()` returns what `send` sent, and `receive`
     returns what `results.send()` was given. If either process dies, the other one finds its pipes closed. Ctrl-C
-    does not reach the worker: the parent decides. The work must end when `tasks` is closed.
+    does not reach the worker: the parent decides. Work that reads tasks must end when `tasks` is closed.
 
     Args:
         name: name of the process, for errors.

@@ -16,15 +16,12 @@ from sctok.audio.errors import AudioError, os_reason
 from sctok.audio.windows import SAMPLE_RATE
 
 from .readers import Reader, open_readers
-from .sections import UNKNOWN_LENGTH
 
 BLOCK_SAMPLES = 65_536
 MIN_RATE, MAX_RATE = 1_000, 10_000_000
 MAX_MAGNITUDE = 2.0**31  # the range of 32-bit integers; the power spectrum of larger values may overflow float32
 
 Source = str | Path | bytes | BinaryIO
-
-__all__ = ["UNKNOWN_LENGTH", "AudioError", "read_audio", "stream_audio"]
 
 
 class Resampler:

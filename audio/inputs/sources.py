@@ -13,7 +13,8 @@ import braceexpand
 import soundfile
 
 from sctok.audio.decoding.containers import AUDIO_SUFFIXES, FFMPEG_SUFFIXES
-from sctok.audio.decoding.decode import UNKNOWN_LENGTH, open_regular
+from sctok.audio.decoding.decode import open_regular
+from sctok.audio.decoding.sections import UNKNOWN_LENGTH
 from sctok.audio.errors import AudioError, os_reason
 
 from .archives import BadMember, MemberFile, scan_tar

@@ -17,7 +17,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.errors import AudioError
 from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk, LoaderError, load_windows
 from sctok.audio.pieces import cut_pieces

@@ -77,6 +77,7 @@ def test_tasks_are_answered_in_order() -> None:
         (("exit", 0), "ended with exit code 0"),
         (("kill", signal.SIGSEGV), "was killed by SIGSEGV"),
         (("kill", signal.SIGKILL), "was killed by SIGKILL"),
+        (("kill", 40), "was killed by signal 40"),  # a real-time signal, which has no name
     ],
 )
 def test_a_death_is_reported_with_its_cause(task: tuple[str, int], reason: str) -> None:

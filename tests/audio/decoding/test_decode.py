@@ -13,7 +13,8 @@ import soundfile
 import soxr
 
 from sctok.audio.decoding import decode, ffmpeg
-from sctok.audio.decoding.decode import AudioError, read_audio, stream_audio
+from sctok.audio.decoding.decode import read_audio, stream_audio
+from sctok.audio.errors import AudioError
 
 RATE = 16_000
 

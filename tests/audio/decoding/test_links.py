@@ -11,8 +11,9 @@ import pytest
 import soundfile
 
 from sctok.audio.decoding import decode
-from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.decoding.decode import read_audio
 from sctok.audio.decoding.ffmpeg import find_ffmpeg
+from sctok.audio.errors import AudioError
 
 RATE = 16_000
 OPUS = {"format": "OGG", "subtype": "OPUS"}

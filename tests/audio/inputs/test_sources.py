@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.errors import AudioError
 from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds, list_audio
 
 RATE = 16_000
