@@ -34,13 +34,13 @@ def read_crop(item: AudioItem, start: float, samples: int) -> NDArray[np.float32
             raise AudioError(item.name, f"cannot be read from {start:.2f} s on: {reason}") from error
         if crop is not None:
             return crop
-    skip, parts, got = round(start * SAMPLE_RATE), list[NDArray[np.float32]](), 0
+    skip, parts, count = round(start * SAMPLE_RATE), list[NDArray[np.float32]](), 0
     for block in stream_audio(item.open(), name=item.name):
         part = block[min(skip, len(block)) :]
         skip -= len(block) - len(part)
         parts.append(part)
-        got += len(part)
-        if got >= samples:
+        count += len(part)
+        if count >= samples:
             break
     return np.concatenate(parts)[:samples] if parts else np.empty(0, np.float32)
 

@@ -71,14 +71,14 @@ def encode_files(
         for chunk in pieces:
             if end is None:
                 end = FileEnd(open_clip(chunk.item), chunk.item, 0, None)
-            reason = end.reason or _fault(chunk)
+            reason = end.reason or _failure_reason(chunk)
             end = FileEnd(end.clip, end.item, chunk.samples or 0, reason)
             for position, wave in enumerate(chunk.waves if reason is None else ()):
                 last = chunk.last and position == len(chunk.waves) - 1
                 window = chunk.first_window + position
                 if end.clip.wants(window, end.samples if last else None):
-                    seen = _cut_off(wave, window, end.samples) if cut and last else wave
-                    queue.add_window(end.clip, window, seen, last)
+                    samples = _cut_off(wave, window, end.samples) if cut and last else wave
+                    queue.add_window(end.clip, window, samples, last)
                     yield from queue.ready()
         assert end is not None
         queue.add_end(end)
@@ -94,7 +94,7 @@ def _cut_off(wave: npt.NDArray[np.float32], window: int, samples: int) -> npt.ND
     return wave if columns == WINDOW_COLUMNS else wave[: span_samples(columns)].copy()
 
 
-def _fault(chunk: Chunk) -> str | None:
+def _failure_reason(chunk: Chunk) -> str | None:
     if chunk.error is not None:
         return chunk.error
     if chunk.last and not chunk.samples:
@@ -119,7 +119,7 @@ class _Queue(Generic[ClipT]):
         self._lanes = lanes
         self._entries: deque[_Window[ClipT] | FileEnd[ClipT]] = deque()
         self._columns = 0  # of the windows in `_entries`
-        self._most = _MAX_PENDING_BATCHES * lanes.size * WINDOW_COLUMNS
+        self._max_columns = _MAX_PENDING_BATCHES * lanes.size * WINDOW_COLUMNS
         # Windows that wait for the encoder and their samples, by the number of their columns.
         self._waiting: dict[int, list[tuple[_Window[ClipT], tuple[npt.NDArray[np.float32], bool]]]] = {}
         self._begun: deque[tuple[list[_Window[ClipT]], Callable[[], Iterable[Any]]]] = deque()
@@ -145,8 +145,8 @@ class _Queue(Generic[ClipT]):
             if isinstance(first, FileEnd):
                 yield first
             else:
-                if first.result is None and self._columns > self._most:
-                    self._hurry(first)
+                if first.result is None and self._columns > self._max_columns:
+                    self._encode_now(first)
                 if first.result is None:
                     return
                 self._columns -= first.columns
@@ -160,7 +160,7 @@ class _Queue(Generic[ClipT]):
         while self._begun:
             self._take()
 
-    def _hurry(self, first: _Window[ClipT]) -> None:
+    def _encode_now(self, first: _Window[ClipT]) -> None:
         waiting = self._waiting.get(first.columns)
         if waiting and waiting[0][0] is first:
             self._begin(first.columns)

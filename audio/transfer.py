@@ -60,9 +60,9 @@ class _Memory:
     def fill(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy windows into the memory and return their views."""
         waves, last = self.views(len(batch), len(batch[0][0]))
-        rows, ends = waves.numpy(), last.numpy()
-        for place, (wave, end) in enumerate(batch):
-            rows[place], ends[place] = wave, end
+        rows, flags = waves.numpy(), last.numpy()
+        for index, (wave, ends_file) in enumerate(batch):
+            rows[index], flags[index] = wave, ends_file
         return waves, last
 
 
@@ -94,9 +94,9 @@ class _Lane:
 
     def __init__(self, size: int, device: torch.device) -> None:
         pinned = device.type == "cuda"
-        self.here = _Memory(size, pinned=pinned)
+        self.on_host = _Memory(size, pinned=pinned)
         with device:
-            self.there = _Memory(size)
+            self.on_device = _Memory(size)
         self.copied = torch.cuda.Event() if pinned else None
 
 
@@ -120,14 +120,14 @@ class DeviceLanes:
         """Copy a batch to the next lane, whose results were taken, and encode it after the earlier batches."""
         lane = self._lanes[self._next]
         self._next = (self._next + 1) % _LANES
-        here = lane.here.fill(batch)
-        there = lane.there.views(*here[0].shape)
+        host = lane.on_host.fill(batch)
+        copy = lane.on_device.views(*host[0].shape)
         with torch.cuda.stream(self._copies):
-            for target, source in zip(there, here, strict=True):
+            for target, source in zip(copy, host, strict=True):
                 target.copy_(source, non_blocking=True)
             if lane.copied is not None:
                 lane.copied.record()
-        begun: Future[Iterable[Any]] = self._thread.submit(self._run, lane, *there)
+        begun: Future[Iterable[Any]] = self._thread.submit(self._run, lane, *copy)
         return begun.result
 
     def _run(self, lane: _Lane, waves: torch.Tensor, last: torch.Tensor) -> Iterable[Any]:

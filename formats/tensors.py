@@ -145,12 +145,12 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         with safetensors.safe_open(path, framework="numpy") as file:
             plain = dict(file.metadata() or {})
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-        ours = parse_json(plain.pop(_METADATA_KEY, "{}"))
+        metadata = parse_json(plain.pop(_METADATA_KEY, "{}"))
     except (safetensors.SafetensorError, ValueError) as error:
         raise damaged(path, f"not a whole safetensors file: {error}") from None
-    if not isinstance(ours, dict):
+    if not isinstance(metadata, dict):
         raise damaged(path, "its metadata is not a JSON object")
-    return {**plain, **ours}, shapes
+    return {**plain, **metadata}, shapes
 
 
 def check_header(path: str | os.PathLike[str]) -> None:

@@ -207,11 +207,11 @@ def _with_size(window: Window, start: int, extent: Extent, size: int) -> bytes:
     """Return a header with its size field replaced by `size`; empty if that is impossible."""
     if extent.size_field is None or extent.start - start > _MAX_PATCHED_BYTES:
         return b""
-    place, form, more = extent.size_field
-    if size + more >= 1 << 8 * struct.calcsize(form):
+    position, size_format, header = extent.size_field
+    if size + header >= 1 << 8 * struct.calcsize(size_format):
         return b""
     head = bytearray(window.at(start, extent.start - start))
-    struct.pack_into(form, head, place - start, size + more)
+    struct.pack_into(size_format, head, position - start, size + header)
     return bytes(head)
 
 
