@@ -38,11 +38,6 @@ _STREAM = re.compile(r"^\[info\] +Stream #0:\d+(?!.*\(attached pic\))", re.MULTI
 _SLACK_SECONDS, _SLACK_PARTS = 0.25, 100  # encoders disagree about the first and the last frame
 
 
-def find_ffmpeg() -> str | None:
-    """Return the ffmpeg on the PATH, or None."""
-    return shutil.which("ffmpeg")
-
-
 class FfmpegReader:
     """Read the first audio stream of a file, decoded by ffmpeg at its own rate and channel count.
 
@@ -52,9 +47,10 @@ class FfmpegReader:
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        program = find_ffmpeg()
+        program = shutil.which("ffmpeg")
         if program is None:
-            raise AudioError(name, "needs ffmpeg, which is not on the PATH")
+            reason = "needs ffmpeg, which is not on the PATH; install ffmpeg or convert the file to WAV or FLAC"
+            raise AudioError(name, reason)
         self._name = name
         self._taken = 0
         self._messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115

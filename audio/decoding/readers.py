@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sctok.audio.errors import AudioError, os_reason
 
 from .containers import LeftToFfmpegError, Link, find_links
-from .ffmpeg import FfmpegReader, find_ffmpeg
+from .ffmpeg import FfmpegReader
 from .sections import UNKNOWN_LENGTH, SectionFile
 
 
@@ -114,9 +114,6 @@ def open_readers(file: BinaryIO, name: str) -> Generator[Reader]:
 
 
 def _ffmpeg_reader(file: BinaryIO, name: str, refusal: str) -> FfmpegReader:
-    if find_ffmpeg() is None:
-        advice = "needs ffmpeg, which is not on the PATH; install ffmpeg or convert the file to WAV or FLAC"
-        raise AudioError(name, f"{advice} (libsndfile: {refusal})")
     try:
         return FfmpegReader(file, name)
     except AudioError as error:

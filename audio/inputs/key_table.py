@@ -20,21 +20,14 @@ class KeyTable:
 
     def __init__(self) -> None:
         self._database = open_spill()
-        self._database.execute("CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE known (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
     def add(self, key: str, value: str) -> str | None:
         """Store the value of a new key and return None; return the stored value of a known key."""
-        data = key.encode("utf-8", "surrogatepass")
-        with closing(self._database.execute("INSERT OR IGNORE INTO known VALUES (?, ?)", (data, _text(value)))) as done:
+        row = [text.encode("utf-8", "surrogatepass") for text in (key, value)]
+        with closing(self._database.execute("INSERT OR IGNORE INTO known VALUES (?, ?)", row)) as done:
             if done.rowcount:
                 return None
-        with closing(self._database.execute("SELECT value FROM known WHERE key = ?", (data,))) as found:
-            return _untext(found.fetchone()[0])
-
-
-def _text(value: str) -> str:
-    return value.encode("utf-8", "surrogatepass").decode("latin-1")
-
-
-def _untext(value: str) -> str:
-    return value.encode("latin-1").decode("utf-8", "surrogatepass")
+        with closing(self._database.execute("SELECT value FROM known WHERE key = ?", row[:1])) as found:
+            stored: bytes = found.fetchone()[0]
+            return stored.decode("utf-8", "surrogatepass")

@@ -1,6 +1,7 @@
 """Sound that a plain decoder would lose: links, frame counts, garbage and truncation; and misleading headers."""
 
 import io
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -12,7 +13,6 @@ import soundfile
 
 from sctok.audio.decoding import decode
 from sctok.audio.decoding.decode import read_audio
-from sctok.audio.decoding.ffmpeg import find_ffmpeg
 from sctok.audio.errors import AudioError
 
 RATE = 16_000
@@ -27,7 +27,7 @@ ID3V2 = b"ID3\4\0\0\0\0\0\x20TIT2\0\0\0\x0d\0\0\0XingInfoVBRI" + bytes(9)
 ID3V1 = b"TAG" + bytes(125)
 FRAME = 1152
 
-needs_ffmpeg = pytest.mark.skipif(find_ffmpeg() is None, reason="no ffmpeg on the PATH")
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on the PATH")
 
 
 def tone(seconds: float, pitch: float = 440, rate: int = RATE, channels: int = 1) -> np.ndarray:
@@ -228,7 +228,7 @@ def test_mp3_inside_wav_has_the_samples_of_its_frames() -> None:
 
 
 def test_both_decoders_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    if find_ffmpeg() is not None:
+    if shutil.which("ffmpeg") is not None:
         assert "ffmpeg cannot decode it" in error_of(b"not audio" * 100)
         assert "libsndfile: Format not recognised" in error_of(b"not audio" * 100)
     monkeypatch.setenv("PATH", "")
@@ -251,7 +251,7 @@ def test_many_channels_need_the_memory_of_one_block(channels: int, monkeypatch: 
 
 
 def ffmpeg_output(wave: np.ndarray, *options: str, rate: int = RATE) -> bytes:
-    program = find_ffmpeg()
+    program = shutil.which("ffmpeg")
     assert program is not None
     command = [program, "-nostdin", "-v", "error", "-f", "wav", "-i", "pipe:0", *options, "pipe:1"]
     return subprocess.run(command, input=encode(wave, rate, format="WAV"), stdout=subprocess.PIPE, check=True).stdout
@@ -335,7 +335,7 @@ def test_concatenated_adts_is_read_to_its_end(other: np.ndarray) -> None:
 def test_truncated_files_of_ffmpeg_are_refused(options: list[str], tmp_path: Path) -> None:
     source, path = tmp_path / "a.wav", tmp_path / "a"
     source.write_bytes(encode(tone(4.0), format="WAV"))
-    subprocess.run([str(find_ffmpeg()), "-nostdin", "-v", "error", "-i", source, *options, path], check=True)
+    subprocess.run([str(shutil.which("ffmpeg")), "-nostdin", "-v", "error", "-i", source, *options, path], check=True)
     assert len(read_audio(path)) >= 4 * RATE - 1_600
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 47 // 100])
     assert "a: " in error_of(path.read_bytes())
