@@ -1,8 +1,8 @@
-"""The error that every reader in this folder raises."""
+"""The error that every audio reader raises."""
 
 
 class AudioError(ValueError):
-    """Audio that cannot be listed or read; the message is one line that names the file and what is wrong with it."""
+    """Audio that cannot be listed or read. The message is one line: the file, and what is wrong with it."""
 
     def __init__(self, name: object, reason: str) -> None:
         super().__init__(str(name), reason)
@@ -12,7 +12,7 @@ class AudioError(ValueError):
 
 
 def os_reason(error: OSError) -> str:
-    """Return why the system refused a file, in words a user can act on."""
+    """Return why the system refused to open a file."""
     if isinstance(error, PermissionError):
         return "permission denied; make it readable or leave it out"
     if isinstance(error, FileNotFoundError):

@@ -12,10 +12,10 @@ FFT_SIZE = 512
 LOW_HZ = 20.0
 PREEMPHASIS = 0.97
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
-# Mean and deviation over AudioSet that AudioMAE was trained with; the deviation counts twice.
+# Mean and deviation over AudioSet from the training of AudioMAE, which divides by twice the deviation.
 MEAN = -4.2677393
 DEVIATION = 4.5689974
-ABSENT_FRAMES = 2  # the last frames of a file's last window have no samples; the published code leaves them at raw 0
+ABSENT_FRAMES = 2  # the last frames of a file's last window have no samples; the published code sets them to 0
 SILENCE = (math.log(ENERGY_FLOOR) - MEAN) / (2 * DEVIATION)
 
 SETTINGS = {
@@ -33,13 +33,13 @@ SETTINGS = {
 def filterbank(waves: Tensor, last: Tensor) -> Tensor:
     """Return the normalised log-mel filterbank of windows, as in the published SemantiCodec code.
 
-    Kaldi's defaults with HTK mel order, Hann window, no dither and no energy: 25 ms frames every 10 ms, offset
-    removed per frame (which also removes the offset of the file), pre-emphasis 0.97, power spectrum, 20–8000 Hz.
+    Kaldi's defaults with HTK mel order, Hann window, no dither and no energy: 25 ms frames every 10 ms, mean of each
+    frame removed (and with it the mean of the file), pre-emphasis 0.97, power spectrum, 20–8000 Hz.
 
     Args:
-        waves: float32 (B, 164,080) samples at 16 kHz; 240 more than a window so that its last frames are whole. Or
-            (B, 2560·c + 240), the first c columns of windows.
-        last: bool (B,), true where the window is its file's last one.
+        waves: float32 (B, 164,080) samples at 16 kHz: a window and 240 more samples, which complete its last frames.
+            Or (B, 2560·c + 240), the first c columns of windows.
+        last: bool (B,), true for the last window of a file.
 
     Returns:
         float32 (B, 1024, 128), or (B, 16·c, 128), on the device of `waves`.
@@ -48,13 +48,13 @@ def filterbank(waves: Tensor, last: Tensor) -> Tensor:
         ValueError: `waves` has another shape.
     """
     check_spans(waves)
-    if waves.device.type == "cpu" and waves.numel() > WINDOW_SPAN:  # a window fits the cache, a batch does not
+    if waves.device.type == "cpu" and waves.numel() > WINDOW_SPAN:  # a window fits into the cache, a batch does not
         return torch.cat([_log_mel(waves[i : i + 1], last[i : i + 1]) for i in range(len(waves))])
     return _log_mel(waves, last)
 
 
 def check_spans(waves: Tensor) -> int:
-    """Return how many columns windows (B, 2560·c + 240) have. Raises ValueError for another shape."""
+    """Return the number of columns c of windows (B, 2560·c + 240). Raises ValueError for another shape."""
     try:
         return span_columns(waves.shape[1] if waves.ndim == 2 else 0)
     except ValueError:
@@ -66,11 +66,11 @@ def _log_mel(waves: Tensor, last: Tensor) -> Tensor:
     frames = waves.unfold(1, FRAME_LENGTH, FRAME_SHIFT)
     frames = frames - frames.mean(dim=2, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-    # In float32 the rounding of strong partials drowns bins near the energy floor: 1.5e-4 here instead of 1e-4.
+    # In float32, rounding errors of strong partials hide bins near the energy floor: the error grows to 1.5e-4.
     padded = waves.new_zeros(*frames.shape[:2], FFT_SIZE, dtype=torch.float64)
     padded[..., :FRAME_LENGTH] = frames.sub_(previous.mul_(PREEMPHASIS)).mul_(_hann_window(waves.device))
     squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
-    power = (squares[..., 0] + squares[..., 1]).float()  # a sum over the last dimension takes eight times as long
+    power = (squares[..., 0] + squares[..., 1]).float()  # eight times as fast as a sum over the last dimension
     mel = (power @ _mel_filters(waves.device)).clamp_min_(ENERGY_FLOOR).log_()
     mel[:, WINDOW_FRAMES - ABSENT_FRAMES :].masked_fill_(last.to(mel.device)[:, None, None], 0.0)
     return mel.sub_(MEAN).div_(2 * DEVIATION)
@@ -95,5 +95,5 @@ def _mel_filters(device: torch.device) -> Tensor:
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     filters = torch.minimum(rising, falling).clamp_min(0)
-    filters[-1] = 0  # Kaldi leaves the Nyquist bin out
+    filters[-1] = 0  # Kaldi ignores the Nyquist bin
     return filters.float().to(device)

@@ -1,27 +1,27 @@
-"""Windows of many files, decoded ahead in worker processes and given out in the order of the files."""
+"""Decoding the windows of many files ahead of time in worker processes, in the order of the files."""
 
 import fcntl
 import multiprocessing
 import os
-import signal
+import queue
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import connection, resource_tracker
-from multiprocessing.context import SpawnProcess
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sctok.audio.inputs.sources import AudioItem
+from sctok.runtime.worker_process import WorkerError, WorkerProcess, received
 
 from .errors import AudioError
 from .pieces import Piece, empty_span, read_pieces, window_rows
-from .workers import run_worker
 
-_STOP_SECONDS = 2.0
 _PIPE_BYTES = 1 << 20
 
 
@@ -29,10 +29,10 @@ _PIPE_BYTES = 1 << 20
 class Chunk:
     """Successive windows of one file.
 
-    `waves` is float32 (w, WINDOW_SPAN) at 16 kHz: window i of the file covers its samples from i · WINDOW_SAMPLES,
-    240 of them shared with the next window, zero after the end of the audio; row 0 is window `first_window`. `last`
-    marks the end of the file, which then has `samples` samples. With an `error`, one line, the file ends here too:
-    `waves` has no rows, `samples` is None, and windows given before it are of a file that is broken further on.
+    waves: float32 (w, WINDOW_SPAN) at 16 kHz; row 0 is window `first_window`. Window i of a file begins at sample
+    i · WINDOW_SAMPLES, shares its last 240 samples with the next window, and is zero after the end of the audio.
+    last: whether this is the last chunk of the file. samples: length of the file, in its last chunk.
+    error: one line that says why the rest of the file cannot be read; the chunk is then the last, without windows.
     """
 
     item: AudioItem
@@ -44,7 +44,7 @@ class Chunk:
 
 
 class LoaderError(AudioError):
-    """A decoding worker died; the message names the file that it was on."""
+    """A decoding worker died; the message names the file that it was decoding."""
 
 
 def load_windows(
@@ -55,17 +55,17 @@ def load_windows(
     ahead: int = 8,
     chunk_windows: int = 8,
 ) -> Iterator[Chunk]:
-    """Yield the windows of `items` in their order, in chunks of at most `chunk_windows`; no chunk spans two files.
+    """Yield the windows of `items` in order, in chunks of at most `chunk_windows` windows of one file.
 
-    File i is decoded by worker process i mod `workers`, each of which works at most `ahead` chunks and `ahead` files
-    ahead, so that memory depends on these settings alone and `items` is consumed as needed. A file of n samples
-    fills window_count(n) windows, the last of which may hold no audio. With workers=0 this process decodes. Closing
-    the iterator ends the workers, and so does the death of this process.
+    Worker process i mod `workers` decodes file i. Each worker runs at most `ahead` chunks and `ahead` files ahead, so
+    that memory depends only on these settings and `items` is consumed as needed. A file of n samples fills
+    window_count(n) windows, the last of which may hold no audio. With workers=0, this process decodes. The workers end
+    when the iterator is closed or this process dies.
 
-    The workers are spawned: a script that calls this needs `if __name__ == "__main__":` around its work.
+    Workers are spawned: a script that calls this function needs `if __name__ == "__main__":` around its work.
 
     Raises LoaderError if a worker dies, ValueError for settings out of range. A file that cannot be read gives a
-    chunk with an `error`, never an exception.
+    chunk with an `error`, not an exception.
     """
     if workers < 0 or ahead < 1 or chunk_windows < 1 or (channel is not None and channel < 0):
         settings = f"workers={workers}, ahead={ahead}, chunk_windows={chunk_windows}, channel={channel}"
@@ -90,141 +90,139 @@ def _chunk(item: AudioItem, first: int, buffer: NDArray[np.float32], piece: Piec
     return Chunk(item, first, window_rows(buffer), last, piece.samples, piece.error)
 
 
-class _Worker:
-    """A decoding process, the pipes to and from it, and the files it was given and has not finished."""
+class _Decoder:
+    """A decoding process, and the files that it has not finished."""
 
     def __init__(self, channel: int | None, chunk_windows: int, ahead: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        tasks, self._tasks = context.Pipe(duplex=False)
-        self._results, results = context.Pipe(duplex=False)
-        _widen(results.fileno())
-        self._current: Any = context.RawValue("q", -1)
+        self._current: Any = multiprocessing.get_context("spawn").RawValue("q", -1)
         self._given: deque[tuple[int, AudioItem]] = deque()
-        self._process: SpawnProcess = context.Process(
-            target=run_worker,
-            args=(tasks, results, self._current, os.getpid(), channel, chunk_windows, ahead),
-            name="sctok-decoder",
-            daemon=True,
-        )
-        with _sigint_blocked():
-            self._process.start()
-        # Only the worker may hold its ends: their closing is how each side learns of the other's death.
-        tasks.close()
-        results.close()
-
-    @property
-    def sentinel(self) -> int:
-        return self._process.sentinel
+        self.process = WorkerProcess("sctok-decoder", _decode_files, self._current, channel, chunk_windows, ahead)
+        _widen(self.process.results.fileno())
 
     def give(self, number: int, item: AudioItem) -> None:
         self._given.append((number, item))
-        # Metadata stays here: a worker has no use for it.
-        bare = replace(item, metadata={})
         try:
-            self._tasks.send((number, bare))
-        except OSError as error:
-            raise self.death() from error
+            self.process.send((number, replace(item, metadata={})))  # a worker does not need the metadata
+        except WorkerError as death:
+            raise self.error(death) from None
 
-    def receive(self, sentinels: list[int]) -> tuple[Piece, NDArray[np.float32]]:
+    def receive(self) -> tuple[Piece, NDArray[np.float32]]:
         """Return the next piece of the worker's oldest file and its audio, zero padded to whole windows."""
-        ready = connection.wait([self._results, *sentinels])
         try:
-            if self._results not in ready:
-                raise EOFError
-            windows, samples, error, length = self._results.recv()
+            windows, samples, error, length = self.process.receive()
             buffer = empty_span(windows)
-            _read_into(self._results.fileno(), buffer[:length].view(np.uint8).data)
-        except (EOFError, OSError) as failure:
-            raise self.death() from failure
+            if not _read_into(self.process.results.fileno(), buffer[:length].view(np.uint8).data):
+                raise self.process.death()
+        except WorkerError as death:
+            raise self.error(death) from None
         return Piece(np.empty(0, np.float32), windows, samples, error), buffer
 
     def finish_file(self) -> None:
         self._given.popleft()
 
-    def is_dead(self) -> bool:
-        return self._process.exitcode is not None
-
-    def death(self) -> LoaderError:
-        """Return what to raise for a worker that is gone: the file it was on and how it ended."""
-        self._process.join(_STOP_SECONDS)
-        code = self._process.exitcode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        on = dict(self._given).get(self._current.value) or (self._given[0][1] if self._given else None)
-        name = on.name if on is not None else "audio"
+    def error(self, death: WorkerError) -> LoaderError:
+        """Return the error that names the file that the dead worker was decoding."""
+        item = dict(self._given).get(self._current.value) or (self._given[0][1] if self._given else None)
+        name = item.name if item is not None else "audio"
         advice = "run again, with fewer workers if memory was short; if it happens again, move the file away"
-        return LoaderError(name, f"the worker process that was decoding it {how}; {advice}")
-
-    def stop(self) -> None:
-        self._tasks.close()
-        self._results.close()
-
-    def join(self) -> None:
-        self._process.join(_STOP_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process.close()
+        return LoaderError(name, f"the worker process that was decoding it {death.reason}; {advice}")
 
 
-def _read_into(pipe: int, rest: memoryview) -> None:
-    """Fill memory from a pipe without the copies of Connection.recv_bytes_into. Raises EOFError where it ends."""
+def _read_into(pipe: int, rest: memoryview) -> bool:
+    """Fill memory from a pipe without the copies of Connection.recv_bytes_into; return False if the pipe ends first."""
     while len(rest):
         if not (count := os.readv(pipe, [rest])):
-            raise EOFError
+            return False
         rest = rest[count:]
+    return True
 
 
 def _widen(pipe: int) -> None:
-    """Let a pipe hold more, where the system allows it: fewer turns between the two sides."""
+    """Enlarge the buffer of a pipe if the system allows it, so that the two sides alternate less often."""
     with suppress(OSError, AttributeError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Hold back Ctrl-C while a worker starts: it inherits that, until it has chosen to ignore the signal."""
-    resource_tracker.ensure_running()  # the first worker would launch it, which lets Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _load_in_workers(
     items: Iterable[AudioItem], workers: int, channel: int | None, ahead: int, chunk_windows: int
 ) -> Iterator[Chunk]:
-    pool: list[_Worker] = []
+    decoders: list[_Decoder] = []
     try:
         for _ in range(workers):
-            pool.append(_Worker(channel, chunk_windows, ahead))
-        sentinels = [worker.sentinel for worker in pool]
-        waiting: deque[tuple[AudioItem, _Worker]] = deque()
+            decoders.append(_Decoder(channel, chunk_windows, ahead))
+        waiting: deque[tuple[AudioItem, _Decoder]] = deque()
         numbered = enumerate(items)
         while True:
             while len(waiting) < workers * ahead and (following := next(numbered, None)) is not None:
                 number, item = following
-                pool[number % workers].give(number, item)
-                waiting.append((item, pool[number % workers]))
+                decoder = decoders[number % workers]
+                decoder.give(number, item)
+                waiting.append((item, decoder))
             if not waiting:
                 return
-            item, worker = waiting.popleft()
-            yield from _receive_file(item, worker, pool, sentinels)
-            worker.finish_file()
+            item, decoder = waiting.popleft()
+            yield from _receive_file(item, decoder, decoders)
+            decoder.finish_file()
     finally:
-        for worker in pool:
-            worker.stop()
-        for worker in pool:
-            worker.join()
+        for decoder in decoders:
+            decoder.process.terminate()
+        for decoder in decoders:
+            decoder.process.close()
 
 
-def _receive_file(item: AudioItem, worker: _Worker, pool: list[_Worker], sentinels: list[int]) -> Iterator[Chunk]:
+def _receive_file(item: AudioItem, decoder: _Decoder, decoders: list[_Decoder]) -> Iterator[Chunk]:
+    results, sentinels = decoder.process.results, [each.process.sentinel for each in decoders]
     first, last = 0, False
     while not last:
-        for other in pool:
-            if other.is_dead():
-                raise other.death()
-        piece, buffer = worker.receive(sentinels)
-        chunk = _chunk(item, first, buffer, piece)
-        first, last = first + piece.windows, chunk.last
-        yield chunk
+        ready = connection.wait([results, *sentinels])
+        for each in decoders:
+            if not each.process.is_alive():
+                raise each.error(each.process.death())
+        if results in ready:
+            piece, buffer = decoder.receive()
+            chunk = _chunk(item, first, buffer, piece)
+            first, last = first + piece.windows, chunk.last
+            yield chunk
+
+
+def _decode_files(
+    tasks: Connection,
+    results: Connection,
+    current: Any,
+    channel: int | None,
+    piece_windows: int,
+    ahead: int,
+) -> None:
+    """Decode the files that arrive on `tasks` in their order and write the pieces to `results`.
+
+    A task is (number, item). A result is (windows, samples, error, length), followed by the bytes of the audio.
+    `current.value` is set to the number of the file being decoded. The process ends when either pipe is closed.
+    """
+    given: queue.SimpleQueue[tuple[int, AudioItem]] = queue.SimpleQueue()
+    done: queue.Queue[Piece] = queue.Queue(maxsize=ahead)
+    # The threads serve both pipes while the decoder works, so that neither process blocks the other.
+    threading.Thread(target=_receive, args=(tasks, given), daemon=True).start()
+    threading.Thread(target=_send, args=(results, done), daemon=True).start()
+    while True:
+        number, item = given.get()
+        current.value = number
+        for piece in read_pieces(item, channel, piece_windows):
+            done.put(piece)
+
+
+def _receive(tasks: Connection, given: "queue.SimpleQueue[tuple[int, AudioItem]]") -> None:
+    for task in received(tasks):
+        given.put(task)
+    os._exit(0)
+
+
+def _send(results: Connection, done: "queue.Queue[Piece]") -> None:
+    try:
+        while True:
+            piece = done.get()
+            results.send((piece.windows, piece.samples, piece.error, len(piece.audio)))
+            rest = np.ascontiguousarray(piece.audio).view(np.uint8).data
+            while len(rest):
+                rest = rest[os.write(results.fileno(), rest) :]
+    except OSError:
+        os._exit(0)

@@ -1,4 +1,4 @@
-"""Mel spectrograms on Slaney's scale: the 64-bin one that the decoder works on, and filters for metrics."""
+"""Mel spectrograms on Slaney's scale: the 64-bin spectrogram of the decoder, and the filters of the metrics."""
 
 from functools import cache
 
@@ -14,7 +14,7 @@ LOG_FLOOR = 1e-5
 
 
 def log_mel(waves: Tensor) -> Tensor:
-    """Return the log-mel spectrogram that AudioLDM's VAE and vocoder work on.
+    """Return the log-mel spectrogram of AudioLDM's VAE and vocoder.
 
     1024-point Hann frames every 160 samples, reflected at the ends, magnitudes, 64 Slaney bins from 0 to 8000 Hz,
     natural logarithm of at least 1e-5.
@@ -37,12 +37,12 @@ def stft_magnitude(waves: Tensor, size: int, hop: int, center: bool = True) -> T
     spectrum = torch.stft(
         waves, size, hop, size, window, center=center, pad_mode="reflect", normalized=False, return_complex=True
     )
-    # The root of the power has no finite slope at 0, where digital silence lies.
+    # The gradient of the square root is infinite at 0, the power of digital silence.
     return (spectrum.real.square() + spectrum.imag.square()).clamp_min(1e-16).sqrt().mT
 
 
 @cache
-@torch.inference_mode(False)  # what is kept here may be trained with later
+@torch.inference_mode(False)  # a cached tensor may be used in training later
 def hann_window(size: int, device: torch.device) -> Tensor:
     """Return the periodic Hann window, float32 (size,)."""
     return torch.hann_window(size, device=device)

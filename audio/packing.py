@@ -1,4 +1,4 @@
-"""Windows of many files packed into full batches for the encoder, and handed back file by file."""
+"""Packing windows of many files into full batches for the encoder; the results come back file by file."""
 
 import itertools
 from collections import deque
@@ -15,16 +15,16 @@ from .loader import Chunk
 from .transfer import Lanes
 from .windows import WINDOW_COLUMNS, span_columns, span_samples, token_columns, windows_at_once
 
-_BATCHES_UNDER_WAY = 8  # at most; with windows of many lengths, fewer would often be encoded in batches not full
+_MAX_PENDING_BATCHES = 8  # with fewer, windows of many lengths would often be encoded in batches that are not full
 
 
 class PackedClip(Protocol):
-    """What a command keeps about one file while its windows pass."""
+    """What a command knows about one file while its windows are encoded."""
 
     item: AudioItem
 
     def wants(self, window: int, samples: int | None) -> bool:
-        """Return whether the window has to be encoded; `samples` is the file's length where it is the last one."""
+        """Return whether to encode a window; `samples` is the length of the file if it is the last window."""
         ...
 
 
@@ -33,7 +33,7 @@ ClipT = TypeVar("ClipT", bound=PackedClip)
 
 @dataclass(frozen=True)
 class WindowResult(Generic[ClipT]):
-    """What the encoder made of one window of a file."""
+    """The encoder's result for one window of a file."""
 
     clip: ClipT
     window: int
@@ -42,7 +42,7 @@ class WindowResult(Generic[ClipT]):
 
 @dataclass(frozen=True)
 class FileEnd(Generic[ClipT]):
-    """All windows of a file have passed: its length in samples at 16 kHz, or why it could not be read."""
+    """The end of a file: its length in samples at 16 kHz, and the reason if it could not be read."""
 
     clip: ClipT
     item: AudioItem
@@ -56,14 +56,14 @@ Event = WindowResult[ClipT] | FileEnd[ClipT]
 def encode_files(
     chunks: Iterable[Chunk], lanes: Lanes, open_clip: Callable[[AudioItem], ClipT], *, cut: bool = False
 ) -> Generator[Event[ClipT], None, None]:
-    """Encode the windows of files in full batches, whatever files they are of.
+    """Encode windows in full batches that mix files.
 
-    cut: give the encoder of a file's last window only the columns that get tokens; windows of as many columns are
-    encoded together.
+    cut: pass only those columns of a file's last window to the encoder that get tokens. A batch holds windows with the
+    same number of columns.
 
     Yields:
-        for each file in order, its wanted windows in order and then its end. Memory: the lanes, and the windows and
-        results of a few batches.
+        for each file in order, the results of its windows in order, then its end. Memory: the lanes, and the windows
+        and results of a few batches.
     """
     queue = _Queue[ClipT](lanes)
     for _, pieces in itertools.groupby(chunks, key=lambda chunk: chunk.item.key):
@@ -71,14 +71,14 @@ def encode_files(
         for chunk in pieces:
             if end is None:
                 end = FileEnd(open_clip(chunk.item), chunk.item, 0, None)
-            reason = end.reason or _fault(chunk)
+            reason = end.reason or _failure_reason(chunk)
             end = FileEnd(end.clip, end.item, chunk.samples or 0, reason)
             for position, wave in enumerate(chunk.waves if reason is None else ()):
                 last = chunk.last and position == len(chunk.waves) - 1
                 window = chunk.first_window + position
                 if end.clip.wants(window, end.samples if last else None):
-                    seen = _cut_off(wave, window, end.samples) if cut and last else wave
-                    queue.add_window(end.clip, window, seen, last)
+                    samples = _cut_off(wave, window, end.samples) if cut and last else wave
+                    queue.add_window(end.clip, window, samples, last)
                     yield from queue.ready()
         assert end is not None
         queue.add_end(end)
@@ -88,13 +88,13 @@ def encode_files(
 
 
 def _cut_off(wave: npt.NDArray[np.float32], window: int, samples: int) -> npt.NDArray[np.float32]:
-    """Return the columns of a file's last window that get tokens."""
+    """Return those columns of a file's last window that get tokens."""
     columns = min(WINDOW_COLUMNS, token_columns(samples) - window * WINDOW_COLUMNS)
-    # A copy, so that the rest does not stay in memory while the window waits.
+    # A copy, so that the remaining samples do not stay in memory while the window waits.
     return wave if columns == WINDOW_COLUMNS else wave[: span_samples(columns)].copy()
 
 
-def _fault(chunk: Chunk) -> str | None:
+def _failure_reason(chunk: Chunk) -> str | None:
     if chunk.error is not None:
         return chunk.error
     if chunk.last and not chunk.samples:
@@ -104,7 +104,7 @@ def _fault(chunk: Chunk) -> str | None:
 
 @dataclass(eq=False)
 class _Window(Generic[ClipT]):
-    """A window on its way, and once it is encoded its result."""
+    """A window that waits for the encoder, or its result."""
 
     clip: ClipT
     window: int
@@ -113,19 +113,19 @@ class _Window(Generic[ClipT]):
 
 
 class _Queue(Generic[ClipT]):
-    """Windows and ends of files in their order, from when they are read until they are encoded and given out."""
+    """The windows and ends of files in their order, from when they are read until their results are yielded."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self._entries: deque[_Window[ClipT] | FileEnd[ClipT]] = deque()
-        self._columns = 0  # of the windows among them
-        self._most = _BATCHES_UNDER_WAY * lanes.size * WINDOW_COLUMNS
-        # For the encoder, by their columns: windows, and what there is of each to encode.
+        self._columns = 0  # of the windows in `_entries`
+        self._max_columns = _MAX_PENDING_BATCHES * lanes.size * WINDOW_COLUMNS
+        # Windows that wait for the encoder and their samples, by the number of their columns.
         self._waiting: dict[int, list[tuple[_Window[ClipT], tuple[npt.NDArray[np.float32], bool]]]] = {}
         self._begun: deque[tuple[list[_Window[ClipT]], Callable[[], Iterable[Any]]]] = deque()
 
     def add_window(self, clip: ClipT, window: int, wave: npt.NDArray[np.float32], last: bool) -> None:
-        """Take the next window, and encode those of its length if they fill a batch."""
+        """Add the next window; encode the windows of its length if they fill a batch."""
         entry = _Window(clip, window, span_columns(len(wave)))
         self._entries.append(entry)
         self._columns += entry.columns
@@ -135,18 +135,18 @@ class _Queue(Generic[ClipT]):
             self._begin(entry.columns)
 
     def add_end(self, end: FileEnd[ClipT]) -> None:
-        """Take the end of a file."""
+        """Add the end of a file."""
         self._entries.append(end)
 
     def ready(self) -> Iterator[Event[ClipT]]:
-        """Yield in order what is encoded; where too much waits behind one window, encode it and those like it."""
+        """Yield encoded results in order. If too many windows wait for one, encode it with those of its length."""
         while self._entries:
             first = self._entries[0]
             if isinstance(first, FileEnd):
                 yield first
             else:
-                if first.result is None and self._columns > self._most:
-                    self._hurry(first)
+                if first.result is None and self._columns > self._max_columns:
+                    self._encode_now(first)
                 if first.result is None:
                     return
                 self._columns -= first.columns
@@ -154,13 +154,13 @@ class _Queue(Generic[ClipT]):
             self._entries.popleft()
 
     def finish(self) -> None:
-        """Encode all that is left."""
+        """Encode all remaining windows."""
         for columns in list(self._waiting):
             self._begin(columns)
         while self._begun:
             self._take()
 
-    def _hurry(self, first: _Window[ClipT]) -> None:
+    def _encode_now(self, first: _Window[ClipT]) -> None:
         waiting = self._waiting.get(first.columns)
         if waiting and waiting[0][0] is first:
             self._begin(first.columns)
@@ -168,7 +168,7 @@ class _Queue(Generic[ClipT]):
             self._take()
 
     def _begin(self, columns: int) -> None:
-        """Begin to encode what waits; take the results of what was begun before, but for what lies ahead."""
+        """Begin a batch of waiting windows; take the results of earlier batches, except those that may run ahead."""
         windows, batch = zip(*self._waiting.pop(columns), strict=True)
         self._begun.append((list(windows), self._lanes.begin(batch)))
         while len(self._begun) > self._lanes.ahead:

@@ -16,9 +16,9 @@ _OVERLAP = WINDOW_SPAN - WINDOW_SAMPLES
 
 
 class Piece(NamedTuple):
-    """Successive windows of a file as one stretch of audio (n,) float32, without overlaps and padding.
+    """Successive windows of a file as one stretch of audio, float32 (n,), without overlaps and padding.
 
-    `samples`, the length of the file, is set on its last piece; `error` says why there is none.
+    The last piece of a file has its length `samples`, or the `error` that ended its decoding.
     """
 
     audio: NDArray[np.float32]
@@ -28,19 +28,19 @@ class Piece(NamedTuple):
 
 
 def empty_span(windows: int) -> NDArray[np.float32]:
-    """Return silence (n,) float32 as long as successive windows."""
+    """Return silence, float32 (n,), that spans successive windows."""
     return np.zeros((windows - 1) * WINDOW_SAMPLES + WINDOW_SPAN if windows else 0, np.float32)
 
 
 def window_rows(span: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the windows (w, WINDOW_SPAN) that fill a span (n,), a view of it."""
+    """Return the windows (w, WINDOW_SPAN) of a span (n,), as a view."""
     if not len(span):
         return np.empty((0, WINDOW_SPAN), np.float32)
     return np.lib.stride_tricks.sliding_window_view(span, WINDOW_SPAN, writeable=True)[::WINDOW_SAMPLES]
 
 
 def cut_pieces(blocks: Iterable[NDArray[np.float32]], piece_windows: int) -> Iterator[Piece]:
-    """Yield the windows of a file, of which `blocks` (n,) float32 are the audio, `piece_windows` at a time."""
+    """Yield `piece_windows` windows at a time of a file whose audio is `blocks`, each float32 (n,)."""
     step = piece_windows * WINDOW_SAMPLES
     parts: list[NDArray[np.float32]] = []
     held = total = windows = 0
@@ -68,7 +68,7 @@ def cut_pieces(blocks: Iterable[NDArray[np.float32]], piece_windows: int) -> Ite
 
 
 def read_pieces(item: AudioItem, channel: int | None, piece_windows: int) -> Iterator[Piece]:
-    """Yield the pieces of one file; whatever is wrong with it becomes the `error` of the last."""
+    """Yield the pieces of one file; an error that ends its decoding becomes the `error` of the last piece."""
     try:
         blocks = stream_audio(item.open(), name=item.name, channel=channel)
         if item.start is not None and item.seconds is not None:
@@ -83,7 +83,7 @@ def read_pieces(item: AudioItem, channel: int | None, piece_windows: int) -> Ite
 def _stretch(
     blocks: Iterator[NDArray[np.float32]], name: str, start: float, seconds: float
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the samples of a stretch of a file, counted at 16 kHz; all that precedes it is decoded too."""
+    """Yield the samples of a stretch of a file, counted at 16 kHz. What precedes the stretch is decoded too."""
     first, end = round(start * SAMPLE_RATE), round((start + seconds) * SAMPLE_RATE)
     position = 0
     for block in blocks:
@@ -93,7 +93,7 @@ def _stretch(
             yield part
         if position >= end:
             return
-    # Durations in manifests are rounded; more than a frame's shift is a fault.
+    # Durations in manifests are rounded; only more than a frame shift is an error.
     if end - position > FRAME_SHIFT:
         raise AudioError(name, f"ends after {position / SAMPLE_RATE:.3f} s, before the cut at {start + seconds:.3f} s")
 

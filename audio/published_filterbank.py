@@ -1,7 +1,7 @@
-"""The filterbank that published SemantiCodec codecs read, to the last bit on the CPU that made our reference values.
+"""The filterbank of the published SemantiCodec codecs, bit by bit on the CPU that made our reference values.
 
-It is that of `filterbank` in other steps: those of torchaudio, float32 throughout. For features the difference, 1e-4 at
-most, is nothing; an acoustic encoder whose recurrence is chaotic turns any into other tokens.
+It computes what `filterbank` does in the steps of torchaudio, all in float32. The difference of at most 1e-4 does not
+matter for features, but the chaotic recurrence of the acoustic encoder turns any difference into other tokens.
 """
 
 import math
@@ -16,18 +16,18 @@ from .windows import FRAME_LENGTH, FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FR
 
 
 def centre(waves: Tensor) -> Tensor:
-    """Return all windows (n, 164,080) float32 of a file without its mean, which is taken over padding to windows too.
+    """Subtract the mean of a file, padding included, from all its windows, float32 (n, 164,080).
 
-    The sum is that of two threads, a half each, however many there are.
+    The two halves are summed separately, as by two threads, so that the result does not depend on their number.
     """
     halves = waves[:, :WINDOW_SAMPLES].reshape(2, -1).sum(dim=1)
     return waves - (halves[0] + halves[1]) / (len(waves) * WINDOW_SAMPLES)
 
 
 def published_filterbank(waves: Tensor, last: Tensor) -> Tensor:
-    """Do what `filterbank` does, for windows (B, 164,080) that `centre` was applied to; returns (B, 1024, 128).
+    """Return the filterbank (B, 1024, 128) of windows (B, 164,080) that were centred by `centre`.
 
-    Or for their first c columns, as there. Raises ValueError for another shape.
+    Like `filterbank`, it takes the first c columns of windows as well. Raises ValueError for another shape.
     """
     check_spans(waves)
     mel = torch.stack([_log_mel(wave) for wave in waves])
@@ -46,7 +46,7 @@ def _log_mel(wave: Tensor) -> Tensor:
 
 @cache
 def _mel_filters(device: torch.device) -> Tensor:
-    """Return Kaldi's triangular filters as float32 arithmetic gives them, (257, 128)."""
+    """Return Kaldi's triangular filters computed in float32, (257, 128)."""
 
     def mel(hertz: float) -> float:
         return 1127.0 * math.log(1.0 + hertz / 700.0)

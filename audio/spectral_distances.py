@@ -1,11 +1,10 @@
-"""Spectral distances between waveforms: losses of the vocoder's training and DAC's metrics, differentiable."""
+"""Differentiable spectral distances between waveforms: losses of the vocoder's training, and DAC's metrics."""
 
 import torch
 from torch import Tensor
 
-from .mel import mel_filters, stft_magnitude
+from .mel import LOG_FLOOR, mel_filters, stft_magnitude
 
-LOG_FLOOR = 1e-5
 # (window, mel bins): the seven scales of DAC's configuration; the hop is a quarter of the window.
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 STFT_WINDOWS = (2048, 512)
@@ -15,7 +14,7 @@ def mel_distance(estimate: Tensor, reference: Tensor) -> Tensor:
     """Return DAC's mel distance of waveforms (B, n) at 16 kHz, float32 (B,), summed over its seven scales.
 
     mean |log10 max(M, 1e-5) - log10 max(M', 1e-5)| of magnitudes on Slaney's scale (Kumar et al. 2023, eq. of L_mel).
-    Raises ValueError where the shapes differ, or there are fewer than 1025 samples.
+    Raises ValueError if the shapes differ or there are fewer than 1025 samples.
     """
     _check(estimate, reference)
     total = torch.zeros(len(estimate), device=estimate.device)
@@ -29,7 +28,7 @@ def mel_distance(estimate: Tensor, reference: Tensor) -> Tensor:
 def stft_distance(estimate: Tensor, reference: Tensor) -> Tensor:
     """Return DAC's STFT distance of waveforms (B, n), float32 (B,): log power plus magnitude, windows 2048 and 512.
 
-    Raises ValueError where the shapes differ, or there are fewer than 1025 samples.
+    Raises ValueError if the shapes differ or there are fewer than 1025 samples.
     """
     _check(estimate, reference)
     total = torch.zeros(len(estimate), device=estimate.device)
@@ -46,6 +45,10 @@ def _log10(magnitude: Tensor) -> Tensor:
 
 def _check(estimate: Tensor, reference: Tensor) -> None:
     if estimate.shape != reference.shape or estimate.ndim != 2:
-        raise ValueError(f"waveforms {tuple(estimate.shape)} and {tuple(reference.shape)} are not of one shape (B, n)")
+        raise ValueError(
+            f"waveforms {tuple(estimate.shape)} and {tuple(reference.shape)} must have the same shape (B, n)"
+        )
     if estimate.shape[1] <= STFT_WINDOWS[0] // 2:
-        raise ValueError(f"{estimate.shape[1]} samples are too few: half a window of {STFT_WINDOWS[0]} is reflected")
+        raise ValueError(
+            f"{estimate.shape[1]} samples are too few: reflection takes half a window of {STFT_WINDOWS[0]}"
+        )

@@ -18,7 +18,8 @@ from probe_encoder import mean_and_error, right
 from tokenization_report import table
 
 from sctok import KMeans
-from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.errors import AudioError
 from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.audio.windows import (
     PATCH_ROWS,

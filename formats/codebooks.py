@@ -1,4 +1,4 @@
-"""Codebooks: centroids with how often each was chosen and what made them."""
+"""Codebooks: centroids, how often each was chosen, and how they were made."""
 
 import os
 import re
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 import sctok
-from sctok.formats.untrusted.npy import read_npy
 
 from .files import FormatError, atomic_path, damaged, hash_arrays, hash_json
+from .npy import read_npy
 from .stacking import TOKEN_RATES, token_rate
 from .tensors import read_tensors, save_tensors
 
@@ -22,12 +22,12 @@ CODEBOOK_VERSION = 1
 MERGED_DOMAIN = "merged"
 
 _FILE_NAME = re.compile(rf"(.+)-(\d+)-r({'|'.join(map(str, TOKEN_RATES.values()))})\.safetensors")
-_PATCH_TOKENS = 512  # patches of a window; the published folders are named after 512 / stack factor
+_PATCH_TOKENS = 512  # patches of a window; published folders are named after 512 / stack factor
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows start … stop - 1 of a codebook, which came from the codebook of `domain`."""
+    """Rows start … stop - 1 of a codebook, which come from the codebook of `domain`."""
 
     domain: str
     start: int
@@ -36,12 +36,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class CodebookInfo:
-    """What made a codebook.
+    """How a codebook was made.
 
     domain: "speech", "music", "general", any other name, or "merged". segments: which rows came from which domain,
-    in row order and without gaps; empty where that is unknown. n_vectors: vectors that the counts were taken over, 0
-    where there are no counts. inertia_history: sum of squared distances after each pass. certificate: what the
-    clustering can prove of its result, or None.
+    in row order and without gaps; empty if unknown. n_vectors: vectors that were counted, 0 if there are no counts.
+    inertia_history: sum of squared distances after each pass. certificate: what the clustering proved about its
+    result, or None.
 
     Raises ValueError for a stack factor other than 1, 2, 4 and for segments with gaps.
     """
@@ -66,8 +66,8 @@ class CodebookInfo:
         for segment in self.segments:
             if segment.start != row or segment.stop <= segment.start:
                 raise ValueError(
-                    f"segment {segment.domain!r} starts at {segment.start}, stops at {segment.stop} "
-                    f"and should start at {row} and not be empty"
+                    f"segment {segment.domain!r} has rows {segment.start} to {segment.stop}; "
+                    f"it must start at {row} and not be empty"
                 )
             row = segment.stop
 
@@ -79,10 +79,10 @@ class CodebookInfo:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """centroids float32 (k, E·stack_factor), counts int64 (k,), metadata.
+    """Centroids float32 (k, E·stack_factor), counts int64 (k,), metadata.
 
-    Raises ValueError, saying what is wrong, for other shapes, types that do not convert, values that are not finite,
-    negative counts, and segments that do not cover all rows.
+    Raises ValueError for other shapes, types that do not convert, values that are not finite, negative counts, and
+    segments that do not cover all rows.
     """
 
     centroids: npt.NDArray[np.float32]
@@ -96,10 +96,10 @@ class Codebook:
             raise ValueError(f"centroids have shape {centroids.shape}, not (k, width)")
         if centroids.shape[1] % self.metadata.stack_factor:
             raise ValueError(
-                f"centroid width {centroids.shape[1]} is no multiple of the stack factor {self.metadata.stack_factor}"
+                f"centroid width {centroids.shape[1]} is not a multiple of stack factor {self.metadata.stack_factor}"
             )
         if counts.shape != centroids.shape[:1] or (counts < 0).any():
-            raise ValueError(f"counts of shape {counts.shape} do not fit {len(centroids)} centroids, or are negative")
+            raise ValueError(f"counts of shape {counts.shape} do not match {len(centroids)} centroids, or are negative")
         if not np.isfinite(centroids).all():
             raise ValueError(f"centroid {int(np.flatnonzero(~np.isfinite(centroids).all(1))[0])} is not finite")
         if self.metadata.segments and self.metadata.segments[-1].stop != len(centroids):
@@ -119,7 +119,7 @@ class Codebook:
 
 
 def round_codebook(codebook: Codebook) -> Codebook:
-    """Return a codebook whose centroids are rounded to float16 values, still as float32 (k, E·stack_factor).
+    """Round the centroids of a codebook to float16 values, kept as float32 (k, E·stack_factor).
 
     Raises ValueError if a centroid exceeds the range of float16.
     """
@@ -132,10 +132,9 @@ def save_codebook(
 ) -> None:
     """Write a codebook to a safetensors file, atomically; equal codebooks give equal bytes.
 
-    dtype: of the stored centroids; float16 needs half the room and takes only values that it holds exactly, such as
-    those of `round_codebook`.
+    dtype: of the stored centroids. float16 takes half the space but needs centroids from `round_codebook`.
 
-    Raises ValueError for centroids that `dtype` does not hold exactly; DiskFullError.
+    Raises ValueError for centroids that `dtype` cannot represent exactly; DiskFullError.
     """
     with np.errstate(over="ignore"):
         stored = codebook.centroids.astype(dtype)
@@ -154,9 +153,9 @@ def save_codebook(
 
 
 def load_codebook(path: str | os.PathLike[str]) -> Codebook:
-    """Read a codebook, whose centroids may be stored as float16, and check all of it.
+    """Read and check a codebook, whose centroids may be stored as float16.
 
-    Raises FileNotFoundError; FormatError naming `path` for another format or version, or a damaged file.
+    Raises FileNotFoundError; FormatError for another format or version, or a damaged file.
     """
     arrays, metadata = read_tensors(path, format_name=CODEBOOK_FORMAT, version=CODEBOOK_VERSION)
     try:
@@ -187,7 +186,7 @@ def _info_from_json(metadata: Mapping[str, Any]) -> CodebookInfo:
 
 
 def codebook_hash(codebook: Codebook) -> str:
-    """Return the hash of what decides tokens: centroids, stack factor and encoder weights."""
+    """Return the hash of everything that decides tokens: centroids, stack factor and encoder weights."""
     return hash_json(
         {
             "centroids": hash_arrays({"centroids": codebook.centroids}),
@@ -198,7 +197,7 @@ def codebook_hash(codebook: Codebook) -> str:
 
 
 def codebook_path(folder: str | os.PathLike[str], domain: str, k: int, rate: int) -> Path:
-    """Return `<folder>/<domain>-<k>-r<rate>.safetensors`. Raises ValueError if `domain` is no plain file name."""
+    """Return `<folder>/<domain>-<k>-r<rate>.safetensors`. Raises ValueError if `domain` cannot be in a file name."""
     if not domain or domain.startswith(".") or any(character in domain for character in "/\\\0\n"):
         raise ValueError(f"{domain!r} cannot be the name of a domain; use letters, digits, '-' and '_'")
     return Path(folder) / f"{domain}-{k}-r{rate}.safetensors"
@@ -206,7 +205,7 @@ def codebook_path(folder: str | os.PathLike[str], domain: str, k: int, rate: int
 
 @dataclass(frozen=True, order=True)
 class CodebookFile:
-    """A codebook by its file name; nothing has been read."""
+    """A codebook described by its file name only."""
 
     domain: str
     k: int
@@ -215,7 +214,7 @@ class CodebookFile:
 
 
 def find_codebooks(folder: str | os.PathLike[str]) -> list[CodebookFile]:
-    """Return the codebooks of a folder by their names, ordered by domain, k and token rate; none if it is missing."""
+    """Return the codebooks in a folder, ordered by domain, k and token rate; none if the folder is missing."""
     return sorted(book for path in Path(folder).glob("*.safetensors") if (book := _named_codebook(path)))
 
 
@@ -225,16 +224,15 @@ def _named_codebook(path: Path) -> CodebookFile | None:
 
 
 def load_named_codebook(path: Path) -> Codebook:
-    """Read a codebook as `load_codebook` does and check that it is the one that its file name promises.
+    """Read a codebook with `load_codebook` and check that it matches its file name.
 
-    Raises FileNotFoundError; FormatError naming `path` as `load_codebook`, and where the name gives another domain,
-    size or token rate than the content has.
+    Raises as `load_codebook`, and FormatError if the name has another domain, size or token rate than the content.
     """
     codebook = load_codebook(path)
     info = codebook.metadata
     if _named_codebook(path) != CodebookFile(info.domain, codebook.k, info.token_rate, path):
         raise FormatError(
-            f"{path} holds the codebook {info.domain}-{codebook.k}-r{info.token_rate}, not the one that its name says; "
+            f"{path} holds the codebook {info.domain}-{codebook.k}-r{info.token_rate}, not the one in its name; "
             "rename it, or make the right one"
         )
     return codebook
@@ -243,7 +241,7 @@ def load_named_codebook(path: Path) -> Codebook:
 def published_npy_name(codebook: Codebook) -> Path:
     """Return the published relative name, such as `combine_512_audioset_dominate/codebook_2048_0.npy`.
 
-    The number is that of the rows of the domain `general` (AudioSet), or half of all where they are not known.
+    The number counts the rows of the domain `general` (AudioSet), or half of all rows if that is unknown.
     """
     general = [part.stop - part.start for part in codebook.metadata.segments if part.domain == "general"]
     share = sum(general) or codebook.k // 2
@@ -252,9 +250,9 @@ def published_npy_name(codebook: Codebook) -> Path:
 
 
 def export_npy(codebook: Codebook, path: str | os.PathLike[str]) -> Path:
-    """Write the centroids as `.npy`, float32 (k, width), atomically, and return where.
+    """Write the centroids as `.npy`, float32 (k, width), atomically; return the path of the file.
 
-    path: a name that ends in `.npy`, or a folder, below which the file gets its published name.
+    path: a name that ends in `.npy`, or a folder in which the file gets its published name.
     """
     target = Path(path)
     if target.suffix != ".npy":
@@ -264,19 +262,17 @@ def export_npy(codebook: Codebook, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load_npy(
-    path: str | os.PathLike[str], *, stack_factor: int, encoder: str, encoder_hash: str, domain: str = MERGED_DOMAIN
-) -> Codebook:
-    """Read published centroids (`.npy`, float (k, E·stack_factor)), which say neither counts nor where rows came from.
+def load_npy(path: str | os.PathLike[str], *, stack_factor: int, encoder: str, encoder_hash: str) -> Codebook:
+    """Read published centroids (`.npy`, float (k, E·stack_factor)), which have no counts and no segments.
 
-    Raises FileNotFoundError; FormatError naming `path` if it is not such an array.
+    Raises FileNotFoundError; FormatError if the file is not such an array.
     """
     try:
         with Path(path).open("rb") as file:
             centroids = read_npy(file, os.fstat(file.fileno()).st_size)
         if centroids.dtype.kind != "f":
             raise ValueError(f"its values are {centroids.dtype}")
-        info = CodebookInfo(domain, (), stack_factor, encoder, encoder_hash, algorithm="published")
+        info = CodebookInfo(MERGED_DOMAIN, (), stack_factor, encoder, encoder_hash, algorithm="published")
         return Codebook(centroids, np.zeros(len(centroids), np.int64), info)
     except (ValueError, TypeError, EOFError) as error:
         raise FormatError(f"{path} is not an array of centroids for stack factor {stack_factor} ({error})") from None

@@ -37,15 +37,14 @@ _SECONDS_PER_HOUR = 3600
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what is worth knowing of a file or folder that sctok writes, in the order in which to print it.
+    """Describe and check a file or folder that sctok writes, as JSON values in the order in which to print them.
 
     First comes `kind`: "feature shard", "codebook", "token shard", "token file", "encoder weights", "checkpoint of …",
     "part of a codec", "run", "run folder", "run summary", "codebook folder" or "codec folder"; then `path` and, for a
-    file, `size_bytes`. Last comes `bundled_codebook`: the name of a codebook inside the package, if that is what is
-    described or what made the tokens. All values are JSON values. The file is checked as its reader checks it; the
-    contents of `run.json`, `summary.json` and `codec.json` are under `run`, `summary` and `codec`.
+    file, `size_bytes`. `run`, `summary` and `codec` are the contents of `run.json`, `summary.json` and `codec.json`.
+    The last is `bundled_codebook`: the name of the codebook in the package that is described or made the tokens.
 
-    Raises FileNotFoundError; FormatError naming `path` for anything else, and for files of ours that are damaged.
+    Raises FileNotFoundError; FormatError for files that sctok does not write, and for damaged ones.
     """
     target = Path(path)
     if target.is_dir():
@@ -63,7 +62,7 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _name_codebook(facts: dict[str, Any]) -> dict[str, Any]:
-    """Add the name of the bundled codebook if that is what is described, or what made the tokens."""
+    """Add the name of the bundled codebook if it is described or made the tokens."""
     places = (facts, facts.get("run", {}), facts.get("same_in_all_files", {}))
     known = facts["hash"] if facts["kind"] == "codebook" else None
     known = known or next((place["codebook_hash"] for place in places if "codebook_hash" in place), None)
@@ -72,10 +71,10 @@ def _name_codebook(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_summary(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Summarise how often each of k centroids was chosen: counts integers (k,), not all zero.
+    """Summarise how often each of k centroids was chosen: counts, integers (k,), not all zero.
 
     Returns total, min, median, max, dead (centroids never chosen), entropy_bits and perplexity (2 to the power of the
-    entropy; k where all are chosen equally often).
+    entropy; k if all are chosen equally often).
     """
     total = int(counts.sum())
     shares = counts[counts > 0] / total
@@ -89,26 +88,6 @@ def count_summary(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
         "entropy_bits": round(entropy, 4),
         "perplexity": round(2.0**entropy, 2),
     }
-
-
-def _is_hdf5(_: Path, head: bytes) -> bool:
-    return head.startswith(b"\x89HDF\r\n\x1a\n")
-
-
-def _is_json(path: Path, _: bytes) -> bool:
-    return path.suffix == ".json"
-
-
-def _is_tar(path: Path, head: bytes) -> bool:
-    return path.suffix == ".tar" or head[257:262] == b"ustar"
-
-
-def _is_safetensors(path: Path, head: bytes) -> bool:
-    return path.suffix == ".safetensors" or begins_as_safetensors(head)
-
-
-def _is_sct(_: Path, head: bytes) -> bool:
-    return head.startswith(SCT_MAGIC)
 
 
 def _describe_features(path: Path) -> dict[str, Any]:
@@ -268,7 +247,7 @@ def _describe_codec(folder: Path) -> dict[str, Any]:
     if foreign_names := [name for name in parts if not is_file_name(name)]:
         raise damaged(folder / CODEC_FILE, f"{foreign_names[0]!r:.200} is not a file of this folder")
     if missing := [name for name in parts if not (folder / name).is_file()]:
-        raise FormatError(f"{folder} is no whole codec: {', '.join(missing)} is missing; make or import it again")
+        raise FormatError(f"{folder} is not a whole codec: {', '.join(missing)} is missing; make or import it again")
     described = []
     for path in sorted(folder.glob("*.safetensors")):
         metadata, shapes = read_header(path)
@@ -280,7 +259,7 @@ def _describe_codec(folder: Path) -> dict[str, Any]:
 
 
 def _codec_parts(content: Mapping[str, Any]) -> list[str]:
-    """Return the names of the files that a codec consists of beside its description."""
+    """Return the file names of the parts of a codec."""
     listed = [content.get("codebooks"), content.get("decoder_hashes")]
     names = [name for part in listed if isinstance(part, dict) for name in part]
     encoder = str(content.get("encoder", ""))
@@ -298,10 +277,11 @@ def _lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
+# Tests of (path, first bytes of the file) and what describes the file; the first true test decides.
 _KINDS: tuple[tuple[Callable[[Path, bytes], bool], Callable[[Path], dict[str, Any]]], ...] = (
-    (_is_hdf5, _describe_features),
-    (_is_sct, _describe_sct),
-    (_is_json, _describe_run),
-    (_is_tar, _describe_tokens),
-    (_is_safetensors, _describe_safetensors),
+    (lambda _, head: head.startswith(b"\x89HDF\r\n\x1a\n"), _describe_features),
+    (lambda _, head: head.startswith(SCT_MAGIC), _describe_sct),
+    (lambda path, _: path.suffix == ".json", _describe_run),
+    (lambda path, head: path.suffix == ".tar" or head[257:262] == b"ustar", _describe_tokens),
+    (lambda path, head: path.suffix == ".safetensors" or begins_as_safetensors(head), _describe_safetensors),
 )

@@ -1,4 +1,4 @@
-"""What protects a feature shard: the hash of its rows and clip table, and the checksums of the bytes of its file."""
+"""The protection of a feature shard: a hash of its rows and clip table, and checksums of the bytes of its file."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ClipRows:
-    """One clip of a shard: its rows are first_row … first_row + rows - 1; `samples` is its length at 16 kHz."""
+    """One clip of a shard, with rows first_row … first_row + rows - 1; `samples` is its length at 16 kHz."""
 
     key: str
     first_row: int
@@ -39,7 +39,7 @@ def _plain_clips(clips: Sequence[ClipRows]) -> list[list[Any]]:
 
 
 class ContentHash:
-    """The running SHA-256 of a shard's rows, as float16 in their order, to which the clip table is added at the end."""
+    """The running SHA-256 of the float16 rows of a shard in order, followed by its clip table."""
 
     def __init__(self) -> None:
         self._kept = hashlib.sha256()
@@ -50,7 +50,7 @@ class ContentHash:
         self._rows.update(np.ascontiguousarray(rows).data)
 
     def keep(self) -> None:
-        """Make all rows added so far part of the hash for good."""
+        """Make the rows added so far a permanent part of the hash."""
         self._kept = self._rows.copy()
 
     def drop(self) -> None:
@@ -58,7 +58,7 @@ class ContentHash:
         self._rows = self._kept.copy()
 
     def value(self, width: int, clips: Sequence[ClipRows]) -> str:
-        """Return 16 hexadecimal characters for the rows, of `width` values, and the clip table."""
+        """Return 16 hexadecimal characters for the rows, each of `width` values, and the clip table."""
         whole = self._rows.copy()
         table = _plain_clips(clips)
         whole.update(json_text([width, table]).encode("ascii"))
@@ -66,7 +66,7 @@ class ContentHash:
 
 
 class ReadWrite(Protocol):
-    """A file that can be read, written and searched."""
+    """A seekable file that can be read and written."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
     def read(self, size: int, /) -> bytes: ...
@@ -75,11 +75,11 @@ class ReadWrite(Protocol):
 
 @dataclass(frozen=True)
 class Seal:
-    """The checksums of a shard: where each chunk of rows lies in the file, and the CRC-32 of its bytes.
+    """The checksums of a shard: the offset of each chunk of rows in the file, and the CRC-32 of its bytes.
 
-    It follows the HDF5 data, where HDF5 does not look: the offsets, the checksums, then a mark, the number of chunks,
-    the bytes of each, and the CRC-32 of everything in the file except the chunks and itself. So each byte of the file
-    is under one of the checksums.
+    The seal follows the HDF5 data, where HDF5 does not read: the offsets, the checksums, a mark, the number of chunks,
+    the bytes of one chunk, and the CRC-32 of the whole file except the chunks and itself. So a checksum covers each
+    byte of the file.
     """
 
     chunk_bytes: int
@@ -87,7 +87,7 @@ class Seal:
     checksums: npt.NDArray[np.uint32]
 
     def write(self, file: ReadWrite) -> None:
-        """Append the seal to a file that is whole otherwise; the file must be readable, too."""
+        """Append the seal to a complete file, which must be readable, too."""
         end = file.seek(0, os.SEEK_END)
         text = self.offsets.astype("<u8").tobytes() + self.checksums.astype("<u4").tobytes()
         text += _FOOTER.pack(_MARK, len(self.offsets), self.chunk_bytes)
@@ -99,7 +99,7 @@ class Seal:
     def read(cls, path: Path) -> "Seal | None":
         """Return the seal of a shard; None if nothing follows the HDF5 data, as in shards of earlier versions.
 
-        Raises ValueError if the file was cut short or changed anywhere but in its rows.
+        Raises ValueError if the file is truncated, or changed anywhere except in its rows.
         """
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END) - _FOOTER.size - _CHECKSUM.size
@@ -111,10 +111,10 @@ class Seal:
             footer, checksum = file.read(_FOOTER.size), file.read()
             mark, chunks, chunk_bytes = _FOOTER.unpack(footer)
             if mark != _MARK:
-                raise ValueError("it is cut short, or its checksums are damaged")
+                raise ValueError("it is truncated, or its checksums are damaged")
             start = end - chunks * _ENTRY_BYTES
             if start < 0 or chunks * chunk_bytes > end:
-                raise ValueError("its checksums do not fit its size")
+                raise ValueError("its checksums do not match its size")
             file.seek(start)
             text = file.read(end - start)
             offsets = np.frombuffer(text, "<u8", chunks)
@@ -124,7 +124,7 @@ class Seal:
         return seal
 
     def _checksum_of_rest(self, file: "BinaryIO | ReadWrite", end: int) -> int:
-        """Return the CRC-32 of the bytes of a file before `end` that lie in no chunk."""
+        """Return the CRC-32 of the bytes of a file before `end`, without the chunks."""
         checksum = place = 0
         for start in [*np.sort(self.offsets).tolist(), end]:
             file.seek(place)

@@ -1,4 +1,4 @@
-"""HDF5 feature shards: the unstacked patch embeddings of many clips, and the table that says which rows are whose."""
+"""HDF5 feature shards: the unstacked patch embeddings of many clips, and the table of their rows."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ SAMPLE_RATE = 16_000  # of `ClipRows.samples`
 
 _ATTRIBUTES = ("format", "format_version", "provenance", "content_hash", "encoder_hash")
 _REMEDY = "run sctok extract again"
-_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)  # what h5py makes of damage
+_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)  # errors of h5py for damage
 _STRING = h5py.string_dtype()
 _CLIP_TABLE = np.dtype(
     [("key", _STRING), ("first_row", "<i8"), ("rows", "<i8"), ("samples", "<i8"), ("metadata", _STRING)]
@@ -46,16 +46,16 @@ _CLIP_TABLE = np.dtype(
 
 
 class FeatureShardWriter:
-    """Writes one feature shard; a context manager. The file appears at `path` when the block ends well, or not at all.
+    """Write one feature shard. A context manager: the file appears at `path` only if the block ends without an error.
 
-    width: values of one patch embedding. provenance: JSON values, with `encoder` and `encoder_hash`; `config_hash`
-    and `sctok_version` (default: this version) belong there too.
+    width: values of one patch embedding. provenance: JSON values with `encoder` and `encoder_hash`, and optionally
+    `config_hash` and `sctok_version` (default: this version).
 
-    Clips come one at a time, whole (`add_clip`) or streamed (`begin_clip`, `append_rows` …, `finish_clip`); memory
-    holds one chunk of rows (at most 1 MiB) and the clip table. Equal clips and provenance give equal bytes, however
-    the rows were split over calls.
+    Add one clip at a time, whole (`add_clip`) or streamed (`begin_clip`, `append_rows` …, `finish_clip`). Memory holds
+    one chunk of rows (at most 1 MiB) and the clip table. Equal clips and provenance give equal bytes, however the calls
+    split the rows.
 
-    Raises ValueError for a bad width or provenance; DiskFullError where the disk is full.
+    Raises ValueError for an invalid width or provenance; DiskFullError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, width: int, provenance: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ class FeatureShardWriter:
             raise ValueError(f"{path}: feature width {width} is not positive")
         for name in ("encoder", "encoder_hash"):
             if not provenance.get(name):
-                raise ValueError(f"{path}: the provenance of features has to name {name}")
+                raise ValueError(f"{path}: the provenance of features must name {name}")
         self.path = Path(path)
         self.width = width
         self.provenance = {"config_hash": "", "sctok_version": sctok.__version__, **provenance}
@@ -77,7 +77,7 @@ class FeatureShardWriter:
 
     @property
     def rows(self) -> int:
-        """Rows so far, those of an open clip included."""
+        """Rows so far, including those of an open clip."""
         return self._row_file().rows
 
     @property
@@ -101,7 +101,7 @@ class FeatureShardWriter:
             return
         with self._exit:
             if self._open_clip is not None:
-                raise ValueError(f"{self.path}: clip {self._open_clip[0]!r} was begun and neither finished nor dropped")
+                raise ValueError(f"{self.path}: clip {self._open_clip[0]!r} was neither finished nor discarded")
             with disk_errors(self.path):
                 self._row_file().close(self._write_tables)
 
@@ -110,7 +110,7 @@ class FeatureShardWriter:
     ) -> ClipRows:
         """Add a whole clip: `features` (8·columns, width) of any float type, `samples` at 16 kHz, JSON metadata.
 
-        Raises as `begin_clip`, `append_rows` and `finish_clip` do; the clip is then left out and the shard goes on.
+        Raises as `begin_clip`, `append_rows` and `finish_clip`; the shard stays usable, without the clip.
         """
         self.begin_clip(key)
         try:
@@ -121,7 +121,7 @@ class FeatureShardWriter:
             raise
 
     def begin_clip(self, key: str) -> None:
-        """Open the clip `key`. Raises FormatError if the shard has it already or it cannot be stored (empty, NUL)."""
+        """Begin the clip `key`. Raises FormatError for a key that is empty, has a NUL or is in the shard already."""
         if self._open_clip is not None:
             raise ValueError(f"{self.path}: clip {self._open_clip[0]!r} is still open")
         if not is_key(key):
@@ -133,8 +133,8 @@ class FeatureShardWriter:
     def append_rows(self, features: npt.ArrayLike) -> None:
         """Append rows (n, width), any n, to the open clip, rounded to float16.
 
-        Raises FormatError naming the clip, nothing appended, for another shape and for values that float16 cannot
-        hold (NaN, infinity, beyond ±65504). The clip is open still: finish or discard it.
+        Raises FormatError for another shape and for values that float16 cannot hold (NaN, infinity, beyond ±65504).
+        Then nothing is appended and the clip stays open: finish or discard it.
         """
         key, _ = self._clip_in_progress()
         given = np.asarray(features)
@@ -150,10 +150,9 @@ class FeatureShardWriter:
         self._hash.add(half)
 
     def finish_clip(self, samples: int, metadata: Mapping[str, Any] | None = None) -> ClipRows:
-        """Close the open clip of `samples` samples at 16 kHz and return its entry in the table.
+        """Finish the open clip of `samples` samples at 16 kHz and return its entry in the table.
 
-        Raises FormatError naming the clip, still open, if its rows are not whole columns of 8 or the metadata is not
-        JSON.
+        Raises FormatError if its rows are not whole columns of 8 or the metadata is not JSON; the clip stays open.
         """
         key, first = self._clip_in_progress()
         rows = self.rows - first
@@ -171,7 +170,7 @@ class FeatureShardWriter:
         return clip
 
     def discard_clip(self) -> None:
-        """Forget the open clip and the rows it has appended."""
+        """Discard the open clip and its rows."""
         _, first = self._clip_in_progress()
         with disk_errors(self.path):
             self._row_file().truncate(first)
@@ -185,7 +184,7 @@ class FeatureShardWriter:
 
     def _row_file(self) -> RowFile:
         if self._rows is None:
-            raise ValueError(f"{self.path}: the writer works inside a with block only")
+            raise ValueError(f"{self.path}: the writer works only inside a with block")
         return self._rows
 
     def _write_tables(self, file: h5py.File) -> None:
@@ -208,18 +207,17 @@ class FeatureShardWriter:
 
 
 class FeatureShard:
-    """Reads one feature shard; a context manager. Any number of readers may have it open at once.
+    """Read one feature shard. A context manager; any number of readers may open a shard at once.
 
-    width: values of one patch embedding. rows: patch embeddings in all. clips: tuple of ClipRows in row order.
-    provenance: what `FeatureShardWriter` was given. encoder_hash: of the encoder's weights. content_hash: of all rows
-    and the clip table, as they were written; `verify` tells whether they still are.
+    width: values of one patch embedding. rows: number of patch embeddings. clips: tuple of ClipRows in row order.
+    provenance: as given to `FeatureShardWriter`. encoder_hash: of the encoder's weights. content_hash: of the rows and
+    the clip table when they were written; `verify` compares it with the file.
 
-    Checks each byte that it uses: the attributes, the clip table and the structure of HDF5 against one CRC-32 when it
-    opens the file, each chunk of rows (at most 1 MiB) against its own when it reads it. Shards that were written before
-    there were checksums are read without.
+    Each byte is checked before it is used: the attributes, the clip table and the structure of HDF5 against one CRC-32
+    when the file is opened, each chunk of rows (at most 1 MiB) against its own when it is read. Shards of versions
+    without checksums are read unchecked.
 
-    Raises FileNotFoundError, and FormatError naming the file if it is not a feature shard, cut short, damaged, or of
-    another version.
+    Raises FileNotFoundError; FormatError if the file is not a feature shard, truncated, damaged, or of another version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -228,11 +226,11 @@ class FeatureShard:
             if file.read(8) != b"\x89HDF\r\n\x1a\n":
                 raise foreign(path, FEATURES_FORMAT)
         try:
-            self._seal = Seal.read(self.path)  # first: HDF5 may hang on damaged strings
+            self._seal = Seal.read(self.path)  # before HDF5, which may hang on damaged strings
             self._file = h5py.File(self.path, "r", locking=False)
         except (OSError, RuntimeError, ValueError, struct.error) as error:
             raise damaged(path, error, _REMEDY) from None
-        self._held: tuple[int, npt.NDArray[np.float16]] | None = None  # the chunk read last, and its number
+        self._held: tuple[int, npt.NDArray[np.float16]] | None = None  # the last chunk: its number and rows
         try:
             self._read_tables()
         except BaseException:
@@ -270,8 +268,8 @@ class FeatureShard:
             raise damaged(self.path, f"its clips have {row} rows and its features {self.rows}", _REMEDY)
 
     def _columns_in_pairs(self) -> npt.NDArray[np.int64]:
-        # Factor 4 joins two columns of a clip, so the last one of an odd number has no partner. Without those, all
-        # clips together are one run of pairs and a stacked row's place is found by division.
+        # Factor 4 joins two columns of a clip, so the last of an odd number of columns has no partner. Without these,
+        # all clips together are one run of pairs, and division gives the position of a stacked row.
         kept = np.ones(self.rows // PATCHES_PER_COLUMN, bool)
         for clip in self.clips:
             if clip.rows // PATCHES_PER_COLUMN % 2:
@@ -279,17 +277,17 @@ class FeatureShard:
         return np.flatnonzero(kept)
 
     def stacked_rows(self, stack: int) -> int:
-        """Return how many stacked vectors the shard holds at stack factor 1, 2 or 4."""
+        """Return the number of stacked vectors at stack factor 1, 2 or 4."""
         token_rate(stack)
         if stack == 4:
             return len(self._kept_columns) * PATCHES_PER_COLUMN // 4
         return self.rows // stack
 
     def read(self, start: int, stop: int, stack: int = 1) -> npt.NDArray[np.float32]:
-        """Return stacked vectors start … stop - 1 of the shard: float32 (stop - start, width·stack).
+        """Return the stacked vectors start … stop - 1 of the shard: float32 (stop - start, width·stack).
 
         Vectors are numbered over all clips in order, time-major within a clip; none joins patches of two clips.
-        Raises ValueError outside 0 ≤ start ≤ stop ≤ stacked_rows(stack); FormatError where the file is damaged.
+        Raises ValueError unless 0 ≤ start ≤ stop ≤ stacked_rows(stack); FormatError if the file is damaged.
         """
         if not 0 <= start <= stop <= self.stacked_rows(stack):
             raise ValueError(f"{self.path}: rows {start} to {stop} of {self.stacked_rows(stack)} cannot be read")
@@ -321,7 +319,7 @@ class FeatureShard:
         return patches
 
     def _chunk(self, seal: Seal, index: int) -> npt.NDArray[np.float16]:
-        """Return a chunk of rows that matches its checksum."""
+        """Return a chunk of rows, checked against its checksum."""
         if self._held is None or self._held[0] != index:
             size, width = self._data.chunks
             _, data = self._data.id.read_direct_chunk((index * size, 0))
@@ -332,9 +330,9 @@ class FeatureShard:
         return self._held[1]
 
     def verify(self) -> None:
-        """Read all rows, one chunk at a time, and check them and the clip table against content_hash.
+        """Check all rows, one chunk at a time, and the clip table against `content_hash`.
 
-        Raises FormatError naming the file if anything was changed after it was written.
+        Raises FormatError if anything was changed after it was written.
         """
         found, size = ContentHash(), chunk_rows(self.width)
         for start in range(0, self.rows, size):

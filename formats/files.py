@@ -1,4 +1,4 @@
-"""What every file that sctok writes shares: atomic writes, JSON, hashes, versions and errors."""
+"""The basis of all file formats: atomic writes, JSON, hashes, versions and errors."""
 
 import contextlib
 import errno
@@ -19,35 +19,35 @@ HASH_CHARACTERS = 16
 _WEIGHT_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".npy")
 _TEMPORARY = re.compile(r".+\.tmp-(\d+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # all that NumPy's tofile says
-# h5py and safetensors raise errors of their own that carry the system's errno in the text alone.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # the only message of NumPy's tofile
+# Errors of h5py and safetensors have the errno of the system only in their text.
 _FULL_TEXT = re.compile(rf"\b(?:errno = |os error )({'|'.join(str(number) for number in _FULL)})\b")
 
 
 class FormatError(ValueError):
-    """A file, or what was to go into one, is not what its format asks for. One line: file, fault, remedy."""
+    """A file, or the content for one, violates its format. The message is one line: file, fault, remedy."""
 
 
 class DiskFullError(OSError):
-    """No room was left to finish a file; nothing of it was kept, and the files written before it are whole."""
+    """The disk is full. The unfinished file was removed; files written before it are complete."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, else remove it.
+    """Yield a temporary path next to `path`; rename it to `path` if the block ends without an error, else remove it.
 
-    The file is synced before the rename and the folder after it, so that a crash at any moment leaves either the
-    old file or the whole new one. Missing parent folders are made. The block has to create the file and close it.
+    The file is synced before the rename and the folder after it, so that a crash at any moment leaves either the old
+    file or the complete new one. Missing parent folders are made. The block must create and close the file.
 
-    Raises DiskFullError, naming `path`, for any error in the block that says that the disk is full. Errors of the
-    system about the temporary file name `path`.
+    Raises DiskFullError if an error in the block says that the disk is full. OSErrors about the temporary file name
+    `path` instead.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     try:
         with disk_errors(final):
-            temporary.unlink(missing_ok=True)  # a link of this name would be written through
+            temporary.unlink(missing_ok=True)  # writing would follow a link of this name
             yield temporary
             _sync(temporary)
             temporary.replace(final)
@@ -62,7 +62,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn any error that says "disk full", of whatever library, into a DiskFullError that names `path`."""
+    """Turn any error of any library that says "disk full" into a DiskFullError that names `path`."""
     try:
         yield
     except DiskFullError:
@@ -92,7 +92,7 @@ def _sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a crash, where its file system can promise that."""
+    """Sync a folder, so that renames in it survive a crash, if its file system supports that."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -105,9 +105,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
-    """Remove what killed writers left in `folder` (not below it), of the file `name` alone if given; return the paths.
+    """Remove and return the temporary files of killed writers in `folder`, or only those of the file `name`.
 
-    Only files named `*.tmp-<pid>` whose process no longer runs on this machine are touched; the folder may be missing.
+    These are files named `*.tmp-<pid>` whose process no longer runs on this machine. The folder may be missing.
     """
     removed = []
     for path in sorted(Path(folder).glob("*.tmp-*")):
@@ -121,7 +121,7 @@ def remove_stale_temporaries(folder: str | os.PathLike[str], name: str | None = 
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process of this machine has this id."""
+    """Return whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -138,10 +138,10 @@ def _plain(value: Any) -> Any:
 
 
 def is_repository(source: str | os.PathLike[str]) -> bool:
-    """Return whether a source can only mean a repository `owner/name` of the Hugging Face hub, and no path.
+    """Return whether a source is a repository `owner/name` of the Hugging Face hub, not a path.
 
-    What begins as a path does (`.`, `~`, `/`), ends as a file of weights does, or lies in a folder that is there, is a
-    path, whether anything is there or not.
+    A text is a path if it begins like one (`.`, `~`, `/`), ends like a file of weights, or names a file in an existing
+    folder, whether the file exists or not.
     """
     text = str(source)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) or text.endswith(_WEIGHT_SUFFIXES):
@@ -150,10 +150,10 @@ def is_repository(source: str | os.PathLike[str]) -> bool:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return `value` as JSON with sorted keys and ASCII escapes, the same text for equal values.
+    """Return `value` as JSON with sorted keys and ASCII escapes; equal values give the same text.
 
-    Without `indent`, one line without spaces. NumPy scalars are written as numbers.
-    Raises FormatError for NaN, infinities and values that JSON has no type for.
+    Without `indent` it is one line without spaces. NumPy scalars become numbers.
+    Raises FormatError for NaN, infinities and values without a JSON type.
     """
     separators = (",", ":") if indent is None else (",", ": ")
     try:
@@ -163,9 +163,9 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as JSON to `path`, atomically: sorted keys, two spaces of indent, a newline at the end.
+    """Write `value` as JSON to `path`, atomically, with sorted keys, two spaces of indent and a final newline.
 
-    Raises FormatError naming `path` where JSON has no type for a value, DiskFullError.
+    Raises FormatError for values without a JSON type; DiskFullError.
     """
     try:
         text = json_text(value, indent=2)
@@ -176,9 +176,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str], limit: int | None = None) -> Any:
-    """Return the content of the JSON file at `path`, of at most `limit` bytes, as `parse_json` takes them.
+    """Read a JSON file of at most `limit` bytes with `parse_json`.
 
-    Raises FormatError if it is not JSON, longer, or nested too deep; OSError if unreadable.
+    Raises FormatError if it is not JSON, longer, or nested too deep; OSError if it cannot be read.
     """
     limit = max_json_bytes() if limit is None else limit
     with Path(path).open("rb") as file:
@@ -197,7 +197,7 @@ def hash_bytes(data: bytes | bytearray | memoryview) -> str:
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return the hash of a file's bytes, read piece by piece."""
+    """Return the hash of the bytes of a file, read piece by piece."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_CHARACTERS]
 
@@ -208,7 +208,7 @@ def hash_json(value: Any) -> str:
 
 
 def hash_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Return one hash of named arrays: of names, types, shapes and values, whatever their order or memory layout."""
+    """Return one hash of the names, types, shapes and values of arrays, independent of order and memory layout."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
@@ -219,7 +219,7 @@ def hash_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Return whether a clip can be called `key`: not empty, no NUL, and UTF-8 but for undecoded file name bytes."""
+    """Return whether `key` can be the key of a clip: not empty, no NUL, and UTF-8 or undecoded bytes of file names."""
     try:
         return bool(key) and b"\0" not in key.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -238,14 +238,14 @@ def check_format(path: str | os.PathLike[str], found: Any, format_name: str, ver
 
 
 def foreign(path: str | os.PathLike[str], expected: str | None = None) -> FormatError:
-    """Return the error for a file that is none of ours, or none of the `expected` format."""
+    """Return the error for a file that sctok does not write, or that has not the `expected` format."""
     return FormatError(
         f"{path} is not a file that sctok writes{f' (expected: {expected})' if expected else ''}; check the path"
     )
 
 
 def damaged(path: str | os.PathLike[str], reason: object, remedy: str = "make it again") -> FormatError:
-    """Return the error for a file that is cut short or changed: the file, the reason in one line, the remedy."""
+    """Return the error for a truncated or changed file: the file, the reason in one line, the remedy."""
     return FormatError(f"{path} is damaged ({_one_line(reason)}); delete it and {remedy}")
 
 

@@ -1,4 +1,4 @@
-"""Folders that are there when all of them is written, and not before."""
+"""Writing folders atomically."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ from .files import disk_errors, is_running, sync_folder
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place when the block ends well, and is removed otherwise.
+    """Yield an empty folder that replaces `folder` if the block ends without an error, and is removed otherwise.
 
-    What writers that were killed left beside it is removed; the old folder that one of them had moved away comes back.
-    Raises DiskFullError, naming `folder`.
+    First removes the leftovers of killed writers, and restores the old folder if one of them had moved it away.
+    Raises DiskFullError.
     """
     _tidy(folder)
     temporary, replaced = (folder.with_name(f"{folder.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
@@ -35,10 +35,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _tidy(folder: Path) -> None:
-    beside = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
+    siblings = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
     for what in ("old", "tmp"):
         mark = f"{folder.name}.{what}-"
-        for path in [each for each in beside if each.name.startswith(mark)]:
+        for path in [each for each in siblings if each.name.startswith(mark)]:
             pid = path.name.removeprefix(mark)
             if not (pid.isascii() and pid.isdigit()) or is_running(int(pid)):
                 continue

@@ -1,4 +1,4 @@
-"""The growing dataset of patch embeddings inside a feature shard that is being written."""
+"""Writing the growing HDF5 dataset of patch embeddings in a feature shard."""
 
 import zlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _HDF5_VERSION = ("v110", "v110")  # fixed, so that the bytes do not depend on th
 
 
 def chunk_rows(width: int) -> int:
-    """Return the rows of one HDF5 chunk: 8 times a power of two, at most 1 MiB of float16 where 8 rows fit in it."""
+    """Return the rows of one HDF5 chunk: 8 times a power of two, at most 1 MiB of float16 if 8 rows fit."""
     rows = PATCHES_PER_COLUMN
     while 2 * rows * width * 2 <= _CHUNK_BYTES:
         rows *= 2
@@ -24,7 +24,7 @@ def chunk_rows(width: int) -> int:
 
 
 class _ForgivingFile:
-    """A file whose failed writes are remembered rather than told to HDF5, which crashes if it cannot close a file."""
+    """A file that stores the error of a failed write and hides it from HDF5, which would crash when it closes."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=0)
@@ -50,30 +50,30 @@ class _ForgivingFile:
             return size
 
     def flush(self) -> None:
-        """Do nothing: nothing is buffered."""
+        """Do nothing: the file is unbuffered."""
 
     def close(self) -> None:
         self._file.close()
 
     def check(self) -> None:
-        """Raise what a write failed with, if any did."""
+        """Raise the error of the first failed write, if any."""
         if self.failure is not None:
             raise self.failure
 
 
 class RowFile:
-    """The growing `features` dataset of a shard in a file of its own, written chunk by whole chunk in order.
+    """The growing `features` dataset of a shard, written to a file in whole chunks.
 
-    Only whole chunks reach HDF5, and directly, so that its layout does not depend on how rows were split over calls.
+    Only whole chunks are passed to HDF5, so that the file does not depend on how the calls split the rows.
     """
 
     def __init__(self, path: Path, width: int) -> None:
         self._path = path
         self._chunk = np.zeros((chunk_rows(width), width), "<f2")
-        self._checksums: list[int] = []  # of the chunks before it
+        self._checksums: list[int] = []  # of the written chunks
         self._filled = 0  # rows of `_chunk` in use
-        self._chunks = 0  # chunks before it
-        self._written = 0  # chunks that the file has room for: more than `_chunks` after rows were dropped
+        self._chunks = 0  # written chunks before `_chunk`
+        self._written = 0  # chunks in the file: more than `_chunks` after rows were discarded
         self._open(path)
 
     def _open(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class RowFile:
         self._filled = 0
 
     def close(self, write_tables: Callable[[h5py.File], None]) -> None:
-        """Write the last chunk, cut the dataset to its rows, call write_tables(file), and seal and close the file."""
+        """Write the last chunk, trim the dataset to its rows, call write_tables(file), then seal and close the file."""
         rows = self.rows
         if self._filled:
             self._flush()
@@ -134,10 +134,10 @@ class RowFile:
         self._raw.check()
 
     def _rewrite(self, chunks: int) -> None:
-        # Dropped rows at the end of the file leave holes; only a fresh copy has the bytes of a file without them.
+        # Discarded rows leave holes in the file; only a new copy has the bytes of a file that never had them.
         size = len(self._chunk)
         old_path = self._path.with_name(f"dropped-{self._path.name}")
-        self._close()
+        self.abandon()
         self._raw.check()
         self._path.replace(old_path)
         try:
@@ -154,8 +154,5 @@ class RowFile:
 
     def abandon(self) -> None:
         """Close the file, finished or not."""
-        self._close()
-
-    def _close(self) -> None:
         self._file.close()
         self._raw.close()

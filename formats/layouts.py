@@ -1,4 +1,4 @@
-"""Token streams of one file laid out as ids for a language model, and back; repeated tokens with durations."""
+"""Layouts of the token streams of a file as ids for a language model, and run lengths of repeated tokens."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,29 +8,28 @@ import numpy as np
 import numpy.typing as npt
 
 LAYOUTS = ("flat", "interleaved", "delayed", "parallel")
-SHARED_SEQUENCE = ("flat", "interleaved")  # layouts in which ids alone tell the streams apart
+SHARED_SEQUENCE = ("flat", "interleaved")  # layouts in which only the ids distinguish the streams
 
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """How tokens (n, streams) become the ids of one document; stored as JSON beside an export.
+    """How tokens (n, streams) become the ids of one document; stored as JSON with an export.
 
     name:
         flat: one stream after the other, ids (n · streams,).
         interleaved: step after step, ids (n · streams,).
-        delayed: stream j begins j steps late, `pad` where it has no token: ids (n + streams - 1, streams), the delay
-            pattern of MusicGen (arXiv 2306.05284, section 2.2); no ids at all where n is 0.
+        delayed: stream j begins j steps late, and `pad` fills the gaps: ids (n + streams - 1, streams), the delay
+            pattern of MusicGen (arXiv 2306.05284, section 2.2); no ids if n is 0.
         parallel: ids (n, streams).
-    sizes: of the codebook of each stream. offsets: added to the tokens of each stream.
-    pad: id of `delayed` where there is no token. end: id after the last of a document, as a whole step where ids are
-    two-dimensional; none where None.
-    flattened: the steps of `delayed` one after the other, ids ((n + streams - 1) · streams,), for formats that hold
-    nothing two-dimensional.
+    sizes: size of the codebook of each stream. offsets: added to the tokens of each stream.
+    pad: id that fills the gaps of `delayed`. end: id after the end of a document, a whole step if ids are
+    two-dimensional; None for no such id.
+    flattened: put the steps of `delayed` in a row, ids ((n + streams - 1) · streams,), for formats without
+    two-dimensional ids.
 
-    Raises ValueError for numbers that do not fit together, an id of its own among the ids of a stream, and `parallel`
-    that is to be flattened.
+    Raises ValueError for numbers that do not match, a pad or end id that is also a token, and a flattened `parallel`.
     """
 
     name: str
@@ -42,11 +41,13 @@ class StreamLayout:
 
     def __post_init__(self) -> None:
         if self.name not in LAYOUTS:
-            raise ValueError(f"layout {self.name!r} is none of {', '.join(LAYOUTS)}")
+            raise ValueError(f"layout {self.name!r} is not one of {', '.join(LAYOUTS)}")
         if not self.sizes or min(self.sizes) < 1 or len(self.offsets) != len(self.sizes) or min(self.offsets) < 0:
-            raise ValueError(f"sizes {self.sizes} and offsets {self.offsets} are not one of each for every stream")
+            raise ValueError(
+                f"sizes {self.sizes} and offsets {self.offsets} must have one positive size and one offset per stream"
+            )
         if (self.pad is None) != (self.name != "delayed"):
-            raise ValueError(f"a pad id belongs to the layout delayed, and to no other, not {self.name}")
+            raise ValueError(f"the layout delayed needs a pad id, and others take none, not {self.name}")
         if self.flattened and self.name == "parallel":
             raise ValueError("parallel streams cannot be flattened; use interleaved, which puts the same ids in a row")
         for what, number in (("pad", self.pad), ("end", self.end)):
@@ -62,12 +63,12 @@ class StreamLayout:
 
     @property
     def vocabulary_size(self) -> int:
-        """One more than the largest id that can occur."""
+        """The largest possible id plus one."""
         return max(self._top(), *(number + 1 for number in (self.pad, self.end) if number is not None), 0)
 
     @property
     def dimensions(self) -> int:
-        """1 or 2: of the ids."""
+        """Dimensions of the ids: 1 or 2."""
         return 1 if self.flattened or self.name in SHARED_SEQUENCE else 2
 
     def to_json(self) -> dict[str, Any]:
@@ -81,14 +82,14 @@ class StreamLayout:
         return cls(**values)
 
     def apply(self, tokens: npt.NDArray[Any]) -> Ids:
-        """Return the ids int64 of tokens (n, streams), any integers.
+        """Return the ids, int64, of integer tokens (n, streams).
 
-        Raises ValueError where tokens have another shape or lie outside their codebooks.
+        Raises ValueError for tokens of another shape or outside their codebooks.
         """
         if tokens.ndim != 2 or tokens.shape[1] != len(self.sizes) or tokens.dtype.kind not in "iu":
             raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}, not integers (n, {len(self.sizes)})")
         if len(tokens) and ((tokens.min(axis=0) < 0) | (tokens.max(axis=0) >= self.sizes)).any():
-            raise ValueError(f"tokens up to {tokens.max(axis=0)} lie outside codebooks of {list(self.sizes)}")
+            raise ValueError(f"tokens up to {tokens.max(axis=0)} are outside codebooks of {list(self.sizes)}")
         ids = tokens.astype(np.int64) + np.array(self.offsets, np.int64)
         if self.name == "flat":
             ids = ids.T.reshape(-1)
@@ -99,27 +100,27 @@ class StreamLayout:
         return ids if self.end is None else np.concatenate([ids, np.full((1, *ids.shape[1:]), self.end, np.int64)])
 
     def invert(self, ids: npt.ArrayLike) -> Ids:
-        """Return the tokens (n, streams) int64 of one document's ids, as `apply` gave them, in any integer type.
+        """Return the tokens, int64 (n, streams), of the ids of one document, integers as returned by `apply`.
 
-        Raises ValueError where they have another shape, or hold ids that `apply` does not put there.
+        Raises ValueError for ids that `apply` cannot return.
         """
         found = np.asarray(ids)
         streams = len(self.sizes)
         if found.ndim != self.dimensions or (found.ndim == 2 and found.shape[1] != streams):
-            raise ValueError(f"ids have shape {found.shape}, not that of the layout {self.name} of {streams} streams")
+            raise ValueError(f"ids have shape {found.shape}, which is not the layout {self.name} of {streams} streams")
         rest = found.astype(np.int64)
         if self.end is not None:
             if not len(rest) or (rest[-1] != self.end).any():
                 raise ValueError(f"the ids of a document do not end with {self.end}")
             rest = rest[:-1]
         if rest.size % streams:
-            raise ValueError(f"{rest.size} ids are not those of {streams} streams")
+            raise ValueError(f"{rest.size} ids cannot be divided into {streams} streams")
         steps = rest.reshape(streams, -1).T if self.name == "flat" else rest.reshape(-1, streams)
         if self.name == "delayed":
             steps = _undelay(steps, self.pad or 0)
         tokens = steps - np.array(self.offsets, np.int64)
         if ((tokens < 0) | (tokens >= self.sizes)).any():
-            raise ValueError(f"ids lie outside codebooks of {list(self.sizes)} at offsets {list(self.offsets)}")
+            raise ValueError(f"ids are outside codebooks of {list(self.sizes)} at offsets {list(self.offsets)}")
         return tokens
 
 
@@ -132,13 +133,13 @@ def make_layout(
     end: int | bool | None = None,
     flattened: bool = False,
 ) -> StreamLayout:
-    """Return a layout with what is left open filled in.
+    """Return a layout, with defaults for the arguments that are not given.
 
-    offsets: one per stream; or a single one, from which the streams follow each other; None is a single 0 for flat
-    and interleaved, and 0 for every stream of delayed and parallel, whose places tell them apart.
-    pad: None is the id after all tokens, for delayed. end: True is the id after those; False is none.
+    offsets: one per stream, or the offset of the first stream, which the others follow. Default: 0 for the first
+    stream of flat and interleaved, 0 for every stream of delayed and parallel.
+    pad: default for delayed: the id after all tokens. end: True for the next free id; None or False for none.
 
-    Raises ValueError as StreamLayout does.
+    Raises ValueError as `StreamLayout`.
     """
     sizes = tuple(sizes)
     if offsets is None:
@@ -154,16 +155,16 @@ def make_layout(
 
 
 def deduplicate(tokens: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Return tokens (n, streams) with runs of equal steps, in all streams at once, reduced to one, and their lengths.
+    """Reduce each run of equal steps of tokens (n, streams) to one step.
 
-    Returns tokens (m, streams) of the same type, m ≤ n, and durations int64 (m,) that sum to n.
+    Returns tokens (m, streams) of the same type, m ≤ n, and the lengths of the runs, int64 (m,), which sum to n.
     """
     starts = np.flatnonzero(np.concatenate([np.full(min(1, len(tokens)), True), (np.diff(tokens, axis=0) != 0).any(1)]))
     return tokens[starts], np.diff(np.append(starts, len(tokens)))
 
 
 def expand_runs(tokens: npt.NDArray[Any], durations: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Undo `deduplicate`: tokens (m, streams), durations integers (m,). Raises ValueError where the lengths differ."""
+    """Undo `deduplicate` for tokens (m, streams) and integer durations (m,). Raises ValueError if lengths differ."""
     return np.repeat(tokens, np.asarray(durations), axis=0)
 
 
@@ -180,5 +181,5 @@ def _undelay(grid: Ids, pad: int) -> Ids:
     length = max(0, len(grid) - streams + 1)
     ids = np.stack([grid[stream : stream + length, stream] for stream in range(streams)], axis=1)
     if not np.array_equal(_delay(ids, pad), grid):
-        raise ValueError(f"the ids are not those of streams each a step behind the one before, with {pad} beside them")
+        raise ValueError(f"each stream of ids must be one step later than the one before, with {pad} in the gaps")
     return ids

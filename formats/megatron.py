@@ -1,9 +1,9 @@
-"""Megatron-LM's indexed dataset: token ids in a row (`.bin`) and an index of the documents in it (`.idx`).
+"""Writing Megatron-LM's indexed dataset: token ids (`.bin`) and an index of the documents (`.idx`).
 
-The index, all little-endian: the magic `MMIDIDX` and two zero bytes; version 1 (uint64); the code of the ids' type
-(uint8); the number of sequences n (uint64); the number of document boundaries (uint64); n lengths in ids (int32);
-n offsets in bytes (int64); the boundaries, each the number of the sequence at which a document begins, and n at last
-(int64). Here every document is one sequence.
+The index, little-endian: the magic `MMIDIDX` and two zero bytes; version 1 (uint64); the code of the type of the ids
+(uint8); the number of sequences n (uint64); the number of document boundaries (uint64); n lengths in ids (int32); n
+offsets in bytes (int64); the boundaries (int64): the first sequence of each document, and n. Here every document is one
+sequence.
 """
 
 import struct
@@ -17,19 +17,19 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 TYPE_CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8}
 
-_CHUNK = 1 << 16  # entries of the index put together at once
+_CHUNK = 1 << 16  # entries of the index written at once
 
 
 def megatron_dtype(vocabulary_size: int) -> np.dtype[np.generic]:
-    """Return the smallest type that holds all ids below `vocabulary_size` and that Megatron-LM makes token ids of."""
+    """Return the smallest type of token ids in Megatron-LM that holds all ids below `vocabulary_size`."""
     name = "uint16" if vocabulary_size <= 1 << 16 else "int32" if vocabulary_size <= 1 << 31 else "int64"
     return np.dtype(name).newbyteorder("<")
 
 
 class MegatronWriter:
-    """Writes documents to open files `data` (`.bin`) and, when all are added, `index` (`.idx`).
+    """Write documents to the open file `data` (`.bin`) and, at the end, the `index` (`.idx`).
 
-    Memory: 4 bytes for each document.
+    Memory: 4 bytes per document.
     """
 
     def __init__(self, data: BinaryIO, index: BinaryIO, dtype: np.dtype[np.generic]) -> None:
@@ -38,7 +38,7 @@ class MegatronWriter:
         self._sizes = array("i")
 
     def add(self, ids: npt.NDArray[np.int64]) -> None:
-        """Add a document: ids (n,) in the range of the type; n may be 0. Raises ValueError from 2**31 ids on."""
+        """Add a document: ids (n,) in the range of the type; n may be 0. Raises ValueError for 2**31 or more ids."""
         if len(ids) >= 1 << 31:
             raise ValueError(f"a document of {len(ids)} ids is too long for Megatron's index, which counts to 2**31")
         self._data.write(ids.astype(self._dtype).tobytes())

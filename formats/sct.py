@@ -7,10 +7,10 @@ A file is 48 bytes of header, the payload and 8 bytes of checksum, integers litt
     2  tokens per second      8  samples at 16 kHz                8  codec hash
 
 The payload is n pairs, each ceil(log2 rows) bits (at least 1) of the semantic and then of the acoustic token, highest
-bit first and without gaps; zeros fill the last byte. With 8,192 acoustic rows a pair takes ceil(log2 N_s) + 13 bits, as
-advertised: at 4,096 semantic rows 156.25, 78.125 or 39.0625 bytes per second of audio at 100, 50 or 25 tokens per
-second, besides 56 bytes per file. The checksum is the beginning of the SHA-256 of all before it; every version of the
-format keeps magic, version and checksum where they are.
+bit first and without gaps; zeros fill the last byte. With 8,192 acoustic rows a pair takes ceil(log2 N_s) + 13 bits. At
+4,096 semantic rows this is 156.25, 78.125 or 39.0625 bytes per second of audio at 100, 50 or 25 tokens per second, plus
+56 bytes per file. The checksum is the beginning of the SHA-256 of everything before it. All versions of the format keep
+the positions of magic, version and checksum.
 """
 
 import os
@@ -30,7 +30,7 @@ from .stacking import stack_factor
 SCT_FORMAT = "sctok-sct"
 SCT_VERSION = 1
 SCT_SUFFIX = ".sct"
-SCT_MAGIC = b"\x89SCT\r\n\x1a\n"  # what a transfer as text would change is in it, as in PNG
+SCT_MAGIC = b"\x89SCT\r\n\x1a\n"  # as in PNG, a transfer as text would change it
 
 _HEADER = struct.Struct("<8sHHIIQI8s8s")
 _VERSION = slice(8, 10)
@@ -45,13 +45,13 @@ TokenPairs = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class CodecTokens:
-    """What a codec makes of one audio file.
+    """The tokens of one audio file.
 
-    tokens: int64 (n, 2), semantic and acoustic. samples: of the audio at 16 kHz. token_rate: 100, 50 or 25 per second,
-    both streams together. codebook_sizes: rows of the semantic and the acoustic codebook. codebook_hash: of the
-    semantic codebook. codec_hash: of all else that decides the tokens.
+    tokens: int64 (n, 2), semantic and acoustic. samples: length of the audio at 16 kHz. token_rate: 100, 50 or 25 per
+    second, both streams together. codebook_sizes: rows of the semantic and the acoustic codebook. codebook_hash: of
+    the semantic codebook. codec_hash: of everything else that decides the tokens.
 
-    Raises ValueError, naming the value and the limit, for anything that does not fit together.
+    Raises ValueError for values out of range or tokens outside their codebooks.
     """
 
     tokens: TokenPairs
@@ -79,7 +79,7 @@ class CodecTokens:
 
     @property
     def bitrate(self) -> float:
-        """Bits per second of audio that the tokens take: token_rate / 2 · (log2 N_s + 13) for the paper's sizes."""
+        """Bits of tokens per second of audio: token_rate / 2 · (log2 N_s + 13) for the sizes of the paper."""
         return self.token_rate / 2 * self.bits_per_pair
 
 
@@ -98,12 +98,12 @@ def _checked_pairs(tokens: npt.ArrayLike, sizes: tuple[int, int]) -> TokenPairs:
 
 
 def _bits(size: int) -> int:
-    """Return ceil(log2 size), at least 1, so that no header can promise more pairs than the file has bits."""
+    """Return ceil(log2 size), at least 1: otherwise a header could promise more pairs than the file has bits."""
     return max(1, (size - 1).bit_length())
 
 
 def sct_bytes(pairs: int, codebook_sizes: tuple[int, int]) -> int:
-    """Return the size of a `.sct` file of so many pairs of tokens, exactly."""
+    """Return the exact size of a `.sct` file with `pairs` pairs of tokens, in bytes."""
     return _OVERHEAD_BYTES + _payload_bytes(pairs, sum(map(_bits, codebook_sizes)))
 
 
@@ -133,12 +133,12 @@ def write_sct(path: str | os.PathLike[str], content: CodecTokens) -> int:
 
 
 def read_sct(path: str | os.PathLike[str]) -> CodecTokens:
-    """Read a `.sct` file and check all of it.
+    """Read and check a `.sct` file.
 
-    Raises FileNotFoundError; FormatError naming `path` if it is no such file, of another version, cut short, extended
-    or changed in a single bit.
+    Raises FileNotFoundError; FormatError if the file has another format or version, or any bit was changed, added or
+    lost.
     """
-    if Path(path).is_fifo():  # opening one would wait for its writer
+    if Path(path).is_fifo():  # opening a pipe would wait for its writer
         raise foreign(path, SCT_FORMAT)
     with Path(path).open("rb") as file:
         data = file.read(len(SCT_MAGIC))
@@ -149,7 +149,7 @@ def read_sct(path: str | os.PathLike[str]) -> CodecTokens:
         data += file.read()
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if len(data) < _OVERHEAD_BYTES or checksum != _checksum(body):
-        raise damaged(path, "its checksum does not fit its content")
+        raise damaged(path, "its checksum does not match its content")
     version = int.from_bytes(body[_VERSION], "little")
     check_format(path, {"format": SCT_FORMAT, "format_version": version}, SCT_FORMAT, SCT_VERSION)
     _, _, rate, semantic, acoustic, samples, pairs, *hashes = _HEADER.unpack_from(body)

@@ -1,4 +1,4 @@
-"""Stacking adjacent patch embeddings into the vectors that are clustered, in the published channel order."""
+"""Stacking adjacent patch embeddings into vectors for clustering, in the published channel order."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
@@ -8,7 +8,7 @@ TOKEN_RATES = {1: 100, 2: 50, 4: 25}  # stack factor -> tokens per second of bot
 
 
 class _Array(Protocol):
-    # What NumPy arrays and torch tensors have in common; `Any` because their reshape signatures differ.
+    # The common part of NumPy arrays and torch tensors; `Any` because their signatures of reshape differ.
     @property
     def shape(self) -> Sequence[int]: ...
     @property
@@ -34,11 +34,11 @@ def token_rate(factor: int) -> int:
 
 
 def stack_patches(patches: PatchArray, factor: int) -> PatchArray:
-    """Stack patch embeddings: (…, 8·columns, E) to (…, 8·columns/factor, E·factor), time-major, any dtype.
+    """Stack patch embeddings (…, 8·columns, E) to (…, 8·columns/factor, E·factor), time-major, any dtype.
 
-    patches: NumPy array or torch tensor, patch index column·8 + frequency row; the result is of the same kind.
-    factor: 1 leaves it as it is; 2 joins adjacent frequency rows; 4 joins two rows of two columns with channels in
-    the order (t0f0, t0f1, t1f0, t1f1), and drops the last column where their number is odd.
+    patches: NumPy array or torch tensor, patch index column·8 + frequency row; the result has the same type.
+    factor: 1 returns the patches; 2 joins adjacent frequency rows; 4 joins two rows of two columns with channels in
+    the order (t0f0, t0f1, t1f0, t1f1), and drops the last of an odd number of columns.
 
     Raises ValueError for another factor or a row count that is not whole columns.
     """

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sctok.formats.untrusted.bounds import max_input_bytes, max_json_bytes, parse_json
-from sctok.formats.untrusted.npy import read_npy
 from sctok.formats.untrusted.tars import next_member, open_tar
 
 from .files import FormatError, atomic_path, check_format, damaged, disk_errors, foreign, is_key, json_text
+from .npy import read_npy
 
 TOKENS_FORMAT = "sctok-tokens"
 TOKENS_VERSION = 1
@@ -32,11 +32,11 @@ TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 def encode_key(key: str) -> str:
-    """Return the member name of a key: percent-encoded so that WebDataset splits names after it.
+    """Return the member name of a key, percent-encoded so that WebDataset splits member names after it.
 
-    Encoded are `%` and control characters, dots in the last path component, and the first underscore of a leading
-    folder `__…__`, which WebDataset would skip. Keys are relative paths with `/`.
-    Raises FormatError for an empty or absolute key and for empty, `.` and `..` folders.
+    The encoded characters are `%` and control characters, dots in the last path component, and the first underscore of
+    a leading folder `__…__`, which WebDataset would skip. Keys are relative paths with `/`.
+    Raises FormatError for an empty or absolute key, and for empty, `.` and `..` folders.
     """
     folders, _, name = key.rpartition("/")
     if not is_key(key) or not name or ("/" in key and any(part in ("", ".", "..") for part in folders.split("/"))):
@@ -49,7 +49,7 @@ def encode_key(key: str) -> str:
 
 
 def decode_key(name: str) -> str:
-    """Return the key that `encode_key` turned into `name`."""
+    """Return the key that `encode_key` encoded as `name`."""
     return re.sub(r"%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), name)
 
 
@@ -58,10 +58,10 @@ def _percent(found: re.Match[str]) -> str:
 
 
 class TokenShardWriter:
-    """Writes one token shard; a context manager. The file appears at `path` when the block ends well, or not at all.
+    """Write one token shard. A context manager: the file appears at `path` only if the block ends without an error.
 
-    codebook_sizes: one per stream. Tokens are stored as uint16 where all sizes are at most 65536, else as uint32.
-    Equal content in equal order gives equal bytes. Raises ValueError for bad sizes; DiskFullError.
+    codebook_sizes: one per stream. Tokens are stored as uint16 if all sizes are at most 65536, else as uint32.
+    Equal content in equal order gives equal bytes. Raises ValueError for invalid sizes; DiskFullError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, codebook_sizes: Sequence[int]) -> None:
@@ -96,13 +96,13 @@ class TokenShardWriter:
             self._file.close()
 
     def add(self, key: str, tokens: npt.ArrayLike, info: Mapping[str, Any]) -> None:
-        """Add one file's tokens: integers (n, streams), n may be 0; info: JSON values (samples, sample_rate, …).
+        """Add the tokens of one file, integers (n, streams), n may be 0; info: JSON values (samples, sample_rate, …).
 
-        Raises FormatError naming the key, nothing added, for a key that is used already or unfit, tokens of another
-        shape or outside their codebook, and info that is not JSON.
+        Raises FormatError, and adds nothing, for a duplicate or invalid key, tokens of another shape or outside their
+        codebook, and info that is not JSON.
         """
         if self._tar is None:
-            raise ValueError(f"{self.path}: the writer works inside a with block only")
+            raise ValueError(f"{self.path}: the writer works only inside a with block")
         name = encode_key(key)
         if key in self._keys:
             raise FormatError(f"{self.path}: the key {key!r} occurs twice; give every file a key of its own")
@@ -114,7 +114,7 @@ class TokenShardWriter:
                 member.size = len(content)
                 member.mode = 0o644
                 self._tar.addfile(member, io.BytesIO(content))
-        self._tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
+        self._tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header
         self._keys.add(key)
 
     def _token_bytes(self, key: str, tokens: npt.NDArray[Any]) -> bytes:
@@ -122,7 +122,7 @@ class TokenShardWriter:
             found = f"{tokens.dtype} {tokens.shape}"
             raise FormatError(f"{self.path}: tokens of {key!r} are {found}, not integers (n, {len(self._sizes)})")
         if ((tokens < 0) | (tokens >= self._sizes)).any():
-            raise FormatError(f"{self.path}: tokens of {key!r} lie outside the codebooks of {self._sizes.tolist()}")
+            raise FormatError(f"{self.path}: tokens of {key!r} are outside the codebooks of {self._sizes.tolist()}")
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(tokens, self._dtype), allow_pickle=False)
         return buffer.getvalue()
@@ -138,16 +138,16 @@ class TokenShardWriter:
 
 
 def _abandon(file: io.BufferedWriter) -> None:
-    # After a full disk, closing tries to write the rest once more; that failure has been reported already.
+    # On a full disk, closing fails once more, but that error was reported already.
     with suppress(OSError):
         file.close()
 
 
 def read_token_shard(path: str | os.PathLike[str]) -> Iterator[tuple[str, TokenArray, dict[str, Any]]]:
-    """Yield (key, tokens uint16 or uint32 (n, streams), info) for each file of a shard, in the order of writing.
+    """Yield (key, tokens uint16 or uint32 (n, streams), info) of each file in a shard, in the order of writing.
 
-    The members are checked before the first is yielded. Raises FileNotFoundError; FormatError naming `path` if it is
-    no token shard, cut short, damaged, or of another version.
+    The structure of the shard is checked first. Raises FileNotFoundError; FormatError if it is not a token shard,
+    truncated, damaged, or of another version.
     """
     members = _check_members(path)
     return _read_members(path, members)
@@ -155,7 +155,7 @@ def read_token_shard(path: str | os.PathLike[str]) -> Iterator[tuple[str, TokenA
 
 @dataclass(frozen=True)
 class _Member:
-    """Where the content of a member lies in its shard."""
+    """The position of the content of a member in its shard."""
 
     name: str
     start: int
@@ -163,7 +163,7 @@ class _Member:
 
 
 def _check_members(path: str | os.PathLike[str]) -> list[_Member]:
-    """Return the members, having checked that they come in pairs and that the archive is whole."""
+    """Return the members; check that they come in pairs and that the archive is complete."""
     with Path(path).open("rb") as file, _open_tar(path, file) as tar:
         size = file.seek(0, os.SEEK_END)
         try:
@@ -181,12 +181,14 @@ def _check_members(path: str | os.PathLike[str]) -> list[_Member]:
 
 
 def _checked_member(member: tarfile.TarInfo, size: int) -> _Member:
-    """Return where a member lies in a shard of `size` bytes. Raises ValueError unless its bytes can be read."""
+    """Return the position of a member in a shard of `size` bytes. Raises ValueError if it cannot be read."""
     limit = max_json_bytes() if member.name.endswith(_INFO_SUFFIX) else max_input_bytes()
     if not member.isreg() or member.issparse():
         raise ValueError(f"{member.name!r:.200} is a link, a folder or a sparse file")
     if member.size > limit or member.offset_data + member.size > size:
-        raise ValueError(f"{member.name!r:.200} promises {member.size:,} bytes, more than there are or may be")
+        raise ValueError(
+            f"{member.name!r:.200} promises {member.size:,} bytes, more than the file has or the limit allows"
+        )
     return _Member(member.name, member.offset_data, member.size)
 
 
@@ -198,7 +200,7 @@ def _open_tar(path: str | os.PathLike[str], file: io.BufferedReader) -> tarfile.
 
 
 def _check_end(path: str | os.PathLike[str], file: io.BufferedReader, end: int) -> None:
-    # tarfile takes a missing end for the end; what we write closes with zeros up to whole records.
+    # tarfile accepts an archive without an end; a shard ends with zeros up to a whole record.
     size = file.seek(0, os.SEEK_END)
     file.seek(end)
     tail = file.read(2 * tarfile.RECORDSIZE)

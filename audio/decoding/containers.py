@@ -1,4 +1,4 @@
-"""What a file is, from its content: the links it is made of, and how each is read."""
+"""Recognising a file by its content: the links that it consists of, and how to read each of them."""
 
 import re
 import struct
@@ -25,19 +25,19 @@ _FLAC_OPENING = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _FLAC_COUNT = slice(21, 26)  # the low half of byte 21 and the next four: samples in the file
 _OGG_CODECS = ("Vorbis", "Opus")
 _MAX_LINKS = 10_000
-_PLAIN_TAG_BYTES = 1 << 20  # larger ones are not shown to libsndfile, which takes them into memory
+_PLAIN_TAG_BYTES = 1 << 20  # libsndfile would read larger tags into memory
 _MAX_PATCHED_BYTES = 1 << 15
 _BEYOND_32_BITS = 2**32 - 2**16
 
 
 @dataclass(frozen=True)
 class Link:
-    """A part of a file that libsndfile reads by itself: whole if `ranges` is None.
+    """A part of a file that libsndfile reads as a file of its own.
 
-    `head` replaces its first bytes. `endless` hides its length, for formats whose length libsndfile would guess.
-    `promised`: the samples its header states, if libsndfile does not tell or is not to know, of which `slack` may be
-    missing. `mpeg`: its format is MPEG audio, whose frames were found. `complete`: an error of the decoder behind the
-    promised samples is about what follows the sound.
+    ranges: the bytes of the part; None for the whole file. head: replaces the first bytes. endless: hide the length
+    from libsndfile, which would guess it. promised: samples that the header states, if libsndfile does not return them
+    or must not see them. slack: how many of these may be missing. mpeg: the part consists of MPEG frames. complete: a
+    decoder error after the promised samples concerns only what follows the sound.
     """
 
     ranges: tuple[Range, ...] | None = None
@@ -50,19 +50,19 @@ class Link:
 
 
 class LeftToFfmpegError(AudioError):
-    """A file of which libsndfile reads nothing, or would leave some out without a word."""
+    """A file that libsndfile cannot read, or would read only in part without an error."""
 
 
 def find_links(file: BinaryIO, name: str) -> list[Link]:
-    """Return the links of a file in their order; the suffix has no say.
+    """Return the links of a file in order, whatever its suffix.
 
     Raises AudioError if headers promise more than the file holds, LeftToFfmpegError if libsndfile would lose sound.
     """
     window = Window(file)
-    start = _behind_tags(window, 0)
+    start = _after_tags(window, 0)
     frames = start
-    while (behind := _behind_tags(window, frames + _zeros(window, frames))) > frames:
-        frames = behind
+    while (content := _after_tags(window, frames + _zeros(window, frames))) > frames:
+        frames = content
     opening = window.at(frames, 4)
     if opening == b"OggS":
         return _ogg(window, frames, name)
@@ -74,7 +74,7 @@ def find_links(file: BinaryIO, name: str) -> list[Link]:
 
 
 def has_seekable_sound(file: BinaryIO) -> bool:
-    """Return whether libsndfile finds its way to any place of a file: sound in blocks, or FLAC of stated length."""
+    """Return whether libsndfile can seek in a file: sound in blocks, or FLAC of stated length."""
     try:
         links = find_links(file, "")
     except AudioError:
@@ -82,8 +82,8 @@ def has_seekable_sound(file: BinaryIO) -> bool:
     return len(links) == 1 and not links[0].mpeg and (links[0].ranges is None or links[0].complete)
 
 
-def _behind_tags(window: Window, start: int) -> int:
-    """Return where the content behind ID3v2 tags begins."""
+def _after_tags(window: Window, start: int) -> int:
+    """Return where the content after ID3v2 tags begins."""
     while size := _tag_bytes(window, start):
         start += size
     return start
@@ -154,9 +154,9 @@ def _flac(window: Window, start: int) -> list[Link]:
 
 
 def _flac_link(window: Window, start: int, end: int) -> Link:
-    """Return a stream of frames behind a header that holds no pictures and states no length.
+    """Return a stream of frames with a header without pictures and without a length.
 
-    A length that is too small would end the reading.
+    A length that is too small would end the decoding early.
     """
     head = bytearray(window.at(start, 42))
     sound = _flac_frames(window, start)
@@ -204,19 +204,19 @@ def _by_headers(window: Window, start: int, name: str) -> list[Link]:
 
 
 def _with_size(window: Window, start: int, extent: Extent, size: int) -> bytes:
-    """Return a header with the size in place of what it states; empty if that is not possible."""
+    """Return a header with its size field replaced by `size`; empty if that is impossible."""
     if extent.size_field is None or extent.start - start > _MAX_PATCHED_BYTES:
         return b""
-    place, form, more = extent.size_field
-    if size + more >= 1 << 8 * struct.calcsize(form):
+    position, size_format, header = extent.size_field
+    if size + header >= 1 << 8 * struct.calcsize(size_format):
         return b""
     head = bytearray(window.at(start, extent.start - start))
-    struct.pack_into(form, head, place - start, size + more)
+    struct.pack_into(size_format, head, position - start, size + header)
     return bytes(head)
 
 
 def _checked_bytes(extent: Extent, held: int, name: str) -> int:
-    """Return how many of the bytes behind a header are sound; raise an error if not all of them can be read."""
+    """Return how many bytes after a header are sound. Raises AudioError if not all of them can be read."""
     if extent.several:
         raise LeftToFfmpegError(name, "holds several stretches of sound")
     if extent.promised is None or is_placeholder(extent, held):
@@ -224,7 +224,7 @@ def _checked_bytes(extent: Extent, held: int, name: str) -> int:
     if extent.promised // extent.block > held // extent.block:
         raise _truncated(name, extent.promised // extent.block, extent.unit, held // extent.block)
     if extent.bits == 32 and held - extent.promised >= _BEYOND_32_BITS:
-        reason = f"holds {held} bytes behind a header that states {extent.promised}; convert it to RF64 or FLAC"
+        reason = f"holds {held} bytes after a header that states {extent.promised}; convert it to RF64 or FLAC"
         raise AudioError(name, reason)
     return min(held, extent.promised)
 
@@ -237,14 +237,14 @@ def _check_avi(window: Window, start: int, name: str) -> None:
 
 
 def _next_header(window: Window, start: int, end: int) -> int | None:
-    """Return where another file begins right behind one from `start` whose sound ends at `end`, or None."""
+    """Return where another file follows the one that begins at `start` and whose sound ends at `end`, or None."""
     head = window.at(start, 12)
     places = [end, end + (end & 1)]
     if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
         size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
         places.append(start + 8 + size + (size & 1))
-    behind = (place for place in places if place > start and len(head) == 12)
-    return next((place for place in behind if _same_kind(head, window.at(place, 12))), None)
+    later = (place for place in places if place > start and len(head) == 12)
+    return next((place for place in later if _same_kind(head, window.at(place, 12))), None)
 
 
 def _same_kind(head: bytes, other: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Reading audio of any container, rate and channel count as mono float32 at 16 kHz, block by block."""
+"""Decoding audio of any container, rate and channel count to mono float32 at 16 kHz, block by block."""
 
 import io
 import os
@@ -16,19 +16,16 @@ from sctok.audio.errors import AudioError, os_reason
 from sctok.audio.windows import SAMPLE_RATE
 
 from .readers import Reader, open_readers
-from .sections import UNKNOWN_LENGTH
 
 BLOCK_SAMPLES = 65_536
 MIN_RATE, MAX_RATE = 1_000, 10_000_000
-MAX_MAGNITUDE = 2.0**31  # floats of 32-bit integer range pass; beyond, the power spectrum nears the end of float32
+MAX_MAGNITUDE = 2.0**31  # the range of 32-bit integers; the power spectrum of larger values may overflow float32
 
 Source = str | Path | bytes | BinaryIO
 
-__all__ = ["UNKNOWN_LENGTH", "AudioError", "read_audio", "stream_audio"]
-
 
 class Resampler:
-    """soxr at its HQ setting, from `rate` to 16 kHz; what comes out does not depend on the sizes of the blocks."""
+    """Resample from `rate` to 16 kHz with soxr at its HQ setting; the output does not depend on the block sizes."""
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
@@ -37,14 +34,14 @@ class Resampler:
         self._given = 0
 
     def push(self, mono: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take the next samples (n,) and return those that are ready."""
+        """Add the next samples (n,) and return the output that is ready."""
         self.taken += len(mono)
         out = mono if self._stream is None else self._stream.resample_chunk(mono)
         self._given += len(out)
         return out
 
     def finish(self) -> NDArray[np.float32]:
-        """Return the rest, up to ceil(taken · 16000 / rate) samples in all; soxr alone would round that."""
+        """Return the remaining output, so that the total is ceil(taken · 16000 / rate); soxr would round it."""
         if self._stream is None:
             return np.empty(0, np.float32)
         total = -(-self.taken * SAMPLE_RATE // self.rate)
@@ -57,23 +54,22 @@ class Resampler:
 def stream_audio(
     source: Source, *, name: str | None = None, channel: int | None = None, block_samples: int = BLOCK_SAMPLES
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the audio of a file as mono float32 blocks (n,) at 16 kHz, n > 0, in memory bounded by `block_samples`.
+    """Yield the audio of a file as mono blocks, float32 (n,) at 16 kHz with n > 0, in bounded memory.
 
-    `source` is a path, the bytes of a file, or a seekable binary file, which is closed at the end; `name` stands for it
-    in messages. What a file is, its content decides, not its suffix. WAV, FLAC, OGG, Opus, MP3, AIFF and other formats
-    of libsndfile are read through it, any other container, of those in `ffmpeg.FORMATS`, through ffmpeg. All channels
-    are mixed down (their mean, in float32), or the one numbered `channel` is taken. A file of n samples at rate r
-    gives ceil(n · 16000 / r) samples, the same ones whatever `block_samples`, which is about the number of samples
-    read, and given, at a time.
+    `source` is a path, the bytes of a file, or a seekable binary file, which is closed at the end; `name` is its name
+    in errors. The content decides about the format, not the suffix: libsndfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF
+    and others, ffmpeg decodes the containers in `ffmpeg.FORMATS`. The result is the mean of all channels in float32,
+    or the channel numbered `channel`. A file of n samples at rate r gives ceil(n · 16000 / r) samples, which do not
+    depend on `block_samples`, the approximate size of a block.
 
-    Chained Ogg, FLAC, MP3 and WAV files are read to the last link, each at its rate and with its channels. A stated
-    length does not end the reading of MP3 and FLAC. A WAV size that programs write into pipes is no promise: 0, round,
-    or near 2 or 4 GiB, with whole blocks behind it.
+    Chained Ogg, FLAC, MP3 and WAV files are read to the last link, each at its own rate and with its own channels. MP3
+    and FLAC are read beyond a stated length. A WAV size of 0, a round one, or one near 2 or 4 GiB is ignored if whole
+    blocks follow it, because programs that write into pipes state such sizes.
 
-    Raises AudioError, naming the file, if it cannot be opened or decoded, is empty, is shorter than its header
-    promises, has no such channel, or holds a sample that is not finite or beyond 2^31 in magnitude. An Ogg file whose
-    last page is missing is refused. Cut files of formats that state no length are read as far as they go: MP3 without
-    a Xing, Info or VBRI header, IRCAM, PAF, PVF, XI, and what ffmpeg reads without complaint, such as MPEG-TS.
+    Raises AudioError if the file cannot be opened or decoded, is empty, is shorter than its header promises, lacks the
+    channel or the last page of an Ogg stream, or holds a sample that is not finite or beyond 2^31 in magnitude.
+    Truncated files of formats that state no length are read to their end: MP3 without a Xing, Info or VBRI header,
+    IRCAM, PAF, PVF, XI, and files that ffmpeg reads without an error, such as MPEG-TS.
     """
     if block_samples < 1 or (channel is not None and channel < 0):
         raise ValueError(f"block_samples={block_samples} must be at least 1, and channel={channel} at least 0")
@@ -89,7 +85,7 @@ def stream_audio(
 
 
 def read_audio(source: Source, *, name: str | None = None, channel: int | None = None) -> NDArray[np.float32]:
-    """Return the whole of a file as mono float32 (n,) at 16 kHz; arguments and errors are those of stream_audio."""
+    """Return a whole file as mono float32 (n,) at 16 kHz; arguments and errors are those of `stream_audio`."""
     return np.concatenate(list(stream_audio(source, name=name, channel=channel)))
 
 
@@ -107,7 +103,7 @@ def _open_source(source: Source, name: str) -> BinaryIO:
 
 
 def open_regular(path: str | Path, name: str) -> BinaryIO:
-    """Open a file unbuffered, refusing with AudioError what is not a file; a pipe would wait for its writer."""
+    """Open a regular file unbuffered. Raises AudioError for anything else: a pipe would wait for its writer."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
         if not stat.S_ISREG(mode):
@@ -149,10 +145,10 @@ def _check_reader(reader: Reader, name: str, channel: int | None) -> None:
 
 
 def mix_down(block: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
-    """Return one channel, or the mean of all where `channel` is None, of samples float32 (n, channels)."""
+    """Return one channel of samples float32 (n, channels), or the mean of all channels if `channel` is None."""
     if channel is not None or block.shape[1] == 1:
         return np.ascontiguousarray(block[:, channel or 0])
-    # Channel by channel, so that a sample's sum does not depend on how many samples are summed beside it.
+    # Channel by channel, so that the sum of a sample does not depend on the size of the block.
     with np.errstate(over="ignore", invalid="ignore"):
         total = block[:, 0] + block[:, 1]
         for other in range(2, block.shape[1]):
@@ -162,7 +158,7 @@ def mix_down(block: NDArray[np.float32], channel: int | None) -> NDArray[np.floa
 
 
 def check_values(mono: NDArray[np.float32], first: int, rate: int, name: str) -> None:
-    """Raise AudioError naming the first of a file's samples, `first` and on, that is not finite or beyond 2^31."""
+    """Raise AudioError for the first sample that is not finite or beyond 2^31; `first` is the number of mono[0]."""
     if np.abs(mono).max() <= MAX_MAGNITUDE:
         return
     position = int(np.argmin(np.abs(mono) <= MAX_MAGNITUDE))

@@ -1,4 +1,4 @@
-"""Decoding through an ffmpeg process, for the containers that libsndfile does not read."""
+"""Decoding with ffmpeg, for containers that libsndfile cannot read."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sctok.audio.errors import AudioError
 
-# Containers that hold their sound themselves: no playlists, no lists of pictures, no scripts, no devices.
+# Containers that hold their own sound: no playlists, lists of pictures, scripts or devices.
 FORMATS = (  # noqa: SIM905
     "aac ac3 aiff amr ape asf au avi avr caf dts dtshd eac3 epaf flac flv iff ircam loas matroska mlp mmf mov mp3 mpc "
     "mpc8 mpeg mpegts nistsphere nut ogg pvf rm sds sox tak truehd tta voc w64 wav wv xwma"
@@ -24,9 +24,9 @@ _AU_HEADER = struct.Struct(">4s5I")  # magic, data offset, data size, encoding, 
 _SPOOL_BYTES = 1 << 20
 _MESSAGE_BYTES = 1 << 20
 _MAX_ALLOCATION = 1 << 30
-_ADDRESS = re.compile(r"\[[^][]* @ 0x[0-9a-f]+\] |@ 0x[0-9a-f]+")  # of ffmpeg's own objects, another one in each run
+_ADDRESS = re.compile(r"\[[^][]* @ 0x[0-9a-f]+\] |@ 0x[0-9a-f]+")  # of objects in ffmpeg, different in each run
 _LEVEL = re.compile(r"\[(error|fatal|panic)\] ")
-# What ffmpeg reports about lost sound while it still exits with 0.
+# Messages of ffmpeg about lost sound, after which it still exits with 0.
 _LOSS = re.compile(
     r"partial file|ended prematurely|incomplete frame|truncat|error while decoding|decoding error|error submitting"
     r"|error during demuxing|invalid data found|crc mismatch|not yet implemented|change is not supported",
@@ -38,24 +38,19 @@ _STREAM = re.compile(r"^\[info\] +Stream #0:\d+(?!.*\(attached pic\))", re.MULTI
 _SLACK_SECONDS, _SLACK_PARTS = 0.25, 100  # encoders disagree about the first and the last frame
 
 
-def find_ffmpeg() -> str | None:
-    """Return the ffmpeg on the PATH, or None."""
-    return shutil.which("ffmpeg")
-
-
 class FfmpegReader:
-    """The first audio stream of a file, decoded by ffmpeg at its own rate and channel count.
+    """Read the first audio stream of a file, decoded by ffmpeg at its own rate and channel count.
 
-    ffmpeg writes float32 in the AU container, whose short header carries the rate and the channels, so that one
-    process is enough. If they change within the stream, ffmpeg converts to those of its beginning. A `file` that is
-    not one of the system is copied to a temporary file for ffmpeg. ffmpeg sees no suffix, so that the content decides,
-    and it opens FORMATS only, none of which makes it open another file.
+    ffmpeg writes float32 in the AU container, whose header states the rate and the channels; if they change within the
+    stream, ffmpeg converts to the first ones. A `file` without a descriptor is copied to a temporary file. ffmpeg sees
+    no suffix, so that the content decides, and opens only FORMATS, none of which makes it open another file.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        program = find_ffmpeg()
+        program = shutil.which("ffmpeg")
         if program is None:
-            raise AudioError(name, "needs ffmpeg, which is not on the PATH")
+            reason = "needs ffmpeg, which is not on the PATH; install ffmpeg or convert the file to WAV or FLAC"
+            raise AudioError(name, reason)
         self._name = name
         self._taken = 0
         self._messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -83,7 +78,7 @@ class FfmpegReader:
             stdout=subprocess.PIPE,
             stderr=self._messages,
             pass_fds=[file.fileno()],
-            process_group=0,  # a Ctrl-C meant for us must not look like a broken file
+            process_group=0,  # Ctrl-C must not reach ffmpeg: the file would look broken
         )
 
     def _read_header(self) -> tuple[int, int]:
@@ -102,7 +97,7 @@ class FfmpegReader:
         return self._process.stdout
 
     def read(self, frames: int) -> NDArray[np.float32]:
-        """Return the next at most `frames` samples as (n, channels) float32; n is 0 at the end."""
+        """Return at most `frames` further samples, float32 (n, channels); n is 0 at the end."""
         data = self._pipe.read(frames * self.channels * 4)
         if not data:
             self._check_exit()
@@ -111,13 +106,13 @@ class FfmpegReader:
         return np.frombuffer(data, dtype=">f4", count=whole).astype(np.float32).reshape(-1, self.channels)
 
     def _check_exit(self) -> None:
-        """Raise AudioError unless ffmpeg decoded all there is."""
+        """Raise AudioError unless ffmpeg decoded the whole stream."""
         code = self._process.wait()
         text = self._said()
         errors = [line for line in text.splitlines() if _LEVEL.search(line)]
         said = "; ".join(_LEVEL.sub("", _ADDRESS.sub("", line)).strip() for line in errors[:3])
         if any("Format not on whitelist" in line for line in errors):
-            raise AudioError(self._name, "is of a format that is not read through ffmpeg; convert it to WAV or FLAC")
+            raise AudioError(self._name, "has a format that sctok does not read with ffmpeg; convert it to WAV or FLAC")
         if code != 0:
             raise AudioError(self._name, f"ffmpeg cannot decode it: {said or f'exit code {code}'}")
         if any(_TRUNCATION.search(line) for line in errors):
@@ -130,7 +125,7 @@ class FfmpegReader:
             raise AudioError(self._name, reason)
 
     def _said(self) -> str:
-        """Return what ffmpeg said, the beginning and the end of it, without the name that messages begin with."""
+        """Return the first and the last messages of ffmpeg, without the name of the file."""
         size = self._messages.seek(0, os.SEEK_END)
         self._messages.seek(0)
         text = self._messages.read(_MESSAGE_BYTES)
@@ -147,7 +142,7 @@ class FfmpegReader:
             self._spool.close()
 
     def close(self) -> None:
-        """Stop ffmpeg if it still runs and release what it used."""
+        """Stop ffmpeg if it still runs, and close all files."""
         self._process.kill()
         self._process.wait()
         self._pipe.close()
@@ -155,7 +150,7 @@ class FfmpegReader:
 
 
 def _stated_seconds(text: str) -> float:
-    """Return the duration that the header of a file with one stream states; 0 if it states none."""
+    """Return the duration in the header of a file with one stream; 0 if it states none."""
     opening = text.partition("[info] Stream mapping:")[0]
     found = _DURATION.search(opening)
     if found is None or "Estimating duration" in opening or len(_STREAM.findall(opening)) != 1:
@@ -165,7 +160,7 @@ def _stated_seconds(text: str) -> float:
 
 
 def _spool(source: BinaryIO) -> IO[bytes]:
-    """Copy a file to a nameless temporary one: containers such as MP4 are not readable from a pipe."""
+    """Copy a file to an unnamed temporary file: containers such as MP4 cannot be read from a pipe."""
     copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         source.seek(0)

@@ -1,6 +1,6 @@
-"""What the headers of uncompressed and block-compressed audio promise: where the sound begins, and its bytes.
+"""Headers of uncompressed and block-compressed audio: where the sound begins, and how many bytes it should have.
 
-libsndfile reads such a file to its end without a word if it is shorter.
+libsndfile reads a file that is shorter than that without an error.
 """
 
 import re
@@ -13,7 +13,7 @@ from .sections import Window
 
 MPEG_TAGS = (0x50, 0x55)
 _SAMPLE_TAGS = (1, 3, 6, 7, 0xFFFE)  # PCM, float, A-law, mu-law, extensible: one block is one sample
-_BLOCK_TAGS = (0x02, 0x11, 0x31)  # MS ADPCM, IMA ADPCM, GSM: what others state as their block is often wrong
+_BLOCK_TAGS = (0x02, 0x11, 0x31)  # MS ADPCM, IMA ADPCM, GSM; other codecs often state a wrong block size
 _MAX_CHUNKS = 4096
 _LARGEST_64 = 2**60
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
@@ -23,11 +23,11 @@ _NIST_FIELD = re.compile(rb"(sample_count|channel_count|sample_n_bytes) +-i +(\d
 
 @dataclass(frozen=True)
 class Extent:
-    """The stretch of a file that its header calls sound.
+    """The sound in a file according to its header.
 
-    `promised` is in bytes from `start` on, None if the header states no length. A block of `block` bytes is one sample
-    of all channels if `unit` is "samples". `tag` is the codec of a WAV file. `several`: more stretches follow it.
-    `size_field`: where the length is written, as which struct format, and how many bytes more it counts.
+    start: its first byte. promised: its bytes, None if the header states no length. block: bytes of one `unit`; if the
+    unit is "samples", one sample of all channels. tag: codec of a WAV file. several: more sound follows elsewhere.
+    size_field: position and struct format of the length in the file, and how many more bytes it counts.
     """
 
     start: int
@@ -41,13 +41,13 @@ class Extent:
 
 
 class _Layout(NamedTuple):
-    """How a file of chunks is written: its names, sizes and what they count."""
+    """How a format writes chunks: their names, their sizes, and what the sizes count."""
 
     first: int  # where the first chunk begins
     name: int  # bytes of a name
     size: str  # struct format of a size
-    data: bytes  # name of the chunk that holds the sound, and of which
-    header: int  # so many bytes come before the first sample
+    data: bytes  # name of the chunk that holds the sound
+    header: int  # bytes of that chunk before the first sample
     align: int = 2
     counts_header: bool = False
 
@@ -96,7 +96,7 @@ def _chunks(window: Window, layout: _Layout, start: int) -> Iterator[_Chunk]:
 
 
 def _described(extent: Extent, name: bytes, body: bytes, order: str) -> Extent:
-    """Return what is known of the sound after the chunk that describes its samples, and `extent` after any other."""
+    """Return `extent`, with the format of the samples added if the chunk `name` describes it."""
     if name == b"fmt " and len(body) >= 14:
         tag, block = struct.unpack_from(f"{order}H10xH", body)
         if tag in _SAMPLE_TAGS or tag in _BLOCK_TAGS:
@@ -142,7 +142,7 @@ def _chunk_extent(window: Window, start: int) -> Extent | None:
 
 
 def _ends_whole(window: Window, layout: _Layout, empty: _Chunk) -> bool:
-    """Return whether nothing but whole chunks follow an empty one."""
+    """Return whether only whole chunks follow an empty one."""
     rest = layout._replace(first=empty.start - (layout.name + struct.calcsize(layout.size)))
     last = empty
     for last in _chunks(window, rest, 0):
@@ -178,7 +178,7 @@ def _nist_extent(window: Window, start: int) -> Extent | None:
 
 
 def _voc_extent(window: Window, start: int) -> Extent | None:
-    """Return the first block with sound of a Creative Voice file; libsndfile reads no other."""
+    """Return the first sound block of a Creative Voice file, the only one that libsndfile reads."""
     head = window.at(start, 22)
     if head[:19] != b"Creative Voice File" or len(head) < 22:
         return None
@@ -197,7 +197,7 @@ def _voc_extent(window: Window, start: int) -> Extent | None:
 
 
 def _counted_extent(window: Window, start: int) -> Extent | None:
-    """Return the extent of a format whose header states a number of samples at a fixed place."""
+    """Return the sound of a format whose header states the number of samples at a fixed position."""
     head = window.at(start, 128)
     if head[:4] == b"2BIT" and len(head) >= 128:
         block = (2 if head[12:14] != b"\0\0" else 1) * -(-int.from_bytes(head[14:16], "big") // 8)
@@ -222,7 +222,7 @@ def _matlab_extent(window: Window, start: int) -> Extent | None:
         while len(tag := window.at(position, 8)) == 8:
             kind, size = struct.unpack(f"{order}2I", tag)
             found = Extent(position + 8, size, bits=64)
-            # The elements of a matrix, of kind 14, follow its tag; small ones lie within the tag.
+            # The elements of a matrix, kind 14, follow its tag; small elements are inside the tag.
             position += 8 if kind == 14 or kind >> 16 else 8 + size + -size % 8
         return found
     for order, opening in (("<", b"\0\0\0\0\1\0\0\0\1\0\0\0"), (">", b"\0\0\3\xe8\0\0\0\1\0\0\0\1")):
@@ -243,15 +243,15 @@ _FORMATS: tuple[Callable[[Window, int], Extent | None], ...] = (
 
 
 def sound_extent(window: Window, start: int) -> Extent | None:
-    """Return where the sound lies in a file that begins at `start`; None if its format states nothing of the kind."""
+    """Return the sound of a file that begins at `start`; None if its format does not state it."""
     return next((found for read in _FORMATS if (found := read(window, start)) is not None), None)
 
 
 def is_placeholder(extent: Extent, held: int) -> bool:
-    """Return whether a promise is one that programs write which do not know the length, as they do into a pipe.
+    """Return whether a stated length is a placeholder, as written by programs that write into a pipe.
 
-    That is one near the largest number that 31, 32 or 64 bits hold, or a round one of 10^8 bytes; and what there is,
-    `held` bytes, is made of whole blocks, as it is if the program ended by itself.
+    A placeholder is near the largest number of 31, 32 or 64 bits, or a multiple of 10^8. The `held` bytes that follow
+    must be whole blocks, as they are if the program was not killed.
     """
     promised = extent.promised or 0
     if promised <= held:

@@ -1,7 +1,7 @@
-"""The frames of MPEG audio (MP3, MP2, MP1): where whole ones lie, and what the header in the first one states.
+"""Finding the whole frames of MPEG audio (MP3, MP2, MP1), and reading the header in the first one.
 
-Decoders stop at a change of the format, at a count of frames that is too small, and at bytes between frames. So the
-frames are found here, and a decoder gets only those, one format at a time.
+Decoders stop if the format changes, if the stated number of frames is too small, and at bytes between frames.
+Therefore they get only the frames found here, one format at a time.
 """
 
 import re
@@ -26,7 +26,7 @@ _XING_COUNT, _XING_BYTES, _XING_TABLE, _XING_QUALITY = 1, 2, 4, 8
 
 
 class Format(NamedTuple):
-    """What all frames of one decoder have in common."""
+    """The properties that all frames of one decoder share."""
 
     version: int  # the two bits of the header: 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5
     layer: int  # the two bits of the header: 1 is layer III, 2 is II, 3 is I
@@ -52,9 +52,9 @@ class _Run(NamedTuple):
 class MpegPart:
     """Successive frames of one format.
 
-    `head` replaces their first bytes: the header that states the length, corrected. `promised` is the length in samples
-    that it stated, `samples` the one that the frames have, both without the encoder's delay and padding. `plain`: a
-    decoder reads a whole file of this part right by itself. `endless`: no header tells a decoder the length.
+    head: replaces their first bytes, the header that states the length, by a corrected one. samples: length of the
+    frames. promised: length that the header stated; both without the encoder's delay and padding. plain: a decoder
+    reads a file of only this part correctly without help. endless: no header states the length to a decoder.
     """
 
     format: Format
@@ -67,7 +67,7 @@ class MpegPart:
 
 
 def _parse(word: int) -> tuple[Format, int] | None:
-    """Return format and bytes of the frame with this header of 32 bits, or None if it is no header."""
+    """Return the format and the bytes of the frame with this 32-bit header, or None if it is not a header."""
     version, layer = word >> 19 & 3, word >> 17 & 3
     bitrate, rate = word >> 12 & 15, word >> 10 & 3
     if word >> 21 != 0x7FF or version == 1 or layer == 0 or bitrate in (0, 15) or rate == 3:
@@ -98,7 +98,7 @@ def starts_mpeg(window: Window, start: int) -> bool:
 
 
 def _runs(window: Window, start: int) -> Iterator[_Run]:
-    """Yield the stretches of whole frames of one format, without anything between them."""
+    """Yield runs of adjacent whole frames of one format."""
     known: dict[int, tuple[Format, int]] = {}
     first, position, frames, form = start, start, 0, None
     buffer, base = b"", start
@@ -129,16 +129,16 @@ def _runs(window: Window, start: int) -> Iterator[_Run]:
 
 
 def _is_followed(window: Window, position: int, found: tuple[Format, int]) -> bool:
-    """Return whether a frame is followed by another one of its format, or ends with the file."""
-    behind = position + found[1]
-    if behind >= window.end:
-        return behind == window.end
-    following = _parse(int.from_bytes(window.at(behind, 4), "big"))
+    """Return whether another frame of the same format follows a frame, or the file ends with it."""
+    end = position + found[1]
+    if end >= window.end:
+        return end == window.end
+    following = _parse(int.from_bytes(window.at(end, 4), "big"))
     return following is not None and following[0] == found[0]
 
 
 def _next_sync(window: Window, position: int) -> int:
-    """Return where the next frame begins that is followed by another one, or the end."""
+    """Return where the next frame begins that another one follows, or the end of the file."""
     while piece := window.piece(position):
         for match in _SYNC.finditer(piece):
             place = position + match.start()
@@ -181,10 +181,10 @@ def _part(window: Window, runs: list[_Run], later: bool) -> MpegPart:
 def _with_header(
     form: Format, ranges: tuple[Range, ...], frame: bytearray, place: int, frames: int, near: bool, later: bool
 ) -> MpegPart:
-    """Return a part whose first frame is a Xing or Info header; its counts are set to those of the whole frames.
+    """Return a part whose first frame is a Xing or Info header, with its counts set to those of the whole frames.
 
-    As in ffmpeg, only the first part loses its encoder's delay and padding, and the padding only if it ends there; the
-    header of a later part is a frame of silence.
+    As in ffmpeg, only the first part loses its encoder's delay and padding, and the padding only if the part ends
+    there; the header of a later part becomes a frame of silence.
     """
     flags = int.from_bytes(frame[place : place + 4], "big")
     cursor, stated = place + 4, None

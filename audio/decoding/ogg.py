@@ -1,4 +1,4 @@
-"""The links of an Ogg file: streams that follow one another, each with its own header, rate and channels."""
+"""The links of a chained Ogg file: successive streams, each with its own header, rate and channels."""
 
 from dataclasses import dataclass, field
 
@@ -15,20 +15,20 @@ _MAX_RANGES = 100_000
 
 @dataclass
 class OggLink:
-    """The first audio stream of a link: its pages, what it was encoded with, and whether its last page says so."""
+    """The first audio stream of a link: its codec, its pages, and whether its last page was found."""
 
     codec: str
     ranges: list[Range] = field(default_factory=list)
     ended: bool = False
     header_bytes: int = 0
-    sounding: bool = False  # a page that ends with sound was met
+    sounding: bool = False  # whether a page with sound was found
 
 
 def ogg_links(window: Window, start: int) -> list[OggLink]:
-    """Return the links of the Ogg file that begins at `start`; those without audio are left out.
+    """Return the links with audio of the Ogg file that begins at `start`.
 
-    Raises ValueError if a page is damaged, more stretches of a stream lie between others than can be kept in memory,
-    or its header, which libsndfile takes in whole, is too large.
+    Raises ValueError if a page is damaged, the pages of a stream are split into too many ranges, or a header, which
+    libsndfile reads as a whole, is too large.
     """
     links: list[OggLink] = []
     link, serial, position, opening = OggLink(""), b"", start, False
@@ -39,11 +39,11 @@ def ogg_links(window: Window, start: int) -> list[OggLink]:
             continue
         lengths = header[_HEADER_BYTES : _HEADER_BYTES + header[26]]
         body = position + _HEADER_BYTES + header[26]
-        behind = body + sum(lengths)
-        inside = min(behind, window.end)
-        if inside != behind or window.at(behind, 4) != _PAGE:
+        end = body + sum(lengths)
+        inside = min(end, window.end)
+        if inside != end or window.at(end, 4) != _PAGE:
             _check_body(window, position + 1, inside)
-        if len(lengths) < header[26] or behind > window.end:
+        if len(lengths) < header[26] or end > window.end:
             break
         flags, page_serial = header[5], header[14:18]
         if flags & _BEGIN:
@@ -57,17 +57,17 @@ def ogg_links(window: Window, start: int) -> list[OggLink]:
         else:
             opening = False
         if link.codec and page_serial == serial:
-            _append(link.ranges, position, behind)
-            _measure_header(link, header[6:14], behind - position)
+            _append(link.ranges, position, end)
+            _measure_header(link, header[6:14], end - position)
             link.ended = link.ended or bool(flags & _END)
-        position = behind
+        position = end
     return links
 
 
 def _check_body(window: Window, start: int, end: int) -> None:
-    """Raise ValueError if another page begins inside one that no page follows."""
+    """Raise ValueError if another page begins inside a page that no page follows."""
     if _next_page(window, start) < end:
-        raise ValueError("a page that is cut off or damaged")
+        raise ValueError("a truncated or damaged page")
 
 
 def _measure_header(link: OggLink, granule: bytes, page_bytes: int) -> None:
@@ -81,7 +81,7 @@ def _append(ranges: list[Range], start: int, end: int) -> None:
     if ranges and ranges[-1][1] == start:
         ranges[-1] = (ranges[-1][0], end)
     elif len(ranges) == _MAX_RANGES:
-        raise ValueError(f"more than {_MAX_RANGES} stretches of pages")
+        raise ValueError(f"more than {_MAX_RANGES} ranges of pages")
     else:
         ranges.append((start, end))
 

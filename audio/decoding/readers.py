@@ -1,7 +1,8 @@
-"""Which decoder reads a file: libsndfile link by link, or ffmpeg if libsndfile cannot read all of it."""
+"""Choosing the decoder of a file: libsndfile link by link, or ffmpeg if libsndfile cannot read all of it."""
 
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -11,32 +12,32 @@ from numpy.typing import NDArray
 from sctok.audio.errors import AudioError, os_reason
 
 from .containers import LeftToFfmpegError, Link, find_links
-from .ffmpeg import FfmpegReader, find_ffmpeg
+from .ffmpeg import FfmpegReader
 from .sections import UNKNOWN_LENGTH, SectionFile
 
 
 class Reader(Protocol):
-    """A decoder of one part of a file, of one rate and number of channels."""
+    """A decoder of one part of a file, with one rate and number of channels."""
 
     rate: int
     channels: int
 
     def read(self, frames: int) -> NDArray[np.float32]:
-        """Return the next at most `frames` samples as (n, channels) float32; n is 0 at the end.
+        """Return at most `frames` further samples, float32 (n, channels); n is 0 at the end.
 
         Raises AudioError if the part cannot be decoded or ends too early.
         """
         ...
 
     def close(self) -> None:
-        """Release what the reader holds."""
+        """Release the decoder."""
         ...
 
 
 class _ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]
     """A SoundFile that is only read forwards.
 
-    The base class seeks after each read, which loses the end of FLAC files of unstated length.
+    The base class seeks after each read, and so loses the end of FLAC files without a stated length.
     """
 
     def seekable(self) -> bool:
@@ -68,7 +69,7 @@ class _SoundFileReader:
         return _ForwardSoundFile(self._section)
 
     def read(self, frames: int) -> NDArray[np.float32]:
-        """Return the next at most `frames` samples as (n, channels) float32; n is 0 at the end."""
+        """See `Reader`."""
         left = (self._promised or 0) - self._taken
         try:
             block = self._sound.read(min(frames, left) if left > 0 else frames, dtype="float32", always_2d=True)
@@ -94,9 +95,9 @@ class _SoundFileReader:
 
 
 def open_readers(file: BinaryIO, name: str) -> Generator[Reader]:
-    """Yield a reader for each part of a file in their order; each is closed when the next one is asked for.
+    """Yield a reader for each part of a file in order, and close it before the next one.
 
-    Raises AudioError, naming the file, if no decoder can read it or its headers promise more than it holds.
+    Raises AudioError if no decoder can read the file or its headers promise more than it holds.
     """
     try:
         links = find_links(file, name)
@@ -105,22 +106,14 @@ def open_readers(file: BinaryIO, name: str) -> Generator[Reader]:
         links = [Link()]
         reader = _ffmpeg_reader(file, name, refusal.args[1])
     for link in links[1:]:
-        yield from _closing(reader)
+        with closing(reader):
+            yield reader
         reader = _SoundFileReader(file, link, name)
-    yield from _closing(reader)
-
-
-def _closing(reader: Reader) -> Iterator[Reader]:
-    try:
+    with closing(reader):
         yield reader
-    finally:
-        reader.close()
 
 
 def _ffmpeg_reader(file: BinaryIO, name: str, refusal: str) -> FfmpegReader:
-    if find_ffmpeg() is None:
-        advice = "needs ffmpeg, which is not on the PATH; install ffmpeg or convert the file to WAV or FLAC"
-        raise AudioError(name, f"{advice} (libsndfile: {refusal})")
     try:
         return FfmpegReader(file, name)
     except AudioError as error:

@@ -1,4 +1,4 @@
-"""Parts of a file, read as if they were a file of their own."""
+"""Reading parts of a file as a file of their own."""
 
 import os
 from bisect import bisect_right
@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 UNKNOWN_LENGTH = 2**63 - 1
 SCAN_BYTES = 1 << 16
 _AHEAD_BYTES = 1 << 16
-_BEHIND_BYTES = 1 << 12  # who looks ahead, comes back
+_BEHIND_BYTES = 1 << 12  # a reader that looks ahead comes back
 
-Range = tuple[int, int]  # first byte, and the one behind the last
+Range = tuple[int, int]  # first byte, and the one after the last
 
 
 class Window:
@@ -24,7 +24,7 @@ class Window:
         self._buffer = b""
 
     def at(self, position: int, count: int) -> bytes:
-        """Return up to `count` bytes, at most 32 KiB, from `position`; fewer at the end."""
+        """Return `count` bytes, at most 32 KiB, from `position` on; fewer at the end."""
         first = position - self._first
         if first < 0 or first + count > len(self._buffer):
             self._first = max(0, position - _BEHIND_BYTES)
@@ -32,7 +32,7 @@ class Window:
         return self._buffer[first : first + count]
 
     def piece(self, position: int) -> bytes:
-        """Return up to 64 KiB from `position`, read anew; empty at the end."""
+        """Read up to 64 KiB from `position` on; empty at the end."""
         if position >= self.end:
             return b""
         self.file.seek(position)
@@ -40,7 +40,7 @@ class Window:
 
 
 def read_up_to(file: BinaryIO, count: int) -> bytes:
-    """Return `count` bytes, or fewer if the file ends before; an unbuffered file may return fewer at a time."""
+    """Return `count` bytes, or fewer if the file ends first; one read of an unbuffered file may return fewer."""
     data = file.read(count)
     while len(data) < count and (more := file.read(count - len(data))):
         data += more
@@ -48,12 +48,13 @@ def read_up_to(file: BinaryIO, count: int) -> bytes:
 
 
 class SectionFile:
-    """Successive ranges of a file, as libsndfile's callbacks need them: whole reads, and no exception out of one.
+    """Successive ranges of a file for the callbacks of libsndfile: reads are complete and raise no exception.
 
-    `head` replaces the first bytes. An endless file tells no length, so that libsndfile reads until no byte comes.
+    `head` replaces the first bytes. An endless file hides its length, so that libsndfile reads to its end. `failure` is
+    the error that ended a read.
     """
 
-    def __init__(self, file: BinaryIO, ranges: Sequence[Range], head: bytes = b"", endless: bool = False) -> None:
+    def __init__(self, file: BinaryIO, ranges: Sequence[Range], head: bytes, endless: bool) -> None:
         self._file = file
         self._ranges = ranges
         self._starts = [0, *accumulate(end - start for start, end in ranges)]

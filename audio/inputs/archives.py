@@ -1,4 +1,4 @@
-"""Finding audio inside WebDataset tar shards, and reading it there without unpacking."""
+"""Finding audio in WebDataset tar shards, and reading it in place without unpacking."""
 
 import io
 import json
@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 
 from sctok.audio.decoding.containers import AUDIO_SUFFIXES
 from sctok.audio.errors import AudioError
-from sctok.formats.untrusted.bounds import max_metadata_bytes
+from sctok.formats.untrusted.bounds import json_value, max_metadata_bytes
 from sctok.formats.untrusted.tars import next_member, open_tar
 
-from .manifests import plain
 from .remote import RemoteFile, is_url
 
 MAX_METADATA_BYTES = 65_536
@@ -28,7 +27,7 @@ _SAMPLE_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Member:
-    """One audio file inside a tar: its key, where its bytes lie, its suffix, and what its sample says about it."""
+    """One audio file inside a tar: its key, the position of its bytes, its suffix, and its sample's metadata."""
 
     key: str
     offset: int
@@ -39,7 +38,7 @@ class Member:
 
 @dataclass(frozen=True)
 class BadMember:
-    """Something in a tar that cannot be read; `name` is empty where it is the archive itself."""
+    """A member of a tar that cannot be read; `name` is empty for the archive itself."""
 
     name: str
     reason: str
@@ -50,17 +49,17 @@ class _Sample:
     base: str
     audio: list[tuple[str, int, int]] = field(default_factory=list)  # member name, offset, size
     metadata: dict[str, Any] = field(default_factory=dict)
-    described: int = 0  # bytes of its metadata so far
+    metadata_bytes: int = 0
 
     def takes(self, size: int) -> bool:
-        """Count a member of so many bytes among the metadata if it is small, and all of them together are."""
-        if size > MAX_METADATA_BYTES or self.described + size > max_metadata_bytes():
+        """Return whether a metadata member is small enough, alone and with the earlier ones, and count its bytes."""
+        if size > MAX_METADATA_BYTES or self.metadata_bytes + size > max_metadata_bytes():
             return False
-        self.described += size
+        self.metadata_bytes += size
         return True
 
     def members(self) -> Iterator[Member]:
-        """Yield the sample's audio; several files of one sample are told apart by the rest of their names."""
+        """Yield the audio of the sample; the full names distinguish several files of one sample."""
         names = {str(PurePosixPath(name).with_suffix("")) for name, _, _ in self.audio}
         for name, offset, size in self.audio:
             path = PurePosixPath(name)
@@ -69,10 +68,10 @@ class _Sample:
 
 
 def scan_tar(path: str | Path) -> Iterator[Member | BadMember]:
-    """Yield the audio of an uncompressed tar in its order, from the headers alone.
+    """Yield the audio files of an uncompressed tar in order, reading only its headers and metadata.
 
-    Consecutive members of one base name are one sample, whose small `.json` and `.txt` members become metadata.
-    What follows a cut or a damaged place is reported once, after all that is whole.
+    Consecutive members with one base name form a sample, whose small `.json` and `.txt` members become metadata.
+    Truncation or damage is reported once, after all intact members.
     """
     try:
         with _open(path) as file, open_tar(file) as tar:
@@ -92,7 +91,7 @@ def _open(path: str | Path) -> BinaryIO:
 
 
 def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    file.seek(offset)  # tarfile looks where it is before it reads
+    file.seek(offset)  # tarfile seeks itself before it reads
     return file.read(size)
 
 
@@ -110,7 +109,7 @@ def _scan(file: BinaryIO, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
             problem = problem or _end_problem(file, header)
             break
         if not info.isdir() and info.offset_data + info.size > end:
-            problem = f"is truncated inside {info.name}; what precedes it is whole"
+            problem = f"is truncated inside {info.name}; the members before it are intact"
             break
         name = info.name.removeprefix("./").lstrip("/")
         match = _SAMPLE_NAME.match(name)
@@ -136,20 +135,20 @@ def _scan(file: BinaryIO, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
 
 
 def _end_problem(file: BinaryIO, offset: int) -> str | None:
-    """tarfile ends quietly at anything that is not a header; only a block of zeros is the end of an archive."""
+    """Return why an archive ends at `offset`: tarfile stops at anything but a header, and zeros are a proper end."""
     block = _read_at(file, offset, _BLOCK)
     if block == bytes(_BLOCK):
         return None
     if len(block) < _BLOCK:
-        return "is truncated: it has no end mark; what it holds was read"
-    return f"is damaged at byte {offset}; what follows was not read"
+        return "is truncated: it has no end mark; all its members were read"
+    return f"is damaged at byte {offset}; the rest was not read"
 
 
 def _add_metadata(metadata: dict[str, Any], extension: str, data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     if extension.lower() == "json":
         try:
-            value = plain(json.loads(text))
+            value = json_value(json.loads(text))
         except (ValueError, RecursionError):
             value = text
         if isinstance(value, dict):
@@ -161,7 +160,7 @@ def _add_metadata(metadata: dict[str, Any], extension: str, data: bytes) -> None
 
 
 class MemberFile(io.RawIOBase):
-    """The bytes [offset, offset + size) of a file as a seekable read-only file of their own."""
+    """The bytes [offset, offset + size) of a file as a seekable read-only file."""
 
     def __init__(self, path: str | Path, offset: int, size: int) -> None:
         super().__init__()

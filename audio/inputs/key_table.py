@@ -1,4 +1,4 @@
-"""A table of texts that may outgrow memory: it then goes to an unnamed temporary file."""
+"""A table of texts that moves to an unnamed temporary file if it outgrows memory."""
 
 import sqlite3
 from contextlib import closing
@@ -7,7 +7,7 @@ _CACHE_KIB = 16_384
 
 
 def open_spill() -> sqlite3.Connection:
-    """Return a private database; beyond 16 MiB it goes to an unnamed temporary file, in TMPDIR."""
+    """Return a private database that uses 16 MiB of memory and an unnamed temporary file in TMPDIR for the rest."""
     database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}", "locking_mode=EXCLUSIVE"):
         database.execute(f"PRAGMA {setting}")
@@ -16,25 +16,18 @@ def open_spill() -> sqlite3.Connection:
 
 
 class KeyTable:
-    """What was said first of each key. Memory: 16 MiB, however many there are; the rest is on disk, in TMPDIR."""
+    """The first value of each key, in 16 MiB of memory and a temporary file in TMPDIR for the rest."""
 
     def __init__(self) -> None:
         self._database = open_spill()
-        self._database.execute("CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE known (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
     def add(self, key: str, value: str) -> str | None:
-        """Remember `value` for a key that is new and return None; else return what is remembered."""
-        data = key.encode("utf-8", "surrogatepass")
-        with closing(self._database.execute("INSERT OR IGNORE INTO known VALUES (?, ?)", (data, _text(value)))) as done:
+        """Store the value of a new key and return None; return the stored value of a known key."""
+        row = [text.encode("utf-8", "surrogatepass") for text in (key, value)]
+        with closing(self._database.execute("INSERT OR IGNORE INTO known VALUES (?, ?)", row)) as done:
             if done.rowcount:
                 return None
-        with closing(self._database.execute("SELECT value FROM known WHERE key = ?", (data,))) as found:
-            return _untext(found.fetchone()[0])
-
-
-def _text(value: str) -> str:
-    return value.encode("utf-8", "surrogatepass").decode("latin-1")
-
-
-def _untext(value: str) -> str:
-    return value.encode("latin-1").decode("utf-8", "surrogatepass")
+        with closing(self._database.execute("SELECT value FROM known WHERE key = ?", row[:1])) as found:
+            stored: bytes = found.fetchone()[0]
+            return stored.decode("utf-8", "surrogatepass")

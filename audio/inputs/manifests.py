@@ -4,37 +4,37 @@ import csv
 import gzip
 import io
 import json
-import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from sctok.audio.errors import AudioError, os_reason
-from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, MAX_NESTING, max_metadata_bytes, read_lines
+from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, json_value, max_metadata_bytes, read_lines, size_problem
 
+from .lhotse_cuts import is_cut
 from .parquet import iter_group, open_table
 
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 
 PATH_COLUMNS = ("file_name", "audio_filepath")  # of Hugging Face audio folders and of NeMo
 
-_GZIPPED = (".jsonl.gz", ".ndjson.gz")  # as lhotse writes
+_GZIPPED = (".jsonl.gz", ".ndjson.gz")  # as lhotse writes them
 _BATCH_ROWS = 1024
 
 
 def is_manifest(path: PurePath) -> bool:
-    """Return whether a file is a manifest, by its name."""
+    """Return whether a file is a manifest by its name."""
     name = path.name.lower()
     return path.suffix.lower() in MANIFEST_SUFFIXES or name.endswith(_GZIPPED)
 
 
 def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield (row number from 1, row) of a manifest; a row that cannot be understood comes as its fault, a str.
+    """Yield (row number from 1, row) of a manifest; in place of an invalid row, a str that says what is wrong with it.
 
-    Values are what JSON holds: others become text, and floats that are not finite None. Where another of the usual
-    columns holds the path, it is renamed to `path_column`. Raises AudioError if the manifest cannot be read or has no
-    column for paths and is not of lhotse's cuts.
+    Values are JSON values: others become text, and floats that are not finite become None. If `file_name` or
+    `audio_filepath` holds the path, it is renamed to `path_column`. Raises AudioError if the manifest cannot be read,
+    or has neither a column of paths nor lhotse cuts.
     """
     suffix = path.suffix.lower()
     try:
@@ -56,7 +56,7 @@ def read_rows(path: Path, path_column: str) -> Iterator[tuple[int, dict[str, Any
 
 
 def _find_column(path: Path, columns: list[str], path_column: str) -> str:
-    """Return which column holds the paths."""
+    """Return the name of the column that holds the paths."""
     for name in (path_column, *PATH_COLUMNS):
         if name in columns:
             return name
@@ -80,7 +80,7 @@ def _csv_rows(path: Path, path_column: str, delimiter: str) -> Iterator[dict[str
 
 
 def _short_lines(file: TextIO) -> Iterator[str]:
-    """Yield the lines of a CSV file. Raises csv.Error at one that is too long for any row."""
+    """Yield the lines of a CSV file. Raises csv.Error at a line that is too long."""
     for line in read_lines(file, max_metadata_bytes()):
         if line is None:
             raise csv.Error(f"a line is longer than {max_metadata_bytes():,} characters")
@@ -92,14 +92,14 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
     with _open_text(path) as file:
         for line in read_lines(file, max_metadata_bytes()):
             if line is None:
-                yield f"is longer than {max_metadata_bytes():,} characters; {LIMIT_VARIABLE} raises that"
+                yield f"is longer than {max_metadata_bytes():,} characters; raise {LIMIT_VARIABLE}"
                 continue
             if not line.strip():
                 continue
             try:
-                row = plain(json.loads(line))
+                row = json_value(json.loads(line))
             except (ValueError, RecursionError) as error:
-                yield f"is not JSON that can be read ({error})"
+                yield f"is not valid JSON ({error})"
                 continue
             if not isinstance(row, dict):
                 yield "is not a JSON object"
@@ -107,11 +107,6 @@ def _json_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str]:
             if column is None:
                 column = path_column if is_cut(row) else _find_column(path, list(row), path_column)
             yield _renamed(row, column, path_column)
-
-
-def is_cut(row: dict[str, Any]) -> bool:
-    """Return whether a row of a JSONL manifest is a cut of lhotse with its recording."""
-    return isinstance(row.get("id"), str) and isinstance(row.get("recording"), dict) and "start" in row
 
 
 def _open_text(path: Path) -> TextIO:
@@ -130,38 +125,6 @@ def _parquet_rows(path: Path, path_column: str) -> Iterator[dict[str, Any] | str
             for group in range(table.num_row_groups):
                 for batch in iter_group(path, table, group, names, _BATCH_ROWS):
                     for row in batch.to_pylist():
-                        yield size_problem(row) or _renamed(plain(row), column, path_column)
+                        yield size_problem(row) or _renamed(json_value(row), column, path_column)
     except pyarrow.ArrowException as error:
         raise AudioError(path, f"is not a readable Parquet file ({error})") from error
-
-
-def size_problem(row: Any) -> str | None:
-    """Return why a row of a table says too much about its audio, or None."""
-    if (size := _text_bytes(row)) <= max_metadata_bytes():
-        return None
-    return (
-        f"has {size:,} bytes besides audio, more than the {max_metadata_bytes():,} kept; {LIMIT_VARIABLE} raises that"
-    )
-
-
-def _text_bytes(value: Any) -> int:
-    if isinstance(value, dict):
-        return sum(len(name) + _text_bytes(part) for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return 8 * len(value) + sum(map(_text_bytes, value))
-    return len(value) if isinstance(value, str | bytes) else 8
-
-
-def plain(value: Any, nesting: int = MAX_NESTING) -> Any:
-    """Return `value` as JSON can hold it; raise ValueError if it is nested more than `nesting` levels deep."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if nesting == 0:
-        raise ValueError(f"nested more than {MAX_NESTING} levels deep")
-    if isinstance(value, dict):
-        return {str(key): plain(part, nesting - 1) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part, nesting - 1) for part in value]
-    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

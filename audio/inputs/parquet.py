@@ -1,7 +1,7 @@
-"""Reading Parquet files that anybody may have made: how large their pages are is known before one is unpacked.
+"""Reading untrusted Parquet files: the size of every page is checked before it is unpacked.
 
-A page of Parquet is unpacked as a whole, and values cannot be longer than their page, or the page of the dictionary
-that they are looked up in. So the headers of the pages bound what a row takes, whatever the rest of the file says.
+A page is unpacked as a whole, and no value is longer than its page or the page of its dictionary. So the headers of the
+pages bound the memory of a row, whatever the rest of the file claims.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,18 @@ from typing import Any, BinaryIO
 from sctok.audio.errors import AudioError, os_reason
 from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, max_input_bytes
 
-_BUFFER_BYTES = 1 << 20  # read ahead of a column; the default is all of it
-_HEADER_BYTES = (1 << 10, 1 << 16, 1 << 21)  # tried one after the other
-_BATCH_PARTS = 8  # a batch of several rows takes this part of the limit at most: it is copied several times
-_LEVEL_BYTES = 16  # of a value in a list: its levels, its offset, and whether it is there
-_BYTE, _DOUBLE, _BINARY, _STRUCT = 3, 7, 8, 12  # types of fields; page headers have no lists and maps
+_BUFFER_BYTES = 1 << 20  # of a column to read at once; the default is the whole column
+_HEADER_BYTES = (1 << 10, 1 << 16, 1 << 21)  # tried in this order
+_BATCH_PARTS = 8  # a batch of several rows, which is copied several times, takes at most 1/8 of the limit
+_LEVEL_BYTES = 16  # of a value in a list: its levels, its offset and its validity
+_BYTE, _DOUBLE, _BINARY, _STRUCT = 3, 7, 8, 12  # types of fields; page headers contain no lists and maps
 _DEEPEST_STRUCT = 8
 _UNPACKED, _PACKED = 2, 3  # fields of a page header
-_COUNTS = (5, 7, 8)  # the parts of it whose first field is a number of values
+_COUNTS = (5, 7, 8)  # structs of a page header whose first field is a number of values
 
 
 def open_table(table: Path) -> Any:
-    """Return a Parquet file, open for reading in bounded memory. Raises AudioError if it is none."""
+    """Open a Parquet file for reading in bounded memory. Raises AudioError if it is not one."""
     import pyarrow
     import pyarrow.parquet
 
@@ -35,9 +35,9 @@ def open_table(table: Path) -> Any:
 
 
 def iter_group(table: Path, file: Any, group: int, columns: Sequence[str], most_rows: int) -> Iterator[Any]:
-    """Return batches of a row group, of at most `most_rows` rows, or fewer if those could unpack to more than allowed.
+    """Return batches of a row group of at most `most_rows` rows, or fewer if these could exceed the memory limit.
 
-    columns: dotted names. Raises AudioError, before anything is unpacked, if a single row could.
+    columns: dotted names. Raises AudioError, before anything is unpacked, if a single row could exceed it.
     """
     with table.open("rb") as raw:
         largest = sum(_largest_row(table, raw, file, group, column) for column in columns)
@@ -47,7 +47,7 @@ def iter_group(table: Path, file: Any, group: int, columns: Sequence[str], most_
 
 
 def _largest_row(table: Path, raw: BinaryIO, file: Any, group: int, column: str) -> int:
-    """Return the bytes that one row of a column can take at most, in all the leaves of the column together."""
+    """Return the maximum bytes of one row of a column, summed over the leaves of the column."""
     metadata, schema = file.metadata.row_group(group), file.schema
     total = 0
     for index in range(metadata.num_columns):
@@ -61,19 +61,19 @@ def _largest_row(table: Path, raw: BinaryIO, file: Any, group: int, column: str)
                 whole += unpacked + _LEVEL_BYTES * values
         except (ValueError, OverflowError) as error:
             raise AudioError(table, f"has damaged pages in its column {name!r} ({error})") from error
-        # A row of lists may have all the values of the group.
+        # One row of lists may hold all values of the group.
         total += whole if schema.column(index).max_repetition_level else largest
     if total > max_input_bytes():
         raise AudioError(
             table,
             f"may unpack to {total:,} bytes in a row of row group {group}, column {column!r}, more than the "
-            f"{max_input_bytes():,} that {LIMIT_VARIABLE} allows; raise it, or leave the column out",
+            f"{max_input_bytes():,} that {LIMIT_VARIABLE} allows; raise it, or remove the column",
         )
     return total
 
 
 def _pages(raw: BinaryIO, chunk: Any) -> Iterator[tuple[int, int]]:
-    """Yield (bytes when unpacked, values) of each page of a column chunk. Raises ValueError for damaged headers."""
+    """Yield (unpacked bytes, values) of each page of a column chunk. Raises ValueError for damaged headers."""
     place = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < place:
         place = chunk.dictionary_page_offset
@@ -101,14 +101,14 @@ def _page_header(raw: BinaryIO, place: int) -> tuple[dict[int, Any], int]:
 
 
 class _Compact:
-    """Thrift's compact protocol: numbers and structs are kept, the rest is passed over."""
+    """A reader of Thrift's compact protocol that keeps numbers and structs and skips other values."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._place = 0
 
     def read_struct(self, depth: int = 0) -> tuple[dict[int, Any], int]:
-        """Return the fields by their number, and where the struct ends. Raises IndexError where the data end."""
+        """Return the fields by number, and where the struct ends. Raises IndexError if the data ends first."""
         if depth > _DEEPEST_STRUCT:
             raise ValueError("a page header is nested too deep")
         fields: dict[int, Any] = {}

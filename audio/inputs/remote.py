@@ -1,4 +1,4 @@
-"""Files at URLs: whatever fsspec opens, read in place by ranges."""
+"""Files at the URLs that fsspec supports, read in place by ranges."""
 
 import io
 import os
@@ -14,19 +14,19 @@ _BLOCK_BYTES = 1 << 20
 
 
 def is_url(path: object) -> bool:
-    """Return whether a path is one for fsspec, such as `s3://…`, `https://…` or `simplecache::s3://…`."""
+    """Return whether a path is a URL for fsspec, such as `s3://…`, `https://…` or `simplecache::s3://…`."""
     return isinstance(path, str) and _URL.fullmatch(path) is not None
 
 
 def url_path(url: str) -> PurePosixPath:
-    """Return the path within a URL, for its name and suffix."""
+    """Return the path of a URL, which has its name and suffix."""
     return PurePosixPath(urlsplit(url.rpartition("::")[2]).path)
 
 
 def open_url(url: str) -> BinaryIO:
-    """Open what lies at a URL for reading by ranges, one block of 1 MiB ahead.
+    """Open the file at a URL for reading by ranges, one block of 1 MiB at a time.
 
-    Raises AudioError: nothing is there, its server refuses, or the package for its protocol is not installed.
+    Raises AudioError if the file is missing, the server refuses, or the package for the protocol is not installed.
     """
     try:
         import fsspec
@@ -43,7 +43,7 @@ def open_url(url: str) -> BinaryIO:
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file whose reader's faults are OSError, whatever library it is of."""
+    """A remote file; errors of any client library become OSError."""
 
     def __init__(self, url: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Listing audio: folders, single files, manifests and WebDataset tar shards as one stream of items."""
+"""Listing the audio in folders, single files, manifests and WebDataset tar shards as one stream of items."""
 
 import io
 import json
@@ -13,13 +13,14 @@ import braceexpand
 import soundfile
 
 from sctok.audio.decoding.containers import AUDIO_SUFFIXES, FFMPEG_SUFFIXES
-from sctok.audio.decoding.decode import UNKNOWN_LENGTH, open_regular
+from sctok.audio.decoding.decode import open_regular
+from sctok.audio.decoding.sections import UNKNOWN_LENGTH
 from sctok.audio.errors import AudioError, os_reason
 
 from .archives import BadMember, MemberFile, scan_tar
 from .key_table import KeyTable
-from .lhotse_cuts import read_cut
-from .manifests import MANIFEST_SUFFIXES, is_cut, is_manifest, read_rows
+from .lhotse_cuts import is_cut, read_cut
+from .manifests import MANIFEST_SUFFIXES, is_manifest, read_rows
 from .remote import RemoteFile, is_url, url_path
 from .tables import TABLE_SUFFIX, audio_column, list_rows, read_row
 
@@ -28,7 +29,7 @@ _LISTED_SUFFIXES = AUDIO_SUFFIXES | {_TAR_SUFFIX}
 _PACKED_SUFFIXES = frozenset((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"))
 _MEMBER_BUFFER_BYTES = 65_536
 _STRETCH = ("start", "seconds")
-# What marks a folder that sctok has written its results to, as corpus/runs/run_folder.py does.
+# The mark of a folder of results that corpus/runs/run_folder.py has written.
 _RUN_FILE, _RUN_FORMAT = "run.json", "sctok-run"
 _MAX_RUN_FILE_BYTES = 1 << 20
 
@@ -37,10 +38,9 @@ _MAX_RUN_FILE_BYTES = 1 << 20
 class AudioItem:
     """One audio file to read.
 
-    `key` names it in everything that is written. `path` is the file, or the tar in which it fills the `size` bytes
-    from `offset`; either may be a URL. In a Parquet file of audio, `offset` is its row. `suffix` is its last suffix in
-    lower case, and `metadata` what its manifest or its tar says of it, as JSON values. Where `start` and `seconds` are
-    given, it is that stretch of the file alone.
+    key: its name in all results. path: the file, or the tar or Parquet file that holds it; may be a URL. offset, size:
+    its bytes in a tar; in a Parquet file, `offset` is its row. suffix: its last suffix in lower case. metadata: JSON
+    values from its manifest or tar. start, seconds: the stretch of the file that is meant; None for the whole file.
     """
 
     key: str
@@ -54,11 +54,11 @@ class AudioItem:
 
     @property
     def name(self) -> str:
-        """How messages name the file."""
+        """Name of the file in messages."""
         return self.path if self.offset is None else f"{self.path}:{self.key}{self.suffix}"
 
     def open(self) -> str | BinaryIO:
-        """Return what stream_audio reads: the path, or a seekable file over the member's part of the tar or a URL."""
+        """Return a source for `stream_audio`: the path, or a seekable file with the content of a member or a URL."""
         if self.offset is None:
             return io.BufferedReader(RemoteFile(self.path), _MEMBER_BUFFER_BYTES) if is_url(self.path) else self.path
         if self.path.lower().endswith(TABLE_SUFFIX):
@@ -69,22 +69,27 @@ class AudioItem:
         except OSError as error:
             raise AudioError(self.name, os_reason(error)) from error
 
+    def open_file(self) -> BinaryIO:
+        """Return the audio as an open, seekable file. Raises AudioError if it cannot be opened."""
+        source = self.open()
+        return open_regular(source, self.name) if isinstance(source, str) else source
+
     def to_json(self) -> dict[str, Any]:
-        """Return the item as a dict that json.dumps takes."""
+        """Return the item as JSON values."""
         fields = asdict(self)
         return fields if self.start is not None else {name: fields[name] for name in fields if name not in _STRETCH}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "AudioItem":
-        """Return the item that to_json described."""
+        """Return the item that `to_json` described."""
         return cls(**fields)
 
 
 @dataclass(frozen=True)
 class BadItem:
-    """Something listed that cannot be read: `reason` says why, to be written down while the rest goes on.
+    """A listed file that cannot be read, and the reason; the listing continues after it.
 
-    `key` is empty where the fault is that of a whole tar, folder or manifest row.
+    `key` is empty if the reason concerns a whole tar, folder or manifest row.
     """
 
     key: str
@@ -102,25 +107,28 @@ def list_audio(
     key_column: str = "key",
     wants: Callable[[AudioItem], bool] = lambda item: True,
 ) -> Iterator[AudioItem | BadItem]:
-    """Return an iterator over the audio in `inputs`, in an order that depends on them alone.
+    """Return an iterator over the audio in `inputs`, in an order that depends only on the inputs.
 
-    An input is a folder (searched through all its subfolders, in bytewise order of the relative paths, tar shards
-    included; names that begin with a dot are left out, and so are the run folders of sctok, those that hold a
-    `run.json` with `"format": "sctok-run"`, so that results kept among the audio are not listed), a single file, a
-    manifest (CSV, TSV, JSONL or Parquet; cuts of lhotse as JSONL, gzipped or not), or a tar shard; braces expand as in
-    `shard-{000..127}.tar`. Files and tar shards may be URLs that fsspec opens. An input that is given again counts
-    once. Keys are the path below the folder without its suffix, the stem of a single file, in manifests `key_column`
-    or else the path as written without its suffix, for cuts their id, and in tars the WebDataset name, whatever the
-    shard. Paths in a manifest are relative to its folder, in `path_column` or, where there is none, in the columns
-    `file_name` (an audio folder of Hugging Face datasets) or `audio_filepath`; its other columns become metadata. Or a
-    Parquet file has audio itself, in a column of `bytes` and `path` as Hugging Face datasets store it: keys are then
-    `key_column`, or else that path, or the name of the file and the number of the row. A
-    key that is taken, a missing file of a manifest, or the damaged rest of a tar is a BadItem. What `wants` refuses is
-    as if it were not there.
+    An input is one of the following, and counts once if it is given twice. Braces expand as in `shard-{000..127}.tar`;
+    files and tar shards may be URLs that fsspec opens.
 
-    Memory does not grow with the number of items: the keys that are taken go to a temporary file. Raises AudioError at
-    once if an input does not exist, a folder holds no audio, or a manifest has no `path_column` or no rows; and while
-    iterating if a manifest turns out not to be readable.
+    - A folder: all its subfolders are searched for audio and tar shards, in bytewise order of the relative paths. Names
+      that begin with a dot are skipped, and so are folders of results (with a `run.json` of format `sctok-run`). Keys
+      are the relative paths without suffix.
+    - A single file: its key is its stem.
+    - A tar shard: keys are the WebDataset names.
+    - A manifest (CSV, TSV, JSONL, Parquet): paths are relative to its folder, in `path_column` or else in `file_name`
+      (audio folders of Hugging Face datasets) or `audio_filepath` (NeMo); other columns become metadata. Keys are in
+      `key_column`, or else the paths without suffix. JSONL, gzipped or not, may hold lhotse cuts: keys are their ids.
+    - A Parquet file with an audio column of `bytes` and `path`, as Hugging Face datasets store it: keys are in
+      `key_column`, or else that path, or the name of the Parquet file and the number of the row.
+
+    An item with the key of an earlier one, a missing file of a manifest, or the damaged rest of a tar is a BadItem.
+    Items that `wants` refuses are skipped. Memory does not grow with the number of items: their keys go to a temporary
+    file.
+
+    Raises AudioError at once if an input does not exist, a folder holds no audio, or a manifest has no rows or no
+    `path_column`; and while iterating if a manifest cannot be read further.
     """
     if isinstance(inputs, str | Path):
         inputs = [inputs]
@@ -137,27 +145,29 @@ def list_audio(
 
 
 def audio_seconds(item: AudioItem) -> float | None:
-    """Return the duration that a file's header states, without decoding it; None where none is known.
+    """Return the duration in the header of a file, without decoding it; None if it is unknown.
 
-    It is an estimate for MP3 files that do not state their length, and None for what ffmpeg has to decode.
+    It is an estimate for MP3 files that do not state their length, and None for files that need ffmpeg.
     """
     if item.seconds is not None:
         return item.seconds
     if item.suffix in FFMPEG_SUFFIXES:
         return None
     try:
-        source = item.open()
-        file = open_regular(source, source) if isinstance(source, str) else source
-        # A descriptor has no name, by which soundfile would take "x.raw" for audio without a header.
-        handle = file.fileno() if isinstance(file, io.FileIO) else file
-        with file, soundfile.SoundFile(handle, closefd=False) as sound:
+        with item.open_file() as file, open_sound(file) as sound:
             return None if sound.frames >= UNKNOWN_LENGTH else sound.frames / sound.samplerate
     except (OSError, AudioError, TypeError, RuntimeError):
         return None
 
 
+def open_sound(file: BinaryIO) -> soundfile.SoundFile:
+    """Return an open file as libsndfile reads it; the caller closes both."""
+    # A descriptor has no name, by which soundfile would take "x.raw" for audio without a header.
+    return soundfile.SoundFile(file.fileno() if isinstance(file, io.FileIO) else file, closefd=False)
+
+
 def _expand_braces(given: str | Path) -> Iterator[Path | str]:
-    """Yield the paths and URLs an input stands for; raise AudioError for the first path that does not exist."""
+    """Yield the paths and URLs that an input expands to. Raises AudioError for a path that does not exist."""
     if is_url(given):
         yield from braceexpand.braceexpand(str(given))
         return
@@ -171,10 +181,10 @@ def _expand_braces(given: str | Path) -> Iterator[Path | str]:
 
 
 def _without_repeats(paths: Iterable[Path | str]) -> list[Path | str]:
-    """Return the paths but for those that lead to an input that an earlier one names."""
+    """Return the paths without those that lead to the input of an earlier one."""
     first: dict[Path | str, Path | str] = {}
     for path in paths:
-        # A link to a file may lie elsewhere and have another name, which decide about keys and relative paths.
+        # A link to a file counts as an input of its own: keys and relative paths depend on its name and folder.
         first.setdefault(path if isinstance(path, str) else _place(path), path)
     return list(first.values())
 
@@ -209,7 +219,7 @@ def _unique(found: Iterable[tuple[str, Listed]]) -> Iterator[Listed]:
 
 
 def _holder(origin: str, key: str) -> str:
-    """Name the file that took a key, where the input it came from is enough to find it."""
+    """Return the name of the file that has a key, or of the input that holds it."""
     path = Path(origin)
     if path.is_dir():
         candidates = (f"{origin}/{key}{suffix}" for suffix in sorted(AUDIO_SUFFIXES))
@@ -237,7 +247,7 @@ def _strip_suffix(name: str) -> str:
 
 
 def _list_input(path: Path | str, path_column: str, key_column: str) -> Iterator[tuple[str, Listed]]:
-    """Yield (origin, item or problem) for one input; the origin is what the item's key is unique in."""
+    """Yield (origin, item) for one input; origin: the file or folder in which the key of the item is unique."""
     if isinstance(path, str):
         yield from _list_url(path)
         return
@@ -258,7 +268,7 @@ def _list_input(path: Path | str, path_column: str, key_column: str) -> Iterator
 def _list_url(url: str) -> Iterator[tuple[str, Listed]]:
     path = url_path(url)
     if is_manifest(path):
-        raise AudioError(url, "is a manifest at a URL; fetch it, its rows may be URLs")
+        raise AudioError(url, "is a manifest at a URL; download it, its rows may be URLs")
     if path.suffix.lower() == _TAR_SUFFIX:
         yield from _list_tar(url)
     else:
@@ -289,7 +299,7 @@ def _list_folder(folder: str) -> Iterator[tuple[str, Listed]]:
 def _walk(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
     """Yield (path relative to `root`, problem) of each audio file and tar, in bytewise order of those paths.
 
-    Links to folders are followed, except into a folder that is being walked already. Run folders are passed over.
+    Links to folders are followed, except into a folder that contains them. Run folders are skipped.
     """
     folder = os.path.join(root, below)  # noqa: PTH118
     try:
@@ -308,7 +318,7 @@ def _walk(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator
 
 
 def _is_run(folder: str) -> bool:
-    """Return whether sctok has written its results to this folder."""
+    """Return whether sctok has written results to a folder."""
     path = os.path.join(folder, _RUN_FILE)  # noqa: PTH118
     try:
         with open_regular(path, path) as file:
@@ -319,7 +329,7 @@ def _is_run(folder: str) -> bool:
 
 
 def _wanted_names(folder: str) -> list[str]:
-    """Return the audio files, tars and subfolders (with a slash, by which they sort) of a folder, sorted bytewise."""
+    """Return the audio files, tars and subfolders (with a slash) of a folder, sorted bytewise."""
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -388,7 +398,7 @@ def _file_problem(path: Path) -> str | None:
     except OSError as error:
         return os_reason(error)
     except ValueError:
-        return "no such file"  # a name with NUL or half a character, which no file can have
+        return "no such file"  # a name with NUL or a lone surrogate
 
 
 def _manifest_key(manifest: Path, written: str) -> str:

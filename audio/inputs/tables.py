@@ -1,4 +1,4 @@
-"""Audio whose bytes lie in the rows of Parquet files, as Hugging Face `datasets` stores its audio column."""
+"""Audio stored in the rows of Parquet files, as in the audio columns of Hugging Face `datasets`."""
 
 import os
 import threading
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from sctok.audio.errors import AudioError
+from sctok.formats.untrusted.bounds import json_value, size_problem
 
-from .manifests import plain, size_problem
 from .parquet import iter_group, open_table
 
 TABLE_SUFFIX = ".parquet"
-_BYTES, _PATH = "bytes", "path"  # the fields of such a column
+_BYTES, _PATH = "bytes", "path"  # the fields of an audio column
 _LISTED_ROWS, _READ_ROWS = 1024, 16
-_CHANGED = "is not there: the file has changed since it was listed"
+_CHANGED = "is missing: the file has changed since it was listed"
 
 
 def audio_column(table: Path, path_column: str) -> str | None:
-    """Return the column of a Parquet file that holds audio, None for a file that is no such table or has paths.
+    """Return the audio column of a Parquet file; None for other files, and for tables with a column of paths.
 
-    Raises AudioError if it is not a readable Parquet file.
+    Raises AudioError if a `.parquet` file cannot be read.
     """
     import pyarrow.types
 
@@ -34,10 +34,10 @@ def audio_column(table: Path, path_column: str) -> str | None:
 
 
 def list_rows(table: Path, column: str) -> Iterator[tuple[int, str, dict[str, Any] | str]]:
-    """Yield (row number from 0, file name that the row gives its audio or "", other columns) without reading audio.
+    """Yield (row number from 0, file name of the audio or "", other columns) without reading the audio.
 
-    A row whose other columns are too long comes with its fault, a str, in their place. Raises AudioError if other
-    columns may unpack to more than is allowed, or cannot be read.
+    If the other columns are too long, a str that says so takes their place. Raises AudioError if they could unpack to
+    more than is allowed, or cannot be read.
     """
     import pyarrow
 
@@ -51,14 +51,14 @@ def list_rows(table: Path, column: str) -> Iterator[tuple[int, str, dict[str, An
             for batch in iter_group(table, file, group, columns, _LISTED_ROWS):
                 for values in batch.to_pylist() if batch.num_columns else ({} for _ in range(batch.num_rows)):
                     inside = (values.pop(column, None) or {}).get(_PATH)
-                    yield row, inside if isinstance(inside, str) else "", size_problem(values) or plain(values)
+                    yield row, inside if isinstance(inside, str) else "", size_problem(values) or json_value(values)
                     row += 1
     except (OSError, pyarrow.ArrowException) as error:
-        raise AudioError(table, f"cannot be read from row {row} on: {_one_line(error)}") from error
+        raise AudioError(table, f"cannot be read from row {row} on: {error}") from error
 
 
 def read_row(table: str, row: int) -> bytes:
-    """Return the audio file in a row of a table; quick in the order of rows. Raises AudioError naming table and row."""
+    """Return the audio file in a row of a table; ascending rows are fast. Raises AudioError if it cannot be read."""
     reader: _RowReader | None = getattr(_last, "reader", None)
     if reader is None or reader.table != table or row < reader.first or reader.stamp != _stamp(table):
         reader = _last.reader = _RowReader(table)
@@ -71,20 +71,20 @@ def read_row(table: str, row: int) -> bytes:
 
 
 class _RowReader:
-    """Reads rows of a table in ascending order; holds a few of them at a time.
+    """Read rows of a table in ascending order, a few of them at a time.
 
-    problem: why the rows of the row group in hand are not read.
+    problem: why the rows of the current row group cannot be read.
     """
 
     def __init__(self, table: str) -> None:
         self.table, self.stamp = table, _stamp(table)
-        self.first = self._end = 0  # rows of the batch in hand
+        self.first = self._end = 0  # rows of the current batch
         self.problem: str | None = None
         self._file = open_table(Path(table))
         self._column = audio_column(Path(table), "") or ""
         self._batches: Iterator[Any] = iter(())
         self._batch: Any = None
-        self._group = self._group_end = 0  # the next row group, and where it begins
+        self._group = self._group_end = 0  # the next row group, and its first row
 
     def read(self, row: int) -> bytes:
         import pyarrow
@@ -93,13 +93,13 @@ class _RowReader:
             while row >= self._end:
                 self._advance(row)
         except (OSError, pyarrow.ArrowException) as error:
-            raise AudioError(f"{self.table}: row {row}", f"cannot be read: {_one_line(error)}") from error
+            raise AudioError(f"{self.table}: row {row}", f"cannot be read: {error}") from error
         if self.problem is not None:
             raise AudioError(f"{self.table}: row {row}", self.problem)
         value = self._batch.column(0)[row - self.first].as_py()
         found = (value or {}).get(_BYTES)
         if not isinstance(found, bytes):
-            raise AudioError(f"{self.table}: row {row}", "holds no bytes of audio; embed the files in the dataset")
+            raise AudioError(f"{self.table}: row {row}", "holds no audio; embed the files in the dataset")
         return found
 
     def _advance(self, row: int) -> None:
@@ -114,7 +114,7 @@ class _RowReader:
         self.first, self._end = self._end, self._end + self._batch.num_rows
 
     def _open_group(self, row: int) -> None:
-        """Begin to read the row group that holds a row."""
+        """Open the row group that holds a row."""
         while self._group < self._file.num_row_groups:
             self._end, group = self._group_end, self._group
             self._group_end += self._file.metadata.row_group(group).num_rows
@@ -132,7 +132,7 @@ class _RowReader:
 
 
 def _stamp(table: str) -> tuple[int, int, int] | None:
-    """Return what tells a file from one that took its place; None if there is none."""
+    """Return values that change if a file is replaced; None if it is missing."""
     try:
         status = os.stat(table)  # noqa: PTH116
     except OSError:
@@ -140,8 +140,4 @@ def _stamp(table: str) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-_last = threading.local()  # the reader that each thread has used last
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+_last = threading.local()  # the last reader of each thread

@@ -1,13 +1,9 @@
 """One process per device: they share the shards of a run through its claims."""
 
-import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -16,6 +12,7 @@ from sctok.audio.packing import ClipT
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.corpus.runs.run_folder import Progress, RunFolder, Work
 from sctok.corpus.runs.sharding import Execution, Job, process_shards
+from sctok.runtime.worker_process import WorkerProcess
 
 from .ray import share_by_ray
 
@@ -158,7 +155,7 @@ class _Team:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._lock = threading.Lock()
-        self._processes: dict[str, BaseProcess] = {}
+        self._processes: dict[str, WorkerProcess] = {}
         self._listeners: list[threading.Thread] = []
         self._reasons: dict[str, str] = {}
 
@@ -169,16 +166,11 @@ class _Team:
 
     def start(self, device: str, arguments: tuple[Any, ...]) -> None:
         """Start the process of a device."""
-        context = multiprocessing.get_context("spawn")
-        # A pipe each: a process killed while it writes to a shared queue would lock the others out.
-        reader, writer = context.Pipe(duplex=False)
-        # Not daemonic: those may not have decoding processes of their own.
-        process = context.Process(target=_help, args=(*arguments, writer))
-        process.start()
-        writer.close()
         name = f"{device} (process {len(self._processes) + 2})"
+        # Not daemonic, so that it can have decoding processes of its own.
+        process = WorkerProcess(name, _work_on_shards, *arguments, daemon=False, unwind=True)
         self._processes[name] = process
-        listener = threading.Thread(target=self._listen, args=(name, reader), daemon=True)
+        listener = threading.Thread(target=self._listen, args=(name, process), daemon=True)
         self._listeners.append(listener)
         listener.start()
 
@@ -188,22 +180,20 @@ class _Team:
             listener.join()
         lost = {}
         for name, process in self._processes.items():
-            process.join()
-            if process.exitcode:
-                lost[name] = self._reasons.get(name, f"exit code {process.exitcode}")
+            if process.wait():
+                lost[name] = self._reasons.get(name, process.death().reason)
         return lost
 
-    def _listen(self, name: str, events: Connection) -> None:
-        with events:
-            while True:
-                try:
-                    event = events.recv()
-                except (EOFError, OSError):
-                    return
-                if event["event"] == "error":
-                    self._reasons[name] = event["reason"]
-                else:
-                    self.report(event)
+    def _listen(self, name: str, process: WorkerProcess) -> None:
+        while True:
+            try:
+                event = process.results.recv()
+            except (EOFError, OSError):
+                return
+            if event["event"] == "error":
+                self._reasons[name] = event["reason"]
+            else:
+                self.report(event)
 
     def __enter__(self) -> "_Team":
         return self
@@ -211,36 +201,23 @@ class _Team:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for process in self._processes.values():
             process.terminate()
-        for process in self._processes.values():
-            process.join(_PATIENCE)
-            if process.is_alive():
-                process.kill()
+        for process, listener in zip(self._processes.values(), self._listeners, strict=True):
+            process.end(_PATIENCE)
+            listener.join()
+            process.close()
 
 
-def _help(
+def _work_on_shards(
+    tasks: Connection,
+    events: Connection,
     runs: Sequence[RunFolder],
     make_job: Callable[[str], Job[ClipT]],
     device: str,
     execution: Execution,
-    events: Connection,
 ) -> None:
-    """Work on shards in a process of its own until none is left or the first process asks it to stop."""
-    # Ctrl-C reaches all processes of a terminal: the first one alone decides, and sends SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
-    parent = os.getppid()
-
-    def report(event: dict[str, Any]) -> None:
-        if os.getppid() != parent:
-            raise SystemExit(1)
-        events.send(event)
-
+    """Work on shards until none is left; send the events, and the reason if the work fails."""
     try:
-        process_shards(runs, make_job(device), execution, report)
+        process_shards(runs, make_job(device), execution, events.send)
     except (ValueError, OSError) as error:
         events.send({"event": "error", "reason": str(error)})
         raise SystemExit(1) from None
-
-
-def _stop(*_: object) -> None:
-    raise SystemExit(1)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sctok.formats.files import atomic_path, hash_json, json_text, write_json
-from sctok.formats.growing_npy import GrowingNpy
 from sctok.formats.megatron import MegatronWriter, megatron_dtype
+from sctok.formats.npy import GrowingNpy
 
 ROW_GROUP_BYTES = 1 << 23  # of ids, in one batch of a Parquet or Arrow file
 ROW_GROUP_FILES = 10_000

@@ -1,31 +1,29 @@
-"""Metrics in processes of their own: one that raises, or takes its process with it, costs its own value alone."""
+"""Metrics in worker processes: a metric that raises or kills its process loses only its own value."""
 
 import contextlib
-import multiprocessing
 import os
-import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sctok.runtime.worker_process import WorkerError, WorkerProcess, received
+
 from .base import Measured, Metric
 from .pairs import read_pair
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-PATIENCE = 5.0
 _MAX_REASON = 300
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Files to compare, and by what. codec, key: whose values they are."""
+    """Files to compare with some metrics. codec, key: stored with the values."""
 
     codec: str
     key: str
@@ -35,7 +33,7 @@ class ScoreTask:
     metrics: tuple[Metric, ...]
 
 
-# Gets codec, key and the fields of the journal's entry.
+# Called with codec, key and the fields of an entry in the journal.
 Report = Callable[[str, str, dict[str, Any]], None]
 
 
@@ -43,7 +41,7 @@ def score_tasks(tasks: Iterable[ScoreTask], workers: int, report: Report, thread
     """Measure all metrics of all tasks in `workers` processes of `threads` threads each.
 
     report: called in this process with {"metric", "value", "details"} or {"metric", "failed"}, a reason in one line.
-    Raises ChildProcessError where a process ends before it is ready.
+    Raises ChildProcessError if a process ends before it is ready.
     """
     team = _Team(deque(task for task in tasks if task.metrics), report, threads)
     try:
@@ -54,7 +52,7 @@ def score_tasks(tasks: Iterable[ScoreTask], workers: int, report: Report, thread
 
 @dataclass
 class _Worker:
-    process: BaseProcess
+    process: WorkerProcess
     task: ScoreTask
     ready: bool = False
 
@@ -72,60 +70,48 @@ class _Team:
         while self._workers:
             for connection in wait(list(self._workers)):
                 assert isinstance(connection, Connection)
-                self._hear(connection)
+                self._listen(connection, self._workers[connection])
 
     def stop(self) -> None:
-        for connection, worker in self._workers.items():
-            worker.process.terminate()
-            connection.close()
         for worker in self._workers.values():
-            worker.process.join(PATIENCE)
-            if worker.process.is_alive():
-                worker.process.kill()
+            worker.process.terminate()
+        for worker in self._workers.values():
+            worker.process.close()
 
     def _start(self, task: ScoreTask) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
         with _environment(dict.fromkeys(_THREADS, str(self._threads))):
-            process.start()
-        theirs.close()
-        self._workers[ours] = _Worker(process, task)
+            process = WorkerProcess("sctok-metrics", _serve)
+        self._workers[process.results] = _Worker(process, task)
 
-    def _hear(self, connection: Connection) -> None:
-        worker = self._workers[connection]
+    def _listen(self, connection: Connection, worker: _Worker) -> None:
         try:
-            entry = connection.recv()
-        except (EOFError, OSError):
-            self._bury(connection, worker)
+            entry = worker.process.receive()
+        except WorkerError as death:
+            self._replace(connection, worker, death.reason)
             return
         if not worker.ready:
             worker.ready = True
-            _send(connection, worker.task)
+            _send(worker)
             return
-        self._take(worker, entry)
+        self._record(worker, entry)
         if worker.task.metrics:
             return
         if self._tasks:
             worker.task = self._tasks.popleft()
-            _send(connection, worker.task)
+            _send(worker)
         else:
             self._dismiss(connection, worker)
 
-    def _take(self, worker: _Worker, entry: dict[str, Any]) -> None:
+    def _record(self, worker: _Worker, entry: dict[str, Any]) -> None:
         task = worker.task
         self._report(task.codec, task.key, entry)
         worker.task = replace(task, metrics=task.metrics[1:])
 
-    def _bury(self, connection: Connection, worker: _Worker) -> None:
-        """Blame the metric at hand for the death of its process; have another process go on with the rest."""
-        worker.process.join()
-        if not worker.ready:  # whatever ends it would end every other one as well
-            raise ChildProcessError(
-                f"no metric can be measured: {cause_of_death(worker.process.exitcode)} at its start"
-            )
-        entry = {"metric": worker.task.metrics[0].name, "failed": cause_of_death(worker.process.exitcode)}
-        self._take(worker, entry)
+    def _replace(self, connection: Connection, worker: _Worker, reason: str) -> None:
+        """Record that the current metric killed its process, and start another process for the remaining metrics."""
+        if not worker.ready:  # every other process would end in the same way
+            raise ChildProcessError(f"no metric can be measured: its process {reason} at its start")
+        self._record(worker, {"metric": worker.task.metrics[0].name, "failed": f"its process {reason}"})
         self._dismiss(connection, worker)
         if worker.task.metrics:
             self._tasks.appendleft(worker.task)
@@ -133,25 +119,18 @@ class _Team:
             self._start(self._tasks.popleft())
 
     def _dismiss(self, connection: Connection, worker: _Worker) -> None:
-        connection.close()
-        worker.process.join()
         del self._workers[connection]
+        worker.process.close()
 
 
-def _send(connection: Connection, task: ScoreTask) -> None:
-    with contextlib.suppress(OSError):  # of a dead process, which the next wait finds
-        connection.send(task)
-
-
-def cause_of_death(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"its process was killed by {signal.Signals(-code).name}"
-    return f"its process ended with exit code {code}"
+def _send(worker: _Worker) -> None:
+    with contextlib.suppress(WorkerError):  # the next wait reports it
+        worker.process.send(worker.task)
 
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment for a while: libraries read their number of threads when they are loaded."""
+    """Set environment variables temporarily: libraries read their number of threads when they are loaded."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -164,16 +143,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(tasks: Connection) -> None:
-    """Measure what arrives, metric by metric, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one decides
+def _serve(tasks: Connection, entries: Connection) -> None:
+    """Measure the metrics of each task, one by one."""
     warnings.simplefilter("ignore")
-    try:
-        tasks.send("ready")
-        while True:
-            _measure(tasks.recv(), tasks.send)
-    except (EOFError, OSError):
-        return
+    entries.send("ready")
+    for task in received(tasks):
+        _measure(task, entries.send)
 
 
 def _measure(task: ScoreTask, send: Callable[[dict[str, Any]], None]) -> None:
@@ -187,7 +162,7 @@ def _measure(task: ScoreTask, send: Callable[[dict[str, Any]], None]) -> None:
         try:
             result = metric.score(pair)
             entry = _entry(result if isinstance(result, Measured) else Measured(float(result), {}))
-        except Exception as error:  # of whatever library: the reason goes to the table
+        except Exception as error:  # of any library: the reason goes to the table
             entry = {"failed": reason_of(error)}
         send({"metric": metric.name, **entry})
 

@@ -1,7 +1,7 @@
-"""Datasets of HDF5 files that anybody may have made: what they say of themselves is compared with what is stored.
+"""Reading datasets of untrusted HDF5 files: their claims are compared with the stored data.
 
-HDF5 can name other files as the place of data, promise values that were never written, compress, and point to one text
-from many rows. None of that is in a feature shard, so none of it is read.
+HDF5 can refer to data in other files, promise values that were never written, compress data, and share one text between
+many rows. A feature shard does none of that, so it is refused.
 """
 
 from collections.abc import Iterator
@@ -14,36 +14,36 @@ import numpy.typing as npt
 from .bounds import LIMIT_VARIABLE, max_input_bytes, max_metadata_bytes
 
 _ROWS_AT_ONCE = 1024
-_FILTERS = {h5py.h5z.FILTER_FLETCHER32}  # checksums alone: others make much out of little
+_FILTERS = {h5py.h5z.FILTER_FLETCHER32}  # only checksums: other filters expand data
 
 
 def open_dataset(file: h5py.File, name: str, dimensions: int) -> h5py.Dataset:
-    """Return a dataset that lies in the file itself, whole and not compressed; nothing of it is read.
+    """Return a dataset that is complete, uncompressed and in the file itself, without reading it.
 
-    Raises ValueError saying what is wrong; KeyError if there is none.
+    Raises ValueError if it is anything else; KeyError if it is missing.
     """
     link = file.get(name, getlink=True)
     if link is None:
         raise KeyError(name)
     if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{name!r} is a link to somewhere else")
+        raise ValueError(f"{name!r} is a link to another object")
     data = file[name]
     if not isinstance(data, h5py.Dataset) or data.shape is None or len(data.shape) != dimensions:
-        raise ValueError(f"{name!r} is no dataset of {dimensions} dimensions")
+        raise ValueError(f"{name!r} is not a dataset of {dimensions} dimensions")
     plan = data.id.get_create_plist()
     filters = {plan.get_filter(index)[0] for index in range(plan.get_nfilters())}
     if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL or filters - _FILTERS:
-        raise ValueError(f"{name!r} lies in other files, or is compressed")
+        raise ValueError(f"{name!r} is stored in other files, or compressed")
     size = int(np.prod(data.shape, dtype=object)) * data.dtype.itemsize
     if size > data.id.get_storage_size():
-        raise ValueError(f"{name!r} promises {size:,} bytes, and {data.id.get_storage_size():,} are stored")
+        raise ValueError(f"{name!r} promises {size:,} bytes, but {data.id.get_storage_size():,} are stored")
     if data.chunks is not None and int(np.prod(data.chunks, dtype=object)) * data.dtype.itemsize > max_input_bytes():
         raise ValueError(f"a chunk of {name!r} has more bytes than {LIMIT_VARIABLE} allows")
     return data
 
 
 def read_attribute(file: h5py.File, name: str) -> Any:
-    """Return an attribute of a file that is one number or one text, None if there is none. Raises ValueError."""
+    """Return an attribute that is one number or text; None if it is missing. Raises ValueError for other values."""
     if name not in file.attrs:
         return None
     if file.attrs.get_id(name).shape != ():
@@ -53,11 +53,11 @@ def read_attribute(file: h5py.File, name: str) -> Any:
 
 
 def iter_rows(file: h5py.File, table: h5py.Dataset, texts: int) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a one-dimensional dataset with `texts` texts in each, however long the file says those are.
+    """Yield the rows of a one-dimensional dataset with `texts` texts in each row, in bounded memory.
 
     Raises ValueError if a row has more text than `max_metadata_bytes` allows.
     """
-    # A text cannot be longer than the file, less what is known to be something else.
+    # No text is longer than the file without its datasets.
     stored = sum(data.id.get_storage_size() for data in file.values() if isinstance(data, h5py.Dataset))
     longest = texts * max(1, file.id.get_filesize() - stored)
     step = max(1, min(_ROWS_AT_ONCE, max_input_bytes() // longest))

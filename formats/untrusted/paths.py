@@ -1,4 +1,4 @@
-"""The one way from a key, which may come out of any file, to a path: it stays inside the folder that it belongs to."""
+"""Turning keys from untrusted files into paths that stay inside their folder."""
 
 import os
 import re
@@ -8,20 +8,20 @@ from sctok.formats.files import FormatError
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_NAME_BYTES = 255  # of one name in a folder, in every common file system
+_NAME_BYTES = 255  # limit of one name in all common file systems
 _PATH_BYTES = 4095
-_TEMPORARY_BYTES = len(".tmp-4194304")  # what `atomic_path` appends; Linux numbers processes up to there
+_TEMPORARY_BYTES = len(".tmp-4194304")  # the longest suffix of `atomic_path`; process ids of Linux end there
 
 
 def path_problem(key: str) -> str | None:
-    """Return why a key cannot be the path of a file below some folder, or None if it can.
+    """Return why a key cannot be the path of a file in a folder, or None if it can.
 
-    A key is a relative path with `/`. Refused are empty keys, `..`, `.` and empty parts (hence absolute paths), drive
-    letters, control characters and line separators, and text that no file name can hold. A backslash is a character of
-    a name, but the parts on both sides of it are held to the same rules.
+    A key is a relative path with `/`. Empty keys, `..`, `.` and empty parts (hence absolute paths), drive letters,
+    control characters, line separators, and text that no file name can hold are refused. A backslash is a character of
+    a name, but the parts on both sides of it obey the same rules.
     """
     try:
-        key = os.fsdecode(os.fsencode(key))  # bytes of an undecoded name may be characters when they are joined
+        key = os.fsdecode(os.fsencode(key))  # joined bytes of undecoded names may form characters
     except UnicodeEncodeError:
         return "has characters that no file name can hold"
     parts = re.split(r"[/\\]", key)
@@ -33,19 +33,18 @@ def path_problem(key: str) -> str | None:
 
 
 def is_file_name(name: str) -> bool:
-    """Return whether a name read from a file is that of a file in the same folder, not a path to somewhere else."""
+    """Return whether a name read from a file is a plain file name, not a path to another folder."""
     return path_problem(name) is None and "/" not in name and "\\" not in name
 
 
-def path_inside(folder: str | os.PathLike[str], key: str, suffix: str = "") -> Path:
-    """Return `folder/key` with `suffix` appended, which lies inside the folder whatever the key is.
+def path_inside(folder: str | os.PathLike[str], key: str, suffix: str) -> Path:
+    """Return `folder/key` with `suffix` appended, a path inside the folder.
 
-    Links inside the folder are followed: one that leads out of it is refused. The folder itself may be a link. The
-    last part may be one, too, because files are renamed to their place and so replace it.
+    Links in the folder are followed, and refused if they lead out of it. The folder itself may be a link, and so may
+    the last part, because writers replace it by a rename.
 
-    Raises FormatError, which shows the key escaped, for a key that `path_problem` refuses or that makes too long a
-    name, and if a link leads out of the folder or a file lies where the key needs a folder, or a folder where it needs
-    the file.
+    Raises FormatError, with the key escaped, for a key that `path_problem` refuses, a name that is too long, a link out
+    of the folder, a file in place of a folder, or a folder in place of the file.
     """
     path = Path(folder, f"{key}{suffix}") if path_problem(key) is None else None
     problem = path_problem(key) if path is None else _place_problem(Path(folder), path)
@@ -64,5 +63,5 @@ def _place_problem(folder: Path, path: Path) -> str | None:
         return "leads through a link out of this folder"
     above = next((each for each in path.parents if os.path.lexists(each)), folder)
     if not above.is_dir() and above.is_relative_to(folder):
-        return f"needs a folder where the file {above.name} lies"
-    return "is the name of a folder there" if path.is_dir() and not path.is_symlink() else None
+        return f"needs a folder in place of the file {above.name}"
+    return "is the name of a folder" if path.is_dir() and not path.is_symlink() else None

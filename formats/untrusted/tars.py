@@ -1,4 +1,4 @@
-"""Reading the headers of tar archives that anybody may have made, in little memory and always forwards."""
+"""Reading the headers of untrusted tar archives in bounded memory and only forwards."""
 
 import io
 import tarfile
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-MAX_HEADER_BYTES = 1 << 20  # of one header: long names and extended attributes lie there
+MAX_HEADER_BYTES = 1 << 20  # of one header, which holds long names and extended attributes
 _MAX_GLOBAL_FIELDS = 1000
 
 
 class _HeaderFile(io.RawIOBase):
-    """A file as tarfile reads headers from it: never more than `MAX_HEADER_BYTES` at once, whatever a header says."""
+    """A file that returns at most `MAX_HEADER_BYTES` at once to tarfile, whatever a header claims."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -29,16 +29,16 @@ class _HeaderFile(io.RawIOBase):
         return self._file.tell()
 
 
-def open_tar(file: BinaryIO, **how: Any) -> tarfile.TarFile:
-    """Return an open file as an uncompressed tar whose members `next_member` gives. Raises tarfile.TarError."""
+def open_tar(file: BinaryIO, **options: Any) -> tarfile.TarFile:
+    """Open a file as an uncompressed tar for `next_member`. Raises tarfile.TarError."""
     with _tar_errors():
-        return tarfile.open(fileobj=_HeaderFile(file), mode="r:", **how)
+        return tarfile.open(fileobj=_HeaderFile(file), mode="r:", **options)
 
 
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """Return the next member of a tar, None behind the last one; the tar does not remember it.
+    """Return the next member of a tar, None at the end; the tar does not keep it in memory.
 
-    Raises tarfile.TarError for headers that make no sense, are too long, or lead backwards.
+    Raises tarfile.TarError for headers that are invalid, too long, or lead backwards.
     """
     with _tar_errors():
         member = tar.next()
@@ -52,10 +52,10 @@ def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 @contextmanager
 def _tar_errors() -> Iterator[None]:
-    """Turn what tarfile raises over made-up headers into its own errors."""
+    """Turn the errors of tarfile for invalid headers into tarfile.TarError."""
     try:
         yield
     except RecursionError:
         raise tarfile.ReadError("too many headers for one member") from None
     except (ValueError, OverflowError, KeyError, IndexError) as error:
-        raise tarfile.ReadError(f"a header that makes no sense ({error})") from None
+        raise tarfile.ReadError(f"an invalid header ({error})") from None

@@ -21,7 +21,7 @@ def test_padding_is_silence_and_the_last_two_frames_are_raw_zero():
     assert abs(SILENCE + 1.278) < 1e-3
 
 
-def test_inner_windows_read_into_the_next_one():
+def test_inner_windows_read_samples_of_the_next_one():
     samples = np.random.default_rng(0).standard_normal(2 * WINDOW_SAMPLES).astype(np.float32)
     whole, last = cut_windows(samples)
     mel = filterbank(torch.from_numpy(whole), torch.from_numpy(last))

@@ -1,4 +1,4 @@
-"""Windows of many files: order, contents, bounded memory, and workers that end when they must."""
+"""Windows of many files: their order, contents and memory, and the end of the workers."""
 
 import itertools
 import multiprocessing
@@ -17,7 +17,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.errors import AudioError
 from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk, LoaderError, load_windows
 from sctok.audio.pieces import cut_pieces
@@ -79,7 +80,7 @@ def test_pieces_hold_every_window(total: int, block: int, piece_windows: int) ->
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_windows_of_files_of_awkward_lengths_in_order(tmp_path: Path, workers: int) -> None:
+def test_files_of_awkward_lengths_give_their_windows_in_order(tmp_path: Path, workers: int) -> None:
     lengths = [1, 5 * WINDOW_SAMPLES + 100, WINDOW_SAMPLES, 3 * WINDOW_SAMPLES, 2 * WINDOW_SAMPLES + 240, 16_000, 7]
     items = [write_noise(tmp_path / f"{i}.wav", length, i) for i, length in enumerate(lengths)]
     files = by_file(load_windows(iter(items), workers=workers, chunk_windows=2, ahead=2))
@@ -184,7 +185,7 @@ def test_killed_worker_is_reported_with_its_file(tmp_path: Path) -> None:
     next(chunks)
     (worker,) = multiprocessing.active_children()
     worker.kill()
-    with pytest.raises(LoaderError, match=r"0\.flac: the worker process .* was killed by signal 9"):
+    with pytest.raises(LoaderError, match=r"0\.flac: the worker process .* was killed by SIGKILL"):
         list(chunks)
     assert not multiprocessing.active_children()
 
@@ -274,8 +275,8 @@ def test_interrupt_while_the_workers_start_reaches_only_the_parent(tmp_path: Pat
     assert run_script(tmp_path, STARTING).communicate(timeout=300) == ("2\n", "")
 
 
-def test_worker_modules_import_no_torch() -> None:
-    code = "import sys, sctok.audio.loader, sctok.audio.workers; sys.exit('torch' in sys.modules)"
+def test_workers_do_not_import_torch() -> None:
+    code = "import sys, sctok.audio.loader; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""Mel spectrograms against what librosa 0.11 computes."""
+"""Mel spectrograms compared with librosa 0.11."""
 
 import math
 
@@ -40,12 +40,12 @@ def two_tones() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("place", "value"), LIBROSA_FILTERS.items())
-def test_filters_are_those_of_librosa(place, value):
+def test_filters_equal_those_of_librosa(place, value):
     assert mel_filters(64, 1024, CPU)[place[1], place[0]].item() == pytest.approx(value, abs=1e-8)
 
 
 @pytest.mark.parametrize(("place", "value"), LIBROSA_LOG_MEL.items())
-def test_log_mel_is_that_of_librosa(place, value):
+def test_log_mel_equals_that_of_librosa(place, value):
     assert log_mel(two_tones())[0][place].item() == pytest.approx(value, abs=1e-4)
 
 
@@ -74,7 +74,7 @@ def test_silence_has_a_gradient():
     assert bool(wave.grad.isfinite().all())
 
 
-def test_what_is_first_used_without_gradients_can_be_trained_with_later():
+def test_filters_cached_without_gradients_can_be_used_in_training():
     with torch.inference_mode():
         mel_filters(7, 128, CPU)
     weights = torch.ones(65, requires_grad=True)

@@ -90,7 +90,7 @@ def test_a_batch_is_filled_while_another_is_encoded(batch_size: int) -> None:
         assert events(CHUNKS, batch_size, lanes=lanes) == events(CHUNKS, batch_size)
 
 
-def test_what_fails_in_the_encoder_reaches_the_caller() -> None:
+def test_an_error_of_the_encoder_reaches_the_caller() -> None:
     def fail(waves: torch.Tensor, last: torch.Tensor) -> np.ndarray:
         raise ValueError("no memory is left")
 
@@ -109,7 +109,7 @@ def test_batches_are_full_across_files() -> None:
     assert sizes == [5, 5, 2]
 
 
-def test_a_file_that_breaks_ends_with_its_reason() -> None:
+def test_a_broken_file_ends_with_its_reason() -> None:
     assert [event for event in events(CHUNKS, 3) if event[0] == "c"][-1] == ("c", 0, "is cut")
 
 
@@ -118,13 +118,13 @@ def test_a_file_without_samples_is_a_failure() -> None:
     assert events([empty], 3) == [("a", 0, "it holds no audio")]
 
 
-def test_the_length_is_known_with_the_last_window_alone() -> None:
+def test_the_length_is_known_only_with_the_last_window() -> None:
     clip = Everything("a")
     list(encode_files(iter(chunks_of("a", 2, 1)), DirectLanes(encode, 8), lambda item: clip))
     assert clip.asked == [(0, None), (1, None), (2, 3 * WINDOW_SAMPLES - 5)]
 
 
-def test_unwanted_windows_are_left_out() -> None:
+def test_unwanted_windows_are_skipped() -> None:
     assert [event[1] for event in events(chunks_of("a", 3, 2), 2, EvenWindows)[:-1]] == [0, 2, 4]
 
 
@@ -143,7 +143,7 @@ CLIPS = [clip_of(number, samples) for number, samples in enumerate(LENGTHS, 1)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_without_padding_files_come_in_order_with_the_columns_that_get_tokens(batch_size: int) -> None:
+def test_without_padding_files_come_in_order_with_their_token_columns(batch_size: int) -> None:
     found = events(CLIPS, batch_size, cut=True)
     assert found[::2] == [
         (str(number), 0, [number, min(WINDOW_COLUMNS, token_columns(samples))])
@@ -173,7 +173,7 @@ def test_short_windows_of_equal_length_are_encoded_together() -> None:
     assert batches == [(8, 12), (12, 8), (5, 12), (1, 8)]
 
 
-def test_no_window_waits_behind_more_than_some_batches() -> None:
+def test_a_window_waits_for_a_bounded_number_of_batches() -> None:
     read = 0
 
     def reading() -> Iterator[Chunk]:

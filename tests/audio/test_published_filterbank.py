@@ -12,7 +12,7 @@ def windows(signal_windows):
     return torch.from_numpy(waves), torch.from_numpy(last)
 
 
-def test_the_filterbank_of_the_published_code(windows, golden):
+def test_it_equals_the_filterbank_of_the_published_code(windows, golden):
     waves, last = windows
     mel = published_filterbank(centre(waves), last)
     expected = golden[100]["mel"][0]
@@ -22,12 +22,12 @@ def test_the_filterbank_of_the_published_code(windows, golden):
     assert differences.mean() < 1e-6
 
 
-def test_what_the_other_filterbank_gives(windows):
+def test_it_is_close_to_the_other_filterbank(windows):
     waves, last = windows
     torch.testing.assert_close(published_filterbank(waves, last), filterbank(waves, last), rtol=0, atol=2e-4)
 
 
-def test_a_window_has_its_filterbank_in_any_batch(windows):
+def test_the_result_does_not_depend_on_the_batch(windows):
     waves, last = windows
     assert torch.equal(published_filterbank(waves, last)[1:], published_filterbank(waves[1:], last[1:]))
 
@@ -46,7 +46,7 @@ def test_the_mean_does_not_depend_on_threads(windows):
     assert torch.equal(results[0], results[2])
 
 
-def test_a_file_without_its_mean_has_none(windows):
+def test_a_centred_file_has_no_mean(windows):
     waves, _ = windows
     assert centre(waves + 0.25)[:, :163_840].mean().abs() < 1e-6
 

@@ -1,4 +1,4 @@
-"""DAC's distances against their definition, written down anew in NumPy."""
+"""DAC's distances compared with their definition in NumPy."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def slaney_mel(hertz):
 
 
 def slaney_filters(bins, size):
-    """Filters (size // 2 + 1, bins), by interpolation of each triangle's three corners."""
+    """Filters (size // 2 + 1, bins), interpolated between the three corners of each triangle."""
     fine = np.linspace(0, RATE / 2, 400_001)
     corners = np.interp(np.linspace(0, slaney_mel(RATE / 2), bins + 2), slaney_mel(fine), fine)
     hertz = np.arange(size // 2 + 1) * RATE / size
@@ -77,7 +77,7 @@ def test_gradients_of_silence_are_finite(distance):
 
 
 @pytest.mark.parametrize("distance", [mel_distance, stft_distance])
-def test_shapes_that_do_not_fit(distance):
+def test_shapes_that_do_not_match_are_refused(distance):
     with pytest.raises(ValueError, match=r"\(1, 4000\) and \(1, 4001\)"):
         distance(torch.zeros(1, 4000), torch.zeros(1, 4001))
     with pytest.raises(ValueError, match="1000 samples"):

@@ -9,7 +9,7 @@ from sctok.formats.stacking import stack_patches
     ("samples", "counts"),
     [(16_000, (57, 29, 15)), (163_840, (520, 260, 130)), (160_000, (504, 252, 126)), (203_200, (640, 320, 160))],
 )
-def test_token_counts_of_the_published_code(samples, counts):
+def test_token_counts_match_the_published_code(samples, counts):
     assert tuple(windows.token_count(samples, stack) for stack in (1, 2, 4)) == counts
 
 
@@ -52,6 +52,6 @@ def test_the_samples_of_columns(columns, samples):
 
 
 @pytest.mark.parametrize("samples", [0, 240, 2560, 2801, windows.WINDOW_SAMPLES, windows.span_samples(65)])
-def test_other_numbers_of_samples_are_no_columns(samples):
+def test_other_numbers_of_samples_are_refused(samples):
     with pytest.raises(ValueError, match=f"{samples} samples"):
         windows.span_columns(samples)

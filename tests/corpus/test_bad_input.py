@@ -64,7 +64,7 @@ def test_a_tar_cut_again_elsewhere_has_its_latest_fault_alone_in_the_ledger(tmp_
     for members in (1, 3):
         (tmp_path / "s.tar").write_bytes(whole[: members * MEMBER + 3000])
         run_command("tokenize", [tmp_path / "s.tar"], tmp_path / "run")
-    assert list(ledger(tmp_path / "run").values()) == ["is truncated inside 3.wav; what precedes it is whole"]
+    assert list(ledger(tmp_path / "run").values()) == ["is truncated inside 3.wav; the members before it are intact"]
 
 
 def test_the_second_of_two_equal_keys_in_a_shard_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The codebooks inside the package are what their names say, and fit the bundled encoder."""
+"""The codebooks in the package match their names and the bundled encoder."""
 
 import numpy as np
 import pytest
@@ -24,28 +24,28 @@ def test_a_bundled_codebook_has_the_segments_of_the_paper(rate: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [100, 50, 25])
-def test_a_bundled_codebook_is_of_the_bundled_encoder(rate: int) -> None:
+def test_a_bundled_codebook_names_the_bundled_encoder(rate: int) -> None:
     info = bundled_codebook(rate).metadata
     assert (info.encoder, info.encoder_hash, info.token_rate) == ("mini", load_weights("mini").hash, rate)
 
 
 @pytest.mark.parametrize("name", BUNDLED_CODEBOOKS)
-def test_a_bundled_codebook_is_known_by_its_hash(name: str) -> None:
+def test_a_bundled_codebook_is_recognised_by_its_hash(name: str) -> None:
     assert bundled_name(codebook_hash(bundled_codebook(BUNDLED_CODEBOOKS[name]))) == name
 
 
-def test_other_hashes_are_of_no_bundled_codebook() -> None:
+def test_other_hashes_name_no_bundled_codebook() -> None:
     assert bundled_name("0123456789abcdef") is None
 
 
 @pytest.mark.parametrize("name", BUNDLED_NAMES)
-def test_what_is_bundled_can_be_described_by_its_name(name: str) -> None:
+def test_bundled_files_can_be_described_by_name(name: str) -> None:
     with bundled_place(name) as place:
         assert place is not None
         facts = describe_file(place)
     assert facts.get("bundled_codebook", name) == name
 
 
-def test_other_names_mean_nothing_bundled() -> None:
+def test_other_names_are_not_bundled() -> None:
     with bundled_place("merged-4096-r75") as place:
         assert place is None

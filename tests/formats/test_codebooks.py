@@ -76,7 +76,7 @@ def test_equal_codebooks_give_equal_bytes(tmp_path: Path) -> None:
     assert load_codebook(tmp_path / "a").metadata == INFO
 
 
-def test_float16_takes_half_the_room_and_keeps_the_hash(tmp_path: Path) -> None:
+def test_float16_takes_half_the_space_and_keeps_the_hash(tmp_path: Path) -> None:
     book = round_codebook(example())
     save_codebook(tmp_path / "half", book, np.float16)
     save_codebook(tmp_path / "whole", book)
@@ -89,7 +89,7 @@ def test_float16_takes_half_the_room_and_keeps_the_hash(tmp_path: Path) -> None:
         assert codebook_hash(loaded) == codebook_hash(book)
 
 
-def test_float16_refuses_what_it_would_change(tmp_path: Path) -> None:
+def test_float16_refuses_values_that_it_would_change(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="are not float16 values; round the codebook first"):
         save_codebook(tmp_path / "c", example(), np.float16)
     assert not (tmp_path / "c").exists()
@@ -103,7 +103,7 @@ def test_centroids_beyond_float16_are_not_rounded() -> None:
 @pytest.mark.parametrize(
     ("centroids", "counts", "info", "message"),
     [
-        (np.zeros((8, 5)), np.zeros(8), INFO, "width 5 is no multiple of the stack factor 2"),
+        (np.zeros((8, 5)), np.zeros(8), INFO, "width 5 is not a multiple of stack factor 2"),
         (np.zeros((8, 6)), np.zeros(7), INFO, "counts"),
         (np.zeros((8, 6)), np.full(8, -1), INFO, "counts"),
         (np.zeros((9, 6)), np.zeros(9), INFO, "segments end at row 8 of 9"),
@@ -125,7 +125,7 @@ def test_segments_have_no_gaps(segments: tuple[Segment, ...]) -> None:
         dataclasses.replace(INFO, segments=segments)
 
 
-def test_hash_is_of_what_decides_tokens() -> None:
+def test_the_hash_covers_everything_that_decides_tokens() -> None:
     base = codebook_hash(example())
     assert codebook_hash(example(seed=8, algorithm="other", domain="x")) == base
     assert len({base, codebook_hash(example(stack_factor=1)), codebook_hash(example(encoder_hash="other"))}) == 3
@@ -159,7 +159,7 @@ def test_npy_export_uses_the_published_names(tmp_path: Path) -> None:
     assert export_npy(example(), tmp_path / "own.npy").read_bytes() == written.read_bytes()
 
 
-def test_published_arrays_load_with_what_the_caller_knows(tmp_path: Path) -> None:
+def test_published_arrays_load_with_the_facts_of_the_caller(tmp_path: Path) -> None:
     path = export_npy(example(), tmp_path / "c.npy")
     loaded = load_npy(path, stack_factor=2, encoder="mini", encoder_hash=INFO.encoder_hash)
     assert codebook_hash(loaded) == codebook_hash(example())
@@ -175,7 +175,7 @@ def test_published_arrays_load_with_what_the_caller_knows(tmp_path: Path) -> Non
             load_npy(tmp_path / f"{name}.npy", stack_factor=2, encoder="mini", encoder_hash="x")
 
 
-def test_a_codebook_has_to_be_the_one_that_its_name_says(tmp_path: Path) -> None:
+def test_a_codebook_must_match_its_file_name(tmp_path: Path) -> None:
     right = codebook_path(tmp_path, "merged", 8, 50)
     save_codebook(right, example())
     assert load_named_codebook(right).metadata == INFO
@@ -200,7 +200,7 @@ def test_truncated_codebooks_are_refused(tmp_path: Path, length: int) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"fLaC", b"fLaC\0\0\0\x22{ and more audio", b"RIFF$\0\0\0WAVEfmt ", b'{"a": {"b']
 )
-def test_files_that_are_no_safetensors_are_not_called_damaged(tmp_path: Path, content: bytes) -> None:
+def test_files_of_other_formats_are_not_called_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "mine.flac").write_bytes(content)
     with pytest.raises(FormatError, match=r"mine\.flac is not a file that sctok writes.*; check the path") as caught:
         load_codebook(tmp_path / "mine.flac")

@@ -134,7 +134,9 @@ def test_codec_folder_and_part(tmp_path: Path) -> None:
         "encoder": "encoder.safetensors",
     }
     write_json(tmp_path / "codec.json", {"format": "sctok-codec", **listed})
-    with pytest.raises(FormatError, match=r"no whole codec: codebook-8\.safetensors, encoder\.safetensors is missing"):
+    with pytest.raises(
+        FormatError, match=r"not a whole codec: codebook-8\.safetensors, encoder\.safetensors is missing"
+    ):
         describe_file(tmp_path)
     write_json(tmp_path / "codec.json", {"format": "other"})
     with pytest.raises(FormatError, match=r"codec\.json is not a file that sctok writes"):

@@ -1,4 +1,4 @@
-"""Every writer against a disk that fills up: one clear error, nothing half-written, earlier files untouched."""
+"""Every writer on a disk that fills up: one clear error, no partial file, earlier files unchanged."""
 
 import errno
 import subprocess

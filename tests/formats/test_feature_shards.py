@@ -99,7 +99,7 @@ def test_chunks_are_whole_columns_of_a_sensible_size(monkeypatch: pytest.MonkeyP
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 400), max_size=6), dropped=st.integers(0, 700))
-def test_bytes_depend_on_content_alone(cuts: list[int], dropped: int) -> None:
+def test_bytes_depend_only_on_the_content(cuts: list[int], dropped: int) -> None:
     features = random_features(400, 6)
     with tempfile.TemporaryDirectory() as folder:
         with FeatureShardWriter(Path(folder) / "whole.h5", width=6, provenance=PROVENANCE) as writer:
@@ -126,7 +126,7 @@ def content_hash(path: Path) -> str:
         return shard.content_hash
 
 
-def test_the_content_hash_follows_every_value_and_the_clip_table(tmp_path: Path) -> None:
+def test_the_content_hash_covers_every_value_and_the_clip_table(tmp_path: Path) -> None:
     def written(features: npt.ArrayLike, key: str = "a", samples: int = 5, **metadata: Any) -> str:
         with FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=PROVENANCE) as writer:
             writer.add_clip("before", random_features(8, 6, 1), 1)
@@ -172,7 +172,7 @@ def test_reading_finds_a_flipped_bit(tmp_path: Path, row: int) -> None:
 
 
 def see(path: Path) -> tuple[object, ...]:
-    """Return all that a shard gives its readers."""
+    """Return everything that readers can read from a shard."""
     with FeatureShard(path) as shard:
         return shard.provenance, shard.clips, shard.content_hash, shard.rows, shard.read(0, shard.rows).tobytes()
 
@@ -194,7 +194,7 @@ def test_no_changed_byte_of_the_file_changes_what_is_read(place: float, damage: 
             assert found == whole
 
 
-def test_chunks_that_changed_places_are_found(tmp_path: Path) -> None:
+def test_swapped_chunks_are_found(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     (features,) = write(path, [50])
     content = path.read_bytes()
@@ -208,7 +208,7 @@ def test_chunks_that_changed_places_are_found(tmp_path: Path) -> None:
 
 
 def unsealed(path: Path) -> Path:
-    """Make a shard one of those that were written before there were checksums."""
+    """Turn a shard into one of a version without checksums."""
     with h5py.File(path, "r+"):
         pass  # HDF5 cuts off what follows its data
     return path
@@ -223,7 +223,7 @@ def test_shards_without_checksums_are_read(tmp_path: Path) -> None:
 def test_lost_checksums_are_noticed(tmp_path: Path) -> None:
     write(tmp_path / "s.h5", [9, 31])
     os.truncate(tmp_path / "s.h5", (tmp_path / "s.h5").stat().st_size - 1)
-    with pytest.raises(FormatError, match=r"s\.h5 is damaged \(it is cut short, or its checksums are damaged\)"):
+    with pytest.raises(FormatError, match=r"s\.h5 is damaged \(it is truncated, or its checksums are damaged\)"):
         FeatureShard(tmp_path / "s.h5")
 
 
@@ -263,7 +263,7 @@ def test_memory_holds_one_chunk_of_a_long_clip(tmp_path: Path) -> None:
         (np.zeros((12, 6), np.float32), "12 rows, not whole columns of 8"),
     ],
 )
-def test_unfit_features_are_refused_by_clip_and_the_shard_goes_on(
+def test_invalid_features_are_refused_and_the_shard_stays_usable(
     tmp_path: Path, features: npt.NDArray[np.float32], message: str
 ) -> None:
     with FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=PROVENANCE) as writer:
@@ -275,7 +275,7 @@ def test_unfit_features_are_refused_by_clip_and_the_shard_goes_on(
         assert [(clip.key, clip.first_row, clip.rows) for clip in shard.clips] == [("before", 0, 8), ("after", 8, 16)]
 
 
-def test_unfit_keys_and_metadata_are_refused(tmp_path: Path) -> None:
+def test_invalid_keys_and_metadata_are_refused(tmp_path: Path) -> None:
     with FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=PROVENANCE) as writer:
         writer.add_clip("a", random_features(8, 6), 1)
         for key in ("a", "", "nul\0", "half \ud800"):
@@ -287,8 +287,8 @@ def test_unfit_keys_and_metadata_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("provenance", [{}, {"encoder": "mini"}, {"encoder": "", "encoder_hash": "x"}])
-def test_features_have_to_name_their_encoder(tmp_path: Path, provenance: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="has to name encoder"):
+def test_features_must_name_their_encoder(tmp_path: Path, provenance: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must name encoder"):
         FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=provenance)
 
 
@@ -306,7 +306,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path, error: BaseException) -
 
 def test_an_unfinished_clip_fails_the_shard(tmp_path: Path) -> None:
     with (
-        pytest.raises(ValueError, match="clip 'a' was begun and neither finished nor dropped"),
+        pytest.raises(ValueError, match="clip 'a' was neither finished nor discarded"),
         FeatureShardWriter(tmp_path / "s.h5", width=6, provenance=PROVENANCE) as writer,
     ):
         writer.begin_clip("a")

@@ -89,7 +89,7 @@ def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "no", "elsewhere")
 
 
-def test_remove_stale_temporaries_spares_the_living(tmp_path: Path) -> None:
+def test_remove_stale_temporaries_keeps_those_of_running_processes(tmp_path: Path) -> None:
     stale = tmp_path / f"a.h5.tmp-{dead_pid()}"
     kept = [tmp_path / f"b.h5.tmp-{os.getpid()}", tmp_path / "c.h5", tmp_path / "d.tmp-12x"]
     for path in [stale, *kept]:
@@ -118,7 +118,9 @@ def test_a_repository_of_the_hub(source: str) -> None:
     "source",
     ["./here", "../up", "~/home", "/root", "a/b/c", "name", "models/encoder.ckpt", "there/missing", "a//b", ""],
 )
-def test_what_looks_like_a_path_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_a_text_that_looks_like_a_path_is_not_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     assert not is_repository(source)
@@ -131,7 +133,7 @@ def test_json_files_are_sorted_and_end_with_a_newline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes"])
-def test_what_json_cannot_hold_is_refused(tmp_path: Path, value: object) -> None:
+def test_values_without_a_json_type_are_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(FormatError, match=r"a\.json: this cannot be written as JSON"):
         write_json(tmp_path / "a.json", {"x": value})
     assert list(tmp_path.iterdir()) == []
@@ -153,7 +155,7 @@ def test_json_hash_ignores_order() -> None:
     assert hash_json({"a": 1, "b": [1.5]}) == hash_json(json.loads('{"b": [1.5], "a": 1}')) != hash_json({"a": 1})
 
 
-def test_array_hash_depends_on_content_alone() -> None:
+def test_array_hash_depends_only_on_the_content() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     base = hash_arrays({"x": array, "y": np.zeros(0)})
     assert hash_arrays({"y": np.zeros(0), "x": np.asfortranarray(array)}) == base
@@ -185,6 +187,6 @@ def test_errors_about_the_temporary_file_name_the_final_one(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", ["[1]", "3", '"text"', "null"])
-def test_json_that_is_no_object_is_foreign(content: str) -> None:
+def test_json_that_is_not_an_object_is_foreign(content: str) -> None:
     with pytest.raises(FormatError, match=r"a\.json is not a file that sctok writes"):
         check_format("a.json", json.loads(content), "f", 1)

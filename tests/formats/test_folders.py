@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Folders that are complete or missing."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def write(folder):
         (temporary / "file").write_text("new")
 
 
-def test_what_killed_writers_left_is_removed(tmp_path, dead):
+def test_leftovers_of_killed_writers_are_removed(tmp_path, dead):
     mine = f"codec.tmp-{os.getppid()}"
     for name in (f"codec.tmp-{dead}", f"codec.old-{dead}", mine, f"other.tmp-{dead}", "codec.tmp-x", "codec"):
         (tmp_path / name).mkdir()
@@ -31,7 +31,7 @@ def test_what_killed_writers_left_is_removed(tmp_path, dead):
     assert (tmp_path / "codec" / "file").read_text() == "new"
 
 
-def test_an_old_folder_that_a_killed_writer_moved_away_comes_back(tmp_path, dead):
+def test_an_old_folder_that_a_killed_writer_moved_away_is_restored(tmp_path, dead):
     (tmp_path / f"codec.old-{dead}").mkdir()
     (tmp_path / f"codec.old-{dead}" / "file").write_text("old")
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "codec"):
@@ -40,7 +40,7 @@ def test_an_old_folder_that_a_killed_writer_moved_away_comes_back(tmp_path, dead
     assert (tmp_path / "codec" / "file").read_text() == "old"
 
 
-def test_a_link_in_its_place_is_replaced_and_what_it_points_to_stays(tmp_path):
+def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "codec").symlink_to(tmp_path / "elsewhere")
     write(tmp_path / "codec")

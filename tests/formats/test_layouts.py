@@ -10,7 +10,7 @@ TOKENS = np.array([[0, 3], [1, 4], [2, 5]])
 
 @st.composite
 def laid_out(draw: st.DrawFn) -> tuple[StreamLayout, np.ndarray]:
-    """A layout with everything free, and tokens that fit it."""
+    """A random layout, and tokens that match it."""
     sizes = draw(st.lists(st.sampled_from([1, 2, 7, 65_536, 1 << 32]), min_size=1, max_size=4))
     name = draw(st.sampled_from(LAYOUTS))
     single = st.lists(st.integers(0, 100_000), min_size=1, max_size=1)
@@ -58,7 +58,7 @@ def test_the_end_of_two_dimensional_ids_is_a_whole_step() -> None:
     assert make_layout("parallel", (10, 8), end=99).apply(TOKENS).tolist()[-1] == [99, 99]
 
 
-def test_one_offset_is_where_the_first_stream_begins() -> None:
+def test_a_single_offset_is_that_of_the_first_stream() -> None:
     layout = make_layout("parallel", (10, 8), offsets=[500], end=True)
     assert layout.offsets == (500, 510)
     assert layout.end == 518
@@ -81,7 +81,7 @@ def test_an_end_below_all_tokens_is_allowed() -> None:
         ({"name": "parallel", "flattened": True}, "interleaved"),
     ],
 )
-def test_what_does_not_fit_is_refused(settings_: dict[str, object], named: str) -> None:
+def test_arguments_that_do_not_match_are_refused(settings_: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         make_layout(**{"name": "flat", "sizes": (10, 8), **settings_})
 
@@ -108,7 +108,7 @@ def test_ids_of_another_layout_are_refused(name: str, ids: list[object]) -> None
         make_layout(name, (10, 8)).invert(ids)
 
 
-def test_an_end_that_is_missing_is_refused() -> None:
+def test_a_missing_end_is_refused() -> None:
     with pytest.raises(ValueError, match="end"):
         make_layout("flat", (10,), end=True).invert([1, 2, 3])
 

@@ -50,7 +50,7 @@ def test_no_documents() -> None:
     assert read_indexed_dataset(*write([], 10)) == ([], [0])
 
 
-def test_an_index_longer_than_what_is_put_together_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_longer_than_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sctok.formats.megatron._CHUNK", 3)
     documents = [[number] * (number % 4) for number in range(10)]
     found, boundaries = read_indexed_dataset(*write(documents, 10))

@@ -37,7 +37,7 @@ def facts(content: CodecTokens) -> list[Any]:
 
 
 def resealed(data: bytes) -> bytes:
-    """Return a changed file with the checksum that belongs to it."""
+    """Return a changed file with a correct checksum."""
     return data[:-8] + hashlib.sha256(data[:-8]).digest()[:8]
 
 
@@ -74,7 +74,7 @@ def test_bits_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sizes", PAPER_SIZES)
 @pytest.mark.parametrize("rate", [25, 50, 100])
-def test_an_hour_takes_the_advertised_bitrate(sizes: tuple[int, int], rate: int) -> None:
+def test_an_hour_has_the_advertised_bitrate(sizes: tuple[int, int], rate: int) -> None:
     pairs = 3600 * rate // 2
     advertised = rate / 2 * (np.log2(sizes[0]) + 13)
     assert make(1, sizes, token_rate=rate).bitrate == advertised
@@ -169,7 +169,7 @@ def test_a_header_that_contradicts_itself_is_refused(
         read_sct(path)
 
 
-def test_a_missing_file_is_the_systems_error(tmp_path: Path) -> None:
+def test_a_missing_file_raises_the_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_sct(tmp_path / "a.sct")
 
@@ -190,12 +190,12 @@ def test_a_missing_file_is_the_systems_error(tmp_path: Path) -> None:
         ({"codec_hash": "0123456789ABCDEF"}, "codec hash must be"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_values_that_do_not_match_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(make(), **changes)
 
 
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.sct")
     with pytest.raises(FormatError, match="is not a file that sctok writes"):
         read_sct(tmp_path / "a.sct")

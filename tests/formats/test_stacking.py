@@ -25,7 +25,7 @@ def stacked_by_loops(patches: npt.NDArray[np.float32], factor: int) -> npt.NDArr
 
 
 @given(columns=st.integers(0, 9), width=st.integers(1, 5), factor=st.sampled_from([1, 2, 4]))
-def test_equals_the_loops(columns: int, width: int, factor: int) -> None:
+def test_it_equals_plain_loops(columns: int, width: int, factor: int) -> None:
     patches = np.arange(columns * 8 * width, dtype=np.float32).reshape(columns * 8, width)
     np.testing.assert_array_equal(stack_patches(patches, factor), stacked_by_loops(patches, factor))
 
@@ -40,7 +40,7 @@ def test_leading_axes_and_strides_do_not_matter(factor: int, columns: int) -> No
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_tensors_stack_as_arrays_do(factor: int) -> None:
+def test_tensors_and_arrays_stack_alike(factor: int) -> None:
     torch = pytest.importorskip("torch")
     patches = np.random.default_rng(0).standard_normal((2, 24, 6)).astype(np.float32)
     tensor = torch.from_numpy(patches).transpose(0, 1).contiguous().transpose(0, 1)

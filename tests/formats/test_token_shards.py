@@ -79,13 +79,13 @@ def test_encoded_keys_split_where_webdataset_splits(key: str) -> None:
     assert decode_key(name) == key
 
 
-def test_encoding_changes_only_what_it_must() -> None:
+def test_encoding_changes_only_necessary_characters() -> None:
     assert encode_key("a b/ü.d/name") == "a b/ü.d/name"
     assert encode_key("a.b/c.d%") == "a.b/c%2Ed%25"
 
 
 @pytest.mark.parametrize("key", ["", "/absolute", "a//b", "../up", "a/./b", "folder/", "half \ud800"])
-def test_unfit_keys_are_refused(key: str) -> None:
+def test_invalid_keys_are_refused(key: str) -> None:
     with pytest.raises(FormatError, match="cannot be the key"):
         encode_key(key)
 
@@ -108,7 +108,7 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
         (np.zeros(4, np.int64), "not integers"),
     ],
 )
-def test_unfit_tokens_are_refused_and_the_shard_goes_on(tmp_path: Path, tokens: Any, message: str) -> None:
+def test_invalid_tokens_are_refused_and_the_shard_stays_usable(tmp_path: Path, tokens: Any, message: str) -> None:
     with TokenShardWriter(tmp_path / "t.tar", codebook_sizes=(4096, 8192)) as writer:
         with pytest.raises(FormatError, match=rf"t\.tar: tokens of 'odd' .*{message}"):
             writer.add("odd", tokens, {})
@@ -208,7 +208,7 @@ def test_foreign_and_changed_shards_are_refused(tmp_path: Path, members: dict[st
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_tar_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_tars_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_text("hello" * 300)
     with pytest.raises(FormatError, match=r"t\.tar is not a file that sctok writes"):
         read_token_shard(tmp_path / "t.tar")

@@ -13,7 +13,8 @@ import soundfile
 import soxr
 
 from sctok.audio.decoding import decode, ffmpeg
-from sctok.audio.decoding.decode import AudioError, read_audio, stream_audio
+from sctok.audio.decoding.decode import read_audio, stream_audio
+from sctok.audio.errors import AudioError
 
 RATE = 16_000
 
@@ -116,7 +117,7 @@ def test_192_khz_tone_survives_resampling(tmp_path: Path) -> None:
     assert np.abs(np.fft.rfft(read)).argmax() == 220
 
 
-def test_twelve_channels_are_averaged_or_picked(tmp_path: Path) -> None:
+def test_twelve_channels_are_averaged_or_one_is_chosen(tmp_path: Path) -> None:
     wave = np.random.default_rng(0).uniform(-1, 1, (5_000, 12)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), wave.mean(axis=1), rtol=0, atol=1e-6)
@@ -150,7 +151,7 @@ def test_sample_that_is_not_finite_is_located(tmp_path: Path, value: float, text
     assert f"is {text}," in message
 
 
-def test_nan_in_one_channel_is_found_in_the_mix_and_ignored_beside_the_picked_channel(tmp_path: Path) -> None:
+def test_nan_in_one_channel_is_found_in_the_mix_and_ignored_if_another_channel_is_chosen(tmp_path: Path) -> None:
     wave = tone(channels=2)
     wave[77, 1] = np.nan
     soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
@@ -180,7 +181,7 @@ def test_text_named_after_other_formats(tmp_path: Path, suffix: str) -> None:
     assert "libsndfile: Format not recognised" in error_of(tmp_path / f"a{suffix}")
 
 
-def test_truncated_wav_tells_both_lengths(tmp_path: Path) -> None:
+def test_truncated_wav_states_both_lengths(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(channels=2), RATE)
     data = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(data[:-1002])
@@ -343,7 +344,7 @@ def test_unknown_suffix_falls_back_to_ffmpeg(tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
-def test_ffmpeg_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_message_of_ffmpeg_is_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "a.m4a").write_text("not audio\n" * 100)
     message = error_of(tmp_path / "a.m4a")
     assert "a.m4a: ffmpeg cannot decode it: " in message

@@ -1,6 +1,7 @@
-"""Sound that a decoder alone would lose: links, counts, garbage, cut files; and headers that must not decide."""
+"""Sound that a plain decoder would lose: links, frame counts, garbage and truncation; and misleading headers."""
 
 import io
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 import soundfile
 
 from sctok.audio.decoding import decode
-from sctok.audio.decoding.decode import AudioError, read_audio
-from sctok.audio.decoding.ffmpeg import find_ffmpeg
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.errors import AudioError
 
 RATE = 16_000
 OPUS = {"format": "OGG", "subtype": "OPUS"}
@@ -26,7 +27,7 @@ ID3V2 = b"ID3\4\0\0\0\0\0\x20TIT2\0\0\0\x0d\0\0\0XingInfoVBRI" + bytes(9)
 ID3V1 = b"TAG" + bytes(125)
 FRAME = 1152
 
-needs_ffmpeg = pytest.mark.skipif(find_ffmpeg() is None, reason="no ffmpeg on the PATH")
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on the PATH")
 
 
 def tone(seconds: float, pitch: float = 440, rate: int = RATE, channels: int = 1) -> np.ndarray:
@@ -72,14 +73,14 @@ def test_channel_missing_in_a_later_link_is_named() -> None:
 
 
 @pytest.mark.parametrize("container", ["WAV", "AIFF", "AU", "CAF", "W64", "RF64"])
-def test_whole_files_one_behind_the_other(container: str) -> None:
+def test_concatenated_files(container: str) -> None:
     data = encode(tone(0.5), format=container, subtype="PCM_16") + encode(tone(0.5, 880), 8_000, format=container)
     read = read_audio(data)
     assert len(read) == 8_000 + 16_000
 
 
 @pytest.mark.parametrize("part", [0, 0.1, 0.5, 0.99, 1])
-def test_a_count_of_mp3_frames_does_not_end_the_reading(part: float) -> None:
+def test_mp3_is_read_beyond_its_stated_frames(part: float) -> None:
     data = bytearray(encode(tone(2.0), **KINDS["mp3"]))
     mark = max(data.find(b"Xing"), data.find(b"Info"))
     frames = int.from_bytes(data[mark + 8 : mark + 12], "big")
@@ -89,7 +90,7 @@ def test_a_count_of_mp3_frames_does_not_end_the_reading(part: float) -> None:
     np.testing.assert_allclose(read[1_000:30_000], tone(2.0)[1_000:30_000, 0], rtol=0, atol=0.05)
 
 
-def test_a_stated_length_does_not_end_the_reading_of_flac() -> None:
+def test_flac_is_read_beyond_its_stated_length() -> None:
     data = bytearray(encode(tone(4.0), **KINDS["flac"]))
     data[22:26] = struct.pack(">I", 1_000)
     assert len(read_audio(bytes(data))) == 4 * RATE
@@ -100,7 +101,7 @@ def test_a_stated_length_does_not_end_the_reading_of_flac() -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\0" * 3_000, np.random.default_rng(0).bytes(200_000), ID3V1 + ID3V2 + b"APETAGEX"]
 )
-def test_garbage_between_mp3_frames_costs_no_other_frame(garbage: bytes) -> None:
+def test_garbage_between_mp3_frames_loses_no_other_frame(garbage: bytes) -> None:
     data = encode(tone(2.0), **KINDS["mp3"])
     assert 4 * RATE <= len(read_audio(data + garbage + data)) <= 4 * RATE + 4 * FRAME
 
@@ -114,7 +115,7 @@ def test_tags_and_zeros_around_the_sound(kind: str, before: bytes, after: bytes)
 
 @pytest.mark.parametrize("name", ["a", "a.wav", "a.MP3", "a.m4a", "a.ogg", "a.flac"])
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3", "AIFF"])
-def test_the_suffix_has_no_say(name: str, container: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suffix_does_not_matter(name: str, container: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert len(read_audio(encode(tone(0.5), format=container), name=name)) == 8_000
 
@@ -131,7 +132,7 @@ def test_the_suffix_has_no_say(name: str, container: str, monkeypatch: pytest.Mo
         ("OGG", "VORBIS"), ("OGG", "OPUS"),
     ],
 )  # fmt: skip
-def test_a_cut_file_is_refused_and_a_whole_one_read(
+def test_a_truncated_file_is_refused_and_a_whole_one_read(
     container: str, subtype: str, part: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -145,7 +146,7 @@ def test_a_cut_file_is_refused_and_a_whole_one_read(
 
 
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.9])
-def test_a_cut_mp3_that_counts_its_frames_is_refused(part: float) -> None:
+def test_a_truncated_mp3_with_a_frame_count_is_refused(part: float) -> None:
     data = encode(tone(4.0), **KINDS["mp3"])
     assert "is truncated: header promises 64000 samples" in error_of(data[: int(len(data) * part)])
 
@@ -179,20 +180,20 @@ def test_rf64_from_a_pipe_states_no_length(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("size", [96_006, 1_058_400_000, 1_610_612_730, 2_100_000_006, 3_456_789_012])
-def test_a_size_that_a_recording_may_have_is_a_promise(size: int) -> None:
+def test_a_plausible_size_is_a_promise(size: int) -> None:
     assert "truncated" in error_of(_placeholder(size))
 
 
-def test_a_stream_that_ends_inside_a_block_is_cut_off() -> None:
+def test_a_stream_that_ends_inside_a_block_is_truncated() -> None:
     assert "truncated" in error_of(_placeholder(0xFFFFFFFF)[:-2])
 
 
-def test_an_empty_data_chunk_before_others_is_no_placeholder() -> None:
+def test_an_empty_data_chunk_before_others_is_not_a_placeholder() -> None:
     data = encode(np.empty(0, np.float32), format="WAV")
     assert "holds no samples" in error_of(data + b"LIST" + struct.pack("<I4s", 4, b"INFO"))
 
 
-def test_a_voc_file_of_several_blocks_is_not_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_voc_file_of_several_blocks_is_read_completely_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(tone(1.0), format="VOC", subtype="PCM_16")
     start = int.from_bytes(data[20:22], "little")
     size = int.from_bytes(data[start + 1 : start + 4], "little")
@@ -212,7 +213,7 @@ def _mpeg_frames(head: bytes, size: int, count: int) -> bytes:
         (_mpeg_frames(b"\xff\xfd\xe8\xc4", 1728, 40), 40 * 1152 // 2),  # MP2 of 384 kbit/s at 32 kHz
     ],
 )
-def test_mpeg_frames_of_more_bytes_than_samples(frames: bytes, samples: int) -> None:
+def test_mpeg_frames_with_more_bytes_than_samples(frames: bytes, samples: int) -> None:
     assert len(read_audio(frames)) == samples
 
 
@@ -227,7 +228,7 @@ def test_mp3_inside_wav_has_the_samples_of_its_frames() -> None:
 
 
 def test_both_decoders_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    if find_ffmpeg() is not None:
+    if shutil.which("ffmpeg") is not None:
         assert "ffmpeg cannot decode it" in error_of(b"not audio" * 100)
         assert "libsndfile: Format not recognised" in error_of(b"not audio" * 100)
     monkeypatch.setenv("PATH", "")
@@ -235,7 +236,7 @@ def test_both_decoders_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 1_024])
-def test_memory_of_many_channels_is_that_of_a_block(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_channels_need_the_memory_of_one_block(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     read = soundfile.SoundFile.read
 
@@ -250,7 +251,7 @@ def test_memory_of_many_channels_is_that_of_a_block(channels: int, monkeypatch: 
 
 
 def ffmpeg_output(wave: np.ndarray, *options: str, rate: int = RATE) -> bytes:
-    program = find_ffmpeg()
+    program = shutil.which("ffmpeg")
     assert program is not None
     command = [program, "-nostdin", "-v", "error", "-f", "wav", "-i", "pipe:0", *options, "pipe:1"]
     return subprocess.run(command, input=encode(wave, rate, format="WAV"), stdout=subprocess.PIPE, check=True).stdout
@@ -286,7 +287,7 @@ def test_no_other_file_is_read_through_a_playlist(kind: str, suffix: str, tmp_pa
 
 
 @needs_ffmpeg
-def test_a_name_that_is_a_pattern_of_pictures_stands_for_itself(tmp_path: Path) -> None:
+def test_a_name_that_looks_like_an_image_pattern_is_taken_literally(tmp_path: Path) -> None:
     path = tmp_path / "a%d.mka"
     path.write_bytes(ffmpeg_output(tone(1.0), "-c:a", "flac", "-f", "matroska"))
     assert len(read_audio(path)) == RATE
@@ -304,7 +305,7 @@ def test_a_name_that_is_a_pattern_of_pictures_stands_for_itself(tmp_path: Path) 
         ("a", ["-c:a", "flac", "-f", "matroska"]),
     ],
 )
-def test_ffmpeg_is_asked_whatever_the_suffix(name: str, options: list[str]) -> None:
+def test_ffmpeg_ignores_the_suffix(name: str, options: list[str]) -> None:
     read = read_audio(ffmpeg_output(tone(2.0), *options), name=name)
     assert 2 * RATE <= len(read) <= 2 * RATE + 2 * 1_600
     assert abs(pitch_of(read) - 440) <= 2
@@ -331,10 +332,10 @@ def test_concatenated_adts_is_read_to_its_end(other: np.ndarray) -> None:
         ["-c:a", "aac", "-f", "mp4", "-movflags", "frag_keyframe+empty_moov", "-frag_duration", "500000"],
     ],
 )
-def test_cut_files_of_ffmpeg_are_refused(options: list[str], tmp_path: Path) -> None:
+def test_truncated_files_of_ffmpeg_are_refused(options: list[str], tmp_path: Path) -> None:
     source, path = tmp_path / "a.wav", tmp_path / "a"
     source.write_bytes(encode(tone(4.0), format="WAV"))
-    subprocess.run([str(find_ffmpeg()), "-nostdin", "-v", "error", "-i", source, *options, path], check=True)
+    subprocess.run([str(shutil.which("ffmpeg")), "-nostdin", "-v", "error", "-i", source, *options, path], check=True)
     assert len(read_audio(path)) >= 4 * RATE - 1_600
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 47 // 100])
     assert "a: " in error_of(path.read_bytes())

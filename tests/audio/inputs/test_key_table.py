@@ -12,7 +12,7 @@ def test_the_first_value_of_a_key_is_kept(key: str) -> None:
     assert table.add(key + "x", "two") is None
 
 
-def test_a_table_that_outgrows_its_memory_forgets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_outgrows_memory_keeps_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "_CACHE_KIB", 64)
     table = KeyTable()
     assert [table.add(f"{number:040}", str(number)) for number in range(5000)] == [None] * 5000

@@ -44,7 +44,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["cuts.jsonl", "cuts.jsonl.gz"])
-def test_a_cut_is_its_stretch_of_the_recording(tmp_path: Path, recording: np.ndarray, name: str) -> None:
+def test_a_cut_gives_its_stretch_of_the_recording(tmp_path: Path, recording: np.ndarray, name: str) -> None:
     rows = [cut(tmp_path, 0.5, 0.25), cut(tmp_path, 0.0, 2.0), cut(tmp_path, 1.0, 1.0)]
     items = list(list_audio([write(tmp_path / name, rows)]))
     assert [item.key for item in items] == ["cut-0.5", "cut-0.0", "cut-1.0"]
@@ -68,7 +68,7 @@ def test_a_cut_is_its_stretch_of_the_recording(tmp_path: Path, recording: np.nda
         ({"recording": {"sources": [{"type": "file", "source": "no.wav"}]}}, "No such file|no such file"),
     ],
 )
-def test_a_cut_that_cannot_be_read_is_a_problem_of_its_own(
+def test_an_unreadable_cut_does_not_stop_the_others(
     tmp_path: Path, recording: np.ndarray, changes: dict[str, Any], reason: str
 ) -> None:
     manifest = write(tmp_path / "cuts.jsonl", [cut(tmp_path, 0.25, 1.0), {**cut(tmp_path, 0.5, 1.0), **changes}])

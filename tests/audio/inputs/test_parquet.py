@@ -1,4 +1,4 @@
-"""What rows of tables and manifests may unpack to is known before, and one that is too much costs itself alone."""
+"""Rows of tables and manifests are checked before they are unpacked, and too large ones lose only themselves."""
 
 import io
 import json
@@ -48,14 +48,14 @@ def more(rows):
 
 @pytest.fixture
 def pool():
-    """Arrow's memory for reading, whose peak does not know what was written before."""
+    """A memory pool of Arrow for reading, whose peak does not include earlier writing."""
     before = pa.default_memory_pool()
     yield pa.system_memory_pool()
     pa.set_memory_pool(before)
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
-def test_a_cell_that_unpacks_to_too_much_costs_its_rows_alone(tmp_path, pool, version):
+def test_a_cell_that_is_too_large_loses_only_its_rows(tmp_path, pool, version):
     bomb = bytes(40 << 20)
     path = write(tmp_path / "t.parquet", [[(wav(), {})], [(bomb, {})], [(wav(), {})] * 2], data_page_version=version)
     assert path.stat().st_size < 40_000
@@ -86,7 +86,7 @@ def test_a_list_of_many_values_is_refused_before_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("place", range(4, 60, 7))
-def test_damaged_pages_are_a_reason(tmp_path, place):
+def test_damaged_pages_are_reported(tmp_path, place):
     path = write(tmp_path / "t.parquet", [[(wav(), {})]])
     content = bytearray(path.read_bytes())
     content[place : place + 8] = b"\xff" * 8
@@ -95,7 +95,7 @@ def test_damaged_pages_are_a_reason(tmp_path, place):
         read_row(str(path), 0)
 
 
-def test_rows_that_say_too_much_cost_themselves(tmp_path):
+def test_rows_with_too_much_metadata_lose_only_themselves(tmp_path):
     (tmp_path / "a.wav").write_bytes(wav())
     rows = [json.dumps({"path": "a.wav", "key": key}) for key in "abc"]
     rows[1] = json.dumps({"path": "a.wav", "key": "b", "text": "x" * 9_000})
@@ -105,7 +105,7 @@ def test_rows_that_say_too_much_cost_themselves(tmp_path):
     assert ["row 2 is longer than 8,192" in item.reason for item in found if isinstance(item, BadItem)] == [True]
 
 
-def test_a_csv_line_that_does_not_end_is_not_read_to_its_end(tmp_path):
+def test_an_endless_csv_line_is_refused_early(tmp_path):
     (tmp_path / "m.csv").write_text("path\n" + "a," * 10_000)
     with pytest.raises(AudioError, match="a line is longer than"):
         list(list_audio([tmp_path / "m.csv"]))

@@ -1,4 +1,4 @@
-"""Audio at URLs, by fsspec's in-memory file system and by file URLs."""
+"""Audio at URLs, in fsspec's in-memory file system and at file URLs."""
 
 import io
 import sys
@@ -50,12 +50,12 @@ def bucket() -> Iterator[str]:
 @pytest.mark.parametrize(
     "path", ["s3://b/a.tar", "https://x/y.wav", "simplecache::s3://b/a.tar", "hf://a/b", "file:///x"]
 )
-def test_urls_are_told_from_paths(path: str) -> None:
+def test_urls_are_recognised(path: str) -> None:
     assert is_url(path)
 
 
 @pytest.mark.parametrize("path", ["a.wav", "/a/b:c.wav", "C:/a.wav", Path("s3://b"), "x/s3://a"])
-def test_paths_are_no_urls(path: object) -> None:
+def test_paths_are_not_urls(path: object) -> None:
     assert not is_url(path)
 
 
@@ -86,7 +86,7 @@ def test_a_file_url_gives_what_its_path_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_audio(local.open(), name="a"), read_audio(remote.open(), name="a"))
 
 
-def test_a_remote_shard_that_is_cut_short_gives_what_is_whole(bucket: str) -> None:
+def test_a_truncated_remote_shard_gives_its_intact_members(bucket: str) -> None:
     *whole, problem = list_audio([f"{bucket}/cut.tar"])
     assert [item.key for item in whole] == ["clip0"]
     assert isinstance(problem, BadItem)
@@ -96,7 +96,7 @@ def test_a_remote_shard_that_is_cut_short_gives_what_is_whole(bucket: str) -> No
 @pytest.mark.parametrize(
     ("url", "reason"), [("memory://no/x.tar", "no such file"), ("what://x/y.tar", "cannot be opened")]
 )
-def test_what_cannot_be_opened_is_a_problem_in_one_line(url: str, reason: str) -> None:
+def test_a_url_that_cannot_be_opened_gives_an_error_in_one_line(url: str, reason: str) -> None:
     (problem,) = list_audio([url])
     assert isinstance(problem, BadItem)
     assert reason in problem.reason

@@ -1,4 +1,4 @@
-"""Listing audio: order, keys, metadata, and what is listed as bad."""
+"""Listing audio: order, keys, metadata, and bad items."""
 
 import io
 import json
@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from sctok.audio.decoding.decode import AudioError, read_audio
+from sctok.audio.decoding.decode import read_audio
+from sctok.audio.errors import AudioError
 from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds, list_audio
 
 RATE = 16_000
@@ -146,7 +147,7 @@ def test_duplicate_keys_name_both_files(tmp_path: Path) -> None:
     assert f"already taken by {tmp_path / 'two/c.wav'}" in problems[2].reason
 
 
-def test_inputs_that_are_given_again_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_inputs_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "data", "a.wav")
     make(tmp_path, "b.wav")
     (tmp_path / "link").symlink_to(tmp_path / "data")
@@ -158,7 +159,7 @@ def test_inputs_that_are_given_again_count_once(tmp_path: Path, monkeypatch: pyt
     assert [item.path for item in listed if isinstance(item, BadItem)] == ["link/a.wav"]
 
 
-def test_results_of_our_own_among_the_audio_are_passed_over(tmp_path: Path) -> None:
+def test_folders_of_results_are_skipped(tmp_path: Path) -> None:
     make(tmp_path, "a.wav", "sctok-data/tokens/x/kept.wav", "theirs/b.wav", "torn/c.wav", "z.wav", "pipe/d.wav")
     make_tar(tmp_path / "sctok-data/tokens/x/shard-00000.tar", {"a.tokens.npy": b"x"})
     (tmp_path / "sctok-data/tokens/x/run.json").write_text('{"format": "sctok-run", "format_version": 1}')
@@ -227,7 +228,7 @@ def test_missing_files_of_a_manifest_are_listed_as_bad(tmp_path: Path, suffix: s
     assert listed[2] == BadItem("", str(manifest), "row 3 has no 'path'")
 
 
-def test_rows_that_cannot_be_understood(tmp_path: Path) -> None:
+def test_invalid_rows_are_reported(tmp_path: Path) -> None:
     make(tmp_path, "a.wav")
     (tmp_path / "list.csv").write_text("path,n\na.wav,1,2,3\na.wav,1\n")
     assert [item.reason for item in bad(tmp_path / "list.csv")] == [
@@ -235,11 +236,11 @@ def test_rows_that_cannot_be_understood(tmp_path: Path) -> None:
     ]
     (tmp_path / "list.jsonl").write_text('{"path": "a.wav"}\n{"path": \n[1]\n{"n": 1}\n')
     reasons = [item.reason for item in bad(tmp_path / "list.jsonl")]
-    assert reasons[0].startswith("row 2 is not JSON")
+    assert reasons[0].startswith("row 2 is not valid JSON")
     assert reasons[1:] == ["row 3 is not a JSON object", "row 4 has no 'path'"]
 
 
-def test_rows_whose_files_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a.wav", "locked/b.wav")
     os.mkfifo(tmp_path / "pipe.wav")
     look = Path.stat
@@ -268,13 +269,13 @@ def test_rows_that_are_nested_too_deeply(tmp_path: Path, depth: int) -> None:
     first, second, good = list_audio([tmp_path / "list.jsonl"])
     assert isinstance(first, BadItem)
     assert isinstance(second, BadItem)
-    assert first.reason.startswith("row 1 is not JSON that can be read")
-    assert second.reason.startswith("row 2 is not JSON that can be read")
+    assert first.reason.startswith("row 1 is not valid JSON")
+    assert second.reason.startswith("row 2 is not valid JSON")
     assert good.key == "a"
 
 
 @pytest.mark.parametrize("key", ["../up", "/root", "a//b", "a/./b"])
-def test_keys_that_lead_elsewhere_are_refused(tmp_path: Path, key: str) -> None:
+def test_keys_that_leave_their_folder_are_refused(tmp_path: Path, key: str) -> None:
     make(tmp_path, "a.wav")
     (problem,) = bad(write_manifest(tmp_path / "list.csv", [{"path": "a.wav", "key": key}]))
     assert "cannot be a key" in problem.reason
@@ -287,7 +288,7 @@ def test_manifest_without_the_column(tmp_path: Path, suffix: str) -> None:
         list_audio([manifest])
 
 
-def test_manifests_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_manifests(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "header.csv").write_text("path\n")
     (tmp_path / "text.parquet").write_text("not a table")
@@ -377,7 +378,7 @@ def test_several_audio_files_of_one_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [-700, 3_000, 600])
-def test_truncated_tar_gives_what_is_whole(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_tar_gives_its_intact_members(tmp_path: Path, cut: int) -> None:
     path = make_tar(tmp_path / "s.tar", {f"{name}.wav": audio_bytes(500) for name in "abcd"})
     whole = [item.key for item in items(path)]
     ends = {item.key: item.offset + item.size for item in items(path)}
@@ -406,7 +407,7 @@ def test_tar_without_end_mark_and_with_a_damaged_header(tmp_path: Path) -> None:
     assert b.key == "b"
 
 
-def test_tars_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_tars(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("not a tar " * 100)
     (tmp_path / "empty.tar").touch()
     make_tar(tmp_path / "silent.tar", {"a.txt": b"x"})

@@ -1,4 +1,4 @@
-"""Parquet files of Hugging Face datasets that hold the audio themselves."""
+"""Parquet files of Hugging Face datasets that contain audio."""
 
 import io
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_rows_in_any_order(tmp_path: Path, order: Any) -> None:
         assert tables.read_row(table, row) == audio_bytes(row)
 
 
-def test_what_datasets_writes(tmp_path: Path) -> None:
+def test_tables_that_datasets_writes(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = {"audio": [{"bytes": audio_bytes(3), "path": "x.wav"}], "speaker": [7]}
     written = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
@@ -73,7 +73,7 @@ def test_keys_of_rows_without_a_name_and_from_a_column(tmp_path: Path) -> None:
     assert [item.key for item in list_audio(tmp_path / "k.parquet")] == ["x", "y", "z"]
 
 
-def test_equal_names_are_told(tmp_path: Path) -> None:
+def test_duplicate_names_are_reported(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", ["a.wav", "a.wav"])
     first, second = list_audio(tmp_path / "t.parquet")
     assert isinstance(first, AudioItem)
@@ -81,7 +81,7 @@ def test_equal_names_are_told(tmp_path: Path) -> None:
     assert "already taken by a file in" in second.reason
 
 
-def test_a_table_with_paths_is_a_manifest_still(tmp_path: Path) -> None:
+def test_a_table_with_paths_is_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "b.wav").write_bytes(audio_bytes(0))
     write_table(tmp_path / "t.parquet", ["a.wav"], path=["b.wav"])
     (item,) = list_audio(tmp_path / "t.parquet")
@@ -89,14 +89,14 @@ def test_a_table_with_paths_is_a_manifest_still(tmp_path: Path) -> None:
     assert item.path == str(tmp_path / "b.wav")
 
 
-def test_rows_that_cannot_be_read_say_which(tmp_path: Path) -> None:
+def test_unreadable_rows_are_named(tmp_path: Path) -> None:
     column = pyarrow.array([{"bytes": None, "path": "elsewhere.wav"}, None, {"bytes": b"no audio", "path": "c.wav"}])
     table = str(tmp_path / "t.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"audio": column}), table)
     for row in (0, 1):
-        with pytest.raises(AudioError, match=rf"t\.parquet: row {row}: holds no bytes"):
+        with pytest.raises(AudioError, match=rf"t\.parquet: row {row}: holds no audio"):
             tables.read_row(table, row)
-    with pytest.raises(AudioError, match=r"row 3: is not there"):
+    with pytest.raises(AudioError, match=r"row 3: is missing"):
         tables.read_row(table, 3)
     items = [item for item in list_audio(table) if isinstance(item, AudioItem)]
     with pytest.raises(AudioError, match=r"t\.parquet:c\.wav: .*Format not recognised"):

@@ -139,8 +139,8 @@ def test_a_program_that_a_codec_runs_ends_with_the_process(tmp_path):
     command = f"sh -c 'echo $$ > {note}.new; mv {note}.new {note}; sleep 100' {{in}} {{out}}"
     with CodecProcess("cpu") as process:
         codec = process.open(f"cmd:slow={command}")
-        assert process._connection is not None
-        process._connection.send((codec.spec, {"wave": wave(0.5), "sample_rate": 16_000}))  # as roundtrip, unanswered
+        assert process._worker is not None
+        process._worker.send((codec.spec, {"wave": wave(0.5), "sample_rate": 16_000}))  # as roundtrip, unanswered
         while not note.exists():
             os.sched_yield()
     with pytest.raises(ProcessLookupError):

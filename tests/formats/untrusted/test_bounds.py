@@ -1,4 +1,4 @@
-"""What a file promises is compared with what there is, and with a limit, before it is unpacked."""
+"""The claims of a file are compared with its content, and with a limit, before it is unpacked."""
 
 import io
 import json
@@ -14,11 +14,11 @@ import pytest
 
 from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
 from sctok.formats.files import FormatError
+from sctok.formats.npy import read_npy
 from sctok.formats.sct import SCT_MAGIC, CodecTokens, read_sct, write_sct
 from sctok.formats.tensors import read_header
 from sctok.formats.token_shards import read_token_shard
 from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, MAX_NESTING, max_input_bytes, parse_json, read_lines
-from sctok.formats.untrusted.npy import read_npy
 from sctok.formats.untrusted.tars import next_member, open_tar
 
 
@@ -41,13 +41,13 @@ def test_the_limit_is_a_setting(monkeypatch, text, size):
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "much", "1.5G", "9" * 30])
-def test_a_limit_that_is_no_number_of_bytes_is_named(monkeypatch, text):
+def test_an_invalid_limit_is_named(monkeypatch, text):
     monkeypatch.setenv(LIMIT_VARIABLE, text)
     with pytest.raises(ValueError, match=f"{LIMIT_VARIABLE}="):
         max_input_bytes()
 
 
-def test_json_is_read_up_to_a_depth_and_a_length():
+def test_json_has_limits_of_depth_and_length():
     deepest = "[" * MAX_NESTING + "]" * MAX_NESTING
     assert json.dumps(parse_json(deepest)) == deepest
     for text in (f"[{deepest}]", "[" * 200_000, '{"a":' * 101 + "1" + "}" * 101, b"[" * 500 + b"]" * 500):
@@ -58,7 +58,7 @@ def test_json_is_read_up_to_a_depth_and_a_length():
 
 
 @pytest.mark.parametrize("kind", [io.BytesIO, lambda data: io.StringIO(data.decode())])
-def test_lines_that_are_too_long_are_passed_over(kind):
+def test_lines_that_are_too_long_are_skipped(kind):
     lines = list(read_lines(kind(b"abc\n" + b"x" * 100 + b"\nabcd\n" + b"y" * 5), 4))
     assert [line if line is None else line.strip() for line in lines] == [
         kind(b"abc").read(),
@@ -85,13 +85,13 @@ def npy(shape, dtype="<u2", data=b""):
         npy((4,), data=b"xx"),
     ],
 )
-def test_arrays_that_promise_more_than_there_is_take_no_memory(data):
+def test_arrays_that_promise_too_much_take_no_memory(data):
     with little_memory(), pytest.raises(ValueError, match=r"promises|objects"):
         read_npy(io.BytesIO(data), len(data))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_are_read_as_numpy_reads_them(order):
+def test_arrays_equal_those_that_numpy_reads(order):
     array, file = np.asarray(np.arange(6).reshape(2, 3), order=order), io.BytesIO()
     np.save(file, array)
     file.seek(0)
@@ -132,7 +132,7 @@ TARS = {
 
 
 @pytest.mark.parametrize("content", TARS.values(), ids=TARS)
-def test_archives_of_impossible_headers_are_refused_in_little_memory(tmp_path, content):
+def test_impossible_tar_headers_are_refused_in_little_memory(tmp_path, content):
     (tmp_path / "s.tar").write_bytes(content + bytes(-(len(content) + 1024) % 10240 + 1024))
     with little_memory(), pytest.raises(FormatError, match=r"s\.tar"):
         list(read_token_shard(tmp_path / "s.tar"))

@@ -1,4 +1,4 @@
-"""No key leads out of its folder."""
+"""No key leaves its folder."""
 
 import pytest
 
@@ -35,7 +35,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("key", BAD, ids=ascii)
-def test_a_key_that_is_no_path_below_a_folder_is_refused_in_one_printable_line(key, tmp_path):
+def test_a_key_that_leaves_its_folder_is_refused_in_one_printable_line(key, tmp_path):
     with pytest.raises(FormatError) as raised:
         path_inside(tmp_path, key, ".wav")
     assert str(raised.value).isprintable()
@@ -68,7 +68,7 @@ def test_a_link_inside_the_folder_that_leads_out_of_it_is_refused(target, tmp_pa
 
 def test_a_key_below_the_file_of_another_key_is_refused(tmp_path):
     (tmp_path / "a.wav").touch()
-    with pytest.raises(FormatError, match=r"needs a folder where the file a\.wav lies"):
+    with pytest.raises(FormatError, match=r"needs a folder in place of the file a\.wav"):
         path_inside(tmp_path, "a.wav/x/y", ".wav")
 
 
@@ -79,5 +79,5 @@ def test_a_key_whose_file_is_a_folder_of_another_key_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "plain"), [("codebook-8.safetensors", True), ("../x", False), ("a/b", False)])
-def test_names_of_files_beside_another_have_no_folders(name, plain):
+def test_names_of_sibling_files_have_no_folders(name, plain):
     assert is_file_name(name) == plain

@@ -3,12 +3,12 @@ import io
 import numpy as np
 import pytest
 
-from sctok.formats.growing_npy import GrowingNpy
+from sctok.formats.npy import GrowingNpy
 
 
 @pytest.mark.parametrize("row", [(), (2,)])
 @pytest.mark.parametrize("counts", [[], [0], [1, 0, 5], [123_456]])
-def test_numpy_reads_what_has_grown(row: tuple[int, ...], counts: list[int]) -> None:
+def test_numpy_reads_a_grown_array(row: tuple[int, ...], counts: list[int]) -> None:
     parts = [np.arange(count * int(np.prod(row)), dtype=np.int64).reshape(count, *row) % 60_000 for count in counts]
     file = io.BytesIO()
     array = GrowingNpy(file, np.dtype("u2"), row)
