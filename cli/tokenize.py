@@ -10,6 +10,7 @@ from sctok.cli.shared.codebooks import DEFAULT_ENCODER, wanted_codebook
 from sctok.cli.shared.codecs import codec_path
 from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
 from sctok.cli.shared.runs import (
+    WINDOWS_ON_CPU,
     AddressOption,
     AudioArgument,
     BatchOption,
@@ -30,7 +31,6 @@ from sctok.cli.shared.runs import (
     WorkersOption,
     WorldOption,
     checked_name,
-    prepare,
     prepare_execution,
     select,
     show_results,
@@ -38,7 +38,7 @@ from sctok.cli.shared.runs import (
 
 if TYPE_CHECKING:
     from sctok.corpus.runs.sharding import Execution
-    from sctok.corpus.tokenization import MakeEncoder
+    from sctok.corpus.tokenization import MakeTokenizer
     from sctok.formats.codebooks import Codebook
 
 CODEC_WINDOWS_ON_CPU = 16  # as many as the acoustic encoder takes at once
@@ -123,27 +123,34 @@ def tokenize(
     selection = select(include, exclude, min_seconds, max_seconds)
     how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
     how |= {"engine": engine, "address": address, "refresh": refresh}
-    make: MakeEncoder
-    if source is None:
-        padding = _padding_of(books)
-        make, execution = prepare(encoder or DEFAULT_ENCODER, device, precision, batch_size, workers, padding, **how)
-    else:
-        make, execution = _prepare_codec(source, device, precision, batch_size, workers, **how)
+    make, execution = _prepare(source, encoder, books, device, precision, batch_size, workers, **how)
     with RunReporter(f"tokenize {name}") as reporter:
-        results = tokenize_corpus(audio, targets, make, config, execution, reporter, selection)
+        results = tokenize_corpus(audio, list(targets), make, config, execution, reporter, selection)
     show_results(results, reporter, as_json)
 
 
-def _prepare_codec(
-    codec: str, device: str, precision: str, batch_size: int | None, workers: int | None, **how: Any
-) -> tuple["MakeEncoder", "Execution"]:
-    """Return what `prepare` does, for a codec."""
+def _prepare(
+    codec: str | None,
+    encoder: str | None,
+    books: list["Codebook"],
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    workers: int | None,
+    **how: Any,
+) -> tuple["MakeTokenizer", "Execution"]:
+    """Return a function that loads the tokenizer onto a device, and the execution that the options describe."""
     from functools import partial
 
     from sctok.codec.tokenizer import CodecTokenizer
+    from sctok.features.tokenizer import load_semantic_tokenizer
 
-    execution, chosen = prepare_execution(device, precision, batch_size, workers, CODEC_WINDOWS_ON_CPU, **how)
-    return partial(CodecTokenizer.load, codec, precision=chosen), execution
+    on_cpu = WINDOWS_ON_CPU if codec is None else CODEC_WINDOWS_ON_CPU
+    execution, chosen = prepare_execution(device, precision, batch_size, workers, on_cpu, **how)
+    if codec is not None:
+        return partial(CodecTokenizer.load, books, codec, precision=chosen), execution
+    name, padding = encoder or DEFAULT_ENCODER, _padding_of(books)
+    return partial(load_semantic_tokenizer, books, name, precision=chosen, padding=padding), execution
 
 
 def _codec_codebooks(

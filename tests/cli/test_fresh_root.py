@@ -72,7 +72,7 @@ def test_tokenize_refuses_the_bundled_codebook_for_another_encoder(sctok: Sctok,
     save_weights(Path("own.safetensors"), encoder(), {})
     code, _, err = sctok("tokenize", "audio", "--encoder", name)
     assert code == 1
-    assert f"no merged codebook at 100 tokens per second of the encoder {name}" in err
+    assert f"no merged codebook at 100 tokens per second for the encoder {name}" in err
     assert f"Run sctok extract --encoder {name}, sctok cluster and sctok merge first" in err
     assert not Path("sctok-data").exists()
 
@@ -81,7 +81,7 @@ def test_a_bundled_codebook_by_name_is_refused_for_another_encoder(sctok: Sctok)
     save_weights(Path("own.safetensors"), encoder(), {})
     code, _, err = sctok("tokenize", "audio", "--encoder", "own.safetensors", "--codebook", "merged-4096-r100")
     assert code == 1
-    assert "the codebook was made with the encoder mini" in err
+    assert "centroids was made with the encoder mini" in err
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,12 @@ import soundfile
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, WINDOW_SAMPLES
 from sctok.corpus.engines.processes import RunResult
 from sctok.corpus.extraction import ExtractionConfig, extract_features
+from sctok.corpus.runs.events import RunEvent, ignore_events
 from sctok.corpus.runs.sharding import Execution
+from sctok.features.extractor import Extractor
+from sctok.features.tokenizer import SemanticTokenizer
 from sctok.formats.codebooks import Codebook, CodebookInfo
+from sctok.runtime.stages import Stage
 
 WIDTH = 8
 EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "refresh", "rank", "world_size", "profile")
@@ -30,13 +36,14 @@ EXECUTION += ("ray_address",)
 
 
 class FakeExtractor:
-    """Embeds a patch of a window as the mean magnitudes of eight stretches of it."""
+    """Embeds a patch of a window as the mean magnitudes of its eight sections."""
 
     name = "fake"
     hash = "0123456789abcdef"
     width = WIDTH
     precision = "fp32"
     device = "cpu"
+    stage: Stage = nullcontext
 
     def __init__(self, delay: float = 0.0, padding: str = "keep") -> None:
         self.delay = delay
@@ -51,8 +58,8 @@ class FakeExtractor:
         time.sleep(self.delay * len(waves))
         columns = waves.shape[1] // COLUMN_SAMPLES
         heard = np.abs(waves[:, : columns * COLUMN_SAMPLES])
-        stretches = heard.reshape(len(waves), columns * PATCH_ROWS, WIDTH, -1).mean(axis=-1)
-        return (stretches + last[:, None, None]).astype(np.float32)
+        sections = heard.reshape(len(waves), columns * PATCH_ROWS, WIDTH, -1).mean(axis=-1)
+        return (sections + last[:, None, None]).astype(np.float32)
 
 
 def make_fake(device: str) -> FakeExtractor:
@@ -114,20 +121,41 @@ def run_command(command: str, inputs: list[str | Path], folder: Path, **settings
     execution = {name: settings.pop(name) for name in EXECUTION if name in settings}
     execution = {"workers": 0, "batch_size": 3, **execution}
     settings = {"files_per_shard": 3, **settings}
-    make, progress = settings.pop("make", make_fake), settings.pop("progress", lambda event: None)
+    make, progress = settings.pop("make", make_fake), settings.pop("progress", ignore_events)
     if command == "extract":
         config = ExtractionConfig("speech", **settings)
         return extract_features(inputs, folder, make, config, Execution(**execution), progress)
-    from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
+    from sctok.corpus.tokenization import TokenizationConfig
 
     targets = {folder: fake_codebook(encoder_hash=make("cpu").hash)}
     config = TokenizationConfig(**settings)
-    return tokenize_corpus(inputs, targets, make, config, Execution(**execution), progress)[0]
+    return tokenize_with_books(inputs, targets, make, config, Execution(**execution), progress)[0]
 
 
-def print_event(event: dict[str, Any]) -> None:
+def tokenize_with_books(
+    inputs: Sequence[str | Path],
+    targets: Mapping[Path, Codebook],
+    make_extractor: Callable[[str], Extractor],
+    *settings: Any,
+    **options: Any,
+) -> list[RunResult[Any]]:
+    """Tokenize with a feature encoder and one codebook for each run folder."""
+    from sctok.corpus.tokenization import tokenize_corpus
+
+    make = partial(make_semantic, make_extractor, list(targets.values()))
+    return tokenize_corpus(inputs, list(targets), make, *settings, **options)
+
+
+def make_semantic(
+    make_extractor: Callable[[str], Extractor], books: Sequence[Codebook], device: str
+) -> SemanticTokenizer:
+    """Return the tokenizer of a feature encoder and codebooks."""
+    return SemanticTokenizer(make_extractor(device), books)
+
+
+def print_event(event: RunEvent) -> None:
     """Print an event as a line of JSON."""
-    print(json.dumps(event), flush=True)
+    print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
 
 
 def _kill_often(command: str, audio: str, folder: str, kills: str, seed: str, workers: str) -> None:

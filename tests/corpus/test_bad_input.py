@@ -7,15 +7,14 @@ import os
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from fakes import FakeExtractor, fake_codebook, run_command, tree, write_audio, write_collection
+from fakes import FakeExtractor, fake_codebook, run_command, tokenize_with_books, tree, write_audio, write_collection
 
+from sctok.corpus.runs.events import RunEvent, RunPlanned, ShardFinished
 from sctok.corpus.runs.run_folder import RunError
-from sctok.corpus.tokenization import tokenize_corpus
 from sctok.corpus.verification import verify_folder
 from sctok.formats.token_shards import read_token_shard
 
@@ -88,8 +87,8 @@ def test_a_file_that_vanishes_after_it_was_planned_can_come_back(tmp_path: Path)
         write_audio(tmp_path / "in" / f"{name}.wav", 3000)
     content = (tmp_path / "in" / "b.wav").read_bytes()
 
-    def vanish(event: dict[str, Any]) -> None:
-        if event["event"] == "plan":
+    def vanish(event: RunEvent) -> None:
+        if isinstance(event, RunPlanned):
             (tmp_path / "in" / "b.wav").unlink()
 
     run_command("tokenize", [tmp_path / "in"], tmp_path / "run", progress=vanish)
@@ -154,7 +153,7 @@ def test_a_run_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path, n
     config = tmp_path / "run" / "run.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), name: value}))
     before = tree(tmp_path / "run")
-    with pytest.raises(RunError, match=f"{name} .* there"):
+    with pytest.raises(RunError, match=f"{name} is "):
         run_command("tokenize", [audio], tmp_path / "run")
     assert tree(tmp_path / "run") == before
 
@@ -164,7 +163,7 @@ def test_a_run_of_another_codebook_is_refused_and_left_as_it_is(tmp_path: Path) 
     run_command("tokenize", [audio], tmp_path / "run")
     before = tree(tmp_path / "run")
     with pytest.raises(RunError, match="codebook_hash"):
-        tokenize_corpus([audio], {tmp_path / "run": fake_codebook(16)}, lambda device: FakeExtractor())
+        tokenize_with_books([audio], {tmp_path / "run": fake_codebook(16)}, lambda device: FakeExtractor())
     assert tree(tmp_path / "run") == before
 
 
@@ -174,8 +173,8 @@ def test_neither_the_clock_nor_the_times_of_files_matter(tmp_path: Path, monkeyp
     seconds = iter(range(10**9, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["event"] == "shard":
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -35,7 +35,7 @@ def test_without_own_codebooks_the_bundled_one_serves(
     book, message = choose_codebook(tmp_path / "nothing", size, rate, encoder)
     assert book is bundled_codebook(rate)
     assert message == (
-        f"using the bundled codebook merged-4096-r{rate} (of encoder mini); "
+        f"using the bundled codebook merged-4096-r{rate} (encoder mini); "
         "run sctok cluster and sctok merge to make your own"
     )
 
@@ -43,14 +43,14 @@ def test_without_own_codebooks_the_bundled_one_serves(
 def test_the_bundled_one_serves_where_own_ones_are_of_another_rate(folder: Path) -> None:
     book, message = choose_codebook(folder, None, 25)
     assert book is bundled_codebook(25)
-    assert f"since {folder} has none that fits, only merged-16 at 50, merged-32 at 50, merged-64 at 100" in message
+    assert f"none in {folder} fits, only merged-16 at 50, merged-32 at 50, merged-64 at 100" in message
 
 
 def test_the_bundled_one_serves_where_own_ones_are_of_another_encoder(folder: Path) -> None:
     book, message = choose_codebook(folder, None, 50, "mini")
     assert book is bundled_codebook(50)
     assert "merged-32 at 50 of another encoder" in message
-    assert "speech-128 at 50;" in message
+    assert "speech-128 at 50 exist there;" in message
 
 
 def test_own_codebooks_are_found_by_the_encoder(folder: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_copy_of_the_bundled_encoder_is_the_bundled_encoder(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["base", "owner/name"])
 def test_another_encoder_is_refused_without_fetching_it(folder: Path, name: str) -> None:
     with pytest.raises(
-        RunError, match=rf"at 100 .* of the encoder {name}; it has .*Run sctok extract --encoder {name}"
+        RunError, match=rf"at 100 .* for the encoder {name}; it has .*Run sctok extract --encoder {name}"
     ):
         choose_codebook(folder, None, 100, name)
 
@@ -77,7 +77,7 @@ def test_another_encoder_is_refused_without_fetching_it(folder: Path, name: str)
 def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
     save_weights(tmp_path / "own.safetensors", encoder(), {})
     with pytest.raises(
-        RunError, match=r"nor any other\. The bundled one has 4096 centroids and is of the encoder mini"
+        RunError, match=r"nor any other codebook\. The bundled codebook has 4096 centroids and is for the encoder mini"
     ):
         choose_codebook(tmp_path / "codebooks", None, 25, load_weights(tmp_path / "own.safetensors"))
 

@@ -21,7 +21,8 @@ def sctok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def load(name: str, device: str, precision: str, padding: str = "keep") -> FakeExtractor:
         return FakeExtractor(padding=padding)
 
-    monkeypatch.setattr("sctok.features.extractor.load_encoder", load)
+    for module in ("extractor", "tokenizer"):
+        monkeypatch.setattr(f"sctok.features.{module}.load_encoder", load)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -127,7 +128,7 @@ def test_published_centroids(sctok: Sctok, collection: Path, monkeypatch: pytest
         (["extract", "broken", "--domain", "speech", "--tokens-per-clip", "0"], 2, "tokens-per-clip"),
         (["extract", "broken", "--domain", "speech", "--device", "toaster"], 2, "toaster"),
         (["extract", "broken", "--domain", "speech", "--precision", "int3"], 2, "int3"),
-        (["tokenize", "broken", "--codebook", "99"], 1, "sctok-data/codebooks: no merged codebook of 99 centroids"),
+        (["tokenize", "broken", "--codebook", "99"], 1, "sctok-data/codebooks has no merged codebook of 99 centroids"),
         (["tokenize", "broken", "empty"], 2, "--name"),
         (["tokenize", "broken", "--token-rate", "7"], 2, "token-rate"),
         (["tokenize", "broken", "--codebook", "no.safetensors"], 1, "no.safetensors"),

@@ -17,6 +17,7 @@ from fakes import FakeExtractor, run_command, tree, write_audio, write_collectio
 
 from sctok.audio.loader import LoaderError
 from sctok.audio.windows import WINDOW_SAMPLES
+from sctok.corpus.runs.events import FileFinished, RunEvent, ShardFinished
 from sctok.corpus.runs.run_folder import RunError
 from sctok.formats.files import DiskFullError, FormatError
 
@@ -80,7 +81,7 @@ def test_two_processes_share_the_shards_without_doing_any_twice(
         out, errors = process.communicate()
         assert process.returncode == 0, errors
         events = [json.loads(line) for line in out.splitlines()]
-        done.append([event["index"] for event in events if event["event"] == "shard"])
+        done.append([event["index"] for event in events if event["event"] == "ShardFinished"])
     assert sorted(done[0] + done[1]) == list(range(13))
     assert tree(tmp_path / "shared") == tree(tmp_path / "clean")
 
@@ -93,9 +94,9 @@ def test_several_devices_share_the_shards(collection: Path, tmp_path: Path, star
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     events = [json.loads(line) for line in out.splitlines()]
-    assert sorted(event["index"] for event in events if event["event"] == "shard") == list(range(13))
-    assert sum(event["event"] == "file" for event in events) == 13
-    assert not [event for event in events if event["event"] == "lost"]
+    assert sorted(event["index"] for event in events if event["event"] == "ShardFinished") == list(range(13))
+    assert sum(event["event"] == "FileFinished" for event in events) == 13
+    assert not [event for event in events if event["event"] == "WorkerLost"]
     assert tree(tmp_path / "shared") == tree(tmp_path / "clean")
 
 
@@ -105,7 +106,7 @@ def test_a_killed_helper_loses_nothing(collection: Path, tmp_path: Path, start_f
     process = start_fake("doomed", collection, tmp_path / "run")
     out, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert '"lost"' in out
+    assert '"WorkerLost"' in out
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
@@ -118,7 +119,7 @@ def test_ctrl_c_leaves_no_process_and_no_temporary(
     process = start_fake("run", "extract", collection, tmp_path / "run", workers, devices)
     assert process.stdout is not None
     for line in process.stdout:
-        if json.loads(line)["event"] == "shard":
+        if json.loads(line)["event"] == "ShardFinished":
             break
     group = living(process.pid)
     os.killpg(process.pid, signal.SIGINT)
@@ -183,9 +184,9 @@ def test_failures_are_tried_again_and_nothing_else(tmp_path: Path, command: str)
     run_command(command, [audio], tmp_path / "run")
     write_audio(audio / "part 1" / "empty.wav", 3000)
     assert run_command(command, [audio], tmp_path / "run").summary.failed == 3
-    events: list[dict[str, Any]] = []
+    events: list[RunEvent] = []
     result = run_command(command, [audio], tmp_path / "run", retry_failed=True, progress=events.append)
-    assert sorted(event["key"] for event in events if event["event"] == "file") == [
+    assert sorted(event.key for event in events if isinstance(event, FileFinished)) == [
         "part 0/text",
         "part 1/empty",
         "part 1/truncated",
@@ -268,8 +269,8 @@ def test_shards_of_another_process_are_left_to_it(tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 4)
     nested: list[Any] = []
 
-    def progress(event: dict[str, Any]) -> None:
-        if event["event"] == "shard" and not nested:
+    def progress(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished) and not nested:
             nested.append(run_command("extract", [audio], tmp_path / "run", files_per_shard=1, make=other))
 
     other = lambda device: FakeExtractor()  # noqa: E731

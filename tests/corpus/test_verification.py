@@ -143,7 +143,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a shard that is gone": (lambda run: next(run.glob("shard-00002.[ht]*")).unlink(), "shard-00002.*is not finished"),
     "a shard cut short": (lambda run: os.truncate(next(run.glob("shard-00000.[ht]*")), 600), "shard-00000"),
     "no checksum": (lambda run: (run / "shard-00000.sha256.json").unlink(), r"shard-00000\.sha256\.json"),
-    "another checksum": (lambda run: (run / "shard-00000.sha256.json").write_text("{}"), "no record of a shard"),
+    "another checksum": (lambda run: (run / "shard-00000.sha256.json").write_text("{}"), "not a record of a shard"),
     "a retry that is not done": (
         lambda run: next(run.glob("*.failed.jsonl")).rename(run / "shard-00000.retry.jsonl"),
         "to be tried again",
@@ -151,15 +151,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a lost list of failures": (lambda run: (run / "failed.jsonl").unlink(), r"failed\.jsonl: does not list"),
     "a shard's lost list of failures": (
         lambda run: [path.unlink() for path in run.glob("shard-*.failed.jsonl")],
-        "lacks 1 of the files planned for it",
+        "lacks 1 of the planned files",
     ),
     "a manifest cut short": (
         lambda run: (run / "manifest.jsonl").write_text((run / "manifest.jsonl").read_text().partition("\n")[0] + "\n"),
         "is not in the manifest",
     ),
     "a damaged manifest": (lambda run: os.truncate(run / "manifest.jsonl", 700), r"manifest\.jsonl is damaged"),
-    "another summary": (lambda run: (run / "summary.json").write_text("{}"), r"summary\.json: does not say"),
-    "no configuration": (lambda run: (run / "run.json").unlink(), r"holds shards and no run\.json"),
+    "another summary": (lambda run: (run / "summary.json").write_text("{}"), r"summary\.json: does not agree"),
+    "no configuration": (lambda run: (run / "run.json").unlink(), r"has shards but no run\.json"),
     "another configuration": (
         lambda run: (run / "run.json").write_text(json.dumps({**json.loads((run / "run.json").read_text()), "x": 1})),
         "config_hash is",
@@ -207,7 +207,7 @@ def test_a_damaged_codebook_is_found(copies: Path) -> None:
 
 
 def test_nothing_to_verify_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds neither a run nor codebooks"):
+    with pytest.raises(RunError, match="has neither a run nor codebooks"):
         verify_folder(tmp_path)
 
 

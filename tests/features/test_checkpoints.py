@@ -64,7 +64,7 @@ def test_hub_name_is_read_from_the_local_cache(filename, hub_cache):
 
 
 def test_without_network_the_message_says_what_to_do(hub_cache):
-    with pytest.raises(ValueError, match=r"out of reach.*--encoder PATH") as caught:
+    with pytest.raises(ValueError, match=r"cannot be reached.*--encoder PATH") as caught:
         load_weights("base")
     assert "\n" not in str(caught.value)
 

@@ -117,5 +117,5 @@ def test_fewer_columns_are_refused_where_padding_is_kept(small_weights):
 
 
 def test_unknown_paddings_are_refused(small_weights):
-    with pytest.raises(ValueError, match="'trim' is none of keep, cut"):
+    with pytest.raises(ValueError, match="one of keep, cut, not 'trim'"):
         FeatureExtractor(small_weights, torch.device("cpu"), "fp32", "trim")

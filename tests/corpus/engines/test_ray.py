@@ -11,6 +11,7 @@ import pytest
 from fakes import make_dying, run_command, tree, write_collection
 
 from sctok.corpus.engines.ray import _watch
+from sctok.corpus.runs.events import RunEvent, WorkerLost
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.sharding import LOCAL
 
@@ -24,7 +25,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_loses_nothing(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     audio = write_collection(tmp_path / "audio", 6)
     run_command("tokenize", [audio], tmp_path / "clean", files_per_shard=2)
-    events: list[dict[str, Any]] = []
+    events: list[RunEvent] = []
     result = run_command(
         "tokenize",
         [audio],
@@ -37,7 +38,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_loses_nothing(
         progress=events.append,
     )
     assert (tmp_path / "died").exists()
-    assert [event["event"] for event in events].count("lost") == 1
+    assert sum(isinstance(event, WorkerLost) for event in events) == 1
     assert result.shards_left == 0
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
@@ -94,23 +95,24 @@ class NoEvents:
         raise LookupError
 
 
-def watch(tasks: list[Exception | None], following: list[Exception | None]) -> list[str]:
-    events: list[dict[str, Any]] = []
+def watch(tasks: list[Exception | None], following: list[Exception | None]) -> list[RunEvent]:
+    events: list[RunEvent] = []
     _watch(FakeRay(), LookupError, NoEvents(), tasks, lambda: following.pop(0), events.append)
     assert not following
-    return [event["event"] for event in events]
+    return events
 
 
 @pytest.mark.parametrize("error", [WorkerCrashedError(), NodeDiedError(), OutOfMemoryError()])
 def test_a_lost_worker_is_replaced_whatever_took_it(error: Exception) -> None:
-    assert watch([error, None], [None]) == ["lost"]
+    (event,) = watch([error, None], [None])
+    assert isinstance(event, WorkerLost)
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
         (RayTaskError(ValueError("the disk is gone")), ValueError, "the disk is gone"),
-        (RayTaskError(RayError("cannot import sctok")), RunError, "a worker of Ray failed: cannot import sctok"),
+        (RayTaskError(RayError("cannot import sctok")), RunError, "a Ray worker failed: cannot import sctok"),
         (RayError("the cluster is gone"), RunError, "Ray failed: the cluster is gone"),
     ],
 )
@@ -121,5 +123,5 @@ def test_other_faults_end_the_run_in_one_line(error: Exception, kind: type[Excep
 
 def test_workers_that_are_lost_again_and_again_end_the_run() -> None:
     lost: list[Exception | None] = [WorkerCrashedError()] * 3
-    with pytest.raises(RunError, match="again and again"):
+    with pytest.raises(RunError, match="4 Ray workers in a row were lost"):
         watch([WorkerCrashedError()], lost)

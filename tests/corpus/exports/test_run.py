@@ -13,6 +13,7 @@ from token_runs import KEYS, SIZES, STREAMS, tokens_of, write_run
 from sctok.corpus.exports.formats import FORMATS
 from sctok.corpus.exports.run import ExportConfig, ExportResult, export_tokens
 from sctok.corpus.exports.sources import open_tokens
+from sctok.corpus.runs.events import DocumentExported, ExportEvent, ExportPlanned, ShardExported
 from sctok.corpus.runs.locks import try_lock
 from sctok.corpus.runs.run_folder import RunError
 from sctok.formats.files import DiskFullError, FormatError
@@ -259,7 +260,7 @@ def test_options_that_do_not_fit_the_tokens(run: Path, tmp_path: Path, options: 
 
 def test_a_folder_with_something_else_is_left_alone(run: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match="something else"):
+    with pytest.raises(RunError, match="not empty and not an export"):
         export(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -292,8 +293,8 @@ def test_a_run_of_sctok_tokenize(tmp_path: Path) -> None:
 
 
 def test_progress_counts_files_and_shards(run: Path, tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
+    events: list[ExportEvent] = []
     export_tokens(open_tokens([run]), tmp_path / "out", ExportConfig("km"), events.append)
-    kinds = [event["event"] for event in events]
-    assert kinds[0] == "plan"
-    assert (kinds.count("file"), kinds.count("shard")) == (len(KEYS), 3)
+    kinds = list(map(type, events))
+    assert kinds[0] == ExportPlanned
+    assert (kinds.count(DocumentExported), kinds.count(ShardExported)) == (len(KEYS), 3)

@@ -11,15 +11,16 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from fakes import FakeExtractor, fake_codebook, make_quick, run_command, tree, write_audio
+from fakes import FakeExtractor, fake_codebook, make_quick, run_command, tokenize_with_books, tree, write_audio
 
 from sctok.corpus.exports.run import ExportConfig, export_tokens
 from sctok.corpus.exports.sources import open_tokens
+from sctok.corpus.runs.events import FileFinished, RunEvent
 from sctok.corpus.runs.locks import try_lock
 from sctok.corpus.runs.refresh import InputsChangedError
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.sharding import Execution
-from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
+from sctok.corpus.tokenization import TokenizationConfig
 from sctok.corpus.verification import verify_folder
 
 COMMANDS = ["extract", "tokenize"]
@@ -99,9 +100,9 @@ def test_a_refresh_reads_only_what_changed_and_touches_only_its_shard(
     run(command, audio, tmp_path / "run")
     before = {path.name: path.stat().st_ino for path in (tmp_path / "run").glob("shard-*")}
     change(audio, "g")
-    events: list[dict[str, Any]] = []
+    events: list[RunEvent] = []
     run(command, audio, tmp_path / "run", refresh=True, progress=events.append)
-    assert [event["key"] for event in events if event["event"] == "file"] == ["g"]
+    assert [event.key for event in events if isinstance(event, FileFinished)] == ["g"]
     after = {path.name: path.stat().st_ino for path in (tmp_path / "run").glob("shard-*")}
     assert {name.partition(".")[0] for name in after if after[name] != before.get(name)} == {"shard-00002"}
 
@@ -204,7 +205,7 @@ def test_several_codebooks_are_refreshed_together(audio: Path, tmp_path: Path) -
     def tokenize(name: str, refresh: bool = False) -> None:
         books = {tmp_path / name / str(k): fake_codebook(k) for k in (16, 32)}
         execution = Execution(workers=0, refresh=refresh)
-        tokenize_corpus([audio], books, lambda device: FakeExtractor(), TokenizationConfig(None, 3), execution)
+        tokenize_with_books([audio], books, lambda device: FakeExtractor(), TokenizationConfig(None, 3), execution)
 
     tokenize("run")
     change(audio)

@@ -8,12 +8,11 @@ from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.corpus.runs.locks import take_lock, try_lock
 from sctok.corpus.runs.manifest import Failure
 from sctok.corpus.runs.planning import plan_run
+from sctok.corpus.runs.resume import ShardContents, claim_work
 from sctok.corpus.runs.run_folder import (
     RunError,
     RunFolder,
-    ShardContents,
     check_name,
-    claim_work,
     safe_name,
     shard_names,
 )

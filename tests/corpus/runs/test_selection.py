@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes import fake_codebook, make_fake, run_command, tree, write_audio
+from fakes import fake_codebook, make_fake, run_command, tokenize_with_books, tree, write_audio
 
 from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.corpus.runs.manifest import KnownInputs
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.selection import Selection
 from sctok.corpus.runs.sharding import Execution
-from sctok.corpus.tokenization import tokenize_corpus
 
 
 def names(selection: Selection, *keys: str) -> list[str]:
@@ -42,7 +41,7 @@ def test_an_excluded_file_takes_no_key(tmp_path: Path) -> None:
 
 
 def tokenize(audio: Path, folder: Path, selection: Selection) -> list[str]:
-    tokenize_corpus([audio], {folder: fake_codebook()}, make_fake, None, Execution(workers=0), selection=selection)
+    tokenize_with_books([audio], {folder: fake_codebook()}, make_fake, None, Execution(workers=0), selection=selection)
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     return [row["item"]["key"] for row in rows]
 
@@ -72,7 +71,7 @@ def test_a_selection_of_everything_changes_no_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bounds", [(-1.0, None), (2.0, 1.0), (None, -1.0)])
 def test_bounds_that_nothing_fits_are_refused(bounds: tuple[float | None, float | None]) -> None:
-    with pytest.raises(RunError, match="no audio lasts"):
+    with pytest.raises(RunError, match="no audio can last"):
         Selection((), (), *bounds)
 
 
@@ -87,4 +86,4 @@ def test_known_inputs_are_told_by_file_and_place() -> None:
     first = AudioItem("k", "/tar", 512, 10)
     assert list(known.news([first, first])) == [first]
     (bad,) = known.news([AudioItem("k", "/tar", 1024, 10)])
-    assert "stands for /tar" in bad.reason
+    assert "is taken by /tar" in bad.reason

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from sctok.features.acceleration import WAYS, accelerate
-from sctok.features.extractor import ENCODER, FeatureExtractor
+from sctok.features.extractor import BACKENDS, ENCODER, FeatureExtractor, accelerate
 from sctok.runtime.devices import low_precision_faults
 
 
@@ -10,8 +9,8 @@ def test_eager_is_the_function_itself() -> None:
     assert accelerate(torch.sin, torch.zeros(2), "eager") is torch.sin
 
 
-def test_unknown_ways_are_refused() -> None:
-    with pytest.raises(ValueError, match=f"'fast' is none of {', '.join(WAYS)}"):
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"one of {', '.join(BACKENDS)}, not 'fast'"):
         accelerate(torch.sin, torch.zeros(2), "fast")
 
 
