@@ -16,7 +16,7 @@ from sctok.audio.transfer import Ends, Waves, to_array
 from sctok.audio.windows import PATCH_ROWS
 from sctok.corpus.engines.processes import RunResult, Summary, execute_run, samples_to_hours
 from sctok.corpus.runs.events import RunListener, ignore_events
-from sctok.corpus.runs.planning import plan_run
+from sctok.corpus.runs.planning import plan_runs
 from sctok.corpus.runs.resume import ShardContents
 from sctok.corpus.runs.run_folder import RunError, RunFolder, check_name
 from sctok.corpus.runs.selection import Selection
@@ -123,16 +123,16 @@ def plan_features(
         **asdict(config),
         **describe_extractor(extractor),
     }
-    return plan_run(
-        folder,
-        stored,
+    listed = list_audio(inputs, wants=selection.wants)
+    return plan_runs(
+        {folder: stored},
         SUFFIX,
-        list_audio(inputs, wants=selection.wants),
+        lambda: listed,
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
         choose=selection.choice(config.channel, config.max_hours, config.seed),
         renewal=selection.renewal(execution or Execution(), config.channel),
-    )
+    )[0]
 
 
 def fill_run(

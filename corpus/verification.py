@@ -136,19 +136,19 @@ class _Checker:
         if (run.path / STAGED_MANIFEST).exists():
             self._fault(run.path, "a refresh of its inputs was interrupted; run the same command again")
         planned: dict[int, None] = {}
-        whole = True
+        complete = True
         for shard in run.shards():
             if planned and shard.index <= next(reversed(planned)):
                 self._fault(run.path / MANIFEST, f"plans shard {shard.index} in two places, or out of order")
             planned[shard.index] = None
-            whole &= self._check_shard(run, shard)
+            complete &= self._check_shard(run, shard)
         for index in run.existing_shards():
             if index not in planned:
-                whole = False
+                complete = False
                 self._fault(run.shard_path(index), "is not in the manifest")
         count = sum(1 for _ in run.failures())
         self._result.failed += count
-        if whole:
+        if complete:
             self._check_failures(run.path / FAILED, run.failures())
             self._check_summary(run, list(planned), summarise(run, list(planned), count).to_json())
 
@@ -205,10 +205,10 @@ class _Checker:
             if keys != wanted:
                 raise FormatError(f"{path}: {_difference(keys, wanted)}; delete {path.stem}.* and run again")
 
-        whole = self._try(read)
-        whole &= self._try(lambda: self._check_record(run, shard, path, keys))
+        complete = self._try(read)
+        complete &= self._try(lambda: self._check_record(run, shard, path, keys))
         self._result.files += len(keys)
-        return whole
+        return complete
 
     def _check_record(self, run: RunFolder, shard: Shard, path: Path, keys: list[str]) -> None:
         found = measure_shard(path, keys)

@@ -42,39 +42,18 @@ class Extractor(Protocol):
     """A frozen encoder on one device.
 
     stage: called with the name of each stage, returns the context in which to run it; callers set it to measure times.
+    device: the torch device, or its name. name: of the encoder. hash: of its weights, with an ending of its own if it
+    cuts padding. width: number of values in a patch embedding. precision: fp32, bf16 or fp16. padding: whether it sees
+    the silence that fills up the last window of a file, keep or cut.
     """
 
     stage: Stage
-
-    @property
-    def device(self) -> Any:
-        """The torch device, or its name."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Name of the encoder."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """Hash of its weights, with an ending of its own if it cuts padding."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Number of values in a patch embedding."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """Precision of its arithmetic: fp32, bf16 or fp16."""
-        ...
-
-    @property
-    def padding(self) -> str:
-        """Whether it sees the silence that fills up the last window of a file: keep or cut."""
-        ...
+    device: Any
+    name: str
+    hash: str
+    width: int
+    precision: str
+    padding: str
 
     def embed(self, waves: Any, last: Any) -> Any:
         """Map windows (w, 164,080), and bool (w,) telling which ones end a file, to patch embeddings (w, 512, width).

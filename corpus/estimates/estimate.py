@@ -1,16 +1,17 @@
 """Estimate the time and disk space to tokenize a collection on other machines, and find the bottleneck."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds
+from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_PATCHES, token_count, window_count
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.selection import measure_seconds
 from sctok.corpus.runs.subsets import hash_key
+from sctok.features.encoder import EncoderConfig
 from sctok.runtime.stages import EMBEDDING, FILTERBANK, NEAREST
 
 from .hardware import Hardware
@@ -27,20 +28,6 @@ REMEDIES = {
 }
 _TAR_BLOCK, _NPY_HEADER, _INFO_BYTES, _RECORD_BYTES = 512, 128, 700, 150
 _PATCH_VALUES = 256
-
-
-class EncoderSizes(Protocol):
-    """The sizes of an encoder that decide its cost."""
-
-    @property
-    def width(self) -> int:
-        """Number of values at each position."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,7 @@ class Estimate:
     times_real_time: float
 
 
-def encoder_flops(config: EncoderSizes) -> float:
+def encoder_flops(config: EncoderConfig) -> float:
     """Return the floating-point operations of one window: 513 positions through linear layers and attention."""
     positions, width = WINDOW_PATCHES + 1, config.width
     block = 24 * positions * width**2 + 4 * positions**2 * width
@@ -130,7 +117,7 @@ def token_bytes(samples: int, stack: int, centroids: int, streams: int = 1) -> i
 
 
 def table_costs(
-    hardware: Hardware, config: EncoderSizes, precision: str, stack: int, centroids: int
+    hardware: Hardware, config: EncoderConfig, precision: str, stack: int, centroids: int
 ) -> dict[str, float]:
     """Return the seconds per window on a device of the table, by stage."""
     return {
@@ -152,7 +139,7 @@ def survey_inputs(
         RunError: there is no audio, or no readable audio.
     """
     chosen, files, bad, first = _choose(listed, most, seed)
-    found = [(item, _seconds(item)) for item in chosen]
+    found = [(item, measure_seconds(item, channel=None)) for item in chosen]
     readable = [(item, seconds) for item, seconds in found if seconds]
     if not readable:
         if found or first is None:
@@ -161,6 +148,7 @@ def survey_inputs(
     scale = files / len(found)
     lengths = [seconds for _, seconds in readable]
     samples = [round(seconds * SAMPLE_RATE) for seconds in lengths]
+    spread = statistics.stdev(lengths) if len(lengths) > 1 else 0.0
     survey = Survey(
         files=files,
         seconds=scale * sum(lengths),
@@ -169,7 +157,7 @@ def survey_inputs(
         output_bytes=scale * sum(token_bytes(each, stack, centroids) for each in samples),
         surveyed=len(found),
         unreadable=len(found) - len(readable) + bad,
-        deviation=0.0 if files == len(found) else files * _deviation(lengths) / math.sqrt(len(lengths)),
+        deviation=0.0 if files == len(found) else files * spread / math.sqrt(len(lengths)),
     )
     return survey, [item for item, _ in readable]
 
@@ -213,18 +201,8 @@ def _choose(
     return [item for _, _, item in sorted(kept, key=lambda each: each[:2])[:most]], files, bad, first
 
 
-def _seconds(item: AudioItem) -> float:
-    stated = audio_seconds(item)
-    return measure_seconds(item, channel=None) if stated is None else stated
-
-
 def _size(item: AudioItem) -> int:
     if item.size is not None:
         return item.size
     path = Path(item.path)
     return path.stat().st_size if path.exists() else 0
-
-
-def _deviation(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sctok.corpus.runs.manifest import json_line
 from sctok.formats.files import atomic_path, hash_json, json_text, write_json
 from sctok.formats.growing_npy import GrowingNpy
 from sctok.formats.megatron import MegatronWriter, megatron_dtype
@@ -86,10 +87,6 @@ def _row(document: Document) -> dict[str, Any]:
     return {"key": _text(document.key), "samples": document.samples, "source": _source(document)}
 
 
-def _json_line(row: Mapping[str, Any]) -> bytes:
-    return f"{json_text(dict(row))}\n".encode("ascii")
-
-
 class _RaggedNpy:
     """Concatenated arrays of many files, with the offsets of their first rows and the end of the last one."""
 
@@ -132,7 +129,7 @@ def _array_part(data: str, index: str, make: Callable[[BinaryIO, BinaryIO, PartS
 
             def add(document: Document) -> None:
                 ids.add(document.ids)
-                documents.write(_json_line(_row(document)))
+                documents.write(json_line(_row(document)))
                 if durations is not None and document.durations is not None:
                     durations.add(document.durations)
 
@@ -161,7 +158,7 @@ def _jsonl_part(prefix: Path, spec: PartSpec) -> Iterator[Add]:
 
         def add(document: Document) -> None:
             more = {} if document.durations is None else {"durations": document.durations.tolist()}
-            lines.write(_json_line({**_row(document), "tokens": document.ids.tolist(), **more}))
+            lines.write(json_line({**_row(document), "tokens": document.ids.tolist(), **more}))
 
         yield add
 

@@ -50,67 +50,6 @@ class Renewal:
     measure: Measure = lambda item: 0.0
 
 
-def plan_run(
-    path: Path,
-    config: Mapping[str, Any],
-    suffix: str,
-    listed: Iterable[AudioItem | BadItem],
-    *,
-    files_per_shard: int,
-    read_shard: ReadShard,
-    choose: Choice | None = None,
-    model: RunFolder | None = None,
-    renewal: Renewal | None = None,
-) -> RunFolder:
-    """Create a run folder, or open an existing one and append new inputs.
-
-    New inputs go to new shards: a planned shard never changes. Several processes may plan one folder.
-
-    Args:
-        path: the run folder; created if absent.
-        config: everything that decides the bytes of the results, as JSON values.
-        suffix: ending of shard files.
-        listed: inputs and problems in a deterministic order, as `list_audio` yields them.
-        files_per_shard: inputs in one shard, at least 1.
-        read_shard: returns what a finished shard says about itself; raises FormatError.
-        choose: selects some of the new inputs, for instance by hours; None takes all of them.
-        model: a planned run whose manifest is copied; `listed` is then ignored.
-        renewal: which known inputs to read again; None for those that changed before they were read.
-
-    Raises:
-        RunError: nothing was listed; the folder belongs to another configuration or is not a run folder; a finished
-            shard holds other inputs than planned; the plan differs from the model; or inputs changed or vanished after
-            they were read.
-        FormatError: a file of the run is damaged.
-    """
-    if files_per_shard < 1:
-        raise RunError(f"files per shard must be at least 1, not {files_per_shard}")
-    wanted = _wanted(path, config, suffix, files_per_shard)
-    _renew([wanted] if model is None else [], renewal)
-    _find_run(wanted)
-    inputs = iter(listed)
-    first = next(inputs, None)
-    if first is None and model is None and not (path / CONFIG).exists():
-        raise RunError(
-            f"no audio was found for {path}; give files, folders, manifests or tar shards with audio, and patterns "
-            "that match some of it"
-        )
-    with wanted.locked():
-        found = _find_run(wanted)
-        if found is None and not _holds_own_shards(wanted, read_shard):
-            (path / MANIFEST).unlink(missing_ok=True)  # of a process that died while planning
-        run = found or wanted
-        if model is not None:
-            _copy_manifest(run, model)
-        else:
-            _append(run, itertools.chain([] if first is None else [first], inputs), files_per_shard, choose)
-        if found is None:
-            write_json(path / CONFIG, dict(wanted.config))
-        # Under the lock, so that no other process marks shards to retry meanwhile.
-        check_finished_shards(run, read_shard)
-    return run
-
-
 def plan_runs(
     configs: Mapping[Path, Mapping[str, Any]],
     suffix: str,
@@ -121,48 +60,84 @@ def plan_runs(
     choose: Choice | None = None,
     renewal: Renewal | None = None,
 ) -> list[RunFolder]:
-    """Plan one or several runs over the same inputs so that all have the same manifest.
+    """Create run folders over the same inputs, or open existing ones and append new inputs.
 
-    If a run exists, it decides the order of the inputs: new runs copy its manifest, and runs whose manifest is a
-    prefix of it get the missing lines.
+    New inputs go to new shards: a planned shard never changes. All runs get the same manifest. If a run exists, it
+    decides the order of the inputs: new runs copy its manifest, and runs whose manifest is a prefix of it get the
+    missing lines. Several processes may plan one folder.
 
     Args:
-        configs: the run folders and everything that decides their bytes.
-        suffix, files_per_shard, read_shard, choose, renewal: see `plan_run`.
-        list_inputs: lists the inputs and problems.
+        configs: everything that decides the bytes of the results, as JSON values, for each run folder; folders are
+            created if absent.
+        suffix: ending of shard files.
+        list_inputs: lists inputs and problems in a deterministic order, as `list_audio` does.
+        files_per_shard: inputs in one shard, at least 1.
+        read_shard: returns what a finished shard says about itself; raises FormatError.
+        choose: selects some of the new inputs, for instance by hours; None takes all of them.
+        renewal: which known inputs to read again; None for those that changed before they were read.
 
     Raises:
-        RunError: as `plan_run`, or the manifests differ.
+        RunError: nothing was listed; a folder belongs to another configuration or is not a run folder; a finished
+            shard holds other inputs than planned; the manifests differ; or inputs changed or vanished after they were
+            read.
+        FormatError: a file of a run is damaged.
     """
-    _renew([_wanted(path, config, suffix, files_per_shard) for path, config in configs.items()], renewal)
-    sizes = {path: (path / MANIFEST).stat().st_size for path in configs if (path / MANIFEST).exists()}
-    model = max(sizes, key=lambda path: sizes[path]) if sizes else next(iter(configs))
-    settings: Any = {"files_per_shard": files_per_shard, "read_shard": read_shard}
-    runs = {model: plan_run(model, configs[model], suffix, list_inputs(), choose=choose, **settings)}
-    for path, config in configs.items():
-        if path != model:
-            runs[path] = plan_run(path, config, suffix, (), model=runs[model], **settings)
-    return [runs[path] for path in configs]
-
-
-def _wanted(path: Path, config: Mapping[str, Any], suffix: str, files_per_shard: int) -> RunFolder:
+    if files_per_shard < 1:
+        raise RunError(f"files per shard must be at least 1, not {files_per_shard}")
     fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "files_per_shard": files_per_shard}
-    return RunFolder(path, {**fixed, **config}, suffix)
+    runs = [RunFolder(path, {**fixed, **config}, suffix) for path, config in configs.items()]
+    _renew(runs, renewal or Renewal())
+    manifests = [path for run in runs if (path := run.path / MANIFEST).exists()]
+    model = max(manifests, key=lambda path: path.stat().st_size).parent if manifests else runs[0].path
+    listed = iter(list_inputs())
+    first = next(listed, None)
+    if first is None and not (model / CONFIG).exists():
+        raise RunError(
+            f"no audio was found for {model}; give files, folders, manifests or tar shards with audio, and patterns "
+            "that match some of it"
+        )
+    inputs = itertools.chain([] if first is None else [first], listed)
+    planned = {}
+    for run in sorted(runs, key=lambda run: run.path != model):
+        with run.locked():
+            planned[run.path] = _plan(
+                run,
+                read_shard,
+                lambda opened: (
+                    _append(opened, inputs, files_per_shard, choose)
+                    if opened.path == model
+                    else _copy_manifest(opened, model / MANIFEST)
+                ),
+            )
+    return [planned[run.path] for run in runs]
 
 
-def _renew(wanted: Iterable[RunFolder], renewal: Renewal | None) -> None:
+def _plan(wanted: RunFolder, read_shard: ReadShard, write_manifest: Callable[[RunFolder], None]) -> RunFolder:
+    """Create or open a locked run folder and update its manifest."""
+    found = _find_run(wanted)
+    if found is None and not _holds_own_shards(wanted, read_shard):
+        (wanted.path / MANIFEST).unlink(missing_ok=True)  # of a process that died while planning
+    run = found or wanted
+    write_manifest(run)
+    if found is None:
+        write_json(run.path / CONFIG, dict(run.config))
+    # Under the lock, so that no other process marks shards to retry meanwhile.
+    check_finished_shards(run, read_shard)
+    return run
+
+
+def _renew(wanted: Iterable[RunFolder], renewal: Renewal) -> None:
     """Mark the inputs to read again in existing runs, and update changed inputs. Raises RunError."""
     found = [run for run in map(_find_run, wanted) if run is not None and (run.path / MANIFEST).exists()]
-    renewal = renewal or Renewal()
     for run in found if renewal.retry_failed else ():
         mark_retries(run, renewal.mine)
     if found:
         update_inputs(found, refresh=renewal.refresh, measure=renewal.measure)
 
 
-def _copy_manifest(run: RunFolder, model: RunFolder) -> None:
-    """Replace the manifest of a run by that of another; raise RunError unless the first is a prefix of the second."""
-    own, other = run.path / MANIFEST, model.path / MANIFEST
+def _copy_manifest(run: RunFolder, other: Path) -> None:
+    """Replace the manifest of a run by another manifest; raise RunError unless the first is a prefix of the second."""
+    own = run.path / MANIFEST
     if own.exists():
         with own.open("rb") as existing, other.open("rb") as wanted:
             while part := existing.read(_COPY_BYTES):

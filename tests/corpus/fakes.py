@@ -1,4 +1,4 @@
-"""A fake encoder, small audio collections, and runs in processes of their own that tests interrupt."""
+"""A fake encoder, small audio collections, and runs in separate processes that tests interrupt."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def fake_codebook(k: int = 32, stack: int = 2, encoder_hash: str = FakeExtractor
 
 
 def write_audio(path: Path, samples: int, seed: int | None = None) -> Path:
-    """Write a 16 kHz WAV file of noise whose level moves."""
+    """Write a 16 kHz WAV file of noise with a varying level."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(samples if seed is None else seed)
     level = np.repeat(rng.uniform(0.02, 0.5, samples // 1000 + 1), 1000)[:samples]
@@ -84,7 +84,7 @@ def write_audio(path: Path, samples: int, seed: int | None = None) -> Path:
 
 
 def write_collection(folder: Path, files: int = 10) -> Path:
-    """Write `files` good files of 0.06 to 25 s in nested folders, and three that cannot be read."""
+    """Write `files` readable files of 0.06 ms to 25 s in nested folders, and three unreadable files."""
     rng = random.Random(1)
     lengths = [1, 1000, WINDOW_SAMPLES, WINDOW_SAMPLES + 2561, 400_000]
     lengths += [rng.randrange(2_000, 60_000) for _ in range(files)]
@@ -107,12 +107,12 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def make_quick(device: str) -> FakeExtractor:
-    """Return the fake encoder, as fast as it is."""
+    """Return the fake encoder without a delay."""
     return FakeExtractor()
 
 
 def make_cut(device: str) -> FakeExtractor:
-    """Return the fake encoder, without padding."""
+    """Return the fake encoder that cuts padding."""
     return FakeExtractor(padding="cut")
 
 
@@ -159,7 +159,7 @@ def print_event(event: RunEvent) -> None:
 
 
 def _kill_often(command: str, audio: str, folder: str, kills: str, seed: str, workers: str) -> None:
-    """Run the command, killing it at random moments, and then to its end; print how many kills came in time."""
+    """Run the command, kill it at random moments, then let it end; print the number of kills before its end."""
     rng = random.Random(int(seed))
     run_command(command, [audio], Path(folder).with_name("imports"), workers=int(workers))
     start = time.monotonic()
@@ -179,7 +179,7 @@ def _kill_often(command: str, audio: str, folder: str, kills: str, seed: str, wo
 
 
 def _run(command: str, audio: str, folder: str, workers: str, devices: str) -> None:
-    """Run the command once, one file to a shard."""
+    """Run the command once, with one file in each shard."""
     run_command(
         command,
         [audio],
@@ -192,20 +192,20 @@ def _run(command: str, audio: str, folder: str, workers: str, devices: str) -> N
 
 
 def make_doomed(device: str) -> FakeExtractor:
-    """Return the fake encoder on one device, and on the other kill the process."""
+    """Return the fake encoder in the first process, and kill any other process."""
     if multiprocessing.parent_process() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     return make_fake(device)
 
 
 def _doomed(audio: str, folder: str) -> None:
-    """Extract on two devices, one of which loses its process at once."""
+    """Extract on two devices, one of which loses its process."""
     settings = {"files_per_shard": 1, "devices": ("cpu", "cpu"), "make": make_doomed, "progress": print_event}
     run_command("extract", [audio], Path(folder), **settings)
 
 
 class DyingExtractor(FakeExtractor):
-    """Kills its process at its third batch, the first time that this happens at all."""
+    """Kills its process at its third batch, but only once."""
 
     def __init__(self, marker: Path) -> None:
         super().__init__(delay=0.002)
@@ -234,7 +234,7 @@ def _limited(command: str, audio: str, folder: str, limit: str) -> None:
 
 
 def _forked(action: Callable[[], object]) -> int:
-    """Do something in a copy of this process; return its exit code."""
+    """Run an action in a fork of this process; return its exit code."""
     child = os.fork()
     if not child:
         try:
@@ -245,7 +245,7 @@ def _forked(action: Callable[[], object]) -> int:
 
 
 def _end_at(count: int) -> None:
-    """Have this process end, as if killed, before it syncs, renames or removes a file for the `count`-th time."""
+    """End this process, as if killed, before it syncs, renames or removes a file for the `count`-th time."""
     left = count
 
     def ending(work: Any) -> Any:
@@ -263,7 +263,7 @@ def _end_at(count: int) -> None:
 
 
 def _kill_refreshes(command: str, audio: str, old: str, clean: str, again: str, stride: str) -> None:
-    """Refresh copies of a run, each killed at another write, and run again; print the last write that was tried.
+    """Refresh copies of a run, kill each at another write, and run again; print the number of the last write.
 
     again: "refresh" runs again with it; "plain" without, once the refresh has been written down. stride: of the writes.
     """

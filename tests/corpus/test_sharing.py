@@ -1,4 +1,4 @@
-"""Ranks that share the shards, stages that are timed, and the thread that writes."""
+"""Ranks that share shards, timed stages, and the writing thread."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ COMMANDS = ["extract", "tokenize"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_ranks_do_each_shard_once_and_end_in_the_bytes_of_one_run(tmp_path: Path, command: str) -> None:
+def test_ranks_do_each_shard_once_and_give_the_bytes_of_one_run(tmp_path: Path, command: str) -> None:
     audio = write_collection(tmp_path / "audio", 5)
     done: list[list[int]] = []
     for rank in (2, 0, 1):
@@ -32,7 +32,7 @@ def test_ranks_do_each_shard_once_and_end_in_the_bytes_of_one_run(tmp_path: Path
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_what_a_lost_rank_left_is_done_by_a_plain_run(tmp_path: Path) -> None:
+def test_a_plain_run_completes_the_shards_of_a_lost_rank(tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 4)
     result = run_command("tokenize", [audio], tmp_path / "run", rank=1, world_size=2, files_per_shard=1)
     assert result.shards_left == 4
@@ -98,7 +98,7 @@ def test_the_consumer_sees_every_event_in_order() -> None:
     assert seen == list(range(50))
 
 
-def test_what_the_consumer_raises_reaches_the_one_who_hands_on() -> None:
+def test_errors_of_the_consumer_are_raised_by_the_producer() -> None:
     def consume(events: Iterator[int]) -> None:
         next(events)
         raise RunError("full")
@@ -107,7 +107,7 @@ def test_what_the_consumer_raises_reaches_the_one_who_hands_on() -> None:
         hand_on(consume, range(100))
 
 
-def test_the_consumer_cleans_up_where_the_work_is_given_up() -> None:
+def test_the_consumer_cleans_up_if_the_work_is_abandoned() -> None:
     ended: list[str] = []
 
     def consume(events: Iterator[int]) -> None:

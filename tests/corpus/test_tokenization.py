@@ -93,7 +93,7 @@ def test_keys_keep_the_folder_structure(tokenized: Path) -> None:
     assert set(tokens_by_key(tokenized)) == {f"part {index % 3}/clïp{index}" for index in range(10)}
 
 
-def test_info_says_what_made_the_tokens(collection: Path, tokenized: Path) -> None:
+def test_info_has_the_provenance_of_tokens(collection: Path, tokenized: Path) -> None:
     info = {key: info for path in tokenized.glob("*.tar") for key, _, info in read_token_shard(path)}["part 0/clïp0"]
     config = json.loads((tokenized / "run.json").read_text())
     assert info == {
@@ -131,7 +131,7 @@ def test_summary_describes_the_corpus(tokenized: Path) -> None:
     assert summary["tokens_per_second"] == pytest.approx(25, abs=1)
 
 
-def test_features_that_are_not_finite_fail_their_file_alone(tmp_path: Path) -> None:
+def test_features_that_are_not_finite_fail_only_their_file(tmp_path: Path) -> None:
     class Sick(FakeExtractor):
         def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
             embedded = super().embed(waves, last)
@@ -182,7 +182,7 @@ def test_several_codebooks_encode_audio_once(collection: Path, tmp_path: Path) -
         assert sum(extractor.batches) == 14
 
 
-def test_a_run_that_lacks_shards_gets_them_and_the_others_stay(collection: Path, tmp_path: Path) -> None:
+def test_missing_shards_are_added_and_the_others_stay(collection: Path, tmp_path: Path) -> None:
     targets = {tmp_path / "many" / name: book for name, book in BOOKS.items()}
     tokenize_with([collection], targets)
     clean = tree(tmp_path / "many")
@@ -194,7 +194,7 @@ def test_a_run_that_lacks_shards_gets_them_and_the_others_stay(collection: Path,
     assert {path: path.stat().st_ino for path in (tmp_path / "many" / "32").glob("shard-*")} == before
 
 
-def test_a_further_codebook_takes_over_the_plan_of_a_run_that_has_grown(tmp_path: Path) -> None:
+def test_another_codebook_gets_the_plan_of_a_run_with_added_files(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     for name in "ba":
         write_audio(tmp_path / "in" / f"{name}.wav", 3000)
@@ -266,7 +266,7 @@ def test_without_padding_only_last_windows_differ(tokenized: Path, cut: Path) ->
     np.testing.assert_array_equal(seen[long][: 2 * 256], kept[long][: 2 * 256])
 
 
-def test_as_many_tokens_without_padding_as_with_at_each_token_rate(tmp_path: Path) -> None:
+def test_padding_does_not_change_the_number_of_tokens(tmp_path: Path) -> None:
     for number, samples in enumerate([160, 2560, 33_000, 50_000, WINDOW_SAMPLES - 1, WINDOW_SAMPLES + 40_000]):
         write_audio(tmp_path / "in" / f"{number}.wav", samples)
     for make in (make_fake, make_cut):
@@ -281,7 +281,7 @@ def test_as_many_tokens_without_padding_as_with_at_each_token_rate(tmp_path: Pat
         }
 
 
-def test_a_codebook_of_features_with_padding_is_refused_without(collection: Path, tmp_path: Path) -> None:
+def test_a_codebook_with_another_padding_is_refused(collection: Path, tmp_path: Path) -> None:
     for make, hash_ in ((make_cut, FakeExtractor.hash), (make_fake, f"{FakeExtractor.hash}-cut")):
         with pytest.raises(ValueError, match=f"{FakeExtractor.hash}-cut"):
             tokenize_with_books([collection], {tmp_path / "run": fake_codebook(encoder_hash=hash_)}, make)
@@ -289,7 +289,7 @@ def test_a_codebook_of_features_with_padding_is_refused_without(collection: Path
 
 
 class LoudnessTokenizer:
-    """A tokenizer that the corpus layer has never heard of: three streams, and no codebook of centroids."""
+    """A tokenizer unknown to the corpus layer: three streams, and no codebook of centroids."""
 
     def __init__(self) -> None:
         self.stage: Stage = nullcontext
@@ -305,7 +305,7 @@ class LoudnessTokenizer:
         return [np.stack([levels, levels % 3, levels % 2], axis=-1)]
 
 
-def test_another_tokenizer_needs_no_change_here(collection: Path, tmp_path: Path) -> None:
+def test_a_new_tokenizer_needs_no_change_in_the_corpus_layer(collection: Path, tmp_path: Path) -> None:
     (result,) = tokenize_corpus([collection], [tmp_path / "run"], lambda device: LoudnessTokenizer())
     tokens = np.concatenate(list(tokens_by_key(tmp_path / "run").values()))
     np.testing.assert_array_equal(tokens[:, 1:], np.stack([tokens[:, 0] % 3, tokens[:, 0] % 2], axis=1))

@@ -39,7 +39,7 @@ def fleet(devices: int = 1, cores: int = 9, shared: bool = False) -> Fleet:
     return Fleet(devices, cores, 1e12, 1e12, shared)
 
 
-def test_the_stages_of_a_device_come_one_after_the_other() -> None:
+def test_the_times_of_device_stages_add_up() -> None:
     costs = Costs({EMBEDDING: 0.5, NEAREST: 0.1}, 0.0, 0.0)
     found = estimate(MINUTES, costs, fleet(devices=4))
     assert found.hours == pytest.approx(6000 * 0.6 / 4 / 3600)
@@ -47,14 +47,14 @@ def test_the_stages_of_a_device_come_one_after_the_other() -> None:
     assert found.times_real_time == pytest.approx(60_000 / 900)
 
 
-def test_decoding_goes_on_beside_the_device_on_the_cores_that_do_not_feed_it() -> None:
+def test_decoding_uses_the_cores_that_do_not_feed_a_device() -> None:
     costs = Costs({EMBEDDING: 0.001}, 0.01, 0.0)
     found = estimate(MINUTES, costs, fleet(devices=2, cores=10))
     assert found.hours == pytest.approx(60_000 * 0.01 / 8 / 3600)
     assert found.bottleneck == CORES
 
 
-def test_where_the_device_is_the_cores_their_work_adds_up() -> None:
+def test_if_the_device_is_the_cores_all_times_add_up() -> None:
     costs = Costs({EMBEDDING: 0.5}, 0.01, 0.002)
     found = estimate(MINUTES, costs, fleet(cores=2, shared=True))
     assert found.hours == pytest.approx((6000 * 0.5 + 60_000 * 0.01 / 2 + 6000 * 0.002) / 3600)
@@ -77,7 +77,7 @@ def test_the_slowest_part_is_the_bottleneck(costs: Costs, rates: tuple[float, fl
 
 
 @pytest.mark.parametrize("sizes", [(32, 3, 2), (48, 4, 4)])
-def test_the_operations_of_the_encoder_are_those_that_torch_counts(sizes: tuple[int, int, int]) -> None:
+def test_the_operations_of_the_encoder_match_torch_s_count(sizes: tuple[int, int, int]) -> None:
     import torch
 
     config = EncoderConfig(*sizes)
@@ -93,7 +93,7 @@ def test_the_search_takes_as_long_at_each_token_rate() -> None:
     assert search_flops(768, 1, 8192) == search_flops(768, 4, 8192) == 2 * 512 * 768 * 8192
 
 
-def test_a_table_device_is_a_share_of_its_peak() -> None:
+def test_a_table_device_reaches_a_fraction_of_its_peak() -> None:
     h100 = find_hardware("H100")
     costs = table_costs(h100, EncoderConfig(), "bf16", 1, 4096)
     assert costs[EMBEDDING] == pytest.approx(encoder_flops(EncoderConfig()) / 989e12 / encoder_share("bf16", 768))
@@ -111,7 +111,7 @@ def test_the_bundled_encoder_on_an_h100_takes_as_long_as_measured() -> None:
     assert table_costs(find_hardware("h100"), mini, "fp32", 2, 4096)[EMBEDDING] == pytest.approx(1 / 3448, rel=0.1)
 
 
-def test_an_unknown_device_is_refused_with_those_that_are_known() -> None:
+def test_an_unknown_device_is_refused_with_a_list_of_known_ones() -> None:
     with pytest.raises(RunError, match=r"unknown device 'abacus'; use one of .*h100.* or here"):
         find_hardware("abacus")
     assert all(name == each.name for name, each in HARDWARE.items())
@@ -123,7 +123,7 @@ def test_impossible_fleets_are_refused(settings: tuple[int, int, float, float]) 
         Fleet(*settings)
 
 
-def test_the_size_of_tokens_is_that_of_a_shard(tmp_path) -> None:
+def test_the_estimated_size_of_tokens_matches_a_shard(tmp_path) -> None:
     samples, files = 60 * 16_000, 40
     with TokenShardWriter(tmp_path / "a.tar", codebook_sizes=[4096]) as writer:
         for index in range(files):
