@@ -22,9 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("size", "rate", "k"), [(None, 50, 32), (16, 50, 16), (None, 100, 64)])
-def test_the_largest_codebook_of_the_folder_or_one_of_a_size_is_chosen(
-    folder: Path, size: int | None, rate: int, k: int
-) -> None:
+def test_the_largest_codebook_or_one_of_a_size_is_chosen(folder: Path, size: int | None, rate: int, k: int) -> None:
     book, message = choose_codebook(folder, size, rate)
     assert (book.k, book.metadata.token_rate, message) == (k, rate, "")
 
