@@ -70,7 +70,7 @@ class TokenOptions:
     def load(
         self, root: Path, run: RunOptions, precision: str
     ) -> tuple[list["Codebook"], "MakeTokenizer", "Execution"]:
-        """Return the codebooks, a function that loads the tokenizer onto a device, and how the run is executed."""
+        """Return the codebooks, a function that loads the tokenizer, and how the run is executed."""
         from sctok.codec.tokenizer import CodecTokenizer
         from sctok.features.tokenizer import load_semantic_tokenizer
 

@@ -131,7 +131,7 @@ def plan_features(
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
         choose=selection.choice(config.channel, config.max_hours, config.seed),
-        renewal=selection.renewal(execution or Execution(), config.channel),
+        execution=execution,
     )[0]
 
 

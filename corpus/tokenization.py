@@ -126,7 +126,7 @@ def tokenize_corpus(
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
         choose=selection.choice(config.channel),
-        renewal=selection.renewal(execution, config.channel),
+        execution=execution,
     )
     make_job = partial(_make_job, runs, make_tokenizer)
     return execute_run(runs, TokenizeJob(runs, tokenizer), make_job, summarise, execution, progress)

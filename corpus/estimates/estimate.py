@@ -1,16 +1,16 @@
 """Estimate the time and disk space to tokenize a collection on other machines, and find the bottleneck."""
 
+import heapq
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_PATCHES, token_count, window_count
 from sctok.corpus.runs.run_folder import RunError
-from sctok.corpus.runs.selection import measure_seconds
-from sctok.corpus.runs.subsets import hash_key
+from sctok.corpus.runs.subsets import hash_key, measure_seconds
 from sctok.features.encoder import EncoderConfig
 from sctok.runtime.stages import EMBEDDING, FILTERBANK, NEAREST
 
@@ -188,17 +188,19 @@ def _choose(
     listed: Iterable[AudioItem | BadItem], most: int, seed: int
 ) -> tuple[list[AudioItem], int, int, BadItem | None]:
     """Return the `most` files with the lowest hashes, the number of files and of bad inputs, and the first bad one."""
-    kept: list[tuple[int, str, AudioItem]] = []
     files, bad, first = 0, 0, None
-    for entry in listed:
-        if not isinstance(entry, AudioItem):
-            bad, first = bad + 1, first or entry
-            continue
-        files += 1
-        kept.append((hash_key(seed, entry.key), entry.key, entry))
-        if len(kept) >= 2 * most:
-            kept = sorted(kept, key=lambda each: each[:2])[:most]
-    return [item for _, _, item in sorted(kept, key=lambda each: each[:2])[:most]], files, bad, first
+
+    def items() -> Iterator[AudioItem]:
+        nonlocal files, bad, first
+        for entry in listed:
+            if isinstance(entry, AudioItem):
+                files += 1
+                yield entry
+            else:
+                bad, first = bad + 1, first or entry
+
+    chosen = heapq.nsmallest(most, items(), key=lambda item: (hash_key(seed, item.key), item.key))
+    return chosen, files, bad, first
 
 
 def _size(item: AudioItem) -> int:

@@ -5,7 +5,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.formats.files import atomic_path, json_text, read_json, write_json
 
 from .manifest import KnownInputs, Planned, failure_of, json_line, stamp_file
-from .refresh import Measure, update_inputs
-from .resume import ReadShard, all_shards, check_finished_shards, mark_retries
+from .refresh import update_inputs
+from .resume import ReadShard, check_finished_shards, mark_retries
 from .run_folder import (
     CONFIG,
     FORMAT,
@@ -24,6 +23,7 @@ from .run_folder import (
     RunError,
     RunFolder,
 )
+from .sharding import Execution
 
 # Takes the new inputs of a run and the seconds of audio it holds; returns those to add: (input, seconds) or
 # (problem, None).
@@ -35,21 +35,6 @@ _SHOWN = 3  # differences in one message
 _MISSING = object()
 
 
-@dataclass(frozen=True)
-class Renewal:
-    """Which known inputs of a run are read again.
-
-    refresh: read changed inputs again, and remove vanished ones from the run. retry_failed: read failed inputs again,
-    in the shards whose number `mine` accepts. measure: returns the duration of an input in seconds, for runs that
-    record it.
-    """
-
-    refresh: bool = False
-    retry_failed: bool = False
-    mine: Callable[[int], bool] = all_shards
-    measure: Measure = lambda item: 0.0
-
-
 def plan_runs(
     configs: Mapping[Path, Mapping[str, Any]],
     suffix: str,
@@ -58,7 +43,7 @@ def plan_runs(
     files_per_shard: int,
     read_shard: ReadShard,
     choose: Choice | None = None,
-    renewal: Renewal | None = None,
+    execution: Execution | None = None,
 ) -> list[RunFolder]:
     """Create run folders over the same inputs, or open existing ones and append new inputs.
 
@@ -74,7 +59,8 @@ def plan_runs(
         files_per_shard: inputs in one shard, at least 1.
         read_shard: returns what a finished shard says about itself; raises FormatError.
         choose: selects some of the new inputs, for instance by hours; None takes all of them.
-        renewal: which known inputs to read again; None for those that changed before they were read.
+        execution: whether to read failed and changed inputs again; by default, only inputs without results are
+            updated.
 
     Raises:
         RunError: nothing was listed; a folder belongs to another configuration or is not a run folder; a finished
@@ -86,7 +72,7 @@ def plan_runs(
         raise RunError(f"files per shard must be at least 1, not {files_per_shard}")
     fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "files_per_shard": files_per_shard}
     runs = [RunFolder(path, {**fixed, **config}, suffix) for path, config in configs.items()]
-    _renew(runs, renewal or Renewal())
+    _renew(runs, execution or Execution())
     manifests = [path for run in runs if (path := run.path / MANIFEST).exists()]
     model = max(manifests, key=lambda path: path.stat().st_size).parent if manifests else runs[0].path
     listed = iter(list_inputs())
@@ -126,13 +112,13 @@ def _plan(wanted: RunFolder, read_shard: ReadShard, write_manifest: Callable[[Ru
     return run
 
 
-def _renew(wanted: Iterable[RunFolder], renewal: Renewal) -> None:
+def _renew(wanted: Iterable[RunFolder], execution: Execution) -> None:
     """Mark the inputs to read again in existing runs, and update changed inputs. Raises RunError."""
     found = [run for run in map(_find_run, wanted) if run is not None and (run.path / MANIFEST).exists()]
-    for run in found if renewal.retry_failed else ():
-        mark_retries(run, renewal.mine)
+    for run in found if execution.retry_failed else ():
+        mark_retries(run, execution.mine)
     if found:
-        update_inputs(found, refresh=renewal.refresh, measure=renewal.measure)
+        update_inputs(found, refresh=execution.refresh)
 
 
 def _copy_manifest(run: RunFolder, other: Path) -> None:

@@ -4,33 +4,30 @@ A refresh writes the new manifest under a hidden name, marks the shards it chang
 and then renames the manifest. As long as the hidden file exists, the next command first completes the refresh.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from sctok.audio.inputs.sources import AudioItem
 from sctok.formats.files import atomic_path, sync_folder
 
 from .locks import try_lock
 from .manifest import Failure, Planned, json_line, read_manifest, stamp_file
 from .resume import Relist, Stale, archive_index, find_now, find_stale
 from .run_folder import CLAIMS, MANIFEST, STAGED_MANIFEST, RunError, RunFolder, Shard, group_shards, shard_names
-
-Measure = Callable[[AudioItem], float]
+from .subsets import measure_seconds
 
 
 class InputsChangedError(RunError):
     """Files whose results a run keeps have changed or vanished; a refresh is needed."""
 
 
-def update_inputs(runs: Sequence[RunFolder], *, refresh: bool, measure: Measure) -> None:
+def update_inputs(runs: Sequence[RunFolder], *, refresh: bool) -> None:
     """Compare the inputs of runs with their files now, and take unread inputs as they are now.
 
     Args:
         runs: existing runs over the same inputs.
         refresh: mark shards with changed or vanished inputs to be done again: changed inputs are read again, vanished
             ones leave the manifest.
-        measure: returns the duration of an input in seconds, for runs that record it.
 
     Raises:
         InputsChangedError: inputs with results changed or vanished, and `refresh` is False.
@@ -45,7 +42,7 @@ def update_inputs(runs: Sequence[RunFolder], *, refresh: bool, measure: Measure)
         if stale.shards and not refresh:
             raise InputsChangedError(_describe(runs, stale))
         for run in runs if stale.shards or stale.unread else ():
-            _stage(run, stale.shards | stale.unread, refresh, measure)
+            _stage(run, stale.shards | stale.unread, refresh)
         for run in runs:
             _finish_refresh(run)
 
@@ -58,7 +55,7 @@ def _describe(runs: Sequence[RunFolder], stale: Stale) -> str:
     )
 
 
-def _stage(run: RunFolder, shards: set[int], refresh: bool, measure: Measure) -> None:
+def _stage(run: RunFolder, shards: set[int], refresh: bool) -> None:
     """Write a hidden manifest in which some shards list their files as they are now."""
 
     def lines() -> Iterator[bytes]:
@@ -68,7 +65,7 @@ def _stage(run: RunFolder, shards: set[int], refresh: bool, measure: Measure) ->
             if isinstance(row, Failure):
                 yield json_line({"bad": row.to_json()})
                 continue
-            new = _renew(row, relist, refresh, measure) if row.shard in shards and row.changed else row
+            new = _renew(row, relist, refresh, run.config["channel"]) if row.shard in shards and row.changed else row
             if new is not None:
                 inputs += 1
                 yield json_line(new.to_json())
@@ -79,12 +76,12 @@ def _stage(run: RunFolder, shards: set[int], refresh: bool, measure: Measure) ->
         out.writelines(lines())
 
 
-def _renew(row: Planned, relist: Relist, refresh: bool, measure: Measure) -> Planned | None:
+def _renew(row: Planned, relist: Relist, refresh: bool, channel: int | None) -> Planned | None:
     """Return a row for the file as it is now; None if the row has to leave the manifest."""
     item = find_now(row.item, relist)
     if item is None or not (refresh or item == row.item):
         return None if refresh else row
-    seconds = None if row.seconds is None else round(measure(item), 6)
+    seconds = None if row.seconds is None else round(measure_seconds(item, channel=channel), 6)
     return replace(row, item=item, seconds=seconds, stamp=stamp_file(item.path))
 
 

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
-from sctok.audio.decoding.decode import stream_audio
-from sctok.audio.errors import AudioError
-from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds
-from sctok.audio.windows import SAMPLE_RATE
+from sctok.audio.inputs.sources import AudioItem, BadItem
 
-from .planning import Choice, Renewal
+from .planning import Choice
 from .run_folder import RunError
-from .sharding import Execution
-from .subsets import choose_hours
+from .subsets import choose_hours, measure_seconds
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,6 @@ class Selection:
 
         return choose
 
-    def renewal(self, execution: Execution, channel: int | None) -> Renewal:
-        """Return which known inputs of a run are read again."""
-        seconds_of = partial(measure_seconds, channel=channel)
-        return Renewal(execution.refresh, execution.retry_failed, execution.mine, seconds_of)
-
     def _bounded(self, news: Iterable[AudioItem | BadItem], channel: int | None) -> Iterator[AudioItem | BadItem]:
         low, high = self.min_seconds or 0.0, float("inf") if self.max_seconds is None else self.max_seconds
         for entry in news:
@@ -72,18 +63,6 @@ class Selection:
                 if seconds and not low <= seconds <= high:
                     continue
             yield entry
-
-
-def measure_seconds(item: AudioItem, *, channel: int | None) -> float:
-    """Return the duration of a file in seconds from its header, or by decoding it; 0 if it is unreadable."""
-    stated = audio_seconds(item)
-    if stated is not None:
-        return stated
-    try:
-        blocks = stream_audio(item.open(), name=item.name, channel=channel)
-        return sum(len(block) for block in blocks) / SAMPLE_RATE
-    except AudioError:
-        return 0.0
 
 
 def _fits(item: AudioItem, patterns: tuple[str, ...]) -> bool:

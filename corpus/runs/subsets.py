@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from sctok.audio.inputs.sources import AudioItem, BadItem
-from sctok.audio.windows import PATCH_ROWS, WINDOW_COLUMNS, audio_columns
+from sctok.audio.decoding.decode import stream_audio
+from sctok.audio.errors import AudioError
+from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds
+from sctok.audio.windows import PATCH_ROWS, SAMPLE_RATE, WINDOW_COLUMNS, audio_columns
 
 GROUP_COLUMNS = 2  # whole pairs of columns, so that patches can be stacked by 4 inside a group
 GROUP_ROWS = GROUP_COLUMNS * PATCH_ROWS
@@ -54,6 +56,18 @@ def choose_hours(
     for index, entry in enumerate(entries):
         if index in chosen or isinstance(entry, BadItem):
             yield entry, chosen.get(index)
+
+
+def measure_seconds(item: AudioItem, *, channel: int | None) -> float:
+    """Return the duration of a file in seconds from its header, or by decoding it; 0 if it is unreadable."""
+    stated = audio_seconds(item)
+    if stated is not None:
+        return stated
+    try:
+        blocks = stream_audio(item.open(), name=item.name, channel=channel)
+        return sum(len(block) for block in blocks) / SAMPLE_RATE
+    except AudioError:
+        return 0.0
 
 
 def hash_key(seed: int, key: str) -> int:
