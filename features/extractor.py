@@ -1,4 +1,4 @@
-"""From waveforms to contextual embeddings on one device; the same for a window whatever batch it comes in."""
+"""Compute contextual embeddings of windows on one device. The embedding of a window does not depend on its batch."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -61,16 +61,15 @@ class Extractor(Protocol):
         With padding cut also (w, 2560·c + 240) to (w, 8·c, width). Arrays give an array, tensors a tensor on the
         device. The embedding of a window does not depend on the others.
         """
-        ...
 
 
 def padding_of(encoder_hash: str) -> str:
-    """Return the padding (keep or cut) of the encoder whose hash features and codebooks carry."""
+    """Return the padding (keep or cut) of an encoder, given its hash."""
     return CUT if encoder_hash.endswith(_CUT_ENDING) else KEEP
 
 
 def weights_hash(encoder_hash: str) -> str:
-    """Return the hash of the weights of the encoder whose hash features and codebooks carry."""
+    """Return the hash of the weights of an encoder, given its hash, which also depends on the padding."""
     return encoder_hash.removesuffix(_CUT_ENDING)
 
 
@@ -221,7 +220,7 @@ def load_encoder(
 
 
 def encoder_steps() -> list[Step]:
-    """Return small steps that embed a window, to try in low precision on a CPU; imported encoders have their own."""
+    """Return small steps that embed a window as sctok's and as imported encoders do, to try low precision on a CPU."""
     sizes = EncoderConfig(128, 3, 2)
     tensors = {name: tensor.detach() for name, tensor in filled(AudioMAE(sizes)).state_dict().items()}
     waves, last = 0.1 * np.random.default_rng(0).standard_normal((1, WINDOW_SPAN), np.float32), np.array([True])

@@ -56,16 +56,13 @@ class Tokenizer(Protocol):
     @property
     def extractor(self) -> Extractor:
         """The feature encoder."""
-        ...
 
     @property
     def outputs(self) -> Sequence[TokenStreams]:
         """One description for each codebook."""
-        ...
 
     def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         """Return the windows of files as `tokenize` expects them."""
-        ...
 
     def tokenize(self, waves: Any, last: Any) -> Sequence[Tokens]:
         """Return the tokens of windows.
@@ -78,7 +75,6 @@ class Tokenizer(Protocol):
             for each of `outputs`, int64 (w, 8 · columns / stack factor, streams), UNDECIDED where a feature is not
             finite.
         """
-        ...
 
 
 def check_codebook(codebook: Codebook, encoder: str, encoder_hash: str) -> None:

@@ -80,19 +80,15 @@ class ShardSink(Protocol[_ClipT_contra]):
 
     def take(self, clip: _ClipT_contra, window: int, values: Any) -> None:
         """Add the result of one window of a file."""
-        ...
 
     def finish(self, clip: _ClipT_contra, samples: int) -> None:
         """Store a file of `samples` samples at 16 kHz after all its windows were added."""
-        ...
 
     def discard(self, clip: _ClipT_contra) -> None:
         """Remove everything stored of a file that failed."""
-        ...
 
     def copy(self, entry: Any) -> None:
         """Store a file from the previous version of the shard."""
-        ...
 
 
 class Job(Protocol[ClipT]):
@@ -108,23 +104,18 @@ class Job(Protocol[ClipT]):
 
     def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         """Return the windows of files as `encode` expects them."""
-        ...
 
     def encode(self, waves: Waves, last: Ends) -> Iterable[Any]:
         """Return one result per window; on a GPU, the arguments are tensors on it."""
-        ...
 
     def open_clip(self, item: AudioItem) -> ClipT:
         """Return a new record of a file."""
-        ...
 
     def open_shard(self, path: Path, run: int) -> AbstractContextManager[ShardSink[ClipT]]:
         """Open a new shard of a run, which appears at `path` when the context ends without an error."""
-        ...
 
     def read_shard(self, path: Path) -> AbstractContextManager[Iterator[tuple[str, Any]]]:
         """Open a finished shard; yields its files in order as (key, entry for `ShardSink.copy`)."""
-        ...
 
 
 @dataclass(frozen=True)
