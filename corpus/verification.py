@@ -78,7 +78,7 @@ def verify_folder(folder: Path, progress: Report = lambda name: None) -> Verific
         path = Path(place)
         if CONFIG in names:
             result.runs += 1
-            _Checker(path, result, progress).check()
+            result.faults += _faults(_Checker(path, result, progress).check)
         else:
             for book in find_codebooks(path):
                 progress(str(book.path))
@@ -111,10 +111,6 @@ class _Checker:
         self._result = result
         self._progress = progress
 
-    def check(self) -> None:
-        """Add the contents and the faults of the folder to the result."""
-        self._try(self._check_run)
-
     def _try(self, action: Callable[[], Any]) -> bool:
         found = _faults(action)
         self._result.faults += found
@@ -123,7 +119,8 @@ class _Checker:
     def _fault(self, path: Path, text: str) -> None:
         self._result.faults.append(f"{path}: {text}")
 
-    def _check_run(self) -> None:
+    def check(self) -> None:
+        """Add the contents and the faults of the folder to the result. Raises FormatError for a fault that ends it."""
         config = read_json(self._path / CONFIG)
         kind = config.get("kind") if isinstance(config, dict) and config.get("format") == FORMAT else None
         if kind not in _KINDS or config.get("format_version") != FORMAT_VERSION:

@@ -71,10 +71,10 @@ def plan_runs(
     if files_per_shard < 1:
         raise RunError(f"files per shard must be at least 1, not {files_per_shard}")
     fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "files_per_shard": files_per_shard}
-    runs = [RunFolder(path, {**fixed, **config}, suffix) for path, config in configs.items()]
-    _renew(runs, execution or Execution())
-    manifests = [path for run in runs if (path := run.path / MANIFEST).exists()]
-    model = max(manifests, key=lambda path: path.stat().st_size).parent if manifests else runs[0].path
+    by_path = {path: RunFolder(path, {**fixed, **config}, suffix) for path, config in configs.items()}
+    _renew(by_path.values(), execution or Execution())
+    sizes = {path: (path / MANIFEST).stat().st_size for path in configs if (path / MANIFEST).exists()}
+    model = max(sizes or configs, key=lambda path: sizes.get(path, 0))
     listed = iter(list_inputs())
     first = next(listed, None)
     if first is None and not (model / CONFIG).exists():
@@ -83,32 +83,25 @@ def plan_runs(
             "that match some of it"
         )
     inputs = itertools.chain([] if first is None else [first], listed)
-    planned = {}
-    for run in sorted(runs, key=lambda run: run.path != model):
-        with run.locked():
-            planned[run.path] = _plan(
-                run,
-                read_shard,
-                lambda opened: (
-                    _append(opened, inputs, files_per_shard, choose)
-                    if opened.path == model
-                    else _copy_manifest(opened, model / MANIFEST)
-                ),
-            )
-    return [planned[run.path] for run in runs]
+    planned = {model: _plan(by_path[model], read_shard, lambda run: _append(run, inputs, files_per_shard, choose))}
+    for path, run in by_path.items():
+        if path != model:
+            planned[path] = _plan(run, read_shard, lambda run: _copy_manifest(run, model / MANIFEST))
+    return [planned[path] for path in configs]
 
 
 def _plan(wanted: RunFolder, read_shard: ReadShard, write_manifest: Callable[[RunFolder], None]) -> RunFolder:
-    """Create or open a locked run folder and update its manifest."""
-    found = _find_run(wanted)
-    if found is None and not _holds_own_shards(wanted, read_shard):
-        (wanted.path / MANIFEST).unlink(missing_ok=True)  # of a process that died while planning
-    run = found or wanted
-    write_manifest(run)
-    if found is None:
-        write_json(run.path / CONFIG, dict(run.config))
-    # Under the lock, so that no other process marks shards to retry meanwhile.
-    check_finished_shards(run, read_shard)
+    """Create or open a run folder and update its manifest."""
+    with wanted.locked():
+        found = _find_run(wanted)
+        if found is None and not _holds_own_shards(wanted, read_shard):
+            (wanted.path / MANIFEST).unlink(missing_ok=True)  # of a process that died while planning
+        run = found or wanted
+        write_manifest(run)
+        if found is None:
+            write_json(run.path / CONFIG, dict(run.config))
+        # Under the lock, so that no other process marks shards to retry meanwhile.
+        check_finished_shards(run, read_shard)
     return run
 
 
