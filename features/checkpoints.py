@@ -178,9 +178,7 @@ def load_pickle(path: Path, *, mmap: bool = False) -> Any:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             _check_tensors(loaded, path.stat().st_size)
     except Exception as error:  # damaged pickles can raise any exception
-        raise ValueError(
-            f"{path} is not a checkpoint that can be loaded without running code ({_refusal(error)})"
-        ) from error
+        raise ValueError(f"{path} is not a checkpoint that loads without running code ({_refusal(error)})") from error
     return loaded
 
 

@@ -130,7 +130,7 @@ class Malicious:
 def test_a_pickle_that_needs_more_than_tensors_is_refused(name, read, tmp_path):
     read()
     torch.save({"x": Malicious()}, tmp_path / "published" / name)
-    with pytest.raises(ValueError, match=f"{name} is not a checkpoint that can be loaded without running code"):
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint that loads without running code"):
         read_published(find_published(str(tmp_path / "published")), layouts=SMALL_LAYOUTS)
 
 
