@@ -27,9 +27,9 @@ from sctok.audio.windows import FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAME
 from sctok.codec.encoding import BATCH
 from sctok.codec.models.condition import PE_WIDTH, build_condition, mark_out, unconditional
 from sctok.codec.samplers import Condition, Denoise, guided
-from sctok.codec.semantic import SemanticQuantizer
 from sctok.codec.storage.codec_folder import CodecParts
 from sctok.features.extractor import GPU_BATCH
+from sctok.features.tokenizer import SemanticQuantizer
 from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_patches
 

@@ -9,9 +9,8 @@ from tokenization_corpora import Audio, windows_of
 from tokenization_systems import System, load, make_system, seconds_of
 
 from sctok.audio.filterbank import filterbank
-from sctok.codec.semantic import SemanticQuantizer
-from sctok.corpus.token_job import TokenizeJob
 from sctok.features.encoder import EncoderConfig
+from sctok.features.tokenizer import SemanticQuantizer, SemanticTokenizer
 from sctok.formats.stacking import stack_patches
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -34,7 +33,7 @@ def encoder_rates(encoder: str, device: str, *, quick: bool) -> list[dict[str, A
     cases += [("compile", "bf16", 64)] if quick else [("compile", precision, 64) for precision in PRECISIONS]
     for way, precision, size in cases:
         extractor = load(encoder, device, precision)
-        extractor.way, extractor.batch_size = way, size
+        extractor.backend, extractor.batch_size = way, size
         mel = torch.randn(size, 1024, 128, device=device)
         start = time.perf_counter()
         with torch.inference_mode():
@@ -58,7 +57,7 @@ def ways_agree(encoder: str, device: str, sound: Audio) -> dict[str, float]:
     found = {}
     for precision in PRECISIONS:
         graph, eager = load(encoder, device, precision), load(encoder, device, precision)
-        eager.way = "eager"
+        eager.backend = "eager"
         found[precision] = float(np.abs(graph.embed(waves, last) - eager.embed(waves, last)).max())
     return found
 
@@ -93,7 +92,8 @@ def stage_rates(system: System, sound: Audio, size: int) -> dict[str, float]:
     device = system.device
     waves, last = (torch.from_numpy(each).pin_memory() for each in windows_of(sound, size))
     extractor = system.load()
-    job = TokenizeJob([], [system.codebook], extractor, device)
+    tokenizer = SemanticTokenizer(extractor, [system.codebook])
+    quantizer = SemanticQuantizer(system.codebook, torch.device(device))
     there, ends = waves.to(device), last.to(device)
     patches = stack_patches(extractor.embed(there, ends), 2)
     step = extractor.batch_size
@@ -106,8 +106,8 @@ def stage_rates(system: System, sound: Audio, size: int) -> dict[str, float]:
         "copy, pinned": lambda: waves.to(device, non_blocking=True),
         "filterbank": filterbanks,
         "filterbank and encoder": lambda: extractor.embed(there, ends),
-        "nearest centroid": lambda: job._quantizers[0].labels(patches).cpu(),
-        "all, on the device": lambda: list(job.encode(there, ends)),
-        "all, from arrays": lambda: list(job.encode(waves.numpy(), last.numpy())),
+        "nearest centroid": lambda: quantizer.labels(patches).cpu(),
+        "all, on the device": lambda: list(tokenizer.tokenize(there, ends)),
+        "all, from arrays": lambda: list(tokenizer.tokenize(waves.numpy(), last.numpy())),
     }
     return {name: 1e3 * seconds_of(call, REPEATS, device=device) for name, call in calls.items()}

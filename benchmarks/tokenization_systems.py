@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import torch
 from tokenization_corpora import Audio, windows_of
 
 from sctok.codec.storage.codec_folder import load_codebooks
+from sctok.corpus.runs.events import RunEvent, RunPlanned, StagesTimed, WindowsEncoded
 from sctok.corpus.runs.sharding import Execution
-from sctok.corpus.token_job import TokenizeJob
 from sctok.corpus.tokenization import tokenize_corpus
 from sctok.features.checkpoints import EncoderWeights, load_weights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.features.extractor import CUT, KEEP, FeatureExtractor
+from sctok.features.tokenizer import SemanticTokenizer
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.formats.stacking import stack_patches
 
@@ -42,6 +42,10 @@ class System:
     def load(self, device: str | None = None) -> FeatureExtractor:
         """Load the encoder onto the device."""
         return load(self.encoder, device or self.device, self.precision, self.padding)
+
+    def load_tokenizer(self, device: str | None = None) -> SemanticTokenizer:
+        """Load the encoder onto the device and combine it with the codebook."""
+        return SemanticTokenizer(self.load(device), [self.codebook])
 
     def without_padding(self) -> "System":
         """Return the system that cuts padding, with the same centroids, which is enough for timing."""
@@ -88,18 +92,16 @@ def run_whole(system: System, audio: Path, out: Path, *, workers: int, batch: in
     seen: dict[str, Any] = {"windows": 0, "stages": {}}
     execution = Execution((system.device,) * devices, batch, workers, profile=True)
 
-    def watch(event: dict[str, Any]) -> None:
-        if event["event"] == "plan":
-            seen["begun"] = time.perf_counter(), cpu_seconds()
-        elif event["event"] == "windows":
-            seen["windows"] += event["count"]
-        elif event["event"] == "stages":
-            seen["stages"] = {name: seen["stages"].get(name, 0.0) + value for name, value in event["times"].items()}
+    def watch(event: RunEvent) -> None:
+        match event:
+            case RunPlanned():
+                seen["begun"] = time.perf_counter(), cpu_seconds()
+            case WindowsEncoded(count):
+                seen["windows"] += count
+            case StagesTimed(times):
+                seen["stages"] = {name: seen["stages"].get(name, 0.0) + value for name, value in times.items()}
 
-    make: Callable[[str], FeatureExtractor] = partial(
-        load, system.encoder, precision=system.precision, padding=system.padding
-    )
-    result = tokenize_corpus([audio], {out: system.codebook}, make, None, execution, watch)[0]
+    result = tokenize_corpus([audio], [out], system.load_tokenizer, None, execution, watch)[0]
     wall, cpu = seen.pop("begun")
     seconds = time.perf_counter() - wall
     return {
@@ -119,8 +121,7 @@ def cpu_seconds() -> float:
 
 def bare_job(system: System) -> Callable[[Audio, Any], object]:
     """Return a function that turns a batch of windows in memory into tokens in memory."""
-    job = TokenizeJob([], [system.codebook], system.load(), system.device)
-    return lambda waves, last: list(job.encode(waves, last))
+    return system.load_tokenizer().tokenize
 
 
 def seconds_of(call: Callable[[], object], repeats: int, *, device: str) -> float:

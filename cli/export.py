@@ -12,6 +12,7 @@ from sctok.cli.shared.terminal import Progress, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.corpus.exports.run import ExportConfig, ExportResult
+    from sctok.corpus.runs.events import ExportEvent
 
 FORMATS = ("parquet", "megatron", "jsonl", "km", "npy", "hf-dataset")
 LAYOUTS = ("flat", "interleaved", "delayed", "parallel")
@@ -171,12 +172,14 @@ class ExportReporter:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "plan":
-            self._bar = Progress(self._label, total=event["shards"] - event["done"], unit="shards")
-        elif self._bar is not None and event["event"] == "file":
+    def __call__(self, event: "ExportEvent") -> None:
+        from sctok.corpus.runs.events import DocumentExported, ExportPlanned
+
+        if isinstance(event, ExportPlanned):
+            self._bar = Progress(self._label, total=event.shards, unit="shards")
+        elif self._bar is not None and isinstance(event, DocumentExported):
             self._files += 1
-            self._ids += event["ids"]
+            self._ids += event.ids
             if self._files % 100 == 0:
                 self._bar.update(0, self._note())
         elif self._bar is not None:

@@ -28,7 +28,7 @@ from sctok.cli.shared.runs import RunReporter, show_results
 
 if TYPE_CHECKING:
     from sctok.corpus.runs.sharding import Execution
-    from sctok.corpus.tokenization import MakeEncoder
+    from sctok.corpus.tokenization import MakeTokenizer
     from sctok.formats.codebooks import Codebook
 
 CODEC_WINDOWS_ON_CPU = 16  # as many as the acoustic encoder takes at once
@@ -67,22 +67,24 @@ class TokenOptions:
         ),
     ] = None
 
-    def load(self, root: Path, run: RunOptions, precision: str) -> tuple[list["Codebook"], "MakeEncoder", "Execution"]:
-        """Return the codebooks, the function that loads what tokenizes on a device, and how the run is executed."""
+    def load(
+        self, root: Path, run: RunOptions, precision: str
+    ) -> tuple[list["Codebook"], "MakeTokenizer", "Execution"]:
+        """Return the codebooks, a function that loads the tokenizer, and how the run is executed."""
         from sctok.codec.tokenizer import CodecTokenizer
-        from sctok.features.extractor import load_encoder
+        from sctok.features.tokenizer import load_semantic_tokenizer
 
         wanted = [None] if self.codebook is None else self.codebook.split(",")
         if self.codec is None:
             folder = root / "codebooks"
             books = [wanted_codebook(folder, one, self.token_rate, self.encoder) for one in wanted]
             execution, chosen = run.execution(precision)
-            encoder = self.encoder or DEFAULT_ENCODER
-            return books, partial(load_encoder, encoder, precision=chosen, padding=_padding_of(books)), execution
+            load = partial(load_semantic_tokenizer, books, self.encoder or DEFAULT_ENCODER)
+            return books, partial(load, precision=chosen, padding=_padding_of(books)), execution
         source = codec_path(self.codec, root)
         books = _codec_codebooks(source, wanted, self.token_rate, self.encoder)
         execution, chosen = run.execution(precision, CODEC_WINDOWS_ON_CPU)
-        return books, partial(CodecTokenizer.load, source, precision=chosen), execution
+        return books, partial(CodecTokenizer.load, books, source, precision=chosen), execution
 
 
 @command(
@@ -117,11 +119,11 @@ def tokenize(
 
     from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 
-    books, make_encoder, execution = tokens.load(root, run, precision)
+    books, make_tokenizer, execution = tokens.load(root, run, precision)
     targets = _targets(root / "tokens", name, out, books)
     config = TokenizationConfig(channel, files_per_shard)
     with RunReporter(f"tokenize {name}") as reporter:
-        results = tokenize_corpus(audio, targets, make_encoder, config, execution, reporter, files.selection())
+        results = tokenize_corpus(audio, targets, make_tokenizer, config, execution, reporter, files.selection())
     show_results(results, reporter, as_json)
 
 
@@ -180,12 +182,12 @@ def _padding_of(books: list["Codebook"]) -> str:
     return found.pop()
 
 
-def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"]) -> dict[Path, "Codebook"]:
+def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"]) -> list[Path]:
     """Return the codebook of each run folder: NAME for one codebook, NAME-SIZE for several."""
     if len(books) == 1:
-        return {out or folder / name: books[0]}
-    targets = {(out or folder) / f"{name}-{book.k}": book for book in books}
-    if len(targets) < len(books):
+        return [out or folder / name]
+    targets = [(out or folder) / f"{name}-{book.k}" for book in books]
+    if len(set(targets)) < len(books):
         raise typer.BadParameter("two codebooks have the same size; run a command for each", param_hint="--codebook")
     return targets
 

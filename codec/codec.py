@@ -17,6 +17,7 @@ from sctok.audio.pieces import cut_pieces, empty_span, window_rows
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE, token_count
 from sctok.codec.storage.codec_folder import CodecParts, load_codec
 from sctok.features.extractor import ENCODER, FeatureExtractor
+from sctok.features.tokenizer import UNDECIDED, SemanticQuantizer
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.sct import CodecTokens
 from sctok.runtime.devices import Use, resolve_device, resolve_precision
@@ -25,7 +26,6 @@ from .decoding import DECODER, DecoderParts, TokenWindow, WindowDecoder
 from .encoding import WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
 from .samplers import SamplerConfig, visited_steps
-from .semantic import UNDECIDED, SemanticQuantizer
 from .waves import is_whole, mono_blocks
 
 DECODED_AT_ONCE = {"cpu": 4, "cuda": 16}  # windows

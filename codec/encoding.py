@@ -15,9 +15,8 @@ from sctok.audio.published_filterbank import centre
 from sctok.codec.models.acoustic import AcousticEncoder, windows_alone
 from sctok.codec.models.condition import mark_out
 from sctok.features.extractor import FeatureExtractor
+from sctok.features.tokenizer import UNDECIDED, SemanticQuantizer
 from sctok.formats.stacking import stack_patches
-
-from .semantic import UNDECIDED, SemanticQuantizer
 
 BATCH = {
     "cpu": 16,

@@ -1,4 +1,4 @@
-"""Which merged codebook a size and a token rate mean: one of the work directory, or the bundled one."""
+"""Choose the merged codebook for a size and a token rate: from a work directory, or the bundled one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +17,19 @@ Encoder = str | EncoderWeights
 def choose_codebook(
     folder: Path, size: int | None, token_rate: int, encoder: Encoder | None = None
 ) -> tuple[Codebook, str]:
-    """Return a merged codebook of `folder` or, if none fits, the bundled one, and what to tell the user about it.
+    """Return a merged codebook of `folder`, or the bundled one if none fits, and a message for the user.
 
     Args:
-        folder: of codebooks; it need not exist.
-        size: number of centroids, None for the largest in `folder`.
+        folder: of codebooks; it may be absent.
+        size: number of centroids; None for the largest in `folder`.
         token_rate: 100, 50 or 25 tokens per second.
-        encoder: name, file or weights of the encoder that the codebook has to fit. None takes any codebook of
-            `folder`, and the bundled one.
+        encoder: name, file or weights of the encoder that the codebook must fit. None accepts any codebook.
 
     Returns:
-        The codebook, and a message if it is the bundled one, else an empty string.
+        the codebook, and a message if it is the bundled one, otherwise an empty string.
 
     Raises:
-        RunError: there is none of that size, rate and encoder; the message lists what is there.
+        RunError: no codebook has that size, rate and encoder; the message lists the existing ones.
         ValueError: the encoder is unknown. FormatError: a codebook is damaged.
     """
     existing = find_codebooks(folder)
@@ -47,7 +46,7 @@ def choose_codebook(
 
 
 def _local_hash(encoder: Encoder) -> str | None:
-    """Return the hash of an encoder; None for one of the hub, which is not fetched for this."""
+    """Return the hash of an encoder; None if it is on the hub, because it is not downloaded for this."""
     if isinstance(encoder, EncoderWeights):
         return encoder.hash
     on_hub = (encoder in HUB_MODELS or is_repository(encoder)) and not Path(encoder).is_file()
@@ -55,7 +54,7 @@ def _local_hash(encoder: Encoder) -> str | None:
 
 
 def _fits(book: CodebookFile, encoder: Encoder, known: str | None) -> bool:
-    """Return whether a codebook was made with an encoder: by its hash or, on the hub, by its name."""
+    """Return whether a codebook was made with an encoder, by its hash, or by its name if the hash is not known."""
     metadata, _ = read_header(book.path)
     if known is None:
         return metadata.get("encoder") == encoder
@@ -63,7 +62,7 @@ def _fits(book: CodebookFile, encoder: Encoder, known: str | None) -> bool:
 
 
 def _names(existing: Sequence[CodebookFile], merged: Sequence[CodebookFile]) -> str:
-    """Return the codebooks of a folder as a list; those in `merged` would fit if they were of the encoder."""
+    """Return a list of codebooks for messages; those in `merged` fit except for their encoder."""
     return ", ".join(
         f"{book.domain}-{book.k} at {book.token_rate}{' of another encoder' if book in merged else ''}"
         for book in existing
@@ -72,9 +71,9 @@ def _names(existing: Sequence[CodebookFile], merged: Sequence[CodebookFile]) -> 
 
 def _bundled_message(bundled: Codebook, folder: Path, names: str) -> str:
     info = bundled.metadata
-    why = f", since {folder} has none that fits, only {names}" if names else ""
+    why = f", because none in {folder} fits, only {names} exist there" if names else ""
     return (
-        f"using the bundled codebook {MERGED_DOMAIN}-{bundled.k}-r{info.token_rate} (of encoder {info.encoder}){why}; "
+        f"using the bundled codebook {MERGED_DOMAIN}-{bundled.k}-r{info.token_rate} (encoder {info.encoder}){why}; "
         "run sctok cluster and sctok merge to make your own"
     )
 
@@ -84,10 +83,10 @@ def _nothing_fits(
 ) -> str:
     name = encoder.name if isinstance(encoder, EncoderWeights) else encoder
     wanted = f"no merged codebook{'' if size is None else f' of {size} centroids'} at {token_rate} tokens per second"
-    of_encoder = f" of the encoder {name}" if name else ""
-    own = f"; it has {names}" if names else ", nor any other"
+    of_encoder = f" for the encoder {name}" if name else ""
+    own = f"; it has {names}" if names else ", nor any other codebook"
     return (
-        f"{folder}: {wanted}{of_encoder}{own}. The bundled one has {bundled.k} centroids and is of the encoder "
-        f"{bundled.metadata.encoder}. Run sctok extract{f' --encoder {name}' if name else ''}, sctok cluster and sctok "
-        "merge first, or give a codebook file"
+        f"{folder} has {wanted}{of_encoder}{own}. The bundled codebook has {bundled.k} centroids and is for the "
+        f"encoder {bundled.metadata.encoder}. Run sctok extract{f' --encoder {name}' if name else ''}, sctok cluster "
+        "and sctok merge first, or give a codebook file"
     )

@@ -1,4 +1,4 @@
-"""Patch embeddings of a collection, in HDF5 feature shards."""
+"""Patch embeddings of a collection in HDF5 feature shards: `sctok extract`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,22 +15,24 @@ from sctok.audio.loader import Chunk
 from sctok.audio.transfer import Ends, Waves, to_array
 from sctok.audio.windows import PATCH_ROWS
 from sctok.corpus.engines.processes import RunResult, Summary, execute_run, samples_to_hours
-from sctok.corpus.runs.planning import plan_run
-from sctok.corpus.runs.run_folder import Progress, RunError, RunFolder, ShardContents, check_name
+from sctok.corpus.runs.events import RunListener, ignore_events
+from sctok.corpus.runs.planning import plan_runs
+from sctok.corpus.runs.resume import ShardContents
+from sctok.corpus.runs.run_folder import RunError, RunFolder, check_name
 from sctok.corpus.runs.selection import Selection
 from sctok.corpus.runs.sharding import (
     Execution,
-    Extractor,
     MakeExtractor,
-    check_extractor,
+    check_at_least,
+    check_device,
     describe_extractor,
     describe_source,
 )
-from sctok.corpus.runs.stages import Stage
 from sctok.corpus.runs.subsets import GroupSampler, window_columns
-from sctok.features.extractor import CUT
+from sctok.features.extractor import CUT, Extractor
 from sctok.formats.feature_hashes import ClipRows
 from sctok.formats.feature_shards import FEATURES_VERSION, FeatureShard, FeatureShardWriter
+from sctok.runtime.stages import Stage
 
 PROVENANCE = ("encoder", "encoder_hash", "filterbank", "precision", "channel", "sctok_version")
 SUFFIX = ".h5"
@@ -39,12 +41,12 @@ _COPIED_ROWS = 8192
 
 @dataclass(frozen=True)
 class ExtractionConfig:
-    """What decides about the features of a run, beside the encoder.
+    """Settings that decide the features of a run, in addition to the encoder.
 
-    domain: name of the kind of audio. channel: the one to read, None to mix all down. tokens_per_clip: keep about so
-    many patches of each file (chosen 16 at a time, so rounded up), None for all. max_hours: stop choosing files at so
-    much audio, None for all. seed: of both choices. files_per_shard: files in one shard. Raises RunError for values
-    out of range.
+    domain: name of the kind of audio. channel: to read; None mixes all channels. tokens_per_clip: number of patches to
+    keep of each file, rounded up to a multiple of 16; None keeps all. max_hours: hours of audio after which no more
+    files are chosen; None takes all. seed: of both choices. files_per_shard: number of files in one shard. Raises
+    RunError for values out of range.
     """
 
     domain: str
@@ -56,21 +58,17 @@ class ExtractionConfig:
 
     def __post_init__(self) -> None:
         check_name(self.domain, "domain")
-        if self.channel is not None and self.channel < 0:
-            raise RunError(f"channel must be at least 0, not {self.channel}")
-        if self.tokens_per_clip is not None and self.tokens_per_clip < 1:
-            raise RunError(f"tokens per clip must be at least 1, not {self.tokens_per_clip}")
+        check_at_least("channel", self.channel, 0)
+        check_at_least("tokens per clip", self.tokens_per_clip, 1)
         if self.max_hours is not None and not self.max_hours > 0:
             raise RunError(f"max hours must be above 0, not {self.max_hours}")
-        if self.seed < 0:
-            raise RunError(f"seed must be at least 0, not {self.seed}")
-        if self.files_per_shard < 1:
-            raise RunError(f"files per shard must be at least 1, not {self.files_per_shard}")
+        check_at_least("seed", self.seed, 0)
+        check_at_least("files per shard", self.files_per_shard, 1)
 
 
 @dataclass(frozen=True)
 class ExtractionSummary(Summary):
-    """What a folder of features holds: besides, rows of `width` values."""
+    """The contents of a folder of features. rows: number of patch embeddings. width: number of values in each."""
 
     rows: int
     width: int
@@ -82,26 +80,26 @@ def extract_features(
     make_extractor: MakeExtractor,
     config: ExtractionConfig,
     execution: Execution | None = None,
-    progress: Progress = lambda event: None,
+    progress: RunListener = ignore_events,
     selection: Selection | None = None,
 ) -> RunResult[ExtractionSummary]:
-    """Write the patch embeddings of all audio in `inputs` to feature shards in `folder`, or go on with that.
+    """Write the patch embeddings of all audio in `inputs` to feature shards in `folder`, or resume a run that does.
 
-    The bytes in `folder` depend on the inputs, the encoder and `config` alone.
+    The bytes in `folder` depend only on the inputs, the encoder and `config`.
 
     Args:
         inputs: folders, files, manifests and tar shards, as `list_audio` takes them.
-        folder: the run folder; made if absent.
+        folder: the run folder; created if absent.
         make_extractor: loads the encoder onto a device; picklable if there are several devices.
         config: what to extract.
         execution: devices, batch size and decoding processes.
-        progress: gets the events of `execute_run`.
-        selection: which of the inputs to take; what a run has taken already stays.
+        progress: receives the events of `execute_run`.
+        selection: which new inputs to take; inputs that the run already has stay in it.
 
     Raises:
         RunError: the folder belongs to another configuration, or its shards do not fit its plan.
         AudioError: an input cannot be listed.
-        DiskFullError: finished shards stay valid; the same call goes on from there.
+        DiskFullError: finished shards stay valid; the same call resumes.
     """
     execution = execution or Execution()
     extractor = make_extractor(execution.devices[0])
@@ -117,7 +115,7 @@ def plan_features(
     selection: Selection | None = None,
     execution: Execution | None = None,
 ) -> RunFolder:
-    """Plan what `extract_features` does, or take up the plan that is there. Arguments and errors are the same."""
+    """Plan the run of `extract_features`, or update an existing plan. Arguments and errors are the same."""
     selection = selection or Selection()
     stored = {
         "kind": "features",
@@ -125,16 +123,16 @@ def plan_features(
         **asdict(config),
         **describe_extractor(extractor),
     }
-    return plan_run(
-        folder,
-        stored,
+    listed = list_audio(inputs, wants=selection.wants)
+    return plan_runs(
+        {folder: stored},
         SUFFIX,
-        list_audio(inputs, wants=selection.wants),
+        lambda: listed,
         files_per_shard=config.files_per_shard,
         read_shard=read_contents,
         choose=selection.choice(config.channel, config.max_hours, config.seed),
-        renewal=selection.renewal(execution or Execution(), config.channel),
-    )
+        execution=execution,
+    )[0]
 
 
 def fill_run(
@@ -143,15 +141,15 @@ def fill_run(
     make_extractor: MakeExtractor,
     config: ExtractionConfig,
     execution: Execution,
-    progress: Progress = lambda event: None,
+    progress: RunListener = ignore_events,
 ) -> RunResult[ExtractionSummary]:
-    """Do what is left of a planned run; `extractor` is that on the first device. Otherwise as `extract_features`."""
+    """Process the remaining shards of a planned run; `extractor` is on the first device. See `extract_features`."""
     make_job = partial(_make_job, run, config, make_extractor)
     return execute_run([run], FeatureJob(run, config, extractor), make_job, summarise, execution, progress)[0]
 
 
 def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> ExtractionSummary:
-    """Read what finished shards of a run of extraction hold. Raises FormatError naming a damaged one."""
+    """Read finished shards of an extraction run and summarise them. Raises FormatError naming a damaged shard."""
     files = rows = samples = 0
     for index in shards:
         with FeatureShard(run.shard_path(index)) as shard:
@@ -162,13 +160,15 @@ def summarise(run: RunFolder, shards: Sequence[int], failed: int) -> ExtractionS
 
 
 def read_contents(path: Path) -> ShardContents:
-    """Read what a feature shard says of itself. Raises FormatError."""
+    """Read what a feature shard says about itself. Raises FormatError."""
     with FeatureShard(path) as shard:
         return ShardContents(shard.provenance.get("config_hash"), tuple(clip.key for clip in shard.clips))
 
 
 def _make_job(run: RunFolder, config: ExtractionConfig, make_extractor: MakeExtractor, device: str) -> "FeatureJob":
-    return FeatureJob(run, config, check_extractor(make_extractor(device), run, device))
+    extractor = make_extractor(device)
+    check_device({"encoder_hash": extractor.hash, "precision": extractor.precision}, run, device)
+    return FeatureJob(run, config, extractor)
 
 
 class FeatureJob:
@@ -186,7 +186,7 @@ class FeatureJob:
         }
 
     def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
-        """Return windows as they are."""
+        """Return windows unchanged."""
         return chunks
 
     def encode(self, waves: Waves, last: Ends) -> npt.NDArray[np.float32]:
@@ -195,12 +195,12 @@ class FeatureJob:
         return to_array(self._extractor.embed(waves, last))
 
     def open_clip(self, item: AudioItem) -> "FeatureClip":
-        """Begin a file."""
+        """Return a new record of a file."""
         return FeatureClip(item, self._config)
 
     @contextmanager
     def open_shard(self, path: Path, run: int) -> Iterator["FeatureSink"]:
-        """Begin a feature shard."""
+        """Open a new feature shard."""
         with FeatureShardWriter(path, width=self._extractor.width, provenance=self._provenance) as writer:
             yield FeatureSink(writer)
 
@@ -212,7 +212,7 @@ class FeatureJob:
 
 
 class FeatureClip:
-    """One file on its way: which of its patches are kept."""
+    """The choice of patches to keep of one file while its windows are encoded."""
 
     def __init__(self, item: AudioItem, config: ExtractionConfig) -> None:
         self.item = item
@@ -229,18 +229,18 @@ class FeatureClip:
         return window_columns(window, samples) > 0
 
     def audio_rows(self, window: int, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return those of a window's patches (rows, E) that hold audio."""
+        """Return the patches (rows, E) of a window that hold audio."""
         return patches[: window_columns(window, self._samples) * PATCH_ROWS]
 
 
 class FeatureSink:
-    """An open feature shard; the rows of a file go straight into it and are taken back if the file fails."""
+    """An open feature shard; the rows of a file are written at once, and removed if the file fails."""
 
     def __init__(self, writer: FeatureShardWriter) -> None:
         self._writer = writer
 
     def take(self, clip: FeatureClip, window: int, values: npt.NDArray[np.float32]) -> None:
-        """Store a window's patches (rows, E), or keep the chosen ones until the end of the file."""
+        """Store the patches (rows, E) of a window, or keep the chosen ones until the end of the file."""
         rows = clip.audio_rows(window, values)
         if clip.sampler is not None:
             clip.sampler.take(window, rows)
@@ -249,19 +249,19 @@ class FeatureSink:
             self._writer.append_rows(rows)
 
     def finish(self, clip: FeatureClip, samples: int) -> None:
-        """Close the file's entry."""
+        """Complete the entry of a file."""
         self._begin(clip)
         for rows in clip.sampler.rows() if clip.sampler is not None else ():
             self._writer.append_rows(rows)
         self._writer.finish_clip(samples, describe_source(clip.item))
 
     def discard(self, clip: FeatureClip) -> None:
-        """Take back the rows of a file that failed."""
+        """Remove the rows of a file that failed."""
         if clip.begun:
             self._writer.discard_clip()
 
     def copy(self, entry: tuple[FeatureShard, ClipRows]) -> None:
-        """Store a file as an earlier shard has it."""
+        """Store a file from the previous version of the shard."""
         shard, clip = entry
         self._writer.begin_clip(clip.key)
         end = clip.first_row + clip.rows

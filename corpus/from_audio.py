@@ -1,7 +1,7 @@
-"""Codebooks straight from audio: the features of a sample of it are kept until the codebooks are there, no longer.
+"""Codebooks from audio: features of a sample are extracted, and removed once the codebooks are written.
 
-The sample is made by the engine of all corpus runs, in a folder below the codebooks: so it is shared by devices or
-workers of Ray, and an interrupted command goes on. Its size is bounded, whatever there is of audio.
+The sample is an extraction run in a folder below the codebooks: devices or Ray workers share it, and an interrupted
+command resumes. Its size is bounded, however much audio there is.
 """
 
 import hashlib
@@ -14,10 +14,11 @@ from typing import Any
 
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE
 from sctok.corpus.engines.processes import RunResult
+from sctok.corpus.runs.events import RunListener, ignore_events
 from sctok.corpus.runs.locks import Claim, try_lock
 from sctok.corpus.runs.manifest import Planned, json_line
 from sctok.corpus.runs.refresh import InputsChangedError
-from sctok.corpus.runs.run_folder import FAILED, Progress, RunError, RunFolder
+from sctok.corpus.runs.run_folder import FAILED, RunError, RunFolder
 from sctok.corpus.runs.selection import Selection
 from sctok.corpus.runs.sharding import Execution, MakeExtractor
 from sctok.formats.codebooks import codebook_path, load_named_codebook
@@ -29,31 +30,31 @@ from sctok.kmeans_tools.training import TrainedCodebook
 
 from .extraction import ExtractionConfig, ExtractionSummary, fill_run, plan_features
 
-POINTS_PER_CENTROID = 1024  # by default; more change a codebook little
-AUDIO_FOLDER = ".audio"  # of samples in the making, beside the checkpoints of k-means
+POINTS_PER_CENTROID = 1024  # by default; more points change a codebook little
+AUDIO_FOLDER = ".audio"  # of unfinished samples, next to the checkpoints of k-means
 
 _PATCHES_PER_SECOND = PATCH_ROWS * SAMPLE_RATE / COLUMN_SAMPLES
-_KEPT_NAME = 12  # characters of a hash in the name of a folder
+_HASH_IN_NAME = 12  # characters of a hash in the name of a folder
 
 
 @dataclass(frozen=True)
 class AudioResult:
-    """What became of a domain. sample: what was encoded, None where the codebooks were there already."""
+    """The codebooks of a domain. sample: the run that encoded audio; None if the codebooks existed already."""
 
     domain: DomainResult
     sample: RunResult[ExtractionSummary] | None
 
 
 def sample_hours(ks: Sequence[int], stack: int, width: int, memory: int | None) -> float:
-    """Return how many hours of audio give enough vectors for the largest of some codebooks.
+    """Return the hours of audio that give enough vectors for the largest codebook.
 
-    That is 1024 vectors for each centroid, and no more than fit half of `memory`, in which k-means then keeps them.
+    That is 1024 vectors per centroid, but at most as many as fit in half of `memory`, where k-means keeps them.
 
     Args:
         ks: numbers of centroids.
         stack: patches per vector.
-        width: values of a patch.
-        memory: bytes, None for no bound.
+        width: number of values in a patch embedding.
+        memory: in bytes; None for no limit.
     """
     vectors = POINTS_PER_CENTROID * max(ks)
     if memory is not None:
@@ -68,25 +69,25 @@ def cluster_audio(
     make_extractor: MakeExtractor,
     report: Reporter,
     execution: Execution | None = None,
-    progress: Progress = lambda event: None,
+    progress: RunListener = ignore_events,
     selection: Selection | None = None,
 ) -> AudioResult:
-    """Train the codebooks of a domain on a sample of audio, whose features are removed once the codebooks are there.
+    """Train the codebooks of a domain on a sample of audio, and remove the features once the codebooks are written.
 
-    The codebooks are, to the bit, those that `extract_features` with the same configuration and then `train_domains`
-    give. Codebooks that are there already, made of the same inputs with the same settings, are left alone, and nothing
-    is encoded. The files that could not be read are listed in `<domain>.failed.jsonl` beside the codebooks.
+    The codebooks are bit-identical to those of `extract_features` with the same configuration followed by
+    `train_domains`. Existing codebooks of the same inputs and settings are kept, and nothing is encoded. Files that
+    cannot be read are listed in `<domain>.failed.jsonl` next to the codebooks.
 
     Args:
-        inputs: as `list_audio` takes them.
-        config: what to encode. Without max_hours and tokens_per_clip it is `sample_hours`, chosen by the seed.
-        plan: what to train, and where the codebooks go.
-        make_extractor, execution, progress, selection: as `extract_features` takes them.
-        report: as `train_domains` takes it.
+        inputs: see `list_audio`.
+        config: what to encode. Without max_hours and tokens_per_clip, `sample_hours` of audio, chosen by the seed.
+        plan: what to train, and the folder of the codebooks.
+        make_extractor, execution, progress, selection: see `extract_features`.
+        report: see `train_domains`.
 
     Raises:
-        RunError: another such command works on the domain; no audio, or none that can be read.
-        ValueError: a codebook is there that was made otherwise, and may not be overwritten; and as `train_domains`.
+        RunError: another such command works on the domain, or there is no readable audio.
+        ValueError: a codebook exists that was made in another way and may not be overwritten; or as `train_domains`.
         AudioError, DiskFullError: as `extract_features`.
     """
     execution = execution or Execution()
@@ -96,18 +97,18 @@ def cluster_audio(
         config = replace(config, max_hours=hours)
     with _lock(plan.folder, config.domain):
         settings = [asdict(config), asdict(selection or Selection()), extractor.hash, extractor.precision]
-        folder = plan.folder / AUDIO_FOLDER / f"{config.domain}-{hash_json(settings)[:_KEPT_NAME]}"
+        folder = plan.folder / AUDIO_FOLDER / f"{config.domain}-{hash_json(settings)[:_HASH_IN_NAME]}"
         try:
             run = plan_features(inputs, folder, extractor, config, selection, execution)
-        except InputsChangedError:  # the sample is none of the audio as it is
+        except InputsChangedError:  # the sample is of an earlier state of the audio
             shutil.rmtree(folder)
             run = plan_features(inputs, folder, extractor, config, selection, execution)
         request = _hash_request(run, plan)
         files = _hash_files(run)
-        kept = _find_kept(plan, config.domain, request, files, execution.retry_failed)
-        if kept is not None:
+        existing = _find_existing(plan, config.domain, request, files, execution.retry_failed)
+        if existing is not None:
             shutil.rmtree(folder)
-            return AudioResult(kept, None)
+            return AudioResult(existing, None)
         sample = fill_run(run, extractor, make_extractor, config, execution, progress)
         _check_sample(run, sample)
         origin = {**_describe_sample(run, sample.summary), "request": request, "files_hash": files}
@@ -123,12 +124,14 @@ def _lock(folder: Path, domain: str) -> AbstractContextManager[Claim]:
     path.parent.mkdir(parents=True, exist_ok=True)
     claim = try_lock(path)
     if claim is None:
-        raise RunError(f"another sctok cluster --from-audio is making codebooks of {domain} in {folder}; wait for it")
+        raise RunError(
+            f"another sctok cluster --from-audio is making codebooks of {domain} in {folder}; wait until it ends"
+        )
     return claim
 
 
 def _hash_request(run: RunFolder, plan: DomainPlan) -> str:
-    """Return the hash of everything that decides the codebooks but their sizes: settings, and the keys of the files."""
+    """Return the hash of everything that decides the codebooks except their sizes: settings and keys of the files."""
     keys = hashlib.sha256()
     for row in run.manifest():
         if isinstance(row, Planned):
@@ -147,12 +150,11 @@ def _hash_files(run: RunFolder) -> str:
     return digest.hexdigest()[:HASH_CHARACTERS]
 
 
-def _find_kept(plan: DomainPlan, domain: str, request: str, files: str, retry_failed: bool) -> DomainResult | None:
-    """Return the codebooks if all are there, made as asked for; with `retry_failed`, of files that all could be read.
+def _find_existing(plan: DomainPlan, domain: str, request: str, files: str, retry_failed: bool) -> DomainResult | None:
+    """Return the existing codebooks if none is missing and all were made as requested.
 
-    Those made before there was a hash of the files are taken for ones of the same files.
-
-    Raises ValueError where one is there that was made otherwise, before anything is encoded in vain.
+    With `retry_failed`, all files must have been readable. Codebooks of versions without a hash of the files count as
+    made from the same files. Raises ValueError for a codebook that was made in another way, before audio is encoded.
     """
     found = []
     for k in plan.sizes:
@@ -181,7 +183,7 @@ def _find_kept(plan: DomainPlan, domain: str, request: str, files: str, retry_fa
 def _check_sample(run: RunFolder, sample: RunResult[ExtractionSummary]) -> None:
     if sample.shards_left:
         raise RunError(
-            f"{run.path}: {sample.shards_left} shards are left to another process; run the same command again"
+            f"{run.path}: another process works on {sample.shards_left} shards; run the same command again later"
         )
     if not sample.summary.rows:
         first = next(run.failures(), None)
@@ -196,7 +198,7 @@ def _describe_sample(run: RunFolder, summary: ExtractionSummary) -> dict[str, An
 
 
 def _close(run: RunFolder, ledger: Path, failed: int) -> None:
-    """Keep the list of failures beside the codebooks and remove the sample."""
+    """Move the list of failures next to the codebooks and remove the sample."""
     ledger.unlink(missing_ok=True)
     if failed:
         (run.path / FAILED).replace(ledger)

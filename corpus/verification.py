@@ -1,9 +1,9 @@
-"""Proving a folder whole: every run and every codebook in it is read again, to the last byte."""
+"""Verify a folder: read every run and every codebook in it again, to the last byte."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -34,7 +34,7 @@ from sctok.formats.files import FormatError, json_text, read_json
 from sctok.formats.stacking import stack_factor
 from sctok.formats.token_shards import TOKENS_VERSION, read_token_shard
 
-from . import extraction, token_job, tokenization
+from . import extraction, tokenization
 
 _KINDS = {
     "features": (extraction.SUFFIX, "features_version", FEATURES_VERSION, extraction.summarise),
@@ -45,7 +45,7 @@ Report = Callable[[str], None]
 
 @dataclass
 class Verification:
-    """What was read, every fault, each in one line that names its file, and notes of what could not be checked."""
+    """Counts of what was read, faults (one line each, naming the file), and notes on what could not be checked."""
 
     runs: int = 0
     codebooks: int = 0
@@ -58,18 +58,17 @@ class Verification:
 
 
 def verify_folder(folder: Path, progress: Report = lambda name: None) -> Verification:
-    """Read all runs and codebooks in a folder and below it, and compare them with what they say of themselves.
+    """Read all runs and codebooks in a folder and its subfolders, and check that they are complete and unchanged.
 
-    Of a run: its configuration, its manifest and its lists of failures; that each planned shard is there, with the
-    bytes of its checksum; that it holds each planned input that did not fail, and no other; that all of its members
-    are whole and their tokens inside their codebook, or their rows as they were written, as many as the samples give,
-    with the source that the manifest names; and that its summary says so, with the checksums of the manifest, the
-    configuration and the records. Runs finished by versions without those checksums are noted. Nothing is written, so
-    that the folder may be read-only or a copy.
+    For a run, check the configuration, the manifest and the lists of failures. Check that each planned shard exists,
+    has the bytes of its checksum, and holds exactly the planned inputs that did not fail. Check that their tokens lie
+    inside the codebook, or that their rows are as written, that their number fits the samples, and that sources match
+    the manifest. Check that the summary agrees, including the checksums of the manifest, the configuration and the
+    records. Runs of versions without those checksums are noted. Nothing is written: the folder may be read-only.
 
     Args:
-        folder: of a run, of codebooks, or one that holds such.
-        progress: gets the path of each file before it is read.
+        folder: a run, a folder of codebooks, or a folder that contains them.
+        progress: receives the path of each file before it is read.
 
     Raises:
         RunError: there is nothing to verify.
@@ -79,7 +78,7 @@ def verify_folder(folder: Path, progress: Report = lambda name: None) -> Verific
         path = Path(place)
         if CONFIG in names:
             result.runs += 1
-            _Checker(path, result, progress).check()
+            result.faults += _faults(_Checker(path, result, progress).check)
         else:
             for book in find_codebooks(path):
                 progress(str(book.path))
@@ -87,14 +86,14 @@ def verify_folder(folder: Path, progress: Report = lambda name: None) -> Verific
                 result.bytes += book.path.stat().st_size
                 result.faults += _faults(partial(load_named_codebook, book.path))
             if any(name.endswith(RECORD_SUFFIX) for name in names):
-                result.faults.append(f"{path}: holds shards and no {CONFIG}; run the same command again")
+                result.faults.append(f"{path}: has shards but no {CONFIG}; run the same command again")
     if not result.runs and not result.codebooks and not result.faults:
-        raise RunError(f"{folder} holds neither a run nor codebooks; name a folder of features, tokens or codebooks")
+        raise RunError(f"{folder} has neither a run nor codebooks; give a folder of features, tokens or codebooks")
     return result
 
 
 def _faults(action: Callable[[], Any]) -> list[str]:
-    """Return the fault that an action meets, if any."""
+    """Return the fault that an action raises, if any."""
     try:
         action()
     except (FormatError, RunError) as error:
@@ -112,10 +111,6 @@ class _Checker:
         self._result = result
         self._progress = progress
 
-    def check(self) -> None:
-        """Add what the folder holds, and what is wrong with it, to the result."""
-        self._try(self._check_run)
-
     def _try(self, action: Callable[[], Any]) -> bool:
         found = _faults(action)
         self._result.faults += found
@@ -124,46 +119,47 @@ class _Checker:
     def _fault(self, path: Path, text: str) -> None:
         self._result.faults.append(f"{path}: {text}")
 
-    def _check_run(self) -> None:
+    def check(self) -> None:
+        """Add the contents and the faults of the folder to the result. Raises FormatError for a fault that ends it."""
         config = read_json(self._path / CONFIG)
         kind = config.get("kind") if isinstance(config, dict) and config.get("format") == FORMAT else None
         if kind not in _KINDS or config.get("format_version") != FORMAT_VERSION:
-            raise FormatError(f"{self._path / CONFIG}: is not the configuration of a run that this sctok knows")
+            raise FormatError(f"{self._path / CONFIG}: is not a configuration that this version of sctok knows")
         suffix, name, version, summarise = _KINDS[kind]
         if config.get(name) != version:
-            raise FormatError(f"{self._path / CONFIG}: is of version {config.get(name)} of {kind}, not {version}")
+            raise FormatError(f"{self._path / CONFIG}: has version {config.get(name)} of {kind}, not {version}")
         run = RunFolder(self._path, config, suffix)
         _check_config(run)
         if (run.path / STAGED_MANIFEST).exists():
             self._fault(run.path, "a refresh of its inputs was interrupted; run the same command again")
         planned: dict[int, None] = {}
-        whole = True
+        complete = True
         for shard in run.shards():
             if planned and shard.index <= next(reversed(planned)):
                 self._fault(run.path / MANIFEST, f"plans shard {shard.index} in two places, or out of order")
             planned[shard.index] = None
-            whole &= self._check_shard(run, shard)
+            complete &= self._check_shard(run, shard)
         for index in run.existing_shards():
             if index not in planned:
-                whole = False
+                complete = False
                 self._fault(run.shard_path(index), "is not in the manifest")
         count = sum(1 for _ in run.failures())
         self._result.failed += count
-        if whole:
+        if complete:
             self._check_failures(run.path / FAILED, run.failures())
-            self._check_summary(run, list(planned), asdict(summarise(run, list(planned), count)))
+            self._check_summary(run, list(planned), summarise(run, list(planned), count).to_json())
 
     def _check_failures(self, path: Path, failures: Iterable[Failure]) -> None:
         wanted = (json_line(failure.to_json()) for failure in failures)
         with path.open("rb") if path.exists() else nullcontext(()) as lines:
             if not path.exists() or any(line != other for line, other in zip_longest(lines, wanted)):
-                self._fault(path, "does not list what failed; run the same command again")
+                self._fault(path, "does not list the failed inputs; run the same command again")
 
     def _check_summary(self, run: RunFolder, shards: list[int], summary: dict[str, Any]) -> None:
         path = run.path / SUMMARY
         found = read_json(path) if path.exists() else None
         if not isinstance(found, dict) or found.keys() - {SHA256} != summary.keys():
-            self._fault(path, "does not say what the shards hold; run the same command again")
+            self._fault(path, "does not agree with the shards; run the same command again")
             return
         if SHA256 in found or any(read_record(run.record_path(index)).inputs for index in shards):
             actual, recorded = run.hash_plan(shards), found.get(SHA256)
@@ -171,19 +167,21 @@ class _Checker:
                 if not isinstance(recorded, dict) or recorded.get(name) != value:
                     self._fault(
                         run.path / name,
-                        f"was changed after the run ended: SHA-256 {value[:16]}… is not that in {SUMMARY}; restore it",
+                        f"was changed after the run ended: SHA-256 {value[:16]}… differs from {SUMMARY}; restore it",
                     )
             summary = {**summary, SHA256: actual}
         else:
-            self._result.notes.append(f"{path}: is of a version without checksums of manifest and configuration")
+            self._result.notes.append(
+                f"{path}: was written by a version without checksums of manifest and configuration"
+            )
         if path.read_text(encoding="utf-8", errors="replace") != json_text(summary, indent=2) + "\n":
-            self._fault(path, "does not say what the shards hold; run the same command again")
+            self._fault(path, "does not agree with the shards; run the same command again")
 
     def _check_shard(self, run: RunFolder, shard: Shard) -> bool:
         path = run.shard_path(shard.index)
         if not run.finished(shard.index):
-            again = " to be tried again" if path.exists() else ""
-            self._fault(path, f"is not finished: {len(shard.items)} files are planned for it{again}; run again")
+            again = ", some to be tried again" if path.exists() else ""
+            self._fault(path, f"is not finished: {len(shard.items)} files are planned{again}; run the command again")
             return False
         self._progress(str(path))
         self._result.shards += 1
@@ -198,16 +196,16 @@ class _Checker:
             sources = {item.key: describe_source(item) for item in shard.items}
             for key, source in (_read_features if run.suffix == extraction.SUFFIX else _read_tokens)(run, path):
                 if sources.get(key, source) != source:
-                    raise FormatError(f"{run.path / MANIFEST}: says otherwise than {path} where {key!r} comes from")
+                    raise FormatError(f"{run.path / MANIFEST}: names another source of {key!r} than {path}")
                 keys.append(key)
             wanted = [item.key for item in shard.items if item.key not in failed]
             if keys != wanted:
                 raise FormatError(f"{path}: {_difference(keys, wanted)}; delete {path.stem}.* and run again")
 
-        whole = self._try(read)
-        whole &= self._try(lambda: self._check_record(run, shard, path, keys))
+        complete = self._try(read)
+        complete &= self._try(lambda: self._check_record(run, shard, path, keys))
         self._result.files += len(keys)
-        return whole
+        return complete
 
     def _check_record(self, run: RunFolder, shard: Shard, path: Path, keys: list[str]) -> None:
         found = measure_shard(path, keys)
@@ -217,41 +215,41 @@ class _Checker:
         if (found.bytes, found.sha256) != (recorded.bytes, recorded.sha256):
             raise FormatError(
                 f"{path}: its bytes were changed: SHA-256 {found.sha256[:16]}… of {found.bytes} bytes, not "
-                f"{recorded.sha256[:16]}… of {recorded.bytes}; delete {path.stem}.* and run again"
+                f"{recorded.sha256[:16]}… of {recorded.bytes} bytes; delete {path.stem}.* and run again"
             )
         if recorded.inputs not in (None, shard.inputs_hash):
             raise FormatError(
-                f"{run.path / MANIFEST}: plans other inputs for {path.name} than it was made of; restore it"
+                f"{run.path / MANIFEST}: plans other inputs for {path.name} than it was made from; restore it"
             )
         if (
             record.read_text(encoding="ascii")
             != json_text(replace(found, inputs=recorded.inputs, contents=recorded.contents).to_json(), indent=2) + "\n"
         ):
-            raise FormatError(f"{record}: does not say what {path.name} holds; delete it and run again")
+            raise FormatError(f"{record}: does not agree with {path.name}; delete it and run again")
 
 
 def _check_config(run: RunFolder) -> None:
-    """Raise FormatError unless a configuration says all that shards are compared with."""
+    """Raise FormatError unless a configuration has everything that shards are compared with."""
     path, config = run.path / CONFIG, run.config
     features = run.suffix == extraction.SUFFIX
-    names = (*extraction.PROVENANCE, "width", "tokens_per_clip") if features else (*token_job.INFO, "token_rate")
+    names = (*extraction.PROVENANCE, "width", "tokens_per_clip") if features else (*tokenization.INFO, "token_rate")
     if missing := [name for name in names if name not in config]:
         raise FormatError(f"{path}: lacks {', '.join(missing)}; restore it")
     try:
         if not features:
             stack_factor(config["token_rate"])
-            np.array(token_job.codebook_sizes(run), np.int64)
+            np.array(tokenization.stream_sizes(run), np.int64)
     except (ValueError, TypeError, KeyError) as error:
-        raise FormatError(f"{path}: is no configuration of tokens ({error}); restore it") from None
+        raise FormatError(f"{path}: is not a configuration of tokens ({error}); restore it") from None
 
 
 def _difference(found: list[str], wanted: list[str]) -> str:
     missing, extra = set(wanted) - set(found), set(found) - set(wanted)
     if missing:
-        return f"lacks {len(missing)} of the files planned for it, such as {min(missing)!r}"
+        return f"lacks {len(missing)} of the planned files, such as {min(missing)!r}"
     if extra:
-        return f"holds {len(extra)} files that are not planned for it, such as {min(extra)!r}"
-    return "holds its files in another order, or one twice"
+        return f"holds {len(extra)} files that are not planned, such as {min(extra)!r}"
+    return "holds its files in another order, or one file twice"
 
 
 def _expect(path: Path, key: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -261,12 +259,12 @@ def _expect(path: Path, key: str, found: Mapping[str, Any], wanted: Mapping[str,
 
 
 def _read_tokens(run: RunFolder, path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and sources of a token shard, having checked each file's tokens."""
+    """Check the tokens of each file in a token shard, and yield its key and source."""
     config = run.config
     stack = stack_factor(config["token_rate"])
-    wanted = {name: config[name] for name in token_job.INFO}
+    wanted = {name: config[name] for name in tokenization.INFO}
     wanted |= {"sample_rate": SAMPLE_RATE, "config_hash": run.config_hash}
-    sizes = np.array(token_job.codebook_sizes(run), np.int64)
+    sizes = np.array(tokenization.stream_sizes(run), np.int64)
     for key, tokens, info in read_token_shard(path):
         _expect(path, key, info, wanted)
         samples = info.get("samples")
@@ -278,7 +276,7 @@ def _read_tokens(run: RunFolder, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_features(run: RunFolder, path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and sources of a feature shard, having checked its rows."""
+    """Check the rows of a feature shard, and yield the key and source of each file."""
     config = run.config
     with FeatureShard(path) as shard:
         wanted = {name: config[name] for name in extraction.PROVENANCE} | {"config_hash": run.config_hash}

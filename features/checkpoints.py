@@ -1,4 +1,4 @@
-"""AudioMAE weights: sctok's own files, the public layouts, and names that the Hugging Face hub knows."""
+"""Load AudioMAE weights from sctok's own files, from public checkpoint layouts and from the Hugging Face hub."""
 
 import argparse
 import warnings
@@ -26,16 +26,16 @@ from .encoder import Attention, AudioMAE, EncoderConfig
 FORMAT = "sctok-encoder"
 FORMAT_VERSION = 1
 FORMAT_KEYS = ("format", "format_version", "config", "sctok_version")
-HEAD_WIDTH = 64  # of every published AudioMAE; sctok's own files say it themselves
-PROBE_KEY = "cls_token"  # tells where in a checkpoint the encoder's tensors start
-_MAKES_BYTES = b"bytearray"  # of a number, as many as that says; PyTorch's unpickler allows it
-_DEEPEST_TENSOR = 2  # a state dict inside a checkpoint
+HEAD_WIDTH = 64  # of every published AudioMAE; sctok's own files store it
+PROBE_KEY = "cls_token"  # its prefix in a checkpoint is the prefix of all tensors of the encoder
+_MAKES_BYTES = b"bytearray"  # allocates as many bytes as a pickled number says; PyTorch's unpickler allows it
+_DEEPEST_TENSOR = 2  # levels: a state dict inside a checkpoint
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """Where the Hugging Face hub keeps a checkpoint."""
+    """A checkpoint on the Hugging Face hub."""
 
     repository: str
     licence: str
@@ -47,7 +47,7 @@ BUNDLED = ("mini",)
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """An encoder's float32 tensors under the published names, its sizes, and where it came from."""
+    """The float32 tensors of an encoder under the published names, its sizes, and its provenance."""
 
     name: str
     config: EncoderConfig
@@ -56,15 +56,15 @@ class EncoderWeights:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over names, shapes and float32 values, 16 hex digits: equal for equal weights in any layout."""
+        """SHA-256 of names, shapes and float32 values, 16 hex digits; the same in every checkpoint layout."""
         return encoder_hash({name: tensor.numpy() for name, tensor in self.tensors.items()})
 
     @property
     def published_steps(self) -> bool:
-        """Whether CPUs compute features with the operators of the published codec, so that not even rounding differs.
+        """Whether CPUs compute features with the operators of the published codec, to get the same rounding.
 
-        Those are the filterbank of `published_filterbank`, the patch embedding as a convolution and attention in
-        separate steps. GPUs embed patches by a linear product.
+        These are the filterbank of `published_filterbank`, the patch embedding as a convolution, and attention in
+        separate steps. GPUs always embed patches with a linear product.
         """
         return bool(self.metadata.get("published_steps"))
 
@@ -88,7 +88,7 @@ def load_weights(name_or_path: str | Path) -> EncoderWeights:
             SemantiCodec's `encoder.ckpt`.
 
     Raises:
-        ValueError: the name is unknown, the hub is out of reach, or the file holds no AudioMAE encoder.
+        ValueError: the name is unknown, the hub cannot be reached, or the file has no AudioMAE encoder.
     """
     name = str(name_or_path)
     if name in BUNDLED:
@@ -102,13 +102,13 @@ def load_weights(name_or_path: str | Path) -> EncoderWeights:
     if is_repository(name):
         return _read_weights(_fetch(name), name)
     known = ", ".join((*BUNDLED, *HUB_MODELS))
-    raise ValueError(f"encoder {name!r} is neither a file, a hub repository owner/name, nor one of: {known}")
+    raise ValueError(f"unknown encoder {name!r}; give one of {known}, a file, or a hub repository owner/name")
 
 
 def save_weights(
     path: Path, model: AudioMAE, metadata: Mapping[str, Any], dtype: type[np.floating[Any]] = np.float16
 ) -> None:
-    """Write an encoder as safetensors of a floating type with its sizes and provenance, atomically."""
+    """Write an encoder atomically as safetensors of type `dtype`, with its sizes and provenance."""
     tensors = {name: tensor.detach().cpu().numpy().astype(dtype) for name, tensor in model.state_dict().items()}
     ours = {"config": model.config.to_json(), "sctok_version": __version__}
     header = {**ours, **{name: value for name, value in metadata.items() if name not in FORMAT_KEYS}}
@@ -119,7 +119,7 @@ def _read_weights(path: Path, name: str) -> EncoderWeights:
     tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (read_checkpoint(path), {})
     prefix = _encoder_prefix(tensors, path)
     tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    if "norm.weight" not in tensors:  # timm calls the last norm fc_norm in models that average over patches
+    if "norm.weight" not in tensors:  # timm names the last norm fc_norm in models that average over patches
         tensors = {key.replace("fc_norm.", "norm."): value for key, value in tensors.items()}
     config = _infer_config(tensors, metadata)
     with torch.device("meta"):
@@ -130,9 +130,9 @@ def _read_weights(path: Path, name: str) -> EncoderWeights:
         for key, value in expected.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
-    problems += [f"{key} is no plain array of numbers" for key, value in tensors.items() if not is_plain(value)]
+    problems += [f"{key} is not a dense array of numbers" for key, value in tensors.items() if not is_plain(value)]
     if problems:
-        raise ValueError(f"{path} does not fit AudioMAE: {'; '.join(problems)}")
+        raise ValueError(f"{path} is not an AudioMAE encoder: {'; '.join(problems)}")
     return EncoderWeights(name, config, {key: tensors[key].float().contiguous() for key in expected}, metadata)
 
 
@@ -144,40 +144,40 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return load_file(path), metadata if ours else {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}): fetch or export it again") from error
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); download or export it again") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a PyTorch checkpoint, those of its `model` or `state_dict` where it has one.
+    """Return the tensors of a PyTorch checkpoint, or of its `model` or `state_dict` if it has one.
 
-    No code in it is run: only tensors, containers and a Namespace are let in. Where the file's format allows it the
-    tensors are mapped into memory: they are read when they are used.
+    No code in the file is run: it may contain only tensors, containers and a Namespace. If the format allows it, the
+    tensors are memory-mapped and read when they are used.
 
     Raises:
-        ValueError: it needs more, is no checkpoint, or holds something else. OSError.
+        ValueError: the file contains anything else or is not a checkpoint. OSError.
     """
     loaded = load_pickle(path, mmap=_is_zip(path))
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
+        raise ValueError(f"{path} contains a {type(loaded).__name__}, not a dictionary of tensors")
     return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def load_pickle(path: Path, *, mmap: bool = False) -> Any:
-    """Return what a PyTorch file holds; no code in it is run, and nothing is unpacked that is larger than the file.
+    """Load a PyTorch file without running code in it or unpacking anything larger than the file.
 
     mmap: leave tensors in the file until they are used.
-    Raises ValueError naming `path` for anything that needs more than tensors, containers and a Namespace. OSError.
+    Raises ValueError naming `path` if the file needs more than tensors, containers and a Namespace. OSError.
     """
     try:
         _check_pickle(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # PyTorch's thoughts on pickles that it is about to refuse
+            warnings.simplefilter("ignore")  # PyTorch warns about pickles that it then refuses
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             _check_tensors(loaded, path.stat().st_size)
-    except Exception as error:  # an unpickler of junk raises whatever its bytes lead it to
+    except Exception as error:  # damaged pickles can raise any exception
         raise ValueError(f"{path} is not a checkpoint that loads without running code ({_refusal(error)})") from error
     return loaded
 
@@ -188,12 +188,12 @@ def _is_zip(path: Path) -> bool:
 
 
 def _check_pickle(path: Path) -> None:
-    """Raise ValueError for a pickle that makes bytes out of a number, and for an archive that grows when unpacked."""
+    """Raise ValueError for a pickle that allocates bytes by number, and for an archive with compressed parts."""
     if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ValueError("parts of its archive are compressed, which PyTorch never does to tensors")
+                raise ValueError("parts of its archive are compressed, but PyTorch never compresses tensors")
             found = any(_MAKES_BYTES in archive.read(e) for e in entries if e.filename.endswith("data.pkl"))
     else:
         with path.open("rb") as file, mmap_file(file.fileno(), 0, access=ACCESS_READ) as content:
@@ -203,14 +203,14 @@ def _check_pickle(path: Path) -> None:
 
 
 def _check_tensors(loaded: Any, size: int) -> None:
-    """Raise ValueError for a tensor that is larger than the file, because it repeats what is stored of it."""
+    """Raise ValueError for a tensor larger than the file, whose strides repeat stored values."""
     for tensor in _tensors(loaded, 0):
         if is_plain(tensor) and tensor.numel() * tensor.element_size() > size:
-            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} repeats what is stored of it")
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} repeats its stored values")
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor's values lie one after the other in memory: it is neither sparse nor without values."""
+    """Return whether a tensor is dense and on the CPU, rather than sparse or without values."""
     return tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
@@ -223,7 +223,7 @@ def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
 
 
 def _refusal(error: Exception) -> str:
-    """Return why a checkpoint was refused, without PyTorch's advice to let its code run."""
+    """Return why a checkpoint was refused, without PyTorch's advice to allow its code."""
     parts = [part.strip() for part in str(error).split("\n\n") if part.strip()]
     return parts[-2] if len(parts) > 2 and "weights_only" in parts[0] else _first_line(error)
 
@@ -235,7 +235,7 @@ def _first_line(error: Exception) -> str:
 def _encoder_prefix(tensors: Mapping[str, Tensor], path: Path) -> str:
     prefixes = [key.removesuffix(PROBE_KEY) for key in tensors if key == PROBE_KEY or key.endswith(f".{PROBE_KEY}")]
     if not prefixes:
-        raise ValueError(f"{path} holds no AudioMAE encoder: no tensor is called {PROBE_KEY}")
+        raise ValueError(f"{path} has no AudioMAE encoder: no tensor is named {PROBE_KEY}")
     return min(prefixes, key=len)
 
 
@@ -248,7 +248,7 @@ def _infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) ->
 
 
 def _fetch(repository: str) -> Path:
-    """Return the local path of a hub repository's weights, downloading them where they are not cached."""
+    """Return the local path of a hub repository's weights; download them if they are not cached."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -257,13 +257,13 @@ def _fetch(repository: str) -> Path:
         try:
             return Path(hf_hub_download(repository, filename))
         except LocalEntryNotFoundError as error:
-            reason = f"the hub is out of reach and {filename} is not in its cache: {_first_line(error)}"
+            reason = f"the hub cannot be reached and {filename} is not cached: {_first_line(error)}"
         except EntryNotFoundError:
             reason = f"the repository has neither {' nor '.join(HUB_FILES)}"
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             reason = _first_line(error)
             break
     raise ValueError(
-        f"cannot fetch {repository} from the Hugging Face hub ({reason}): "
-        "download it where there is a network and give the file with --encoder PATH"
+        f"cannot download {repository} from the Hugging Face hub ({reason}); "
+        "download it on a machine with network access and give the file with --encoder PATH"
     )

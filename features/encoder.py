@@ -15,7 +15,7 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an AudioMAE encoder; the defaults are those of the published ViT-B/16."""
+    """Sizes of an AudioMAE encoder. The defaults describe the published ViT-B/16."""
 
     width: int = 768
     depth: int = 12
@@ -35,7 +35,7 @@ class EncoderConfig:
 class Attention(nn.Module):
     """Multi-head self-attention with one joint projection.
 
-    fused: whether one kernel does all of it. Published codecs were run in separate steps, which round otherwise.
+    fused: whether one kernel computes it. Published codecs use separate steps, which round differently.
     """
 
     fused = True
@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU, four times as wide inside."""
+    """Two linear layers with an exact GELU; the hidden layer is four times as wide."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class EncoderBlock(nn.Module):
 class PatchEmbedding(nn.Module):
     """A 16 × 16 convolution with stride 16, computed as one product over flattened patches.
 
-    convolved: whether `AudioMAE` runs the convolution itself on CPUs, as published codecs do: the two operators
-    differ in the last bit on some CPUs. It costs 2 ms a window with AVX-512 and 10 ms with AVX2 at the published sizes
-    (one thread of an AMD EPYC), of 0.4 s and more for the whole encoder.
+    convolved: whether `AudioMAE` runs the convolution operator on CPUs, as published codecs do. The two operators
+    differ in the last bit on some CPUs. The convolution takes 2 ms longer per window with AVX-512 and 10 ms with AVX2
+    at the published sizes (one thread of an AMD EPYC); the whole encoder takes at least 0.4 s.
     """
 
     convolved = False
@@ -130,14 +130,14 @@ class AudioMAE(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
 
     def embed_patches(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Embed patches and put the class token first.
+        """Embed patches, add position embeddings, and prepend the class token.
 
         Args:
-            patches: (B, 512, 256), or the first ones.
-            keep: int64 (B, N), the patches to keep in the order given; all where None.
+            patches: (B, 512, 256), or only the first ones.
+            keep: int64 (B, N), the indices of the patches to keep, in order; None keeps all.
 
         Returns:
-            (B, 1 + N, width), position embeddings added.
+            (B, 1 + N, width).
         """
         positions = self.pos_embed[:, 1 : 1 + patches.shape[1]].expand(patches.shape[0], -1, -1)
         if keep is not None:
@@ -146,7 +146,7 @@ class AudioMAE(nn.Module):
         return self._with_class_token(self.patch_embed(patches) + positions)
 
     def embed(self, mel: Tensor) -> Tensor:
-        """Embed filterbanks (B, 16·c, 128) and put the class token first: (B, 1 + 8·c, width)."""
+        """Embed filterbanks (B, 16·c, 128) and prepend the class token: (B, 1 + 8·c, width)."""
         if not (self.patch_embed.convolved and mel.device.type == "cpu"):
             return self.embed_patches(split_patches(mel))
         embedded = self.patch_embed.convolve(mel)
@@ -160,7 +160,7 @@ class AudioMAE(nn.Module):
         """Return the contextual embedding of filterbanks: the mean of the normed outputs of the last three blocks.
 
         Args:
-            mel: (B, 1024, 128), normalised; or (B, 16·c, 128), the first c columns, of which alone it then knows.
+            mel: (B, 1024, 128), normalised; or (B, 16·c, 128), only the first c columns.
 
         Returns:
             (B, 512, width), or (B, 8·c, width), without the class token, time-major, eight frequency rows per column.
@@ -170,7 +170,9 @@ class AudioMAE(nn.Module):
         """
         frames = mel.shape[1] if mel.ndim == 3 and mel.shape[2] == MEL_BINS else 0
         if frames % PATCH_SIZE or not 0 < frames <= WINDOW_FRAMES:
-            raise ValueError(f"expected filterbanks (batch, {WINDOW_FRAMES}, {MEL_BINS}), got {tuple(mel.shape)}")
+            raise ValueError(
+                f"expected filterbanks of shape (batch, {WINDOW_FRAMES}, {MEL_BINS}), got {tuple(mel.shape)}"
+            )
         x = self.embed(mel)
         total = torch.zeros((), dtype=x.dtype, device=x.device)
         for index, block in enumerate(self.blocks):

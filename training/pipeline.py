@@ -18,6 +18,7 @@ from sctok.codec.samplers import Condition, SamplerConfig, sample
 from sctok.codec.storage.codec_folder import CodecParts, describe_codec, save_codec
 from sctok.codec.storage.parts import module_hash
 from sctok.features.checkpoints import EncoderWeights
+from sctok.features.tokenizer import check_codebook
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.files import hash_arrays
 from sctok.runtime.distributed import ALONE, Group
@@ -61,12 +62,7 @@ class TrainingParts:
                     f"the codebook of {book.k} centroids is for {book.metadata.token_rate} tokens per second, "
                     f"the codec for {config.token_rate}"
                 )
-            if book.metadata.encoder_hash != self.encoder.hash:
-                raise ValueError(
-                    f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
-                    f"({book.metadata.encoder_hash}), not with {self.encoder.name} ({self.encoder.hash}); "
-                    "cluster features of that encoder, extracted with --padding keep"
-                )
+            check_codebook(book, self.encoder.name, self.encoder.hash)
         if self.initial:
             self._check_initial(self.initial, config)
 

@@ -1,13 +1,13 @@
 """What `extract` and `tokenize` show: the progress of a run and its closing table."""
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .terminal import Progress, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.corpus.engines.processes import RunResult
+    from sctok.corpus.runs.events import RunEvent
 
 RETRY = "correct them and run the same command with --retry-failed to read them again"
 
@@ -35,24 +35,24 @@ class RunReporter:
         """Seconds since the files were listed and the encoder loaded."""
         return time.monotonic() - self._started
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "plan":
-            self._begin(event["files"], event["shards"])
-        elif self._bar is None:
+    def __call__(self, event: "RunEvent") -> None:
+        from sctok.corpus.runs.events import FileFinished, RunPlanned, StagesTimed, WindowsEncoded, WorkerLost
+
+        if isinstance(event, RunPlanned):
+            self._begin(event.files, event.shards)
+        if self._bar is None:
             return
-        elif kind == "windows":
-            self._windows += event["count"]
-            self._bar.update(0, self._note())
-        elif kind == "file":
-            self._seconds += event["seconds"]
-            self._bar.update(1, self._note())
-        elif kind == "stages":
-            self.stages = {name: self.stages.get(name, 0.0) + value for name, value in event["times"].items()}
-        elif kind == "lost":
-            self._bar.message(
-                f"warning: the process on {event['device']} ended early ({event['reason']}); the others continue"
-            )
+        match event:
+            case WindowsEncoded(count):
+                self._windows += count
+                self._bar.update(0, self._note())
+            case FileFinished(seconds=seconds):
+                self._seconds += seconds
+                self._bar.update(1, self._note())
+            case StagesTimed(times):
+                self.stages = {name: self.stages.get(name, 0.0) + value for name, value in times.items()}
+            case WorkerLost(device, reason):
+                self._bar.message(f"warning: the process on {device} ended early ({reason}); the others continue")
 
     def _begin(self, files: int, shards: int) -> None:
         self._started = time.monotonic()
@@ -74,7 +74,7 @@ def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json
     """
     speed = results[0].seconds_done / reporter.elapsed if results[0].seconds_done else None
     facts = [
-        {"folder": str(result.folder), **asdict(result.summary), "shards_left": result.shards_left}
+        {"folder": str(result.folder), **result.summary.to_json(), "shards_left": result.shards_left}
         for result in results
     ]
     timing = {
@@ -102,7 +102,7 @@ def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json
 
 
 def _profile_text(stages: dict[str, float], elapsed: float) -> str:
-    from sctok.corpus.runs.stages import find_bottleneck
+    from sctok.runtime.stages import find_bottleneck
 
     shares = sorted(stages.items(), key=lambda entry: -entry[1])
     rows: list[tuple[str, ...]] = [(name, f"{value:,.2f}", f"{100 * value / elapsed:.1f}%") for name, value in shares]

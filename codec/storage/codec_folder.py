@@ -20,6 +20,7 @@ from sctok.codec.models.tunet import TUNet
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.noise_schedule import Schedule
 from sctok.features.checkpoints import BUNDLED, EncoderWeights, load_weights, save_weights
+from sctok.features.tokenizer import check_codebook
 from sctok.formats.codebooks import Codebook, codebook_hash, load_codebook, save_codebook
 from sctok.formats.files import (
     FormatError,
@@ -175,12 +176,7 @@ def _describe(
     if len(stacks) != 1:
         raise ValueError(f"a codec needs codebooks of one token rate, not of stack factors {sorted(stacks)}")
     for book in codebooks:
-        if book.metadata.encoder_hash != known:
-            raise ValueError(
-                f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
-                f"({book.metadata.encoder_hash}), not with {encoder.name} ({known}); cluster features "
-                "of that encoder that were extracted with --padding keep"
-            )
+        check_codebook(book, encoder.name, known)
         if book.centroids.shape[1] != config.feature_width:
             raise ValueError(
                 f"centroids of width {book.centroids.shape[1]} do not fit an acoustic encoder of features of "

@@ -1,4 +1,4 @@
-"""One process per device: they share the shards of a run through its claims."""
+"""One process per device; the processes share the shards of a run by claiming them."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,23 +10,29 @@ from typing import Any, Generic, TypeVar
 
 from sctok.audio.packing import ClipT
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.corpus.runs.run_folder import Progress, RunFolder, Work
+from sctok.corpus.runs.events import FileFinished, RunEvent, RunListener, RunPlanned, WorkerLost
+from sctok.corpus.runs.resume import files_left
+from sctok.corpus.runs.run_folder import RunFolder
 from sctok.corpus.runs.sharding import Execution, Job, process_shards
 from sctok.runtime.worker_process import WorkerProcess
 
 from .ray import share_by_ray
 
-_PATIENCE = 30.0  # seconds that a process gets to clean up after it was asked to stop
+_STOP_SECONDS = 30.0  # for a process to clean up after it was asked to stop
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What every run can say of itself: files with results, inputs without, hours of audio in the former, shards."""
+    """What every run reports: files with results, failed inputs, hours of audio with results, and finished shards."""
 
     files: int
     failed: int
     hours: float
     shards: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as `summary.json` stores it."""
+        return asdict(self)
 
 
 SummaryT = TypeVar("SummaryT", bound=Summary)
@@ -34,9 +40,10 @@ SummaryT = TypeVar("SummaryT", bound=Summary)
 
 @dataclass(frozen=True)
 class RunResult(Generic[SummaryT]):
-    """What a call did and what is there now.
+    """The state of a run after a call.
 
-    folder: of the run. summary: what it holds. shards_left: to other processes. seconds_done: of audio, by this call.
+    folder: of the run. summary: of its contents. shards_left: shards that other processes work on. seconds_done:
+    seconds of audio that this call encoded.
     """
 
     folder: Path
@@ -56,47 +63,38 @@ def execute_run(
     make_job: Callable[[str], Job[ClipT]],
     summarise: Callable[[RunFolder, Sequence[int], int], SummaryT],
     execution: Execution,
-    progress: Progress,
+    progress: RunListener,
 ) -> list[RunResult[SummaryT]]:
-    """Work on runs with one plan until nothing is left to claim, then write `failed.jsonl` and `summary.json` of each.
+    """Process runs over one plan until no shard is left to claim, and write `failed.jsonl` of each.
 
-    The summary is written where all is done.
+    `summary.json` is written for each run that is complete.
 
     Args:
         runs: planned, with equal manifests.
         job: the job on the first device, done by this process.
-        make_job: makes the job on a device; picklable where there are several.
+        make_job: makes the job on a device; picklable if there are several devices.
         summarise: reads finished shards, given their numbers and the number of failures.
         execution: the devices and how to use them.
-        progress: gets `{"event": "plan", "files", "shards"}` (what is left to do) and the events of `share_shards`.
+        progress: receives RunPlanned and the events of `share_shards`.
 
     Returns:
         a result for each run.
     """
     seconds = 0.0
 
-    def report(event: dict[str, Any]) -> None:
+    def report(event: RunEvent) -> None:
         nonlocal seconds
-        seconds += event.get("seconds", 0.0)
+        if isinstance(event, FileFinished):
+            seconds += event.seconds
         progress(event)
 
-    left = _files_left(runs, execution.mine)
-    report({"event": "plan", "files": sum(left.values()), "shards": len(left)})
+    left = files_left(runs, execution.mine)
+    report(RunPlanned(sum(left.values()), len(left)))
     if left and execution.ray_address is not None:
         share_by_ray(runs, make_job, execution, report)
     elif left:
         share_shards(runs, job, make_job, execution, report)
     return [_close_run(run, summarise, execution, seconds) for run in runs]
-
-
-def _files_left(runs: Sequence[RunFolder], mine: Callable[[int], bool]) -> dict[int, int]:
-    """Return how many files are to be read for each shard that a run lacks."""
-    left = {}
-    for shard in runs[0].shards():
-        wanted = {place: run.retry_keys(shard) for place, run in enumerate(runs) if not run.finished(shard.index)}
-        if wanted and mine(shard.index):
-            left[shard.index] = len(Work(shard, wanted, ()).items)
-    return left
 
 
 def _close_run(
@@ -107,11 +105,11 @@ def _close_run(
 ) -> RunResult[SummaryT]:
     planned = run.planned()
     finished = [index for index in planned if run.finished(index)]
-    # Each rank of many would read everything that the others have done so far: the last one alone does.
+    # Reading the shards of all ranks is left to the last rank that finishes.
     shown = finished if len(finished) == len(planned) else [index for index in finished if execution.mine(index)]
     summary = summarise(run, shown, run.write_failures())
     if len(finished) == len(planned):
-        run.write_summary(asdict(summary), planned)
+        run.write_summary(summary.to_json(), planned)
     return RunResult(run.path, summary, len(planned) - len(finished), seconds)
 
 
@@ -120,20 +118,17 @@ def share_shards(
     job: Job[ClipT],
     make_job: Callable[[str], Job[ClipT]],
     execution: Execution,
-    progress: Progress,
+    progress: RunListener,
 ) -> None:
-    """Work on the shards of runs with one process per device, until none is left that nobody works on.
+    """Process the shards of runs with one process per device until none is left to claim.
 
     Args:
-        runs: planned, with equal manifests.
-        job: the job on the first device, done by this process.
-        make_job: makes the job on a device; picklable where there are several.
-        execution: the devices and how to use them.
-        progress: gets the events of `process_shards` of all devices, one at a time, and `{"event": "lost", "device",
-            "reason"}` where a process ended early: its shards are taken over.
+        runs, job, make_job, execution: see `execute_run`.
+        progress: receives the events of `process_shards` of all devices, one at a time, and WorkerLost if a process
+            ends early; its shards are then processed here.
 
     Raises:
-        what `process_shards` raises; the other processes are stopped.
+        the errors of `process_shards`; the other processes are stopped.
     """
     if len(execution.devices) == 1:
         process_shards(runs, job, execution, progress)
@@ -144,23 +139,23 @@ def share_shards(
         process_shards(runs, job, execution, team.report)
         lost = team.wait()
     for device, reason in lost.items():
-        progress({"event": "lost", "device": device, "reason": reason})
+        progress(WorkerLost(device, reason))
     if lost:
         process_shards(runs, job, execution, progress)
 
 
 class _Team:
-    """The processes of the other devices; a context manager that stops those that still run at its end."""
+    """The processes of the other devices; a context manager that stops the remaining ones at its end."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: RunListener) -> None:
         self._progress = progress
         self._lock = threading.Lock()
         self._processes: dict[str, WorkerProcess] = {}
         self._listeners: list[threading.Thread] = []
         self._reasons: dict[str, str] = {}
 
-    def report(self, event: dict[str, Any]) -> None:
-        """Pass on an event, one at a time."""
+    def report(self, event: RunEvent) -> None:
+        """Forward events one at a time."""
         with self._lock:
             self._progress(event)
 
@@ -168,14 +163,14 @@ class _Team:
         """Start the process of a device."""
         name = f"{device} (process {len(self._processes) + 2})"
         # Not daemonic, so that it can have decoding processes of its own.
-        process = WorkerProcess(name, _work_on_shards, *arguments, daemon=False, unwind=True)
+        process = WorkerProcess(name, _process_shards_here, *arguments, daemon=False, unwind=True)
         self._processes[name] = process
         listener = threading.Thread(target=self._listen, args=(name, process), daemon=True)
         self._listeners.append(listener)
         listener.start()
 
     def wait(self) -> dict[str, str]:
-        """Wait for all; return the devices whose processes ended early, and why."""
+        """Wait for all processes; return the devices whose process ended early, with the reason."""
         for listener in self._listeners:
             listener.join()
         lost = {}
@@ -190,8 +185,8 @@ class _Team:
                 event = process.results.recv()
             except (EOFError, OSError):
                 return
-            if event["event"] == "error":
-                self._reasons[name] = event["reason"]
+            if isinstance(event, str):  # why the process fails
+                self._reasons[name] = event
             else:
                 self.report(event)
 
@@ -202,12 +197,12 @@ class _Team:
         for process in self._processes.values():
             process.terminate()
         for process, listener in zip(self._processes.values(), self._listeners, strict=True):
-            process.end(_PATIENCE)
+            process.end(_STOP_SECONDS)
             listener.join()
             process.close()
 
 
-def _work_on_shards(
+def _process_shards_here(
     tasks: Connection,
     events: Connection,
     runs: Sequence[RunFolder],
@@ -215,9 +210,9 @@ def _work_on_shards(
     device: str,
     execution: Execution,
 ) -> None:
-    """Work on shards until none is left; send the events, and the reason if the work fails."""
+    """Process shards in a child process until none is left; send the events, and the reason if the work fails."""
     try:
         process_shards(runs, make_job(device), execution, events.send)
     except (ValueError, OSError) as error:
-        events.send({"event": "error", "reason": str(error)})
+        events.send(str(error))
         raise SystemExit(1) from None

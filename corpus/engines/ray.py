@@ -1,4 +1,4 @@
-"""The shards of a run done by actors of Ray, one per device, on one machine or many that share the folder."""
+"""Ray workers that process the shards of a run, one per device, on one machine or several that share the folder."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,37 +7,38 @@ from functools import partial
 from typing import Any
 
 from sctok.audio.packing import ClipT
-from sctok.corpus.runs.run_folder import Progress, RunError, RunFolder
+from sctok.corpus.runs.events import RunListener, ShardFinished, WorkerLost
+from sctok.corpus.runs.run_folder import RunError, RunFolder
 from sctok.corpus.runs.sharding import LOCAL, Execution, Job, process_shards
 
 _INSTALL = "the Ray engine needs Ray; to install it, run: pip install 'sctok[ray]'"
 _POLL_SECONDS = 0.5
-_STORE_BYTES = 80 << 20  # the least that Ray takes; nothing large goes through it
-_LOSSES = 3  # of workers in a row without a finished shard between them, before a run gives up
+_STORE_BYTES = 80 << 20  # the minimum of Ray; no large objects pass through the store
+_MAX_LOSSES = 3  # workers that may be lost in a row without a finished shard in between
 
 
 def share_by_ray(
     runs: Sequence[RunFolder],
     make_job: Callable[[str], Job[ClipT]],
     execution: Execution,
-    progress: Progress,
+    progress: RunListener,
 ) -> None:
-    """Work on the shards of runs with workers of Ray, one per device, until none is left that nobody works on.
+    """Process the shards of runs with Ray workers, one per device, until none is left to claim.
 
-    Every worker does what a process does that is started by hand on the same folder: it claims shards, and what it
-    leaves unfinished when it dies is claimed by another. A lost worker is replaced. All machines have to see the run
-    folder and the audio under the same paths, on a file system with locks. Where Ray is started for the run, there is
-    a worker for each device of the execution; on a running cluster one for each of its GPUs, or its CPUs.
+    Each worker claims shards like a process started by hand on the same folder; if it dies, another worker claims its
+    shard. A lost worker is replaced. All machines must see the run folder and the audio under the same paths, on a
+    file system with locks. If Ray is started for this run, there is one worker per device of `execution`; on an
+    existing cluster, one per GPU, or one per CPU if the device is a CPU.
 
     Args:
         runs: planned, with equal manifests.
         make_job: makes the job on a device; picklable.
-        execution: with the address of Ray; its decoding processes are those of all workers together.
-        progress: gets the events of `process_shards` of all workers, and `{"event": "lost", "device", "reason"}`.
+        execution: includes the address of Ray; `workers` counts the decoding processes of all Ray workers together.
+        progress: receives the events of `process_shards` of all workers, and WorkerLost.
 
     Raises:
-        RunError: Ray is not installed, or workers are lost again and again.
-        what `process_shards` raises in a worker.
+        RunError: Ray is not installed, or several workers in a row are lost.
+        the errors that `process_shards` raises in a worker.
     """
     try:
         import ray
@@ -46,7 +47,7 @@ def share_by_ray(
         raise RunError(_INSTALL) from None
     on_gpu = execution.devices[0].startswith("cuda")
     count = len(execution.devices)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports over the network
     if execution.ray_address == LOCAL:
         local = {"num_cpus": count, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
         ray.init(log_to_driver=False, **local)
@@ -54,20 +55,20 @@ def share_by_ray(
         ray.init(address=execution.ray_address, log_to_driver=False, ignore_reinit_error=True)
         count = max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 0)))
     try:
-        device = "cuda:0" if on_gpu else execution.devices[0]  # Ray shows each worker its own GPU alone
-        alone = replace(execution, devices=(device,), workers=-(-execution.workers // count), ray_address=None)
+        device = "cuda:0" if on_gpu else execution.devices[0]  # Ray shows each worker only its own GPU
+        per_worker = replace(execution, devices=(device,), workers=-(-execution.workers // count), ray_address=None)
         events = Queue(actor_options={"num_cpus": 0})
         task = ray.remote(num_gpus=int(on_gpu), num_cpus=1, max_retries=0)(_work)
-        start = partial(task.remote, runs, make_job, alone, events)
+        start = partial(task.remote, runs, make_job, per_worker, events)
         _watch(ray, Empty, events, [start() for _ in range(count)], start, progress)
     finally:
         ray.shutdown()
 
 
-def _watch(ray: Any, empty: type[Exception], events: Any, tasks: list[Any], start: Any, progress: Progress) -> None:
-    """Pass on events until all tasks are done, starting another for each that is lost."""
+def _watch(ray: Any, empty: type[Exception], events: Any, tasks: list[Any], start: Any, progress: RunListener) -> None:
+    """Forward events until all tasks are done, and start a new task for each lost one."""
     losses = 0
-    known = ray.exceptions
+    errors = ray.exceptions
     while tasks:
         done, tasks = ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
         while True:
@@ -75,22 +76,24 @@ def _watch(ray: Any, empty: type[Exception], events: Any, tasks: list[Any], star
                 event = events.get_nowait()
             except empty:
                 break
-            losses = 0 if event["event"] == "shard" else losses
+            losses = 0 if isinstance(event, ShardFinished) else losses
             progress(event)
         for task in done:
             try:
                 ray.get(task)
-            except (known.WorkerCrashedError, known.NodeDiedError, known.OutOfMemoryError) as error:
+            except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
                 losses += 1
-                if losses > _LOSSES:
-                    raise RunError(f"workers of Ray are lost again and again: {_one_line(error)}") from error
-                progress({"event": "lost", "device": "a worker of Ray", "reason": _one_line(error)})
+                if losses > _MAX_LOSSES:
+                    raise RunError(
+                        f"{losses} Ray workers in a row were lost; the last one: {_one_line(error)}"
+                    ) from error
+                progress(WorkerLost("a Ray worker", _one_line(error)))
                 tasks.append(start())
-            except known.RayTaskError as error:
-                if isinstance(error.cause, known.RayError):
-                    raise RunError(f"a worker of Ray failed: {_one_line(error.cause)}") from error
+            except errors.RayTaskError as error:
+                if isinstance(error.cause, errors.RayError):
+                    raise RunError(f"a Ray worker failed: {_one_line(error.cause)}") from error
                 raise error.cause from None
-            except known.RayError as error:
+            except errors.RayError as error:
                 raise RunError(f"Ray failed: {_one_line(error)}") from error
 
 
@@ -99,5 +102,5 @@ def _one_line(error: Exception) -> str:
 
 
 def _work(runs: Sequence[RunFolder], make_job: Callable[[str], Job[ClipT]], execution: Execution, events: Any) -> None:
-    """Do shards in a process of Ray's until none is left."""
+    """Process shards in a Ray worker until none is left."""
     process_shards(runs, make_job(execution.devices[0]), execution, events.put)

@@ -1,4 +1,4 @@
-"""What decoding, feeding a device, writing and, where it is the device, the encoder cost on this machine."""
+"""Measure the cost of decoding, feeding a device, writing, and encoding on this machine."""
 
 import itertools
 import os
@@ -19,23 +19,22 @@ from sctok.audio.packing import encode_files
 from sctok.audio.pieces import read_pieces
 from sctok.audio.transfer import DirectLanes, Ends, Waves
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.codec.semantic import SemanticQuantizer
-from sctok.corpus.runs.stages import ENCODER, FILTERBANK, NEAREST, StageTimes
 from sctok.features.extractor import FeatureExtractor
+from sctok.features.tokenizer import SemanticQuantizer
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.formats.stacking import stack_patches
+from sctok.runtime.stages import EMBEDDING, FILTERBANK, NEAREST, StageTimer
 
 DECODE_SECONDS = 300.0  # of audio, at most
-WINDOWS = 8
+WINDOWS = 8  # that the encoder is timed with
 FED_WINDOWS = 256
 _PIECE_WINDOWS = 8
-FED_WINDOWS = 256
-_WRITTEN = 1 << 25
+_WRITTEN_BYTES = 1 << 25
 
 
 @dataclass
-class _Nothing:
-    """A file of which nothing is kept."""
+class _NoResults:
+    """A file whose results are dropped."""
 
     item: AudioItem
 
@@ -44,7 +43,7 @@ class _Nothing:
 
 
 def decode_cost(items: Sequence[AudioItem]) -> float:
-    """Return the CPU seconds that a second of audio takes to decode and resample, from the first 300 s of files."""
+    """Return the CPU seconds to decode and resample one second of audio, measured on the first 300 s of files."""
     start, samples = time.process_time(), 0
     for item in items:
         for piece in read_pieces(item, None, _PIECE_WINDOWS):
@@ -55,23 +54,23 @@ def decode_cost(items: Sequence[AudioItem]) -> float:
 
 
 def feed_cost(items: Sequence[AudioItem]) -> float:
-    """Return the CPU seconds that a window takes from a decoding process into a batch, of this process alone."""
+    """Return the CPU seconds of this process to move one window from a decoding process into a batch."""
     passed, start = 0, 0.0
 
-    def pass_by(waves: Waves, last: Ends) -> Sequence[None]:
+    def drop(waves: Waves, last: Ends) -> Sequence[None]:
         return [None] * len(last)
 
     def counted(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         nonlocal passed, start
         for chunk in chunks:
-            start = start or time.process_time()  # once the other process has started
+            start = start or time.process_time()  # after the other process has started
             passed += len(chunk.waves)
             yield chunk
             if passed >= FED_WINDOWS:
                 return
 
     with closing(load_windows(items, workers=1)) as chunks:  # type: ignore[type-var]
-        for _ in encode_files(counted(chunks), DirectLanes(pass_by, WINDOWS), _Nothing):
+        for _ in encode_files(counted(chunks), DirectLanes(drop, WINDOWS), _NoResults):
             pass
     return (time.process_time() - start) / max(1, passed)
 
@@ -79,22 +78,22 @@ def feed_cost(items: Sequence[AudioItem]) -> float:
 def device_costs(
     extractor: FeatureExtractor, items: Sequence[AudioItem], *, stack: int, centroids: int
 ) -> dict[str, float]:
-    """Return the seconds of a window on this machine's device, stage by stage.
+    """Return the seconds per window on the device of this machine, by stage.
 
-    The codebook is a stand-in, of vectors of the same audio.
+    The codebook is a stand-in made of vectors of the same audio.
     """
     waves, last = _windows(items)
-    times = StageTimes(str(extractor.device))
+    times = StageTimer(str(extractor.device))
     extractor.stage = times
     vectors = stack_patches(torch.as_tensor(extractor.embed(waves, last), device=extractor.device), stack)
     quantizer = SemanticQuantizer(_stand_in(vectors.cpu().numpy(), stack, centroids, extractor), extractor.device)
     quantizer.labels(vectors)
-    times.seconds.clear()  # of calls that compile
+    times.seconds.clear()  # of the calls that compile
     with times(NEAREST):
         quantizer.labels(stack_patches(torch.as_tensor(extractor.embed(waves, last), device=extractor.device), stack))
-    inside = times.seconds[ENCODER] + times.seconds[FILTERBANK]
+    inside = times.seconds[EMBEDDING] + times.seconds[FILTERBANK]
     times.seconds[NEAREST] -= inside
-    return {name: times.seconds[name] / len(waves) for name in (ENCODER, NEAREST, FILTERBANK)}
+    return {name: times.seconds[name] / len(waves) for name in (EMBEDDING, NEAREST, FILTERBANK)}
 
 
 def _stand_in(vectors: npt.NDArray[np.float32], stack: int, centroids: int, extractor: FeatureExtractor) -> Codebook:
@@ -107,14 +106,14 @@ def _stand_in(vectors: npt.NDArray[np.float32], stack: int, centroids: int, extr
 
 
 def write_rate(folder: Path) -> float:
-    """Return the bytes a second that a folder's disk takes, of 32 MiB that are synced."""
-    data = os.urandom(_WRITTEN)
+    """Return the write speed of a folder's disk in bytes per second, measured with 32 MiB and a sync."""
+    data = os.urandom(_WRITTEN_BYTES)
     with tempfile.TemporaryFile(dir=folder) as file:
         start = time.perf_counter()
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        return _WRITTEN / (time.perf_counter() - start)
+        return _WRITTEN_BYTES / (time.perf_counter() - start)
 
 
 def _windows(items: Sequence[AudioItem]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:

@@ -1,27 +1,28 @@
-"""The formats of exported tokens: for each, how one part of an export is written, and what closes the whole."""
+"""The formats of exported tokens: how each writes one part of an export, and how it completes the export."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sctok.corpus.runs.manifest import json_line
 from sctok.formats.files import atomic_path, hash_json, json_text, write_json
 from sctok.formats.megatron import MegatronWriter, megatron_dtype
 from sctok.formats.npy import GrowingNpy
 
-ROW_GROUP_BYTES = 1 << 23  # of ids, in one batch of a Parquet or Arrow file
+ROW_GROUP_BYTES = 1 << 23  # of ids in one batch of a Parquet or Arrow file
 ROW_GROUP_FILES = 10_000
 DEFAULT_PART_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file as it is exported: ids int64 (m,) or (m, streams), durations int64 (n,) where steps were merged."""
+    """One exported file: ids int64 (m,) or (m, streams), and durations int64 (n,) if steps were merged."""
 
     key: str
     ids: npt.NDArray[np.int64]
@@ -32,7 +33,7 @@ class Document:
 
 @dataclass(frozen=True)
 class PartSpec:
-    """What the parts of an export have in common. streams: columns of ids, None where those are one-dimensional."""
+    """Properties that all parts of an export share. streams: columns of ids; None if ids are one-dimensional."""
 
     vocabulary_size: int
     streams: int | None
@@ -49,9 +50,9 @@ Close = Callable[[Path, Sequence[str], PartSpec], None]
 class ExportFormat:
     """How an export is written.
 
-    open_part(prefix, spec): begins the files of a part, whose names begin with the prefix. dtype(vocabulary size): of
-    the ids. part_bytes: of the ids in a part unless told otherwise; None puts all into one. two_dimensional: whether
-    ids may be. close(folder, names of the files, spec): writes what belongs to the whole.
+    open_part(prefix, spec): opens the files of a part, whose names begin with the prefix. dtype(vocabulary size):
+    returns the type of the ids. part_bytes: default size of the ids in a part; None writes one part. two_dimensional:
+    whether ids may have several columns. close(folder, file names, spec): writes the files of the whole export.
     """
 
     open_part: OpenPart
@@ -74,7 +75,7 @@ def _open_files(prefix: Path, *suffixes: str) -> Iterator[list[BinaryIO]]:
 
 
 def _text(name: str) -> str:
-    """Return text that any format holds: a byte of a file name that is no UTF-8 is written out, as `\\udcff`."""
+    """Return text that any format can store: bytes of a file name that are not UTF-8 are escaped, as `\\udcff`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -86,34 +87,11 @@ def _row(document: Document) -> dict[str, Any]:
     return {"key": _text(document.key), "samples": document.samples, "source": _source(document)}
 
 
-def _json_line(row: Mapping[str, Any]) -> bytes:
-    return f"{json_text(dict(row))}\n".encode("ascii")
-
-
-@contextmanager
-def _megatron_part(prefix: Path, spec: PartSpec) -> Iterator[Add]:
-    names = [".bin", ".idx", ".documents.jsonl"] + [".durations.bin", ".durations.idx"] * spec.durations
-    with _open_files(prefix, *names) as (data, index, documents, *more):
-        writer = MegatronWriter(data, index, megatron_dtype(spec.vocabulary_size))
-        durations = MegatronWriter(more[0], more[1], np.dtype("<i4")) if more else None
-
-        def add(document: Document) -> None:
-            writer.add(document.ids)
-            documents.write(_json_line(_row(document)))
-            if durations is not None and document.durations is not None:
-                durations.add(document.durations)
-
-        yield add
-        writer.finish()
-        if durations is not None:
-            durations.finish()
-
-
 class _RaggedNpy:
-    """Arrays of many files one after the other, and where each begins and the last one ends."""
+    """Concatenated arrays of many files, with the offsets of their first rows and the end of the last one."""
 
-    def __init__(self, data: BinaryIO, offsets: BinaryIO, dtype: str | np.dtype[np.generic], *row: int) -> None:
-        self._data = GrowingNpy(data, np.dtype(dtype), row)
+    def __init__(self, data: BinaryIO, offsets: BinaryIO, dtype: np.dtype[np.generic], *row: int) -> None:
+        self._data = GrowingNpy(data, dtype, row)
         self._offsets = GrowingNpy(offsets, np.dtype("i8"))
         self._mark()
 
@@ -129,24 +107,49 @@ class _RaggedNpy:
         self._offsets.finish()
 
 
-@contextmanager
-def _npy_part(prefix: Path, spec: PartSpec) -> Iterator[Add]:
-    names = [".npy", ".offsets.npy", ".documents.jsonl"] + [".durations.npy", ".durations.offsets.npy"] * spec.durations
-    with _open_files(prefix, *names) as (data, offsets, documents, *more):
-        row = () if spec.streams is None else (spec.streams,)
-        arrays = _RaggedNpy(data, offsets, unsigned_dtype(spec.vocabulary_size), *row)
-        durations = _RaggedNpy(more[0], more[1], "u4") if more else None
+class _ArrayWriter(Protocol):
+    def add(self, rows: npt.NDArray[np.int64], /) -> None: ...
 
-        def add(document: Document) -> None:
-            arrays.add(document.ids)
-            documents.write(_json_line(_row(document)))
-            if durations is not None and document.durations is not None:
-                durations.add(document.durations)
+    def finish(self) -> None: ...
 
-        yield add
-        arrays.finish()
-        if durations is not None:
-            durations.finish()
+
+def _array_part(data: str, index: str, make: Callable[[BinaryIO, BinaryIO, PartSpec | None], _ArrayWriter]) -> OpenPart:
+    """Return a function that opens a part of arrays: ids, their index, the documents, and durations if there are any.
+
+    data, index: suffixes of the files. make(data file, index file, spec): returns a writer of ids, or of durations if
+    the spec is None.
+    """
+
+    @contextmanager
+    def open_part(prefix: Path, spec: PartSpec) -> Iterator[Add]:
+        names = [data, index, ".documents.jsonl"] + [f".durations{data}", f".durations{index}"] * spec.durations
+        with _open_files(prefix, *names) as (ids_data, ids_index, documents, *more):
+            ids = make(ids_data, ids_index, spec)
+            durations = make(more[0], more[1], None) if more else None
+
+            def add(document: Document) -> None:
+                ids.add(document.ids)
+                documents.write(json_line(_row(document)))
+                if durations is not None and document.durations is not None:
+                    durations.add(document.durations)
+
+            yield add
+            ids.finish()
+            if durations is not None:
+                durations.finish()
+
+    return open_part
+
+
+def _megatron_writer(data: BinaryIO, index: BinaryIO, spec: PartSpec | None) -> _ArrayWriter:
+    return MegatronWriter(data, index, np.dtype("<i4") if spec is None else megatron_dtype(spec.vocabulary_size))
+
+
+def _npy_writer(data: BinaryIO, offsets: BinaryIO, spec: PartSpec | None) -> _ArrayWriter:
+    if spec is None:
+        return _RaggedNpy(data, offsets, np.dtype("u4"))
+    row = () if spec.streams is None else (spec.streams,)
+    return _RaggedNpy(data, offsets, unsigned_dtype(spec.vocabulary_size), *row)
 
 
 @contextmanager
@@ -155,7 +158,7 @@ def _jsonl_part(prefix: Path, spec: PartSpec) -> Iterator[Add]:
 
         def add(document: Document) -> None:
             more = {} if document.durations is None else {"durations": document.durations.tolist()}
-            lines.write(_json_line({**_row(document), "tokens": document.ids.tolist(), **more}))
+            lines.write(json_line({**_row(document), "tokens": document.ids.tolist(), **more}))
 
         yield add
 
@@ -176,7 +179,7 @@ def _km_part(prefix: Path, spec: PartSpec) -> Iterator[Add]:
 
 
 def _audio_path(document: Document) -> str:
-    """Return the path of a file from /, on one line without tabs; its key where it was part of a tar."""
+    """Return the path of a file relative to /, on one line without tabs; its key if it was part of a tar."""
     path = str(document.source.get("path") or "")
     if not path or path.endswith(".tar"):
         path = document.key
@@ -269,7 +272,7 @@ def _arrow_part(kind: Literal["parquet", "arrow"]) -> OpenPart:
 
 
 def _close_for_hub(pattern: str) -> Close:
-    """Return what tells `datasets.load_dataset` which files of the folder are data: a dataset card."""
+    """Return a function that writes a dataset card, which names the data files for `datasets.load_dataset`."""
 
     def close(folder: Path, files: Sequence[str], spec: PartSpec) -> None:
         card = f'---\nconfigs:\n- config_name: default\n  data_files: "{pattern}"\n---\n'
@@ -280,7 +283,7 @@ def _close_for_hub(pattern: str) -> Close:
 
 
 def _close_hf_dataset(folder: Path, files: Sequence[str], spec: PartSpec) -> None:
-    """Write what `datasets.load_from_disk` reads first; it takes the columns' types from the Arrow files."""
+    """Write the metadata for `datasets.load_from_disk`; it reads the types of columns from the Arrow files."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": hash_json(spec.metadata),
@@ -298,9 +301,9 @@ FORMATS: dict[str, ExportFormat] = {
     "parquet": ExportFormat(
         _arrow_part("parquet"), unsigned_dtype, DEFAULT_PART_BYTES, close=_close_for_hub("*.parquet")
     ),
-    "megatron": ExportFormat(_megatron_part, megatron_dtype, two_dimensional=False),
+    "megatron": ExportFormat(_array_part(".bin", ".idx", _megatron_writer), megatron_dtype, two_dimensional=False),
     "jsonl": ExportFormat(_jsonl_part, unsigned_dtype, DEFAULT_PART_BYTES, close=_close_for_hub("*.jsonl")),
     "km": ExportFormat(_km_part, unsigned_dtype, two_dimensional=False, close=_close_km),
-    "npy": ExportFormat(_npy_part, unsigned_dtype),
+    "npy": ExportFormat(_array_part(".npy", ".offsets.npy", _npy_writer), unsigned_dtype),
     "hf-dataset": ExportFormat(_arrow_part("arrow"), unsigned_dtype, DEFAULT_PART_BYTES, close=_close_hf_dataset),
 }

@@ -1,19 +1,20 @@
-"""Exporting tokens to what language models are trained from, in parts, so that an interrupted export goes on.
+"""Export tokens to training formats of language models, in parts, so that an interrupted export can resume.
 
-An export is made in `<folder>.partial`: the files of finished parts, and a journal of them. When all is there, the
-files move to `<folder>` in one step, so that a folder of that name is always a whole export.
+An export is written to `<folder>.partial`: the files of finished parts, and a journal that lists them. At the end the
+files move to `<folder>` in one step, so that a folder of that name is always a complete export.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import sctok
+from sctok.corpus.runs.events import DocumentExported, ExportListener, ExportPlanned, ShardExported, ignore_events
 from sctok.corpus.runs.locks import try_lock
 from sctok.corpus.runs.run_folder import RunError
 from sctok.formats.files import FormatError, hash_json, json_text, read_json, sync_folder, write_json
@@ -27,21 +28,19 @@ EXPORT = "export.json"
 EXPORT_FORMAT = "sctok-export"
 EXPORT_VERSION = 1
 JOURNAL = "journal.json"
-_CONTENTS = "contents_hash"  # of the inputs; not in exports of earlier versions
-
-Progress = Callable[[dict[str, Any]], None]
+_CONTENTS = "contents_hash"  # of the inputs; absent in exports of earlier versions
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What an export is to be.
+    """The settings of an export.
 
-    to: one of `FORMATS`. layout: one of `LAYOUTS`. streams: which ones by name, in this order; None takes all.
-    offsets, pad, end: as `make_layout` takes them. dedup: merge steps that are equal in all of the streams taken, and
-    keep how many there were. part_bytes: of ids in a part, which ends with the file that reaches it; None as the
-    format wants it.
+    to: one of `FORMATS`. layout: one of `LAYOUTS`. streams: names of the streams to export, in this order; None exports
+    all. offsets, pad, end: see `make_layout`. dedup: merge consecutive steps that are equal in all exported streams,
+    and store their durations. part_bytes: bytes of ids after which a part ends with the current file; None takes the
+    default of the format.
 
-    Raises RunError for values out of range, and where the format cannot hold the layout.
+    Raises RunError for values out of range, and if the format cannot store the layout.
     """
 
     to: str
@@ -56,21 +55,21 @@ class ExportConfig:
     def __post_init__(self) -> None:
         for what, value, known in (("format", self.to, FORMATS), ("layout", self.layout, LAYOUTS)):
             if value not in known:
-                raise RunError(f"{what} {value!r} is none of {', '.join(known)}")
+                raise RunError(f"unknown {what} {value!r}; use one of {', '.join(known)}")
         if self.layout == "parallel" and not FORMATS[self.to].two_dimensional:
             others = ", ".join(name for name, form in FORMATS.items() if form.two_dimensional)
             raise RunError(
-                f"{self.to} holds one sequence of ids for each file, not parallel streams; use another layout, choose "
-                f"one stream, or export to {others}"
+                f"{self.to} stores one sequence of ids per file, not parallel streams; use another layout, choose one "
+                f"stream, or export to {others}"
             )
         if self.part_bytes is not None and self.part_bytes < 1:
-            raise RunError(f"a part must have at least one byte, not {self.part_bytes}")
+            raise RunError(f"the size of a part must be at least 1 byte, not {self.part_bytes}")
 
     def place(self, source: TokenSource) -> "Placement":
-        """Return where the tokens go. Raises RunError for streams, offsets and ids that do not fit them."""
+        """Return the placement of the tokens. Raises RunError for streams, offsets or ids that do not fit."""
         names = self.streams or source.streams
         if not set(names) <= set(source.streams) or len(set(names)) < len(names):
-            raise RunError(f"streams {', '.join(names)} are not some of {', '.join(source.streams)}")
+            raise RunError(f"streams {', '.join(names)} are not all among {', '.join(source.streams)}")
         columns = tuple(map(source.streams.index, names))
         sizes = [source.sizes[column] for column in columns]
         flattened = self.layout == "delayed" and not FORMATS[self.to].two_dimensional
@@ -85,14 +84,14 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class Placement:
-    """Which columns of the tokens are taken, how they are laid out, and whether equal steps are merged before."""
+    """The columns of the tokens to export, their layout, and whether equal steps are merged first."""
 
     columns: tuple[int, ...]
     layout: StreamLayout
     dedup: bool
 
     def document(self, file: TokenFile) -> Document:
-        """Return a file as it is exported. Raises ValueError where tokens lie outside their codebooks."""
+        """Return the exported form of a file. Raises ValueError if a token lies outside its codebook."""
         tokens, durations = file.tokens[:, self.columns], None
         if self.dedup:
             tokens, durations = deduplicate(tokens)
@@ -102,7 +101,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A whole export. existed: it was there before. ids: of all documents; steps: before any were merged."""
+    """A complete export. existed: whether it existed before. ids: in all documents. steps: before merging."""
 
     folder: Path
     documents: int
@@ -116,22 +115,22 @@ class ExportResult:
 
 
 def export_tokens(
-    source: TokenSource, folder: Path, config: ExportConfig, progress: Progress = lambda event: None
+    source: TokenSource, folder: Path, config: ExportConfig, progress: ExportListener = ignore_events
 ) -> ExportResult:
-    """Write tokens to `folder` in another format, or go on with that, or find it done.
+    """Write tokens to `folder` in another format, resume that, or return an existing export.
 
-    The bytes depend on the tokens, `config` and the versions of sctok and pyarrow alone.
+    The bytes depend only on the tokens, `config`, and the versions of sctok and pyarrow.
 
     Args:
-        source: as `open_tokens` gives it.
-        folder: made by the export; must be absent, empty, or hold this export.
-        progress: gets {"event": "plan", "shards", "done"}, {"event": "file", "ids"} and {"event": "shard"}.
+        source: the result of `open_tokens`.
+        folder: of the export; it must be absent, empty, or have this export.
+        progress: receives ExportPlanned, DocumentExported and ShardExported.
 
     Raises:
-        RunError: the configuration does not fit the tokens, the folder holds anything else, or another process is at
-            work on it.
+        RunError: the configuration does not fit the tokens, the folder has other contents, or another process is
+            exporting to it.
         FormatError: a shard is damaged or of another origin; finished parts are kept.
-        DiskFullError: finished parts are kept, and the same call goes on from there.
+        DiskFullError: finished parts are kept; the same call resumes.
     """
     placement = config.place(source)
     facts = _describe(source, config, placement)
@@ -142,14 +141,14 @@ def export_tokens(
     partial.mkdir(parents=True, exist_ok=True)
     claim = try_lock(partial / "lock")
     if claim is None:
-        raise RunError(f"{folder}: another process is exporting there; wait for it, or give another folder")
+        raise RunError(f"another process is exporting to {folder}; wait until it ends, or give another folder")
     with claim:
-        found = _find_export(folder, facts)  # the process that held the lock may have made it
+        found = _find_export(folder, facts)  # another process may have completed it before the lock was free
         if found is None:
             try:
                 _Exporter(source, placement, config.to, partial, facts, progress).run()
             except BaseException:
-                if not (partial / JOURNAL).exists():  # nothing that a rerun could go on from
+                if not (partial / JOURNAL).exists():  # there is nothing to resume from
                     shutil.rmtree(partial)
                 raise
             (partial / "data").replace(folder)
@@ -159,7 +158,7 @@ def export_tokens(
 
 
 def _describe(source: TokenSource, config: ExportConfig, placement: Placement) -> dict[str, Any]:
-    """Return all that decides about the bytes of an export, as it is read back from JSON."""
+    """Return everything that decides the bytes of an export, as JSON values."""
     form, layout = FORMATS[config.to], placement.layout
     facts = {
         "format": EXPORT_FORMAT,
@@ -179,19 +178,19 @@ def _describe(source: TokenSource, config: ExportConfig, placement: Placement) -
 
 
 def _find_export(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what the export in a folder says of itself; None if the folder is absent or empty."""
+    """Return `export.json` of the export in a folder; None if the folder is absent or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     found = read_json(folder / EXPORT, max_input_bytes()) if (folder / EXPORT).is_file() else None
     if not isinstance(found, dict) or found.get("format") != EXPORT_FORMAT:
-        raise RunError(f"{folder} holds something else than an export of tokens; give another folder")
+        raise RunError(f"{folder} is not empty and not an export of tokens; give another folder")
     if differing := [name.replace("_", " ") for name in facts if not _agree(found.get(name), facts[name])]:
-        raise RunError(f"{folder} holds an export with other {', '.join(differing)}; delete it, or give another folder")
+        raise RunError(f"{folder} has an export with other {', '.join(differing)}; delete it, or give another folder")
     return found
 
 
 def _agree(found: Any, asked: Any) -> bool:
-    """Return whether two facts are equal, as far as both say something of the contents of the inputs."""
+    """Return whether two facts are equal; hashes of contents are compared only if both facts have one."""
     if isinstance(found, dict) and isinstance(asked, dict) and None in (found.get(_CONTENTS), asked.get(_CONTENTS)):
         return {**found, _CONTENTS: None} == {**asked, _CONTENTS: None}
     return bool(found == asked)
@@ -205,7 +204,7 @@ def _result(folder: Path, found: dict[str, Any], *, existed: bool) -> ExportResu
 
 @dataclass
 class _Part:
-    """A part: its files with size and SHA-256, what is in them, and the shard and file in it that come next."""
+    """A part: its files with size and SHA-256, counts of its contents, and the next shard and file to export."""
 
     files: dict[str, dict[str, Any]]
     documents: int
@@ -216,7 +215,7 @@ class _Part:
 
 
 class _Exporter:
-    """Writes the parts that the journal does not list yet, and what closes the export."""
+    """Writes the parts that the journal does not list, and the files that complete the export."""
 
     def __init__(
         self,
@@ -225,7 +224,7 @@ class _Exporter:
         to: str,
         partial: Path,
         facts: dict[str, Any],
-        progress: Progress,
+        progress: ExportListener,
     ) -> None:
         layout = placement.layout
         self._source, self._placement, self._facts, self._progress = source, placement, facts, progress
@@ -237,10 +236,10 @@ class _Exporter:
         self._parts: list[_Part] = []
 
     def run(self) -> None:
-        """Leave a whole export in the folder `data`."""
+        """Complete the export in the folder `data`."""
         self._resume()
         shard, done = self._parts[-1].following if self._parts else (0, 0)
-        self._progress({"event": "plan", "shards": len(self._source.shards), "done": shard})
+        self._progress(ExportPlanned(len(self._source.shards) - shard))
         files = self._files(shard, done)
         for first in files:
             self._parts.append(self._write_part(chain([first], files)))
@@ -248,26 +247,26 @@ class _Exporter:
         self._close()
 
     def _resume(self) -> None:
-        """Take up the journal if it is of this export, and remove what it does not list."""
+        """Load the journal if it belongs to this export, and remove files that it does not list."""
         self._data.mkdir(exist_ok=True)
         found = read_json(self._journal, max_input_bytes()) if self._journal.exists() else {}
         if found.get("hash") == self._hash:
             self._parts = [_Part(**part) for part in found["parts"]]
-        kept = {name: facts["bytes"] for part in self._parts for name, facts in part.files.items()}
-        there = {path.name: path.stat().st_size for path in self._data.iterdir()}
-        if not kept.items() <= there.items():
-            self._parts, kept = [], {}
+        listed = {name: facts["bytes"] for part in self._parts for name, facts in part.files.items()}
+        existing = {path.name: path.stat().st_size for path in self._data.iterdir()}
+        if not listed.items() <= existing.items():
+            self._parts, listed = [], {}
         for path in self._data.iterdir():
-            if path.name not in kept:
+            if path.name not in listed:
                 path.unlink()
 
     def _files(self, shard: int, done: int) -> Iterator[tuple[int, int, TokenFile]]:
-        """Yield (shard, number in it, file) from one place on."""
+        """Yield (shard, number in the shard, file) from file `done` of a shard on."""
         for index in range(shard, len(self._source.shards)):
             start = done if index == shard else 0
             for number, file in enumerate(islice(self._source.read_shard(index), start, None), start):
                 yield index, number, file
-            self._progress({"event": "shard"})
+            self._progress(ShardExported())
 
     def _write_part(self, files: Iterator[tuple[int, int, TokenFile]]) -> _Part:
         limit = self._facts["part_bytes"]
@@ -281,7 +280,7 @@ class _Exporter:
                 part.ids += document.ids.size
                 part.steps += len(file.tokens)
                 part.samples += document.samples
-                self._progress({"event": "file", "ids": document.ids.size})
+                self._progress(DocumentExported(document.ids.size))
                 if limit is not None and part.ids * self._id_bytes >= limit:
                     part.following = [shard, number + 1]
                     break

@@ -1,4 +1,4 @@
-"""Beside each finished shard, a record of its bytes: by it a copy can be proved whole, and a plan checked unread."""
+"""Checksum records of finished shards: they verify copies, and let a plan be checked without reading shards."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ _ORIGIN = {"inputs": str, "contents": dict}  # absent in records of earlier vers
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a shard is: its size, the SHA-256 of its bytes, how many files it holds, and the hash of their keys.
+    """The size of a shard in bytes, their SHA-256, the number of files in it, and the hash of their keys.
 
-    inputs: the hash of the lines of the manifest that it was made of. contents: by key, the hash of the bytes of each
-    audio file that it was made of, where they are known. Both are None in records of earlier versions.
+    inputs: hash of the manifest lines that the shard was made from. contents: hashes of the audio files that it was
+    made from, by key, if they are known. Both are None in records of earlier versions.
     """
 
     bytes: int
@@ -33,12 +33,12 @@ class ShardRecord:
 
 
 def hash_keys(keys: Sequence[str]) -> str:
-    """Return the hash of keys in their order."""
+    """Return the hash of a sequence of keys."""
     return hash_json(list(keys))
 
 
 def measure_shard(path: Path, keys: Sequence[str]) -> ShardRecord:
-    """Read the bytes of a shard that holds `keys` and return its record, without what it was made of."""
+    """Read the bytes of a shard that holds `keys` and return its record, without inputs and contents."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return ShardRecord(file.tell(), digest, len(keys), hash_keys(keys))
@@ -47,17 +47,17 @@ def measure_shard(path: Path, keys: Sequence[str]) -> ShardRecord:
 def write_record(
     record: Path, shard: Path, keys: Sequence[str], inputs: str, contents: Mapping[str, str | None]
 ) -> None:
-    """Write the record of the file `shard`, which holds `keys` and was made of the rest, to `record`, atomically."""
+    """Write the record of the file `shard`, which holds `keys`, to the path `record` atomically."""
     known = {key: value for key in keys if (value := contents.get(key)) is not None}
     write_json(record, replace(measure_shard(shard, keys), inputs=inputs, contents=known).to_json())
 
 
 def read_record(path: Path) -> ShardRecord:
-    """Read a record. Raises FormatError if it is none."""
+    """Read a record. Raises FormatError if it is invalid."""
     found: Any = read_json(path)
     kinds = {"bytes": int, "sha256": str, "files": int, "keys": str}
     if isinstance(found, dict) and found.keys() & _ORIGIN.keys():
         kinds |= _ORIGIN
     if not isinstance(found, dict) or {name: type(value) for name, value in found.items()} != kinds:
-        raise damaged(path, "it is no record of a shard")
+        raise damaged(path, "it is not a record of a shard")
     return ShardRecord(**found)

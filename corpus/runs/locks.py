@@ -1,4 +1,4 @@
-"""Locks by which processes share the shards of one run; the kernel takes a lock back when its process dies."""
+"""Locks that let processes share the shards of one run; the kernel releases a lock when its process dies."""
 
 import errno
 import fcntl
@@ -12,13 +12,13 @@ class LockError(ValueError):
 
 
 class Claim:
-    """A held lock: the right to write what it stands for. A context manager that gives it back."""
+    """A held lock; a context manager that releases it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Give the lock back; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -31,7 +31,7 @@ class Claim:
 
 
 def take_lock(path: Path) -> Claim:
-    """Lock the file at `path`, made if absent; wait for other holders.
+    """Wait for the lock on the file at `path`, which is created if absent.
 
     Raises:
         LockError: the file system has no locks.
@@ -42,7 +42,7 @@ def take_lock(path: Path) -> Claim:
 
 
 def try_lock(path: Path) -> Claim | None:
-    """Lock the file at `path`, made if absent; return None if it is held already, here or elsewhere.
+    """Lock the file at `path`, created if absent; return None if this or another process holds the lock.
 
     Raises:
         LockError: the file system has no locks.
@@ -51,7 +51,7 @@ def try_lock(path: Path) -> Claim | None:
 
 
 def _lock(path: Path, operation: int) -> Claim | None:
-    # Lock files stay for good: were they removed, two processes could hold locks on two files of the same name.
+    # Lock files are never removed; otherwise two processes could lock two files of the same name.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, operation)
@@ -60,6 +60,8 @@ def _lock(path: Path, operation: int) -> Claim | None:
         if isinstance(error, BlockingIOError):
             return None
         if isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise LockError(f"{path.parent}: this file system has no file locks; put the run on another one") from None
+            raise LockError(
+                f"{path.parent}: this file system has no file locks; use a folder on another file system"
+            ) from None
         raise
     return Claim(descriptor)

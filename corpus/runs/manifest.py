@@ -1,4 +1,4 @@
-"""The lines of a run's plan and of its failures: what is listed, where it goes, and what came to nothing."""
+"""The lines of a run's manifest and of its lists of failures."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sctok.audio.decoding.decode import open_regular
 from sctok.audio.errors import AudioError
-from sctok.audio.inputs.key_table import KeyTable
+from sctok.audio.inputs.key_table import KeyTable, open_spill
 from sctok.audio.inputs.remote import is_url
 from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.formats.files import HASH_CHARACTERS, atomic_path, damaged, hash_bytes, json_text
@@ -46,7 +46,7 @@ class Failure:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What tells a listing problem from others; one without a key is told by its reason."""
+        """What identifies a problem of listing; a problem without a key is identified by its reason."""
         return (self.key, self.path) if self.key else (self.path, self.reason)
 
     def to_json(self) -> dict[str, str]:
@@ -56,14 +56,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Stamp:
-    """The size of a file in bytes and its modification time in nanoseconds since 1970: they tell that it changed."""
+    """The size of a file in bytes and its modification time in nanoseconds since 1970; they show that it changed."""
 
     bytes: int
     modified_ns: int
 
 
 def stamp_file(path: str) -> Stamp | None:
-    """Return the stamp of a file; None if it is at a URL or is gone."""
+    """Return the stamp of a file; None if it is at a URL or gone."""
     if is_url(path):
         return None
     try:
@@ -74,7 +74,7 @@ def stamp_file(path: str) -> Stamp | None:
 
 
 def hash_content(item: AudioItem, size: int | None = None) -> str | None:
-    """Return the hash of the first `size` bytes of an input, or all; None if it is at a URL or cannot be read."""
+    """Return the hash of the first `size` bytes of an input, or of all; None if it is at a URL or unreadable."""
     if is_url(item.path):
         return None
     try:
@@ -91,9 +91,9 @@ def hash_content(item: AudioItem, size: int | None = None) -> str | None:
 
 @dataclass(frozen=True)
 class Planned:
-    """An input, its shard, its duration in seconds where that was asked for, and the stamp of the file that holds it.
+    """An input and its shard. seconds: its duration, if the run needs it. stamp: of the file that holds it.
 
-    Runs that were planned before there were stamps have None, and so have inputs at URLs.
+    The stamp is None for inputs at URLs, and in runs that were planned by versions without stamps.
     """
 
     shard: int
@@ -109,7 +109,7 @@ class Planned:
 
     @property
     def changed(self) -> bool:
-        """Whether the file has not the stamp that it had when it was listed, or is gone; False if it has none."""
+        """Whether the file is gone or has another stamp than when it was listed; False if it has no stamp."""
         return self.stamp is not None and stamp_file(self.item.path) != self.stamp
 
 
@@ -119,17 +119,17 @@ def hash_planned(rows: Iterable[Planned]) -> str:
 
 
 def read_manifest(path: Path) -> Iterator[Planned | Failure]:
-    """Yield the inputs of a manifest and what could not be listed. Raises FormatError naming a line that is neither."""
+    """Yield the inputs of a manifest and the problems of listing. Raises FormatError naming an invalid line."""
     return _read_lines(path, _manifest_row)
 
 
 def read_failures(path: Path) -> Iterator[Failure]:
-    """Yield the failures recorded in a file. Raises FormatError naming a line that is none."""
+    """Yield the failures recorded in a file. Raises FormatError naming an invalid line."""
     return _read_lines(path, _failure)
 
 
 def write_failures(path: Path, failures: Iterable[Failure]) -> int:
-    """Write failures to a file, atomically, and return how many there are."""
+    """Write failures to a file atomically and return their number."""
     count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as out:
         for failure in failures:
@@ -139,26 +139,26 @@ def write_failures(path: Path, failures: Iterable[Failure]) -> int:
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-    """Return a line of JSON."""
+    """Return a row as one line of JSON."""
     return f"{json_text(dict(row))}\n".encode("ascii")
 
 
 class KnownInputs:
-    """The inputs and problems that a manifest has already."""
+    """The inputs and problems that a manifest holds already."""
 
     def __init__(self) -> None:
         self._places = KeyTable()
         self._bad = KeyTable()
 
     def remember(self, row: Planned | Failure) -> None:
-        """Know a row of the manifest."""
+        """Add a row of the manifest."""
         if isinstance(row, Failure):
             self._bad.add(_joined(row.identity), "")
         else:
             self._places.add(row.item.key, _place(row.item))
 
     def news(self, listed: Iterable[AudioItem | BadItem]) -> Iterator[AudioItem | BadItem]:
-        """Yield what is not known, with absolute paths: a run may be taken up again from another folder."""
+        """Yield the entries that are not known, with absolute paths: a run may be resumed from another folder."""
         for listed_entry in listed:
             entry = replace(listed_entry, path=_absolute(listed_entry.path))
             if isinstance(entry, AudioItem):
@@ -169,10 +169,48 @@ class KnownInputs:
                 if place == _place(entry):
                     continue
                 path = place.partition("\0")[0]
-                reason = f"its key {entry.key!r} stands for {path} in this run already; rename one, or use another run"
+                reason = f"its key {entry.key!r} is taken by {path} in this run; rename one, or use another run"
                 entry = BadItem(entry.key, entry.path, reason)
             if self._bad.add(_joined(failure_of(entry).identity), "") is None:
                 yield entry
+
+
+class ListingProblems:
+    """Problems of listing that are not resolved, in order. Uses 16 MiB of memory; more goes to disk, in TMPDIR."""
+
+    def __init__(self) -> None:
+        self._database = open_spill()
+        self._database.execute(
+            "CREATE TABLE listed (number INTEGER PRIMARY KEY, first BLOB, second BLOB, key BLOB, path BLOB, "
+            "reason BLOB)"
+        )
+        self._database.execute("CREATE UNIQUE INDEX identities ON listed (first, second)")
+        self._database.execute("CREATE INDEX whole ON listed (path) WHERE key = x''")
+        self._empty = True
+
+    def add(self, failure: Failure) -> None:
+        """Add a problem; it replaces an earlier one with the same identity."""
+        self._empty = False
+        identity, row = map(_bytes, failure.identity), map(_bytes, (failure.key, failure.path, failure.reason))
+        self._database.execute(
+            "INSERT INTO listed (first, second, key, path, reason) VALUES (?, ?, ?, ?, ?) ON CONFLICT (first, second) "
+            "DO UPDATE SET key = excluded.key, path = excluded.path, reason = excluded.reason",
+            (*identity, *row),
+        )
+
+    def resolve(self, key: str, path: str) -> None:
+        """Remove the problem of an input that was listed later, and those of the tar at `path`."""
+        if not self._empty:
+            self._database.execute("DELETE FROM listed WHERE first = ? AND second = ?", (_bytes(key), _bytes(path)))
+            self._database.execute("DELETE FROM listed WHERE key = x'' AND path = ?", (_bytes(path),))
+
+    def __iter__(self) -> Iterator[Failure]:
+        for row in self._database.execute("SELECT key, path, reason FROM listed ORDER BY number"):
+            yield Failure(*(part.decode("utf-8", "surrogatepass") for part in row))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _joined(identity: tuple[str, str]) -> str:
@@ -212,7 +250,7 @@ def _manifest_row(row: Any) -> Planned | Failure:
     if (item.offset is None) != (item.size is None) or min(item.offset or 0, item.size or 0) < 0:
         raise ValueError("'offset' and 'size' do not give a part of a file")
     if (item.start is None) != (item.seconds is None) or min(item.start or 0, item.seconds or 0) < 0:
-        raise ValueError("'start' and 'seconds' do not give a stretch of a file")
+        raise ValueError("'start' and 'seconds' do not give a section of a file")
     if fields["shard"] < 0 or not 0 <= (fields.get("seconds") or 0) < math.inf:
         raise ValueError("'shard' or 'seconds' is out of range")
     stamp = fields.get("file")

@@ -1,30 +1,26 @@
-"""Which of the listed inputs a run takes: by name, and by length."""
+"""Select the inputs of a run by name and by duration."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
-from sctok.audio.decoding.decode import stream_audio
-from sctok.audio.errors import AudioError
-from sctok.audio.inputs.sources import AudioItem, BadItem, audio_seconds
-from sctok.audio.windows import SAMPLE_RATE
+from sctok.audio.inputs.sources import AudioItem, BadItem
 
-from .planning import Choice, Renewal
+from .planning import Choice
 from .run_folder import RunError
-from .sharding import Execution
-from .subsets import choose_hours
+from .subsets import choose_hours, measure_seconds
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Limits on what is listed; none of them by default.
+    """Limits on the listed inputs; no limits by default.
 
-    include, exclude: patterns as of the shell, held against the key with its suffix (the path below an input folder)
-    and against its last part; `*` passes over slashes. Taken is what fits any of the former, if there are any, and
-    none of the latter. min_seconds, max_seconds: bounds on the length, both taken in, by the header of a file or, where
-    that does not say, by decoding it; what cannot be read passes, to be recorded as a failure. Raises RunError for
-    bounds that nothing fits.
+    include, exclude: shell patterns for the key with its suffix (the path below an input folder) or for its last part;
+    `*` also matches slashes. An input is selected if it matches any of `include`, or `include` is empty, and none of
+    `exclude`. min_seconds, max_seconds: inclusive limits on the duration, read from the header of a file, or by
+    decoding it if the header has none. Unreadable files are selected, so that they are recorded as failures. Raises
+    RunError for limits that nothing can satisfy.
     """
 
     include: tuple[str, ...] = ()
@@ -34,14 +30,16 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not 0 <= (self.min_seconds or 0.0) <= (float("inf") if self.max_seconds is None else self.max_seconds):
-            raise RunError(f"no audio lasts at least {self.min_seconds} s and at most {self.max_seconds} s")
+            raise RunError(
+                f"no audio can last at least {self.min_seconds} s and at most {self.max_seconds} s; change the limits"
+            )
 
     def wants(self, item: AudioItem) -> bool:
-        """Return whether an input's name fits."""
+        """Return whether the name of an input is selected."""
         return (not self.include or _fits(item, self.include)) and not _fits(item, self.exclude)
 
     def choice(self, channel: int | None, max_hours: float | None = None, seed: int = 0) -> Choice | None:
-        """Return what reduces new inputs to those of the right lengths and to so many hours; None for all of them."""
+        """Return a function that selects new inputs by duration and total hours; None if there are no such limits."""
         seconds_of = partial(measure_seconds, channel=channel)
         bounded = self.min_seconds is not None or self.max_seconds is not None
         if max_hours is None and not bounded:
@@ -57,11 +55,6 @@ class Selection:
 
         return choose
 
-    def renewal(self, execution: Execution, channel: int | None) -> Renewal:
-        """Return which inputs that a run knows already are read again."""
-        seconds_of = partial(measure_seconds, channel=channel)
-        return Renewal(execution.refresh, execution.retry_failed, execution.mine, seconds_of)
-
     def _bounded(self, news: Iterable[AudioItem | BadItem], channel: int | None) -> Iterator[AudioItem | BadItem]:
         low, high = self.min_seconds or 0.0, float("inf") if self.max_seconds is None else self.max_seconds
         for entry in news:
@@ -70,18 +63,6 @@ class Selection:
                 if seconds and not low <= seconds <= high:
                     continue
             yield entry
-
-
-def measure_seconds(item: AudioItem, *, channel: int | None) -> float:
-    """Return the duration of a file from its header, or by decoding it; 0 if it is unreadable."""
-    stated = audio_seconds(item)
-    if stated is not None:
-        return stated
-    try:
-        blocks = stream_audio(item.open(), name=item.name, channel=channel)
-        return sum(len(block) for block in blocks) / SAMPLE_RATE
-    except AudioError:
-        return 0.0
 
 
 def _fits(item: AudioItem, patterns: tuple[str, ...]) -> bool:

@@ -1,9 +1,9 @@
-"""The loop that every corpus command runs: claim shards, encode their files, finish each shard atomically."""
+"""The loop of every corpus command: claim shards, encode their files, write each shard atomically."""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,66 +16,25 @@ from sctok.audio.loader import Chunk, load_windows
 from sctok.audio.packing import ClipT, Event, FileEnd, WindowResult, encode_files
 from sctok.audio.transfer import Ends, Waves, lanes_for
 from sctok.audio.windows import SAMPLE_RATE
+from sctok.features.extractor import Extractor
 from sctok.formats.files import FormatError, disk_errors
+from sctok.runtime.stages import DECODING, WRITER_WAIT, WRITING, Stage, StageTimer
 
+from .events import FileFinished, RunEvent, RunListener, ShardFinished, StagesTimed, WindowsEncoded
 from .manifest import Failure
-from .run_folder import Progress, RunError, RunFolder, Work, claim_work
-from .stages import DECODE, WRITER_WAIT, WRITING, Stage, StageTimes
+from .resume import Work, claim_work
+from .run_folder import RunError, RunFolder
 from .writer import ConsumerThread
 
 LOCAL = "local"
-_EVENTS_AHEAD = 32  # results of windows that wait for the writer
+_EVENTS_AHEAD = 32  # results of windows that may wait for the writer
 
 
-class Extractor(Protocol):
-    """A frozen encoder on one device, as `sctok.features.extractor.load_encoder` returns it."""
-
-    stage: Stage  # as of `Job`
-
-    @property
-    def device(self) -> Any:
-        """The torch device, or its name."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Name of the encoder."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """Hash of its weights, and of whether it cuts padding."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Values of one patch embedding."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """Precision of its arithmetic: fp32, bf16 or fp16."""
-        ...
-
-    @property
-    def padding(self) -> str:
-        """Whether it sees what fills up the last window of a file: keep, or cut."""
-        ...
-
-    def embed(self, waves: Any, last: Any) -> Any:
-        """Map windows (w, 164,080), and which of them end a file (w,), to patch embeddings (w, 512, width).
-
-        Or with padding cut (w, 2560·c + 240) to (w, 8·c, width). Arrays to an array, tensors to a tensor on the device.
-        What a window becomes does not depend on the others.
-        """
-        ...
-
-
-MakeExtractor = Callable[[str], Extractor]  # device name -> encoder on that device; picklable for several devices
+MakeExtractor = Callable[[str], Extractor]  # device name -> encoder on it; picklable if there are several devices
 
 
 def describe_extractor(extractor: Extractor) -> dict[str, Any]:
-    """Return what of an encoder decides about its features, for the configuration of a run."""
+    """Return the settings of an encoder that decide its features, for the configuration of a run."""
     return {
         "encoder": extractor.name,
         "encoder_hash": extractor.hash,
@@ -86,20 +45,30 @@ def describe_extractor(extractor: Extractor) -> dict[str, Any]:
     }
 
 
-def check_extractor(extractor: Extractor, run: RunFolder, device: str) -> Extractor:
-    """Return the encoder of a further device if it computes what the run was planned with.
+def check_at_least(name: str, value: float | None, least: int) -> None:
+    """Raise RunError if a setting is below its limit; None is always valid."""
+    if value is not None and value < least:
+        raise RunError(f"{name} must be at least {least}, not {value}")
+
+
+def check_device(made: Mapping[str, Any], run: RunFolder, device: str) -> None:
+    """Check that an encoder on a further device computes what the run was planned with.
+
+    Args:
+        made: settings of that encoder, under their names in the configuration of the run.
 
     Raises:
-        RunError: it has other weights or another precision.
+        RunError: a setting differs.
     """
-    for name, value in (("encoder_hash", extractor.hash), ("precision", extractor.precision)):
+    for name, value in made.items():
         if run.config[name] != value:
-            raise RunError(f"the encoder on {device} has {name} {value}, that of {run.path} {run.config[name]}")
-    return extractor
+            raise RunError(
+                f"{run.path} was planned with {name} {run.config[name]}, but the encoder on {device} has {value}"
+            )
 
 
 def describe_source(item: AudioItem) -> dict[str, Any]:
-    """Return where a file came from and what was known of it, for the results."""
+    """Return the metadata and the path of a file, as results store them."""
     return {**item.metadata, "path": item.path}
 
 
@@ -107,30 +76,26 @@ _ClipT_contra = TypeVar("_ClipT_contra", contravariant=True)
 
 
 class ShardSink(Protocol[_ClipT_contra]):
-    """An open shard. `take` and `finish` raise FormatError where a file's results cannot be stored."""
+    """An open shard. `take` and `finish` raise FormatError if the results of a file cannot be stored."""
 
     def take(self, clip: _ClipT_contra, window: int, values: Any) -> None:
-        """Take the result of one window of a file."""
-        ...
+        """Add the result of one window of a file."""
 
     def finish(self, clip: _ClipT_contra, samples: int) -> None:
-        """Store a file of `samples` samples at 16 kHz, all of whose windows were taken."""
-        ...
+        """Store a file of `samples` samples at 16 kHz after all its windows were added."""
 
     def discard(self, clip: _ClipT_contra) -> None:
-        """Leave no trace of a file that failed."""
-        ...
+        """Remove everything stored of a file that failed."""
 
     def copy(self, entry: Any) -> None:
-        """Store a file as an earlier shard has it."""
-        ...
+        """Store a file from the previous version of the shard."""
 
 
 class Job(Protocol[ClipT]):
-    """What a command does with windows, on one device; its results go to one or several runs, counted from 0.
+    """What a command does with windows on one device; results go to one or several runs, numbered from 0.
 
-    stage: called with the name of each stage of `encode`, gives the context in which to do it. device: of torch. cut:
-    whether `encode` wants of a file's last window only the columns that get tokens.
+    stage: called with the name of each stage of `encode`, returns the context to run it in. device: the torch device.
+    cut: whether `encode` takes only the columns of a file's last window that get tokens.
     """
 
     stage: Stage
@@ -138,37 +103,31 @@ class Job(Protocol[ClipT]):
     cut: bool
 
     def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
-        """Return the windows of files as `encode` wants them."""
-        ...
+        """Return the windows of files as `encode` expects them."""
 
     def encode(self, waves: Waves, last: Ends) -> Iterable[Any]:
-        """Return one result per window; on a GPU, the arguments are tensors there."""
-        ...
+        """Return one result per window; on a GPU, the arguments are tensors on it."""
 
     def open_clip(self, item: AudioItem) -> ClipT:
-        """Begin a file."""
-        ...
+        """Return a new record of a file."""
 
     def open_shard(self, path: Path, run: int) -> AbstractContextManager[ShardSink[ClipT]]:
-        """Begin a shard of a run, which appears at `path` when the context ends well."""
-        ...
+        """Open a new shard of a run, which appears at `path` when the context ends without an error."""
 
     def read_shard(self, path: Path) -> AbstractContextManager[Iterator[tuple[str, Any]]]:
-        """Open a finished shard: its files in order, as (key, what `ShardSink.copy` takes)."""
-        ...
+        """Open a finished shard; yields its files in order as (key, entry for `ShardSink.copy`)."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is executed; for given inputs, nothing here changes its results.
+    """How a run is executed. Nothing here changes the results for given inputs.
 
-    devices: one process each, the first being this one. batch_size: windows encoded at once. workers: decoding
-    processes in all; 0 decodes between batches. retry_failed: read again, too, the inputs that failed in finished
-    shards, and those alone. refresh: do the shards again whose inputs changed or vanished.
-    rank, world_size: work on the shards whose number is `rank` modulo `world_size`, for
-    machines that cannot lock each other's files or arrays of jobs. profile: measure where the time goes. ray_address:
-    have workers of Ray do it, of the cluster there or, if LOCAL, of one started for the run. Raises RunError for values
-    out of range.
+    devices: one process runs on each, this process on the first. batch_size: windows per batch. workers: number of
+    decoding processes on all devices together; 0 decodes between batches. retry_failed: also read inputs again that
+    failed in finished shards. refresh: do shards again if their inputs changed or vanished. rank, world_size: work
+    only on shards whose number is `rank` modulo `world_size`, for machines that cannot lock each other's files and for
+    job arrays. profile: measure the time of each stage. ray_address: run on the Ray cluster at this address, or on one
+    started for this run if it is LOCAL. Raises RunError for values out of range.
     """
 
     devices: tuple[str, ...] = ("cpu",)
@@ -183,42 +142,38 @@ class Execution:
 
     def __post_init__(self) -> None:
         if not self.devices:
-            raise RunError("no device was given; use for instance cpu or cuda:0")
-        if self.batch_size < 1:
-            raise RunError(f"batch size must be at least 1, not {self.batch_size}")
-        if self.workers < 0:
-            raise RunError(f"workers must be at least 0, not {self.workers}")
+            raise RunError("no device was given; name at least one, for instance cpu or cuda:0")
+        check_at_least("batch size", self.batch_size, 1)
+        check_at_least("workers", self.workers, 0)
         if not 0 <= self.rank < self.world_size:
-            raise RunError(f"rank must be from 0 to {self.world_size - 1}, world size - 1, not {self.rank}")
+            raise RunError(f"rank must be from 0 to {self.world_size - 1} (world size - 1), not {self.rank}")
 
     @property
     def workers_per_device(self) -> int:
-        """Decoding processes of each device's process."""
+        """Number of decoding processes for each device."""
         return -(-self.workers // len(self.devices))
 
     def mine(self, index: int) -> bool:
-        """Return whether a shard is one of this rank's."""
+        """Return whether a shard belongs to this rank."""
         return index % self.world_size == self.rank
 
 
-def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execution, progress: Progress) -> None:
-    """Work on the shards of runs with one plan that nobody else has finished or claimed, until none is left.
+def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execution, progress: RunListener) -> None:
+    """Process the shards of runs over one plan until each is finished or claimed by another process.
 
-    Windows are packed over the borders of files and shards. Shards are written in a thread of their own. Reports
-    `{"event": "windows", "count"}` for each batch, `{"event": "file", "key", "seconds", "reason"}` for each file,
-    `{"event": "shard", "index"}` for each shard and, with `execution.profile`, at the end `{"event": "stages",
-    "times": {stage: seconds}}`.
+    Batches contain windows of several files and shards. A separate thread writes the shards. Reports WindowsEncoded,
+    FileFinished, ShardFinished and, with `execution.profile`, StagesTimed at the end.
 
     Raises:
-        DiskFullError: finished shards stay valid, the others are taken up by the next run.
+        DiskFullError: finished shards stay valid; the next run processes the others.
         ValueError: a decoding process died.
     """
     held: deque[Work] = deque()
     lock = threading.Lock()
-    times = StageTimes(execution.devices[0])
-    job.stage = times if execution.profile else nullcontext
+    timer = StageTimer(execution.devices[0])
+    job.stage = timer if execution.profile else nullcontext
 
-    def report(event: dict[str, Any]) -> None:
+    def report(event: RunEvent) -> None:
         with lock:
             progress(event)
 
@@ -229,19 +184,19 @@ def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execut
 
     def encode(waves: Waves, last: Ends) -> Iterable[Any]:
         encoded = job.encode(waves, last)
-        report({"event": "windows", "count": len(waves)})
+        report(WindowsEncoded(len(waves)))
         return encoded
 
     def write(events: Iterator[Event[ClipT]]) -> None:
         while (event := next(events, None)) is not None:
-            _write_shard(runs, job, held[0], event, events, times, report)
+            _write_shard(runs, job, held[0], event, events, timer, report)
             index = held[0].shard.index
             held.popleft().release()
-            report({"event": "shard", "index": index})
+            report(ShardFinished(index))
 
     chunks = load_windows(claimed_items(), workers=execution.workers_per_device, channel=runs[0].config["channel"])
-    assert isinstance(chunks, Generator)  # so that its workers can be ended
-    decoded = times.each(DECODE, job.prepare(chunks))
+    assert isinstance(chunks, Generator)  # so that closing it ends its workers
+    decoded = timer.each(DECODING, job.prepare(chunks))
     try:
         with (
             closing(chunks),
@@ -250,13 +205,13 @@ def process_shards(runs: Sequence[RunFolder], job: Job[ClipT], execution: Execut
             ConsumerThread(write, _EVENTS_AHEAD) as writer,
         ):
             for event in events:
-                with times(WRITER_WAIT):
+                with timer(WRITER_WAIT):
                     writer.put(event)
     finally:
         for work in held:
             work.release()
     if execution.profile:
-        report({"event": "stages", "times": dict(times.seconds)})
+        report(StagesTimed(dict(timer.seconds)))
 
 
 def _write_shard(
@@ -265,11 +220,11 @@ def _write_shard(
     work: Work,
     event: Event[ClipT],
     events: Iterator[Event[ClipT]],
-    times: StageTimes,
-    progress: Progress,
+    timer: StageTimer,
+    progress: RunListener,
 ) -> None:
-    """Write a shard of each run that lacks it, from its first event and those that follow."""
-    with times(WRITING), ExitStack() as stack:
+    """Write a shard for each run that lacks it, from its first event and the following ones."""
+    with timer(WRITING), ExitStack() as stack:
         parts = [stack.enter_context(_open_part(runs[place], job, place, work)) for place in work.wanted]
         expected = len(work.items)
         while True:
@@ -279,14 +234,13 @@ def _write_shard(
             else:
                 reasons = [part.end(event) for part in parts]
                 reason = next(filter(None, reasons), None)
-                seconds = event.samples / SAMPLE_RATE
-                progress({"event": "file", "key": event.item.key, "seconds": seconds, "reason": reason})
+                progress(FileFinished(event.item.key, event.samples / SAMPLE_RATE, reason))
                 expected -= 1
                 if not expected:
                     return
             start = time.perf_counter()
             following = next(events, None)
-            times.seconds[WRITING] -= time.perf_counter() - start  # waiting for the encoder is no writing
+            timer.seconds[WRITING] -= time.perf_counter() - start  # do not count waiting for the encoder
             if following is None:
                 raise RuntimeError(f"{expected} files of shard {work.shard.index} were never decoded")
             event = following
@@ -310,7 +264,7 @@ def _open_part(run: RunFolder, job: Job[ClipT], place: int, work: Work) -> Itera
 
 
 class _Part(Generic[ClipT]):
-    """One run's shard in the making: turns what cannot be stored into failures of that file alone."""
+    """The unfinished shard of one run. If a file cannot be stored, only that file fails."""
 
     def __init__(
         self,
@@ -323,7 +277,7 @@ class _Part(Generic[ClipT]):
         self.keys: list[str] = []
         self.failures: list[Failure] = []
         self._sink = sink
-        self._prefix = prefix  # errors name the shard, which is no news in its own record and may have moved
+        self._prefix = prefix  # removed from reasons: the shard's own record need not name it
         self._wanted = wanted
         self._planned = iter(work.shard.items)
         self._old = old
@@ -353,12 +307,12 @@ class _Part(Generic[ClipT]):
         return reason
 
     def copy_rest(self) -> None:
-        """Copy from the shard as it was what follows the last file that was tried again."""
+        """Copy the files after the last one that was read again from the previous version of the shard."""
         for item in self._planned:
             self._copy(item.key)
 
     def _begin(self, key: str) -> bool:
-        """Return whether this run lacks the file, having copied those that precede it."""
+        """Copy the files that precede a file; return whether this run lacks the file."""
         if self._wanted is not None and key not in self._wanted:
             return False
         if key != self._current:
@@ -372,7 +326,7 @@ class _Part(Generic[ClipT]):
     def _copy(self, key: str) -> None:
         entry = next((entry for found, entry in self._old if found == key), None)
         if entry is None:
-            raise FormatError(f"{self._prefix}{key!r} is missing in the shard as it was; delete it and run again")
+            raise FormatError(f"{self._prefix}{key!r} is missing in the existing shard; delete the shard and run again")
         self._sink.copy(entry)
         self.keys.append(key)
 

@@ -1,4 +1,4 @@
-"""Shards written in a thread of their own, so that the encoder need not wait for the disk."""
+"""A thread that writes shards, so that the encoder does not wait for the disk."""
 
 import queue
 import threading
@@ -12,24 +12,24 @@ _POLL_SECONDS = 0.5
 
 
 class _AbandonedError(Exception):
-    """Ends the consumer where the work is given up."""
+    """Ends the consumer when the work is abandoned."""
 
 
 class ConsumerThread(Generic[EventT]):
-    """Hands events to a function that consumes an iterator of them in a thread; a context manager.
+    """A context manager that passes events to a function in a thread; the function consumes an iterator of them.
 
-    At the end of the block the consumer has seen all events; where the block fails, its iterator raises, so that it
-    cleans up. What the consumer raises is raised by `put` or by the end of the block.
+    At the end of the block, the consumer has received all events. If the block fails, the iterator raises, so that the
+    consumer can clean up. An error of the consumer is raised by `put` or at the end of the block.
     """
 
     def __init__(self, consume: Callable[[Iterator[EventT]], None], ahead: int) -> None:
         self._events: queue.Queue[EventT | None] = queue.Queue(maxsize=ahead)
-        self._given_up = threading.Event()
+        self._abandoned = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(consume,), name="sctok-writer", daemon=True)
 
     def put(self, event: EventT | None) -> None:
-        """Hand on an event; wait while `ahead` of them wait already."""
+        """Pass on an event; wait while `ahead` events are queued."""
         while True:
             if not self._thread.is_alive() and self._error is not None:
                 raise self._error
@@ -44,7 +44,7 @@ class ConsumerThread(Generic[EventT]):
             consume(self._received())
         except _AbandonedError:
             pass
-        except BaseException as error:  # raised again in the thread that hands on events
+        except BaseException as error:  # raised again in the thread that puts events
             self._error = error
 
     def _received(self) -> Iterator[EventT]:
@@ -53,9 +53,9 @@ class ConsumerThread(Generic[EventT]):
                 event = self._events.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 event = None
-                if not self._given_up.is_set():
+                if not self._abandoned.is_set():
                     continue
-            if self._given_up.is_set():
+            if self._abandoned.is_set():
                 raise _AbandonedError
             if event is None:
                 return
@@ -70,11 +70,11 @@ class ConsumerThread(Generic[EventT]):
             if error is None:
                 self.put(None)
         except BaseException:
-            self._given_up.set()
+            self._abandoned.set()
             raise
         finally:
             if error is not None:
-                self._given_up.set()
+                self._abandoned.set()
             self._thread.join()
         if self._error is not None and error is None:
             raise self._error

@@ -17,10 +17,10 @@ from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.pieces import empty_span, window_rows
 from sctok.audio.published_filterbank import centre
 from sctok.audio.windows import COLUMN_SAMPLES, FRAME_SHIFT, PATCH_ROWS, SAMPLE_RATE, WINDOW_SAMPLES, audio_columns
-from sctok.codec.semantic import UNDECIDED, SemanticQuantizer
 from sctok.codec.storage.codec_folder import load_token_parts
 from sctok.codec.tokenizer import CodecTokenizer
 from sctok.features.extractor import ENCODER, FeatureExtractor
+from sctok.features.tokenizer import UNDECIDED, SemanticQuantizer, check_codebook
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.stacking import stack_patches
 from sctok.runtime.devices import resolve_device, resolve_precision
@@ -105,12 +105,7 @@ class EncoderSystem:
         self._extractor, self._name = extractor, name or extractor.name
         self._books: dict[str, _Book] = {}
         for book in codebooks:
-            info = book.metadata
-            if info.encoder_hash != extractor.hash:
-                raise ValueError(
-                    f"the codebook {book_name(book)} is for the encoder {info.encoder} ({info.encoder_hash}), "
-                    f"not for {extractor.name} ({extractor.hash})"
-                )
+            check_codebook(book, extractor.name, extractor.hash)
             self._books[_free_name(f"{self._name}/{book_name(book)}", self._books)] = _Book(book, extractor.device)
         self.streams: Mapping[str, Stream] = {name: each.stream for name, each in self._books.items()}
         hashes = {name: stream.codebook_hash for name, stream in self.streams.items()}

@@ -120,7 +120,7 @@ def test_wrong_usage_is_exit_code_2(
         (["music", "--to", "npy"], "books"),
         (["books", "--to", "npy", "--streams", "phonetic"], "phonetic"),
         (["books", "--to", "npy", "--codebook-sizes", "16,9"], "sizes"),
-        (["books", "--to", "npy", "--out", "root"], "something else"),
+        (["books", "--to", "npy", "--out", "root"], "not an export"),
     ],
 )
 def test_a_failure_is_one_line(

@@ -54,7 +54,7 @@ def test_tokenize(sctok: Sctok, options: list[object], rate: int) -> None:
     assert json.loads(out)["codebook_size"] == 4096
     assert hashes("sctok-data/tokens/audio") == {codebook_hash(bundled_codebook(rate))}
     by_name = "merged-4096-r25" in options
-    assert (f"using the bundled codebook merged-4096-r{rate} (of encoder mini); run sctok" in err) != by_name
+    assert (f"using the bundled codebook merged-4096-r{rate} (encoder mini); run sctok" in err) != by_name
 
 
 def test_what_was_made_with_a_bundled_codebook_names_it(sctok: Sctok) -> None:
@@ -72,7 +72,7 @@ def test_tokenize_refuses_the_bundled_codebook_for_another_encoder(sctok: Sctok,
     save_weights(Path("own.safetensors"), encoder(), {})
     code, _, err = sctok("tokenize", "audio", "--encoder", name)
     assert code == 1
-    assert f"no merged codebook at 100 tokens per second of the encoder {name}" in err
+    assert f"no merged codebook at 100 tokens per second for the encoder {name}" in err
     assert f"Run sctok extract --encoder {name}, sctok cluster and sctok merge first" in err
     assert not Path("sctok-data").exists()
 
@@ -81,7 +81,7 @@ def test_a_bundled_codebook_by_name_is_refused_for_another_encoder(sctok: Sctok)
     save_weights(Path("own.safetensors"), encoder(), {})
     code, _, err = sctok("tokenize", "audio", "--encoder", "own.safetensors", "--codebook", "merged-4096-r100")
     assert code == 1
-    assert "the codebook was made with the encoder mini" in err
+    assert "centroids was made with the encoder mini" in err
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_train_with_bundled_parts(sctok: Sctok) -> None:
     Path("short.toml").write_text(text)
     code, _, err = sctok("train", "audio", "--config", "short.toml", "--steps", 2, "--batch-size", 1)
     assert code == 0, err
-    assert "using the bundled codebook merged-4096-r50 (of encoder mini)" in err
+    assert "using the bundled codebook merged-4096-r50 (encoder mini)" in err
     assert "using the VAE and vocoder of the bundled codec mini" in err
     made = load_codec("sctok-data/codecs/my-short")
     assert [codebook_hash(book) for book in made.codebooks] == [codebook_hash(bundled_codebook(50))]

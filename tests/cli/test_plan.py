@@ -52,7 +52,7 @@ def test_the_text_names_the_bottleneck_and_what_is_assumed(audio, capsys) -> Non
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--device", "abacus"], 1, "'abacus' is not in the table"),
+        (["--device", "abacus"], 1, "unknown device 'abacus'"),
         (["--count", "0"], 2, "--count"),
         (["--token-rate", "60"], 2, "none of 100, 50, 25"),
         (["--encoder", "nothing-like-it"], 1, "nothing-like-it"),

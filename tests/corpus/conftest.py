@@ -1,4 +1,4 @@
-"""Makes `fakes` importable, here and in the processes that the tests start."""
+"""Make `fakes` importable, here and in the processes that the tests start."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start_fake():
-    """Start `fakes.py` in a process of its own."""
+    """Start `fakes.py` in a separate process."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""A fake encoder, small audio collections, and runs in processes of their own that tests interrupt."""
+"""A fake encoder, small audio collections, and runs in separate processes that tests interrupt."""
 
 import hashlib
 import json
@@ -10,7 +10,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,12 @@ import soundfile
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, WINDOW_SAMPLES
 from sctok.corpus.engines.processes import RunResult
 from sctok.corpus.extraction import ExtractionConfig, extract_features
+from sctok.corpus.runs.events import RunEvent, ignore_events
 from sctok.corpus.runs.sharding import Execution
+from sctok.features.extractor import Extractor
+from sctok.features.tokenizer import SemanticTokenizer
 from sctok.formats.codebooks import Codebook, CodebookInfo
+from sctok.runtime.stages import Stage
 
 WIDTH = 8
 EXECUTION = ("devices", "batch_size", "workers", "retry_failed", "refresh", "rank", "world_size", "profile")
@@ -30,13 +36,14 @@ EXECUTION += ("ray_address",)
 
 
 class FakeExtractor:
-    """Embeds a patch of a window as the mean magnitudes of eight stretches of it."""
+    """Embeds a patch of a window as the mean magnitudes of its eight sections."""
 
     name = "fake"
     hash = "0123456789abcdef"
     width = WIDTH
     precision = "fp32"
     device = "cpu"
+    stage: Stage = nullcontext
 
     def __init__(self, delay: float = 0.0, padding: str = "keep") -> None:
         self.delay = delay
@@ -51,8 +58,8 @@ class FakeExtractor:
         time.sleep(self.delay * len(waves))
         columns = waves.shape[1] // COLUMN_SAMPLES
         heard = np.abs(waves[:, : columns * COLUMN_SAMPLES])
-        stretches = heard.reshape(len(waves), columns * PATCH_ROWS, WIDTH, -1).mean(axis=-1)
-        return (stretches + last[:, None, None]).astype(np.float32)
+        sections = heard.reshape(len(waves), columns * PATCH_ROWS, WIDTH, -1).mean(axis=-1)
+        return (sections + last[:, None, None]).astype(np.float32)
 
 
 def make_fake(device: str) -> FakeExtractor:
@@ -68,7 +75,7 @@ def fake_codebook(k: int = 32, stack: int = 2, encoder_hash: str = FakeExtractor
 
 
 def write_audio(path: Path, samples: int, seed: int | None = None) -> Path:
-    """Write a 16 kHz WAV file of noise whose level moves."""
+    """Write a 16 kHz WAV file of noise with a varying level."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(samples if seed is None else seed)
     level = np.repeat(rng.uniform(0.02, 0.5, samples // 1000 + 1), 1000)[:samples]
@@ -77,7 +84,7 @@ def write_audio(path: Path, samples: int, seed: int | None = None) -> Path:
 
 
 def write_collection(folder: Path, files: int = 10) -> Path:
-    """Write `files` good files of 0.06 to 25 s in nested folders, and three that cannot be read."""
+    """Write `files` readable files of 0.06 ms to 25 s in nested folders, and three unreadable files."""
     rng = random.Random(1)
     lengths = [1, 1000, WINDOW_SAMPLES, WINDOW_SAMPLES + 2561, 400_000]
     lengths += [rng.randrange(2_000, 60_000) for _ in range(files)]
@@ -100,12 +107,12 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def make_quick(device: str) -> FakeExtractor:
-    """Return the fake encoder, as fast as it is."""
+    """Return the fake encoder without a delay."""
     return FakeExtractor()
 
 
 def make_cut(device: str) -> FakeExtractor:
-    """Return the fake encoder, without padding."""
+    """Return the fake encoder that cuts padding."""
     return FakeExtractor(padding="cut")
 
 
@@ -114,24 +121,45 @@ def run_command(command: str, inputs: list[str | Path], folder: Path, **settings
     execution = {name: settings.pop(name) for name in EXECUTION if name in settings}
     execution = {"workers": 0, "batch_size": 3, **execution}
     settings = {"files_per_shard": 3, **settings}
-    make, progress = settings.pop("make", make_fake), settings.pop("progress", lambda event: None)
+    make, progress = settings.pop("make", make_fake), settings.pop("progress", ignore_events)
     if command == "extract":
         config = ExtractionConfig("speech", **settings)
         return extract_features(inputs, folder, make, config, Execution(**execution), progress)
-    from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
+    from sctok.corpus.tokenization import TokenizationConfig
 
     targets = {folder: fake_codebook(encoder_hash=make("cpu").hash)}
     config = TokenizationConfig(**settings)
-    return tokenize_corpus(inputs, targets, make, config, Execution(**execution), progress)[0]
+    return tokenize_with_books(inputs, targets, make, config, Execution(**execution), progress)[0]
 
 
-def print_event(event: dict[str, Any]) -> None:
+def tokenize_with_books(
+    inputs: Sequence[str | Path],
+    targets: Mapping[Path, Codebook],
+    make_extractor: Callable[[str], Extractor],
+    *settings: Any,
+    **options: Any,
+) -> list[RunResult[Any]]:
+    """Tokenize with a feature encoder and one codebook for each run folder."""
+    from sctok.corpus.tokenization import tokenize_corpus
+
+    make = partial(make_semantic, make_extractor, list(targets.values()))
+    return tokenize_corpus(inputs, list(targets), make, *settings, **options)
+
+
+def make_semantic(
+    make_extractor: Callable[[str], Extractor], books: Sequence[Codebook], device: str
+) -> SemanticTokenizer:
+    """Return the tokenizer of a feature encoder and codebooks."""
+    return SemanticTokenizer(make_extractor(device), books)
+
+
+def print_event(event: RunEvent) -> None:
     """Print an event as a line of JSON."""
-    print(json.dumps(event), flush=True)
+    print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
 
 
 def _kill_often(command: str, audio: str, folder: str, kills: str, seed: str, workers: str) -> None:
-    """Run the command, killing it at random moments, and then to its end; print how many kills came in time."""
+    """Run the command, kill it at random moments, then let it end; print the number of kills before its end."""
     rng = random.Random(int(seed))
     run_command(command, [audio], Path(folder).with_name("imports"), workers=int(workers))
     start = time.monotonic()
@@ -151,7 +179,7 @@ def _kill_often(command: str, audio: str, folder: str, kills: str, seed: str, wo
 
 
 def _run(command: str, audio: str, folder: str, workers: str, devices: str) -> None:
-    """Run the command once, one file to a shard."""
+    """Run the command once, with one file in each shard."""
     run_command(
         command,
         [audio],
@@ -164,20 +192,20 @@ def _run(command: str, audio: str, folder: str, workers: str, devices: str) -> N
 
 
 def make_doomed(device: str) -> FakeExtractor:
-    """Return the fake encoder on one device, and on the other kill the process."""
+    """Return the fake encoder in the first process, and kill any other process."""
     if multiprocessing.parent_process() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     return make_fake(device)
 
 
 def _doomed(audio: str, folder: str) -> None:
-    """Extract on two devices, one of which loses its process at once."""
+    """Extract on two devices, one of which loses its process."""
     settings = {"files_per_shard": 1, "devices": ("cpu", "cpu"), "make": make_doomed, "progress": print_event}
     run_command("extract", [audio], Path(folder), **settings)
 
 
 class DyingExtractor(FakeExtractor):
-    """Kills its process at its third batch, the first time that this happens at all."""
+    """Kills its process at its third batch, but only once."""
 
     def __init__(self, marker: Path) -> None:
         super().__init__(delay=0.002)
@@ -206,7 +234,7 @@ def _limited(command: str, audio: str, folder: str, limit: str) -> None:
 
 
 def _forked(action: Callable[[], object]) -> int:
-    """Do something in a copy of this process; return its exit code."""
+    """Run an action in a fork of this process; return its exit code."""
     child = os.fork()
     if not child:
         try:
@@ -217,7 +245,7 @@ def _forked(action: Callable[[], object]) -> int:
 
 
 def _end_at(count: int) -> None:
-    """Have this process end, as if killed, before it syncs, renames or removes a file for the `count`-th time."""
+    """End this process, as if killed, before it syncs, renames or removes a file for the `count`-th time."""
     left = count
 
     def ending(work: Any) -> Any:
@@ -235,7 +263,7 @@ def _end_at(count: int) -> None:
 
 
 def _kill_refreshes(command: str, audio: str, old: str, clean: str, again: str, stride: str) -> None:
-    """Refresh copies of a run, each killed at another write, and run again; print the last write that was tried.
+    """Refresh copies of a run, kill each at another write, and run again; print the number of the last write.
 
     again: "refresh" runs again with it; "plain" without, once the refresh has been written down. stride: of the writes.
     """

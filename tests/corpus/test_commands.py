@@ -21,7 +21,8 @@ def sctok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def load(name: str, device: str, precision: str, padding: str = "keep") -> FakeExtractor:
         return FakeExtractor(padding=padding)
 
-    monkeypatch.setattr("sctok.features.extractor.load_encoder", load)
+    for module in ("extractor", "tokenizer"):
+        monkeypatch.setattr(f"sctok.features.{module}.load_encoder", load)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -59,7 +60,7 @@ def test_json_is_one_object_on_stdout(sctok: Sctok, collection: Path) -> None:
     assert found["audio_seconds_done"] > 30
 
 
-def test_a_second_run_says_that_nothing_is_left(sctok: Sctok, collection: Path) -> None:
+def test_a_second_run_reports_that_nothing_is_left(sctok: Sctok, collection: Path) -> None:
     sctok("extract", collection, "--domain", "speech")
     code, out, err = sctok("extract", collection, "--domain", "speech")
     assert code == 0
@@ -91,7 +92,7 @@ def test_codebooks_by_size_rate_and_path(
     assert json.loads(out)["codebook_size"] == size
 
 
-def test_several_codebooks_have_a_folder_each(sctok: Sctok, collection: Path, codebooks: Path) -> None:
+def test_several_codebooks_get_one_folder_each(sctok: Sctok, collection: Path, codebooks: Path) -> None:
     code, out, err = sctok("tokenize", collection, "--codebook", "16,32", "--json")
     assert code == 0, err
     assert [found["folder"] for found in json.loads(out)] == [f"sctok-data/tokens/collection-{k}" for k in (16, 32)]
@@ -99,7 +100,7 @@ def test_several_codebooks_have_a_folder_each(sctok: Sctok, collection: Path, co
     assert sctok("tokenize", collection, "--codebook", "32,32")[0] == 2
 
 
-def test_a_codebook_of_another_rate_than_its_name_says_is_refused(
+def test_a_codebook_whose_rate_differs_from_its_name_is_refused(
     sctok: Sctok, collection: Path, codebooks: Path
 ) -> None:
     save_codebook(codebook_path(codebooks, "merged", 16, 100), fake_codebook(16, 2))
@@ -127,13 +128,13 @@ def test_published_centroids(sctok: Sctok, collection: Path, monkeypatch: pytest
         (["extract", "broken", "--domain", "speech", "--tokens-per-clip", "0"], 2, "tokens-per-clip"),
         (["extract", "broken", "--domain", "speech", "--device", "toaster"], 2, "toaster"),
         (["extract", "broken", "--domain", "speech", "--precision", "int3"], 2, "int3"),
-        (["tokenize", "broken", "--codebook", "99"], 1, "sctok-data/codebooks: no merged codebook of 99 centroids"),
+        (["tokenize", "broken", "--codebook", "99"], 1, "sctok-data/codebooks has no merged codebook of 99 centroids"),
         (["tokenize", "broken", "empty"], 2, "--name"),
         (["tokenize", "broken", "--token-rate", "7"], 2, "token-rate"),
         (["tokenize", "broken", "--codebook", "no.safetensors"], 1, "no.safetensors"),
     ],
 )
-def test_bad_input_is_one_line(sctok: Sctok, tmp_path: Path, arguments: list[str], code: int, named: str) -> None:
+def test_bad_input_gives_one_line(sctok: Sctok, tmp_path: Path, arguments: list[str], code: int, named: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "text.wav").write_text("no audio")
@@ -156,7 +157,7 @@ def test_features_of_another_encoder_are_refused(
     assert "encoder_hash" in err.splitlines()[-1]
 
 
-def test_ctrl_c_says_how_to_go_on(sctok: Sctok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_tells_how_to_resume(sctok: Sctok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -173,7 +174,7 @@ def test_ctrl_c_says_how_to_go_on(sctok: Sctok, tmp_path: Path, monkeypatch: pyt
 def test_features_without_padding_make_codebooks_that_tokenize_knows(
     sctok: Sctok, collection: Path, tmp_path: Path
 ) -> None:
-    """From features, and straight from audio, to the same codebook and its tokens."""
+    """Features and audio give the same codebook and the same tokens."""
     sctok("extract", collection, "--domain", "speech", "--padding", "cut")
     sctok("cluster", "--domain", "speech", "--k", 8)
     options = ["--from-audio", collection, "--domain", "speech", "--k", 8, "--max-hours", 1]
@@ -190,7 +191,7 @@ def test_features_without_padding_make_codebooks_that_tokenize_knows(
     assert run["encoder_hash"] == f"{FakeExtractor.hash}-cut"
 
 
-def test_a_codebook_with_padding_is_no_reason_to_keep_it_from_audio(sctok: Sctok, collection: Path) -> None:
+def test_existing_codebooks_with_another_padding_are_not_kept(sctok: Sctok, collection: Path) -> None:
     options = ["--from-audio", collection, "--domain", "speech", "--k", 8]
     assert sctok("cluster", *options)[0] == 0
     code, _, err = sctok("cluster", *options, "--padding", "cut")
@@ -198,7 +199,7 @@ def test_a_codebook_with_padding_is_no_reason_to_keep_it_from_audio(sctok: Sctok
     assert "--overwrite" in err
 
 
-def test_codebooks_with_padding_and_without_do_not_go_together(sctok: Sctok, collection: Path, tmp_path: Path) -> None:
+def test_codebooks_with_different_paddings_cannot_be_combined(sctok: Sctok, collection: Path, tmp_path: Path) -> None:
     for name, ending in (("keep", ""), ("cut", "-cut")):
         save_codebook(f"{name}.safetensors", fake_codebook(8 + len(name), 1, FakeExtractor.hash + ending))
     code, out, err = sctok("tokenize", collection, "--codebook", "keep.safetensors,cut.safetensors")

@@ -33,14 +33,14 @@ def extracted(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_rows_are_those_of_columns_with_audio(extracted: Path) -> None:
+def test_only_columns_with_audio_have_rows(extracted: Path) -> None:
     for path in extracted.glob("*.h5"):
         with FeatureShard(path) as shard:
             for clip in shard.clips:
                 assert clip.rows == 8 * audio_columns(clip.samples), clip.key
 
 
-def test_rows_are_what_the_encoder_gives(tmp_path: Path) -> None:
+def test_rows_equal_the_output_of_the_encoder(tmp_path: Path) -> None:
     samples = WINDOW_SAMPLES + 2561
     write_audio(tmp_path / "in" / "a.wav", samples)
     run_command("extract", [tmp_path / "in"], tmp_path / "out")
@@ -114,7 +114,7 @@ def test_new_inputs_go_to_new_shards(tmp_path: Path) -> None:
     assert result.summary.files == 5
 
 
-def test_a_file_that_fails_half_way_leaves_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_fails_midway_leaves_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sctok.audio import pieces
 
     real = pieces.stream_audio
@@ -140,7 +140,7 @@ def test_a_file_that_fails_half_way_leaves_no_rows(tmp_path: Path, monkeypatch: 
     assert tree(tmp_path / "out")["shard-00000.h5"] == config["shard-00000.h5"]
 
 
-def test_features_that_are_not_finite_fail_their_file_alone(tmp_path: Path) -> None:
+def test_features_that_are_not_finite_fail_only_their_file(tmp_path: Path) -> None:
     class Sick(FakeExtractor):
         def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
             embedded = super().embed(waves, last)
@@ -159,14 +159,14 @@ def test_features_that_are_not_finite_fail_their_file_alone(tmp_path: Path) -> N
     assert str(tmp_path / "out") not in failure["reason"]
 
 
-def test_all_files_failing_still_finishes(tmp_path: Path) -> None:
+def test_a_run_finishes_if_all_files_fail(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").write_text("no audio")
     result = run_command("extract", [tmp_path / "in"], tmp_path / "out")
     assert (result.summary.files, result.summary.failed, result.shards_left) == (0, 1, 0)
 
 
-def test_an_empty_folder_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(AudioError, match="no audio"):
         run_command("extract", [tmp_path / "in"], tmp_path / "out")
@@ -199,7 +199,7 @@ def test_another_encoder_is_refused(collection: Path, extracted: Path) -> None:
         run_command("extract", [collection], extracted, make=lambda device: Other())
 
 
-def test_a_renamed_encoder_goes_on_in_the_same_bytes(collection: Path, extracted: Path, tmp_path: Path) -> None:
+def test_a_renamed_encoder_resumes_with_the_same_bytes(collection: Path, extracted: Path, tmp_path: Path) -> None:
     class Renamed(FakeExtractor):
         name = "renamed"
 
@@ -250,7 +250,7 @@ def test_windows_without_a_chosen_patch_are_not_encoded(tmp_path: Path) -> None:
     assert sum(extractor.batches) < 12
 
 
-def test_max_hours_stops_at_the_hours_asked_for_whatever_the_order(collection: Path, tmp_path: Path) -> None:
+def test_max_hours_is_reached_in_any_order(collection: Path, tmp_path: Path) -> None:
     files = sorted(collection.rglob("*.wav"))
     chosen = []
     for name, inputs in (("a", files), ("b", files[::-1])):
@@ -285,7 +285,7 @@ def test_values_out_of_range_are_refused(collection: Path, tmp_path: Path, setti
         run_command("extract", [collection], tmp_path / "run", **settings)
 
 
-def test_rows_without_padding_are_what_the_encoder_gives_of_the_columns_that_get_tokens(tmp_path: Path) -> None:
+def test_rows_without_padding_equal_the_output_for_columns_with_tokens(tmp_path: Path) -> None:
     samples = WINDOW_SAMPLES + 2561
     write_audio(tmp_path / "in" / "a.wav", samples)
     run_command("extract", [tmp_path / "in"], tmp_path / "out", make=make_cut)

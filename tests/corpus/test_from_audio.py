@@ -1,4 +1,4 @@
-"""`sctok cluster --from-audio`: codebooks of audio whose features are not kept."""
+"""`sctok cluster --from-audio`: codebooks from audio, whose features are not kept."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ BOOK = "speech-8-r100.safetensors"
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[FakeExtractor]:
-    """The encoders that were loaded, with the batches that they were given."""
+    """The loaded encoders, which record their batches."""
     loaded: list[FakeExtractor] = []
 
     def load(name: str, device: str, precision: str, padding: str = "keep") -> FakeExtractor:
@@ -35,7 +35,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[FakeExtractor]:
 def sctok(
     tmp_path: Path, encoded: list[FakeExtractor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Cluster:
-    """Run a command line below `tmp_path`, with speech and 8 centroids where it says nothing else."""
+    """Run a command line below `tmp_path`, with the domain speech and 8 centroids by default."""
     monkeypatch.chdir(tmp_path)
 
     def run(command: str, *arguments: object, **more: Any) -> tuple[int, str, str]:
@@ -59,7 +59,7 @@ def facts(codebook: Codebook) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "sample", [{}, {"max_hours": 0.004}, {"tokens_per_clip": 40, "seed": 3}, {"channel": 0, "exclude": "clïp4*"}]
 )
-def test_codebooks_are_those_of_stored_features(
+def test_codebooks_equal_those_of_stored_features(
     sctok: Cluster, collection: Path, tmp_path: Path, sample: dict[str, Any]
 ) -> None:
     code, _, err = sctok("cluster", "--from-audio", collection, workers=0, **sample)
@@ -73,7 +73,7 @@ def test_codebooks_are_those_of_stored_features(
     assert not list(tmp_path.glob("sctok-data/**/*.h5"))
 
 
-def test_the_codebook_tells_of_its_audio_and_the_ledger_of_failures(
+def test_the_codebook_describes_its_audio_and_failures_are_listed(
     sctok: Cluster, collection: Path, tmp_path: Path
 ) -> None:
     code, _, err = sctok("cluster", "--from-audio", collection, workers=0)
@@ -90,7 +90,7 @@ def test_the_codebook_tells_of_its_audio_and_the_ledger_of_failures(
     ]
 
 
-def test_what_is_there_is_not_encoded_again(
+def test_existing_codebooks_are_not_made_again(
     sctok: Cluster, collection: Path, tmp_path: Path, encoded: list[FakeExtractor]
 ) -> None:
     sctok("cluster", "--from-audio", collection, workers=0)
@@ -103,7 +103,7 @@ def test_what_is_there_is_not_encoded_again(
     assert tree(tmp_path / "sctok-data") == before
 
 
-def test_a_codebook_made_otherwise_is_refused_before_anything_is_encoded(
+def test_a_codebook_with_other_settings_is_refused_before_encoding(
     sctok: Cluster, collection: Path, encoded: list[FakeExtractor]
 ) -> None:
     sctok("cluster", "--from-audio", collection, workers=0)
@@ -116,7 +116,7 @@ def test_a_codebook_made_otherwise_is_refused_before_anything_is_encoded(
     assert facts(book())["from_audio"]["seed"] == 1
 
 
-def test_interrupted_it_goes_on_and_ends_in_the_same_bytes(
+def test_an_interrupted_command_resumes_and_ends_in_the_same_bytes(
     sctok: Cluster,
     collection: Path,
     tmp_path: Path,
@@ -136,7 +136,7 @@ def test_interrupted_it_goes_on_and_ends_in_the_same_bytes(
     assert tree(tmp_path / "sctok-data") == tree(tmp_path / "clean")
 
 
-def test_mended_files_are_taken_in_by_retry_failed(sctok: Cluster, tmp_path: Path) -> None:
+def test_repaired_files_are_read_by_retry_failed(sctok: Cluster, tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 6)
     sctok("cluster", "--from-audio", audio, workers=0)
     write_audio(audio / "part 1" / "empty.wav", 3000)
@@ -145,7 +145,7 @@ def test_mended_files_are_taken_in_by_retry_failed(sctok: Cluster, tmp_path: Pat
     assert facts(book())["from_audio"]["files"] == 7
 
 
-def test_a_second_command_at_the_same_time_is_told_so(sctok: Cluster, collection: Path, tmp_path: Path) -> None:
+def test_a_second_command_at_the_same_time_is_refused(sctok: Cluster, collection: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sctok-data" / "codebooks" / ".audio"
     folder.mkdir(parents=True)
     with try_lock(folder / "speech.lock") or pytest.fail("the lock is free"):
@@ -172,7 +172,7 @@ def test_wrong_usage(sctok: Cluster, arguments: list[str], options: dict[str, An
     assert message in err
 
 
-def test_audio_that_cannot_be_read_is_an_error_that_says_why(sctok: Cluster, tmp_path: Path) -> None:
+def test_unreadable_audio_is_an_error_with_the_reason(sctok: Cluster, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_text("no audio")
     code, _, err = sctok("cluster", "--from-audio", tmp_path / "bad.wav", workers=0)
     assert code == 1
@@ -180,16 +180,14 @@ def test_audio_that_cannot_be_read_is_an_error_that_says_why(sctok: Cluster, tmp
     assert "libsndfile: Format not recognised" in err
 
 
-def test_the_sample_has_a_thousand_vectors_for_each_centroid_and_fits_half_of_the_memory() -> None:
+def test_the_sample_has_1024_vectors_per_centroid_and_fits_in_half_of_the_memory() -> None:
     assert sample_hours([64, 4096], 1, 768, None) == pytest.approx(1024 * 4096 / 50 / 3600)
     assert sample_hours([4096], 4, 768, None) == pytest.approx(1024 * 4096 * 4 / 50 / 3600)
     hours = sample_hours([4096], 2, 768, 1 << 30)
     assert hours * 3600 * 50 / 2 * (2 * 768 * 2 + 1) == pytest.approx(1 << 29, rel=1e-3)
 
 
-def test_codebooks_of_files_that_changed_since_are_not_taken_for_those_of_the_files_as_they_are(
-    sctok: Cluster, tmp_path: Path
-) -> None:
+def test_codebooks_of_changed_files_are_refused_unless_overwritten(sctok: Cluster, tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 4)
     assert sctok("cluster", "--from-audio", audio, workers=0)[0] == 0
     write_audio(audio / "part 0" / "clïp0.wav", 9000, seed=77)

@@ -1,4 +1,4 @@
-"""Runs that are killed, share a folder, or run out of room end in the bytes of one clean run."""
+"""Runs that are killed, share a folder, or run out of disk space end in the bytes of one clean run."""
 
 import contextlib
 import json
@@ -17,6 +17,7 @@ from fakes import FakeExtractor, run_command, tree, write_audio, write_collectio
 
 from sctok.audio.loader import LoaderError
 from sctok.audio.windows import WINDOW_SAMPLES
+from sctok.corpus.runs.events import FileFinished, RunEvent, ShardFinished
 from sctok.corpus.runs.run_folder import RunError
 from sctok.formats.files import DiskFullError, FormatError
 
@@ -70,7 +71,7 @@ def test_killed_with_decoding_workers_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("command", [pytest.param("extract", marks=pytest.mark.slow), "tokenize"])
-def test_two_processes_share_the_shards_without_doing_any_twice(
+def test_two_processes_share_the_shards_and_do_none_twice(
     collection: Path, tmp_path: Path, start_fake: Start, command: str
 ) -> None:
     run_command(command, [collection], tmp_path / "clean", files_per_shard=1)
@@ -80,7 +81,7 @@ def test_two_processes_share_the_shards_without_doing_any_twice(
         out, errors = process.communicate()
         assert process.returncode == 0, errors
         events = [json.loads(line) for line in out.splitlines()]
-        done.append([event["index"] for event in events if event["event"] == "shard"])
+        done.append([event["index"] for event in events if event["event"] == "ShardFinished"])
     assert sorted(done[0] + done[1]) == list(range(13))
     assert tree(tmp_path / "shared") == tree(tmp_path / "clean")
 
@@ -93,19 +94,19 @@ def test_several_devices_share_the_shards(collection: Path, tmp_path: Path, star
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     events = [json.loads(line) for line in out.splitlines()]
-    assert sorted(event["index"] for event in events if event["event"] == "shard") == list(range(13))
-    assert sum(event["event"] == "file" for event in events) == 13
-    assert not [event for event in events if event["event"] == "lost"]
+    assert sorted(event["index"] for event in events if event["event"] == "ShardFinished") == list(range(13))
+    assert sum(event["event"] == "FileFinished" for event in events) == 13
+    assert not [event for event in events if event["event"] == "WorkerLost"]
     assert tree(tmp_path / "shared") == tree(tmp_path / "clean")
 
 
 @pytest.mark.slow
-def test_a_killed_helper_loses_nothing(collection: Path, tmp_path: Path, start_fake: Start) -> None:
+def test_nothing_is_lost_if_a_worker_process_is_killed(collection: Path, tmp_path: Path, start_fake: Start) -> None:
     run_command("extract", [collection], tmp_path / "clean", files_per_shard=1)
     process = start_fake("doomed", collection, tmp_path / "run")
     out, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert '"lost"' in out
+    assert '"WorkerLost"' in out
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
@@ -118,7 +119,7 @@ def test_ctrl_c_leaves_no_process_and_no_temporary(
     process = start_fake("run", "extract", collection, tmp_path / "run", workers, devices)
     assert process.stdout is not None
     for line in process.stdout:
-        if json.loads(line)["event"] == "shard":
+        if json.loads(line)["event"] == "ShardFinished":
             break
     group = living(process.pid)
     os.killpg(process.pid, signal.SIGINT)
@@ -133,7 +134,7 @@ def test_ctrl_c_leaves_no_process_and_no_temporary(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_disk_that_fills_up_keeps_what_is_finished(
+def test_finished_shards_stay_if_the_disk_fills_up(
     collection: Path, tmp_path: Path, start_fake: Start, command: str
 ) -> None:
     run_command(command, [collection], tmp_path / "clean")
@@ -178,14 +179,14 @@ def test_other_settings_are_refused_without_the_configuration_too(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_failures_are_tried_again_and_nothing_else(tmp_path: Path, command: str) -> None:
+def test_only_failures_are_tried_again(tmp_path: Path, command: str) -> None:
     audio = write_collection(tmp_path / "audio", 6)
     run_command(command, [audio], tmp_path / "run")
     write_audio(audio / "part 1" / "empty.wav", 3000)
     assert run_command(command, [audio], tmp_path / "run").summary.failed == 3
-    events: list[dict[str, Any]] = []
+    events: list[RunEvent] = []
     result = run_command(command, [audio], tmp_path / "run", retry_failed=True, progress=events.append)
-    assert sorted(event["key"] for event in events if event["event"] == "file") == [
+    assert sorted(event.key for event in events if isinstance(event, FileFinished)) == [
         "part 0/text",
         "part 1/empty",
         "part 1/truncated",
@@ -197,7 +198,7 @@ def test_failures_are_tried_again_and_nothing_else(tmp_path: Path, command: str)
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("call", range(6))
-def test_an_interrupted_retry_is_taken_up_by_a_plain_run(
+def test_a_plain_run_completes_an_interrupted_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, call: int
 ) -> None:
     audio = write_collection(tmp_path / "audio", 6)
@@ -218,7 +219,7 @@ def test_an_interrupted_retry_is_taken_up_by_a_plain_run(
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_what_could_not_be_listed_is_tried_by_the_next_run(tmp_path: Path) -> None:
+def test_the_next_run_tries_unlisted_inputs_again(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav", 3000)
     (tmp_path / "list.csv").write_text("path\na.wav\nb.wav\n")
     result = run_command("extract", [tmp_path / "list.csv"], tmp_path / "run")
@@ -249,7 +250,7 @@ def test_a_file_that_kills_its_decoder_can_be_moved_away(tmp_path: Path) -> None
     assert caught.value.args[0] in (tmp_path / "run" / "failed.jsonl").read_text()
 
 
-def test_no_room_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_full_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     audio = write_collection(tmp_path / "audio", 2)
 
     def full(*_: object) -> None:
@@ -264,12 +265,12 @@ def test_no_room_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_shards_of_another_process_are_left_to_it(tmp_path: Path) -> None:
+def test_shards_that_another_process_works_on_are_skipped(tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 4)
     nested: list[Any] = []
 
-    def progress(event: dict[str, Any]) -> None:
-        if event["event"] == "shard" and not nested:
+    def progress(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished) and not nested:
             nested.append(run_command("extract", [audio], tmp_path / "run", files_per_shard=1, make=other))
 
     other = lambda device: FakeExtractor()  # noqa: E731

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_lose_double_and_change_nothing(tmp_path: Path) -> None:
+def test_kills_at_random_moments_lose_duplicate_and_change_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "8", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

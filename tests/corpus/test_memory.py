@@ -20,7 +20,7 @@ print(json.dumps({"code": code, "peak": resource.getrusage(resource.RUSAGE_SELF)
 
 
 def peak_bytes(audio, root, encoder):
-    """Extract one file in a process of its own and return the most memory that it held."""
+    """Extract one file in a separate process and return its peak memory."""
     arguments = ["extract", audio, "--domain", "d", "--root", root, "--encoder", encoder, "--json"]
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

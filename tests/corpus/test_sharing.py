@@ -1,4 +1,4 @@
-"""Ranks that share the shards, stages that are timed, and the thread that writes."""
+"""Ranks that share shards, timed stages, and the writing thread."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -7,31 +7,32 @@ from typing import Any
 import pytest
 from fakes import run_command, tree, write_collection
 
+from sctok.corpus.runs.events import FileFinished, RunEvent, ShardFinished, StagesTimed
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.sharding import Execution
-from sctok.corpus.runs.stages import DECODE, ENCODER, WRITING, find_bottleneck
 from sctok.corpus.runs.writer import ConsumerThread
 from sctok.corpus.verification import verify_folder
+from sctok.runtime.stages import DECODING, EMBEDDING, WRITING, find_bottleneck
 
 COMMANDS = ["extract", "tokenize"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_ranks_do_each_shard_once_and_end_in_the_bytes_of_one_run(tmp_path: Path, command: str) -> None:
+def test_ranks_do_each_shard_once_and_give_the_bytes_of_one_run(tmp_path: Path, command: str) -> None:
     audio = write_collection(tmp_path / "audio", 5)
     done: list[list[int]] = []
     for rank in (2, 0, 1):
-        events: list[dict[str, Any]] = []
+        events: list[RunEvent] = []
         settings: dict[str, Any] = {"rank": rank, "world_size": 3, "files_per_shard": 1, "progress": events.append}
         result = run_command(command, [audio], tmp_path / "run", **settings)
-        done.append([event["index"] for event in events if event["event"] == "shard"])
+        done.append([event.index for event in events if isinstance(event, ShardFinished)])
     assert done == [[2, 5], [0, 3, 6], [1, 4, 7]]
     assert (result.shards_left, result.summary.files) == (0, 5)
     run_command(command, [audio], tmp_path / "clean", files_per_shard=1)
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_what_a_lost_rank_left_is_done_by_a_plain_run(tmp_path: Path) -> None:
+def test_a_plain_run_completes_the_shards_of_a_lost_rank(tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 4)
     result = run_command("tokenize", [audio], tmp_path / "run", rank=1, world_size=2, files_per_shard=1)
     assert result.shards_left == 4
@@ -45,9 +46,9 @@ def test_a_rank_tries_its_own_failures_again(tmp_path: Path) -> None:
     run_command("tokenize", [audio], tmp_path / "run", files_per_shard=1)
     tried: list[str] = []
 
-    def note(event: dict[str, Any]) -> None:
-        if event["event"] == "file":
-            tried.append(event["key"])
+    def note(event: RunEvent) -> None:
+        if isinstance(event, FileFinished):
+            tried.append(event.key)
 
     for rank in (0, 1):
         run_command(
@@ -72,17 +73,17 @@ def test_ranks_out_of_range_are_refused(rank: int, world_size: int) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_profile_names_the_stages_and_changes_no_byte(tmp_path: Path, command: str) -> None:
     audio = write_collection(tmp_path / "audio", 3)
-    events: list[dict[str, Any]] = []
+    events: list[RunEvent] = []
     run_command(command, [audio], tmp_path / "run", profile=True, progress=events.append)
-    (stages,) = (event["times"] for event in events if event["event"] == "stages")
-    assert {DECODE, WRITING} <= stages.keys()
+    (stages,) = (event.seconds for event in events if isinstance(event, StagesTimed))
+    assert {DECODING, WRITING} <= stages.keys()
     assert min(stages.values()) >= 0
     run_command(command, [audio], tmp_path / "clean")
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
 def test_the_bottleneck_is_the_slowest_stage_of_the_device() -> None:
-    assert find_bottleneck({DECODE: 1.0, ENCODER: 2.0, WRITING: 9.0})[0] == ENCODER
+    assert find_bottleneck({DECODING: 1.0, EMBEDDING: 2.0, WRITING: 9.0})[0] == EMBEDDING
 
 
 def hand_on(consume: Callable[[Iterator[int]], None], events: Iterable[int]) -> None:
@@ -97,7 +98,7 @@ def test_the_consumer_sees_every_event_in_order() -> None:
     assert seen == list(range(50))
 
 
-def test_what_the_consumer_raises_reaches_the_one_who_hands_on() -> None:
+def test_errors_of_the_consumer_are_raised_by_the_producer() -> None:
     def consume(events: Iterator[int]) -> None:
         next(events)
         raise RunError("full")
@@ -106,7 +107,7 @@ def test_what_the_consumer_raises_reaches_the_one_who_hands_on() -> None:
         hand_on(consume, range(100))
 
 
-def test_the_consumer_cleans_up_where_the_work_is_given_up() -> None:
+def test_the_consumer_cleans_up_if_the_work_is_abandoned() -> None:
     ended: list[str] = []
 
     def consume(events: Iterator[int]) -> None:

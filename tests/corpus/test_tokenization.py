@@ -1,4 +1,6 @@
 import json
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,25 @@ from fakes import (
     make_cut,
     make_fake,
     run_command,
+    tokenize_with_books,
     tree,
     write_audio,
     write_collection,
 )
 
+from sctok.audio.loader import Chunk
 from sctok.audio.windows import WINDOW_SAMPLES, span_samples, token_count
 from sctok.corpus.engines.processes import RunResult
 from sctok.corpus.runs.run_folder import RunError, RunFolder
 from sctok.corpus.runs.sharding import Execution
 from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
+from sctok.corpus.verification import verify_folder
 from sctok.features.extractor import CUT, FeatureExtractor
+from sctok.features.tokenizer import TokenStreams
 from sctok.formats.codebooks import Codebook, CodebookInfo, codebook_hash
 from sctok.formats.stacking import stack_patches
 from sctok.formats.token_shards import read_token_shard
+from sctok.runtime.stages import Stage
 
 
 def tokens_by_key(folder: Path) -> dict[str, np.ndarray]:
@@ -40,7 +47,7 @@ def tokenize_with(inputs: list[Path], targets: dict[Path, Codebook], **settings:
         extractors.append(FakeExtractor())
         return extractors[-1]
 
-    return tokenize_corpus(inputs, targets, make, config, execution)
+    return tokenize_with_books(inputs, targets, make, config, execution)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def tokenized(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_tokens_are_the_nearest_centroids_of_stacked_features(tmp_path: Path, stack: int, samples: int) -> None:
     write_audio(tmp_path / "in" / "a.wav", samples)
     codebook = fake_codebook(stack=stack)
-    tokenize_corpus([tmp_path / "in"], {tmp_path / "out": codebook}, lambda device: FakeExtractor())
+    tokenize_with_books([tmp_path / "in"], {tmp_path / "out": codebook}, lambda device: FakeExtractor())
     windows = samples // WINDOW_SAMPLES + 1
     audio = np.zeros(windows * WINDOW_SAMPLES, np.float32)
     audio[:samples] = soundfile.read(tmp_path / "in" / "a.wav", dtype="float32")[0]
@@ -86,7 +93,7 @@ def test_keys_keep_the_folder_structure(tokenized: Path) -> None:
     assert set(tokens_by_key(tokenized)) == {f"part {index % 3}/clïp{index}" for index in range(10)}
 
 
-def test_info_says_what_made_the_tokens(collection: Path, tokenized: Path) -> None:
+def test_info_has_the_provenance_of_tokens(collection: Path, tokenized: Path) -> None:
     info = {key: info for path in tokenized.glob("*.tar") for key, _, info in read_token_shard(path)}["part 0/clïp0"]
     config = json.loads((tokenized / "run.json").read_text())
     assert info == {
@@ -124,7 +131,7 @@ def test_summary_describes_the_corpus(tokenized: Path) -> None:
     assert summary["tokens_per_second"] == pytest.approx(25, abs=1)
 
 
-def test_features_that_are_not_finite_fail_their_file_alone(tmp_path: Path) -> None:
+def test_features_that_are_not_finite_fail_only_their_file(tmp_path: Path) -> None:
     class Sick(FakeExtractor):
         def embed(self, waves: np.ndarray, last: np.ndarray) -> np.ndarray:
             embedded = super().embed(waves, last)
@@ -140,8 +147,8 @@ def test_features_that_are_not_finite_fail_their_file_alone(tmp_path: Path) -> N
 
 def test_a_codebook_of_another_encoder_is_refused(collection: Path, tmp_path: Path) -> None:
     targets = {tmp_path / "run": fake_codebook(encoder_hash="ffff")}
-    with pytest.raises(RunError, match=r"ffff.*0123456789abcdef"):
-        tokenize_corpus([collection], targets, lambda device: FakeExtractor())
+    with pytest.raises(ValueError, match=r"ffff.*0123456789abcdef"):
+        tokenize_with_books([collection], targets, lambda device: FakeExtractor())
     assert not (tmp_path / "run").exists()
 
 
@@ -171,11 +178,11 @@ def test_several_codebooks_encode_audio_once(collection: Path, tmp_path: Path) -
     for count in (1, 3):
         extractor.batches.clear()
         targets = {tmp_path / str(count) / name: book for name, book in list(BOOKS.items())[:count]}
-        tokenize_corpus([collection], targets, lambda device: extractor, execution=Execution(workers=0))
+        tokenize_with_books([collection], targets, lambda device: extractor, execution=Execution(workers=0))
         assert sum(extractor.batches) == 14
 
 
-def test_a_run_that_lacks_shards_gets_them_and_the_others_stay(collection: Path, tmp_path: Path) -> None:
+def test_missing_shards_are_added_and_the_others_stay(collection: Path, tmp_path: Path) -> None:
     targets = {tmp_path / "many" / name: book for name, book in BOOKS.items()}
     tokenize_with([collection], targets)
     clean = tree(tmp_path / "many")
@@ -187,7 +194,7 @@ def test_a_run_that_lacks_shards_gets_them_and_the_others_stay(collection: Path,
     assert {path: path.stat().st_ino for path in (tmp_path / "many" / "32").glob("shard-*")} == before
 
 
-def test_a_further_codebook_takes_over_the_plan_of_a_run_that_has_grown(tmp_path: Path) -> None:
+def test_another_codebook_gets_the_plan_of_a_run_with_added_files(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     for name in "ba":
         write_audio(tmp_path / "in" / f"{name}.wav", 3000)
@@ -244,11 +251,11 @@ def test_tokens_of_a_file_do_not_depend_on_the_others_without_padding(tmp_path: 
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (2, span_samples(16))).astype(np.float32)
     vectors = stack_patches(extractor.embed(noise, np.ones(2, bool)), 2).reshape(128, 64)
     book = Codebook(vectors, np.ones(128, np.int64), CodebookInfo("merged", (), 2, "small", extractor.hash))
-    tokenize_corpus([tmp_path / "in"], {tmp_path / "all": book}, lambda device: extractor)
+    tokenize_with_books([tmp_path / "in"], {tmp_path / "all": book}, lambda device: extractor)
     together = tokens_by_key(tmp_path / "all")
     assert len(np.unique(np.concatenate(list(together.values())))) > 20
     for path in audio[::3]:
-        tokenize_corpus([path], {tmp_path / path.stem: book}, lambda device: extractor)
+        tokenize_with_books([path], {tmp_path / path.stem: book}, lambda device: extractor)
         np.testing.assert_array_equal(tokens_by_key(tmp_path / path.stem)[path.stem], together[path.stem])
 
 
@@ -259,14 +266,14 @@ def test_without_padding_only_last_windows_differ(tokenized: Path, cut: Path) ->
     np.testing.assert_array_equal(seen[long][: 2 * 256], kept[long][: 2 * 256])
 
 
-def test_as_many_tokens_without_padding_as_with_at_each_token_rate(tmp_path: Path) -> None:
+def test_padding_does_not_change_the_number_of_tokens(tmp_path: Path) -> None:
     for number, samples in enumerate([160, 2560, 33_000, 50_000, WINDOW_SAMPLES - 1, WINDOW_SAMPLES + 40_000]):
         write_audio(tmp_path / "in" / f"{number}.wav", samples)
     for make in (make_fake, make_cut):
         books = {
             tmp_path / make.__name__ / str(stack): fake_codebook(8, stack, make("cpu").hash) for stack in (1, 2, 4)
         }
-        tokenize_corpus([tmp_path / "in"], books, make)
+        tokenize_with_books([tmp_path / "in"], books, make)
     for stack in ("1", "2", "4"):
         kept, seen = (tokens_by_key(tmp_path / make.__name__ / stack) for make in (make_fake, make_cut))
         assert {key: tokens.shape for key, tokens in kept.items()} == {
@@ -274,8 +281,41 @@ def test_as_many_tokens_without_padding_as_with_at_each_token_rate(tmp_path: Pat
         }
 
 
-def test_a_codebook_of_features_with_padding_is_refused_without(collection: Path, tmp_path: Path) -> None:
+def test_a_codebook_with_another_padding_is_refused(collection: Path, tmp_path: Path) -> None:
     for make, hash_ in ((make_cut, FakeExtractor.hash), (make_fake, f"{FakeExtractor.hash}-cut")):
-        with pytest.raises(RunError, match=f"{FakeExtractor.hash}-cut"):
-            tokenize_corpus([collection], {tmp_path / "run": fake_codebook(encoder_hash=hash_)}, make)
+        with pytest.raises(ValueError, match=f"{FakeExtractor.hash}-cut"):
+            tokenize_with_books([collection], {tmp_path / "run": fake_codebook(encoder_hash=hash_)}, make)
     assert not (tmp_path / "run").exists()
+
+
+class LoudnessTokenizer:
+    """A tokenizer unknown to the corpus layer: three streams, and no codebook of centroids."""
+
+    def __init__(self) -> None:
+        self.stage: Stage = nullcontext
+        self.extractor = FakeExtractor()
+        self.outputs = [TokenStreams(("loudness", "third", "parity"), (8, 3, 2), 50, "no-book", "loud-codec")]
+
+    def prepare(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
+        return chunks
+
+    def tokenize(self, waves: np.ndarray, last: np.ndarray) -> list[np.ndarray]:
+        features = self.extractor.embed(waves, last)
+        levels = (4 * stack_patches(features, 2).max(axis=-1)).clip(0, 7).astype(np.int64)
+        return [np.stack([levels, levels % 3, levels % 2], axis=-1)]
+
+
+def test_a_new_tokenizer_needs_no_change_in_the_corpus_layer(collection: Path, tmp_path: Path) -> None:
+    (result,) = tokenize_corpus([collection], [tmp_path / "run"], lambda device: LoudnessTokenizer())
+    tokens = np.concatenate(list(tokens_by_key(tmp_path / "run").values()))
+    np.testing.assert_array_equal(tokens[:, 1:], np.stack([tokens[:, 0] % 3, tokens[:, 0] % 2], axis=1))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["codebook_size"], summary["third_size"], summary["parity_size"]) == (8, 3, 2)
+    assert summary["third_used"] == len(np.unique(tokens[:, 1]))
+    assert result.summary.files == 10
+    assert verify_folder(tmp_path / "run").faults == []
+
+
+def test_the_corpus_layer_imports_no_codec() -> None:
+    folder = Path(__file__).parents[2] / "corpus"
+    assert not [path for path in folder.rglob("*.py") if "sctok.codec" in path.read_text("utf-8")]

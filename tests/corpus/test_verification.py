@@ -1,4 +1,4 @@
-"""`sctok verify` proves a whole folder whole and names what is wrong with any other."""
+"""`sctok verify` accepts complete folders and names the faults of others."""
 
 import json
 import os
@@ -22,7 +22,7 @@ COMMANDS = ["extract", "tokenize"]
 
 @pytest.fixture(scope="module")
 def runs(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs, one of each command, and of codebooks."""
+    """A folder with one run of each command, and codebooks."""
     folder = tmp_path_factory.mktemp("verified")
     for command in COMMANDS:
         run_command(command, [collection], folder / command)
@@ -42,7 +42,7 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
-def test_whole_runs_and_codebooks_are_whole(runs: Path) -> None:
+def test_complete_runs_and_codebooks_have_no_faults(runs: Path) -> None:
     before = tree(runs)
     found = verify_folder(runs)
     assert found.faults == []
@@ -51,7 +51,7 @@ def test_whole_runs_and_codebooks_are_whole(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "codebooks"])
-def test_each_folder_can_be_verified_alone(runs: Path, name: str) -> None:
+def test_each_folder_can_be_verified_on_its_own(runs: Path, name: str) -> None:
     assert verify_folder(runs / name).faults == []
 
 
@@ -82,7 +82,7 @@ PLAN += ["shard-00002.failed.jsonl"]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of four files, of which one cannot be read and one is not there."""
+    """Runs of four files, of which one is unreadable and one is missing."""
     folder = tmp_path_factory.mktemp("small")
     for key in "ab":
         write_audio(folder / f"{key}.wav", 2000)
@@ -110,9 +110,7 @@ def test_any_changed_byte_next_to_the_shards_is_found(small: Path, command: str,
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["manifest.jsonl", "failed.jsonl"])
 @pytest.mark.parametrize("change", ["drop", "repeat", "swap"])
-def test_lines_that_are_lost_repeated_or_in_another_order_are_found(
-    small: Path, command: str, name: str, change: str
-) -> None:
+def test_lost_repeated_or_reordered_lines_are_found(small: Path, command: str, name: str, change: str) -> None:
     path = small / command / name
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
@@ -143,7 +141,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a shard that is gone": (lambda run: next(run.glob("shard-00002.[ht]*")).unlink(), "shard-00002.*is not finished"),
     "a shard cut short": (lambda run: os.truncate(next(run.glob("shard-00000.[ht]*")), 600), "shard-00000"),
     "no checksum": (lambda run: (run / "shard-00000.sha256.json").unlink(), r"shard-00000\.sha256\.json"),
-    "another checksum": (lambda run: (run / "shard-00000.sha256.json").write_text("{}"), "no record of a shard"),
+    "another checksum": (lambda run: (run / "shard-00000.sha256.json").write_text("{}"), "not a record of a shard"),
     "a retry that is not done": (
         lambda run: next(run.glob("*.failed.jsonl")).rename(run / "shard-00000.retry.jsonl"),
         "to be tried again",
@@ -151,15 +149,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a lost list of failures": (lambda run: (run / "failed.jsonl").unlink(), r"failed\.jsonl: does not list"),
     "a shard's lost list of failures": (
         lambda run: [path.unlink() for path in run.glob("shard-*.failed.jsonl")],
-        "lacks 1 of the files planned for it",
+        "lacks 1 of the planned files",
     ),
     "a manifest cut short": (
         lambda run: (run / "manifest.jsonl").write_text((run / "manifest.jsonl").read_text().partition("\n")[0] + "\n"),
         "is not in the manifest",
     ),
     "a damaged manifest": (lambda run: os.truncate(run / "manifest.jsonl", 700), r"manifest\.jsonl is damaged"),
-    "another summary": (lambda run: (run / "summary.json").write_text("{}"), r"summary\.json: does not say"),
-    "no configuration": (lambda run: (run / "run.json").unlink(), r"holds shards and no run\.json"),
+    "another summary": (lambda run: (run / "summary.json").write_text("{}"), r"summary\.json: does not agree"),
+    "no configuration": (lambda run: (run / "run.json").unlink(), r"has shards but no run\.json"),
     "another configuration": (
         lambda run: (run / "run.json").write_text(json.dumps({**json.loads((run / "run.json").read_text()), "x": 1})),
         "config_hash is",
@@ -173,7 +171,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_wrong_is_named_in_one_line_each(copies: Path, command: str, damage: str) -> None:
+def test_each_fault_is_named_in_one_line(copies: Path, command: str, damage: str) -> None:
     spoil, named = DAMAGES[damage]
     spoil(copies / command)
     faults = verify_folder(copies).faults
@@ -183,7 +181,7 @@ def test_what_is_wrong_is_named_in_one_line_each(copies: Path, command: str, dam
 
 
 @pytest.mark.parametrize("change", ["token", "length", "info"])
-def test_a_wrong_member_is_found_even_with_a_fitting_checksum(copies: Path, change: str) -> None:
+def test_a_wrong_member_is_found_even_if_the_checksum_matches(copies: Path, change: str) -> None:
     run = copies / "tokenize"
     entries = list(read_token_shard(run / "shard-00000.tar"))
     with TokenShardWriter(run / "shard-00000.tar", codebook_sizes=[1000]) as writer:
@@ -207,11 +205,11 @@ def test_a_damaged_codebook_is_found(copies: Path) -> None:
 
 
 def test_nothing_to_verify_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds neither a run nor codebooks"):
+    with pytest.raises(RunError, match="has neither a run nor codebooks"):
         verify_folder(tmp_path)
 
 
-def test_the_command_exits_with_1_where_something_is_wrong(copies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_exits_with_1_if_there_is_a_fault(copies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(copies)]) == 0
     assert "whole" in capsys.readouterr().out
     next(copies.rglob("shard-00002.tar")).unlink()
@@ -221,7 +219,7 @@ def test_the_command_exits_with_1_where_something_is_wrong(copies: Path, capsys:
     assert "fault: " in captured.err
 
 
-def test_a_run_that_grew_is_whole(tmp_path: Path) -> None:
+def test_a_run_with_added_files_has_no_faults(tmp_path: Path) -> None:
     write_audio(tmp_path / "audio" / "b.wav", 5000)
     run_command("tokenize", [tmp_path / "audio"], tmp_path / "run")
     write_audio(tmp_path / "audio" / "a.wav", 5000)

@@ -1,4 +1,4 @@
-"""Run folders of two token streams, written without an encoder; and exports in processes that end early."""
+"""Run folders of two token streams, written without an encoder, and exports in processes that end early."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ KEYS = ("part 0/clïp", "part 0/clip.v2", "part 1/b", "byte\udcff", "tab\tand li
 
 
 def tokens_of(key: str, sizes: tuple[int, ...] = SIZES) -> np.ndarray:
-    """Return the tokens of a file: none for one, with runs of equal steps for all others."""
+    """Return the tokens of a file, with repeated steps; the file "z" has none."""
     rng = np.random.default_rng(len(key))
     count = 0 if key == "z" else 3 + 5 * len(key)
     return np.repeat(rng.integers(0, sizes, (count, len(sizes))), rng.integers(1, 4, count), axis=0)
@@ -38,7 +38,7 @@ def write_run(
     unfinished: tuple[int, ...] = (),
     info: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a run of tokenization with the tokens of `keys`; `info` overrides what its files say of themselves."""
+    """Write a run of tokenization with the tokens of `keys`; `info` overrides the info of its files."""
     streams = STREAMS[: len(sizes)]
     config = {
         "format": "sctok-run",
@@ -70,7 +70,7 @@ def write_run(
 
 
 def _crash_everywhere(run: str, folder: str, to: str, part_bytes: str) -> None:
-    """Export again and again; try n ends without any farewell at its n-th sync or rename. Print the tries."""
+    """Export repeatedly, killing try n at its n-th sync or rename, until one ends; print the number of tries."""
     tries = 0
     while True:
         tries += 1

@@ -64,12 +64,12 @@ def test_hub_name_is_read_from_the_local_cache(filename, hub_cache):
 
 
 def test_without_network_the_message_says_what_to_do(hub_cache):
-    with pytest.raises(ValueError, match=r"out of reach.*--encoder PATH") as caught:
+    with pytest.raises(ValueError, match=r"cannot be reached.*--encoder PATH") as caught:
         load_weights("base")
     assert "\n" not in str(caught.value)
 
 
-def test_timm_names_the_last_norm_otherwise(tmp_path):
+def test_timm_names_the_last_norm_differently(tmp_path):
     tensors = {
         key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: v for key, v in timm_tensors().items()
     }
@@ -77,7 +77,7 @@ def test_timm_names_the_last_norm_otherwise(tmp_path):
     assert load_weights(tmp_path / "model.safetensors").config.depth == 3
 
 
-def test_missing_and_misshapen_tensors_are_all_named(tmp_path):
+def test_all_missing_and_misshapen_tensors_are_named(tmp_path):
     tensors = timm_tensors()
     del tensors["blocks.1.attn.proj.bias"]
     tensors["pos_embed"] = torch.zeros(1, 197, 64)

@@ -28,7 +28,7 @@ def test_a_window_does_not_depend_on_its_batch(small_weights):
         assert np.array_equal(extractor.embed(waves[order], last[order]), together[order])
 
 
-def test_batches_are_filled_to_one_shape(small_weights):
+def test_batches_are_padded_to_one_shape(small_weights):
     extractor = FeatureExtractor(small_weights, torch.device("cpu"), "fp32")
     extractor.batch_size = 4
     waves = np.random.default_rng(0).standard_normal((6, 164_080)).astype(np.float32)
@@ -52,7 +52,7 @@ def test_impossible_sizes_are_refused(sizes):
         AudioMAE(EncoderConfig(*sizes))
 
 
-def test_the_extractor_says_what_it_does(small_weights):
+def test_the_extractor_describes_itself(small_weights):
     extractor = FeatureExtractor(small_weights, torch.device("cpu"), "fp32")
     stages: list[str] = []
 
@@ -80,8 +80,8 @@ def test_a_window_without_padding_does_not_depend_on_its_batch(small_weights, co
         assert np.array_equal(extractor.embed(waves[order], last[order]), together[order])
 
 
-def test_without_padding_the_encoder_sees_the_patches_of_the_columns_alone(small_weights):
-    """Against the blocks on those patches and their positions, taken out of a whole window, in float64."""
+def test_without_padding_the_encoder_sees_only_the_patches_of_the_columns(small_weights):
+    """Compare with the blocks applied in float64 to those patches and positions of a full window."""
     waves = torch.randn(2, 164_080)
     last = torch.tensor([True, True])
     model, kept = small_weights.build().double(), 8 * 5
@@ -95,13 +95,13 @@ def test_without_padding_the_encoder_sees_the_patches_of_the_columns_alone(small
     assert torch.allclose(found.double(), sum(seen[-3:]) / 3, atol=1e-4)
 
 
-def test_whole_windows_are_as_published_whatever_becomes_of_padding(small_weights):
+def test_full_windows_do_not_depend_on_the_padding(small_weights):
     waves, last = torch.randn(2, 164_080), torch.tensor([False, True])
     published = FeatureExtractor(small_weights, torch.device("cpu"), "fp32")
     assert torch.equal(cutting(small_weights).embed(waves, last), published.embed(waves, last))
 
 
-def test_the_hash_tells_whether_padding_is_cut(small_weights):
+def test_the_hash_depends_on_the_padding(small_weights):
     hashes = {
         padding: FeatureExtractor(small_weights, torch.device("cpu"), "fp32", padding).hash for padding in PADDINGS
     }
@@ -109,13 +109,13 @@ def test_the_hash_tells_whether_padding_is_cut(small_weights):
     assert {padding_of(found): found for found in hashes.values()} == hashes
 
 
-def test_fewer_columns_are_refused_where_padding_is_kept(small_weights):
+def test_fewer_columns_are_refused_if_padding_is_kept(small_weights):
     with pytest.raises(ValueError, match="padding cut"):
         FeatureExtractor(small_weights, torch.device("cpu"), "fp32").embed(
             np.zeros((1, span_samples(7)), np.float32), np.ones(1, bool)
         )
 
 
-def test_unknown_paddings_are_refused(small_weights):
-    with pytest.raises(ValueError, match="'trim' is none of keep, cut"):
+def test_an_unknown_padding_is_refused(small_weights):
+    with pytest.raises(ValueError, match="one of keep, cut, not 'trim'"):
         FeatureExtractor(small_weights, torch.device("cpu"), "fp32", "trim")

@@ -19,7 +19,7 @@ PREFIX = "audiomae.model."
 
 @pytest.fixture(scope="module")
 def published(reference):
-    """The AudioMAE part of the stand-in encoder checkpoint; drawing the whole would take long."""
+    """The AudioMAE part of the stand-in encoder checkpoint; drawing all of it would take long."""
     layout = json.loads((reference.HERE / "layout_encoder_100.json").read_text())
     shapes = {key: tuple(shape) for key, (shape, _) in layout.items() if key.startswith(PREFIX)}
     return {key: torch.from_numpy(np.ascontiguousarray(reference.draw(key, shape))) for key, shape in shapes.items()}

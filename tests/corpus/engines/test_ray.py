@@ -1,4 +1,4 @@
-"""A local cluster of Ray does the shards, and the loss of a worker in the middle of one loses nothing."""
+"""A local Ray cluster processes the shards, and nothing is lost if a worker is lost."""
 
 import os
 import sys
@@ -11,20 +11,19 @@ import pytest
 from fakes import make_dying, run_command, tree, write_collection
 
 from sctok.corpus.engines.ray import _watch
+from sctok.corpus.runs.events import RunEvent, WorkerLost
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.sharding import LOCAL
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_the_middle_of_a_shard_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_lost_if_a_worker_is_killed_inside_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     paths = [str(Path(__file__).parents[3] / "src"), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     audio = write_collection(tmp_path / "audio", 6)
     run_command("tokenize", [audio], tmp_path / "clean", files_per_shard=2)
-    events: list[dict[str, Any]] = []
+    events: list[RunEvent] = []
     result = run_command(
         "tokenize",
         [audio],
@@ -37,12 +36,12 @@ def test_a_worker_killed_in_the_middle_of_a_shard_loses_nothing(
         progress=events.append,
     )
     assert (tmp_path / "died").exists()
-    assert [event["event"] for event in events].count("lost") == 1
+    assert sum(isinstance(event, WorkerLost) for event in events) == 1
     assert result.shards_left == 0
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_package_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     audio = write_collection(tmp_path / "audio", 2)
     with pytest.raises(RunError, match=r"sctok\[ray\]"):
@@ -71,7 +70,7 @@ class RayTaskError(RayError):
 
 
 class FakeRay:
-    """Tasks are what they end in: an error to raise, or None."""
+    """A Ray whose tasks are their outcomes: an error to raise, or None."""
 
     exceptions = SimpleNamespace(
         RayError=RayError,
@@ -94,32 +93,33 @@ class NoEvents:
         raise LookupError
 
 
-def watch(tasks: list[Exception | None], following: list[Exception | None]) -> list[str]:
-    events: list[dict[str, Any]] = []
+def watch(tasks: list[Exception | None], following: list[Exception | None]) -> list[RunEvent]:
+    events: list[RunEvent] = []
     _watch(FakeRay(), LookupError, NoEvents(), tasks, lambda: following.pop(0), events.append)
     assert not following
-    return [event["event"] for event in events]
+    return events
 
 
 @pytest.mark.parametrize("error", [WorkerCrashedError(), NodeDiedError(), OutOfMemoryError()])
-def test_a_lost_worker_is_replaced_whatever_took_it(error: Exception) -> None:
-    assert watch([error, None], [None]) == ["lost"]
+def test_a_lost_worker_is_replaced_for_any_reason(error: Exception) -> None:
+    (event,) = watch([error, None], [None])
+    assert isinstance(event, WorkerLost)
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
         (RayTaskError(ValueError("the disk is gone")), ValueError, "the disk is gone"),
-        (RayTaskError(RayError("cannot import sctok")), RunError, "a worker of Ray failed: cannot import sctok"),
+        (RayTaskError(RayError("cannot import sctok")), RunError, "a Ray worker failed: cannot import sctok"),
         (RayError("the cluster is gone"), RunError, "Ray failed: the cluster is gone"),
     ],
 )
-def test_other_faults_end_the_run_in_one_line(error: Exception, kind: type[Exception], message: str) -> None:
+def test_other_errors_end_the_run_with_one_line(error: Exception, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         watch([None, error], [])
 
 
-def test_workers_that_are_lost_again_and_again_end_the_run() -> None:
+def test_losing_several_workers_in_a_row_ends_the_run() -> None:
     lost: list[Exception | None] = [WorkerCrashedError()] * 3
-    with pytest.raises(RunError, match="again and again"):
+    with pytest.raises(RunError, match="4 Ray workers in a row were lost"):
         watch([WorkerCrashedError()], lost)

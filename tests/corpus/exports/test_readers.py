@@ -1,4 +1,4 @@
-"""Every format of `sctok export` read back by its own reader, and compared with the tokens."""
+"""Read every format of `sctok export` with its own reader, and compare it with the tokens."""
 
 import itertools
 import json
@@ -56,7 +56,7 @@ def read_columns(table: Any) -> dict[str, Any]:
 
 
 def read_export(folder: Path, to: str, cache: Path) -> dict[str, Any]:
-    """Return the keys, ids and durations that a reader of the format finds."""
+    """Return the keys, ids and durations that a reader of the format returns."""
     import datasets
 
     if to == "megatron":
@@ -107,7 +107,7 @@ def test_datasets_reads_all_parts_in_order(run: Path, tmp_path: Path, to: str) -
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(32, "u2"), (70_000, "i4")])
-def test_megatron_ids_are_uint16_where_all_fit(tmp_path: Path, size: int, dtype: str) -> None:
+def test_megatron_ids_are_uint16_if_all_fit(tmp_path: Path, size: int, dtype: str) -> None:
     run = write_run(tmp_path / "run", sizes=(size,))
     export_tokens(open_tokens([run]), tmp_path / "out", ExportConfig("megatron"))
     found = read_megatron(tmp_path / "out")
@@ -116,14 +116,14 @@ def test_megatron_ids_are_uint16_where_all_fit(tmp_path: Path, size: int, dtype:
         np.testing.assert_array_equal(ids, tokens_of(key, (size,))[:, 0])
 
 
-def test_an_offset_may_take_ids_beyond_uint16(tmp_path: Path) -> None:
+def test_an_offset_may_move_ids_beyond_uint16(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", sizes=(32,))
     export_tokens(open_tokens([run]), tmp_path / "out", ExportConfig("megatron", offsets=(65_530,), end=65_529))
     last = read_megatron(tmp_path / "out")[-1]
     np.testing.assert_array_equal(last, [*(tokens_of("last", (32,))[:, 0] + 65_530), 65_529])
 
 
-def test_parquet_has_the_smallest_type_and_says_what_made_it(run: Path, tmp_path: Path) -> None:
+def test_parquet_has_the_smallest_type_and_provenance(run: Path, tmp_path: Path) -> None:
     export_tokens(open_tokens([run]), tmp_path / "out", ExportConfig("parquet", layout="parallel"))
     table = pq.read_table(tmp_path / "out" / "tokens-00000.parquet")
     assert str(table.schema.field("tokens").type.value_type.value_type) == "uint16"
@@ -132,7 +132,7 @@ def test_parquet_has_the_smallest_type_and_says_what_made_it(run: Path, tmp_path
     assert table["samples"].to_pylist() == [320 * len(tokens_of(key)) for key in KEYS]
 
 
-def test_row_groups_are_cut(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_have_a_limited_size(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sctok.corpus.exports.formats.ROW_GROUP_FILES", 2)
     export_tokens(open_tokens([run]), tmp_path / "out", ExportConfig("parquet"))
     file = pq.ParquetFile(tmp_path / "out" / "tokens-00000.parquet")
@@ -140,7 +140,7 @@ def test_row_groups_are_cut(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert file.read()["key"].to_pylist() == TEXT_KEYS
 
 
-def test_km_has_a_manifest_and_a_dictionary_beside_it(run: Path, tmp_path: Path) -> None:
+def test_km_comes_with_a_manifest_and_a_dictionary(run: Path, tmp_path: Path) -> None:
     export_tokens(open_tokens([run]), tmp_path / "out", ExportConfig("km"))
     root, *lines = (tmp_path / "out" / "tokens.tsv").read_bytes().decode("utf-8", "surrogateescape").splitlines()
     assert root == "/"

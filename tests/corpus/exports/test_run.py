@@ -13,6 +13,7 @@ from token_runs import KEYS, SIZES, STREAMS, tokens_of, write_run
 from sctok.corpus.exports.formats import FORMATS
 from sctok.corpus.exports.run import ExportConfig, ExportResult, export_tokens
 from sctok.corpus.exports.sources import open_tokens
+from sctok.corpus.runs.events import DocumentExported, ExportEvent, ExportPlanned, ShardExported
 from sctok.corpus.runs.locks import try_lock
 from sctok.corpus.runs.run_folder import RunError
 from sctok.formats.files import DiskFullError, FormatError
@@ -34,7 +35,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_a_second_call_finds_the_export_done(run: Path, tmp_path: Path, to: str) -> None:
+def test_a_second_call_returns_the_existing_export(run: Path, tmp_path: Path, to: str) -> None:
     first = export(run, tmp_path / "out", to)
     before = tree(tmp_path / "out")
     second = export(run, tmp_path / "out", to)
@@ -52,7 +53,7 @@ def test_the_same_export_elsewhere_has_the_same_bytes(run: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_parts_end_with_the_file_that_fills_them(run: Path, tmp_path: Path, to: str) -> None:
+def test_a_part_ends_with_the_file_that_reaches_its_size(run: Path, tmp_path: Path, to: str) -> None:
     result = export(run, tmp_path / "out", to, part_bytes=200)
     suffix = {"megatron": ".bin", "hf-dataset": ".arrow"}.get(to, f".{to}")
     parts = [path for path in (tmp_path / "out").glob(f"tokens-*{suffix}") if path.name.count(".") == 1]
@@ -97,7 +98,7 @@ def test_finished_parts_are_not_written_again(run: Path, tmp_path: Path, monkeyp
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")
 
 
-def test_parts_of_another_export_are_not_taken_up(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_another_export_are_not_reused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(run, tmp_path / "clean", part_bytes=200)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", _failing_for(tmp_path / "out"))
@@ -119,7 +120,7 @@ def _failing_for(target: Path) -> Any:
 
 
 @pytest.mark.parametrize("layout", ["flat", "interleaved", "delayed", "parallel"])
-def test_layouts_lead_back_to_the_tokens(run: Path, tmp_path: Path, layout: str) -> None:
+def test_layouts_can_be_inverted(run: Path, tmp_path: Path, layout: str) -> None:
     export(run, tmp_path / "out", layout=layout, end=True)
     described = json.loads((tmp_path / "out" / "export.json").read_text())
     back = StreamLayout.from_json(described["layout"])
@@ -135,14 +136,14 @@ def test_streams_are_chosen_by_name_and_in_order(run: Path, tmp_path: Path) -> N
     np.testing.assert_array_equal(found["tokens"], tokens_of("last")[:, ::-1] + [0, 8])
 
 
-def test_dedup_is_of_the_streams_taken(run: Path, tmp_path: Path) -> None:
+def test_dedup_compares_only_the_exported_streams(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "out", streams=("semantic",), dedup=True)
     for row, key in zip(rows(tmp_path / "out"), KEYS, strict=True):
         assert (np.diff(row["tokens"]) != 0).all()
         np.testing.assert_array_equal(np.repeat(row["tokens"], row["durations"]), tokens_of(key)[:, 0])
 
 
-def test_export_json_says_what_made_it_and_what_is_there(run: Path, tmp_path: Path) -> None:
+def test_export_json_has_provenance_and_counts(run: Path, tmp_path: Path) -> None:
     result = export(run, tmp_path / "out", layout="interleaved", end=True, offsets=(100,))
     described = json.loads((tmp_path / "out" / "export.json").read_text())
     steps = sum(len(tokens_of(key)) for key in KEYS)
@@ -160,14 +161,14 @@ def test_export_json_says_what_made_it_and_what_is_there(run: Path, tmp_path: Pa
     assert {name: file["bytes"] for name, file in described["files"].items()} == sizes
 
 
-def test_single_shards_beside_their_run(run: Path, tmp_path: Path) -> None:
+def test_single_shards_next_to_their_run_json(run: Path, tmp_path: Path) -> None:
     source = open_tokens([run / "shard-00001.tar", run / "shard-00000.tar"])
     assert source.sizes == SIZES
     export_tokens(source, tmp_path / "out", ExportConfig("jsonl"))
     assert [row["key"] for row in rows(tmp_path / "out")][3:] == list(KEYS[:3])
 
 
-def test_shards_of_several_runs_of_the_same_making(run: Path, tmp_path: Path) -> None:
+def test_shards_of_several_runs_of_the_same_origin(run: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", ("more",), files_per_shard=9)
     source = open_tokens([run / "shard-00000.tar", other / "shard-00000.tar"])
     assert source.run is None
@@ -182,7 +183,7 @@ def test_single_shards_on_their_own_need_sizes(run: Path, tmp_path: Path) -> Non
     assert open_tokens([shard], [40, 9]).sizes == (40, 9)
 
 
-def test_sizes_that_are_not_those_of_the_run_are_refused(run: Path) -> None:
+def test_sizes_that_differ_from_the_run_are_refused(run: Path) -> None:
     with pytest.raises(RunError, match="sizes"):
         open_tokens([run], [32, 9])
 
@@ -195,7 +196,7 @@ def test_a_codebook_smaller_than_the_tokens_names_the_file(run: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["codebook_hash", "codec_hash", "token_rate"])
-def test_tokens_of_another_making_are_refused_by_hash(run: Path, tmp_path: Path, name: str) -> None:
+def test_tokens_of_another_origin_are_refused_by_hash(run: Path, tmp_path: Path, name: str) -> None:
     other = write_run(tmp_path / "other", info={name: "other"}) / "shard-00000.tar"
     source = open_tokens([run / "shard-00000.tar", other])
     with pytest.raises(FormatError, match="other"):
@@ -208,7 +209,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
         open_tokens([write_run(tmp_path / "run", unfinished=(1,))])
 
 
-def test_a_shard_that_is_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     shard = run / "shard-00002.tar"
     shard.write_bytes(shard.read_bytes()[:1000])
@@ -217,14 +218,14 @@ def test_a_shard_that_is_cut_short_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_empty_shards_are_passed_over(tmp_path: Path) -> None:
+def test_empty_shards_are_skipped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with TokenShardWriter(run / "shard-00000.tar", codebook_sizes=SIZES):
         pass
     assert export(run, tmp_path / "out").documents == len(KEYS) - 3
 
 
-def test_nothing_to_export_is_said(tmp_path: Path) -> None:
+def test_an_export_without_tokens_is_an_error(tmp_path: Path) -> None:
     with TokenShardWriter(tmp_path / "empty.tar", codebook_sizes=SIZES):
         pass
     with pytest.raises(RunError, match="nothing to export"):
@@ -237,7 +238,7 @@ def test_a_shard_given_twice_is_refused(run: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["megatron", "km"])
-def test_parallel_streams_are_refused_where_they_cannot_be_held(to: str) -> None:
+def test_parallel_streams_are_refused_by_formats_that_cannot_store_them(to: str) -> None:
     with pytest.raises(RunError, match=r"parallel.*parquet"):
         ExportConfig(to, layout="parallel")
 
@@ -257,14 +258,14 @@ def test_options_that_do_not_fit_the_tokens(run: Path, tmp_path: Path, options: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_else_is_left_alone(run: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_contents_is_not_changed(run: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match="something else"):
+    with pytest.raises(RunError, match="not empty and not an export"):
         export(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_an_export_with_other_settings_is_left_alone(run: Path, tmp_path: Path) -> None:
+def test_an_export_with_other_settings_is_not_changed(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "out")
     before = tree(tmp_path / "out")
     with pytest.raises(RunError, match="other layout"):
@@ -292,8 +293,8 @@ def test_a_run_of_sctok_tokenize(tmp_path: Path) -> None:
 
 
 def test_progress_counts_files_and_shards(run: Path, tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
+    events: list[ExportEvent] = []
     export_tokens(open_tokens([run]), tmp_path / "out", ExportConfig("km"), events.append)
-    kinds = [event["event"] for event in events]
-    assert kinds[0] == "plan"
-    assert (kinds.count("file"), kinds.count("shard")) == (len(KEYS), 3)
+    kinds = list(map(type, events))
+    assert kinds[0] == ExportPlanned
+    assert (kinds.count(DocumentExported), kinds.count(ShardExported)) == (len(KEYS), 3)

@@ -11,19 +11,20 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from fakes import FakeExtractor, fake_codebook, make_quick, run_command, tree, write_audio
+from fakes import FakeExtractor, fake_codebook, make_quick, run_command, tokenize_with_books, tree, write_audio
 
 from sctok.corpus.exports.run import ExportConfig, export_tokens
 from sctok.corpus.exports.sources import open_tokens
+from sctok.corpus.runs.events import FileFinished, RunEvent
 from sctok.corpus.runs.locks import try_lock
 from sctok.corpus.runs.refresh import InputsChangedError
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.sharding import Execution
-from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
+from sctok.corpus.tokenization import TokenizationConfig
 from sctok.corpus.verification import verify_folder
 
 COMMANDS = ["extract", "tokenize"]
-KEYS = "abcdefg"  # in shards of three; what e holds is no audio
+KEYS = "abcdefg"  # in shards of three; e is not audio
 
 
 def run(command: str, inputs: Path, folder: Path, **settings: Any) -> Any:
@@ -75,14 +76,14 @@ def change(audio: Path, key: str = "d", samples: int = 9000) -> None:
 
 @pytest.mark.parametrize("listing", PACKERS)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_changed_file_ends_the_run_and_a_refresh_gives_the_bytes_of_a_clean_one(
+def test_a_changed_file_ends_the_run_and_a_refresh_gives_the_bytes_of_a_clean_run(
     audio: Path, tmp_path: Path, command: str, listing: str
 ) -> None:
     run(command, PACKERS[listing](audio), tmp_path / "run")
     change(audio)
     inputs = PACKERS[listing](audio)
     before = tree(tmp_path / "run")
-    count = 4 if listing == "tar" else 1  # what follows it in a tar has moved
+    count = 4 if listing == "tar" else 1  # later files move in a tar
     with pytest.raises(InputsChangedError, match=rf"{count} changed since .*\.(wav|tar|parquet).* --refresh") as caught:
         run(command, inputs, tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -93,22 +94,22 @@ def test_a_changed_file_ends_the_run_and_a_refresh_gives_the_bytes_of_a_clean_on
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_refresh_reads_only_what_changed_and_touches_only_its_shard(
+def test_a_refresh_reads_only_changed_files_and_writes_only_their_shards(
     audio: Path, tmp_path: Path, command: str
 ) -> None:
     run(command, audio, tmp_path / "run")
     before = {path.name: path.stat().st_ino for path in (tmp_path / "run").glob("shard-*")}
     change(audio, "g")
-    events: list[dict[str, Any]] = []
+    events: list[RunEvent] = []
     run(command, audio, tmp_path / "run", refresh=True, progress=events.append)
-    assert [event["key"] for event in events if event["event"] == "file"] == ["g"]
+    assert [event.key for event in events if isinstance(event, FileFinished)] == ["g"]
     after = {path.name: path.stat().st_ino for path in (tmp_path / "run").glob("shard-*")}
     assert {name.partition(".")[0] for name in after if after[name] != before.get(name)} == {"shard-00002"}
 
 
 @pytest.mark.parametrize("gone", ["d", "abc", "g", "ce"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_vanished_files_are_named_and_leave_the_run_with_a_refresh(
+def test_vanished_files_are_named_and_a_refresh_removes_them(
     audio: Path, tmp_path: Path, command: str, gone: str
 ) -> None:
     run(command, audio, tmp_path / "run")
@@ -131,7 +132,7 @@ def test_vanished_files_are_named_and_leave_the_run_with_a_refresh(
     assert tree(tmp_path / "run") == again
 
 
-def test_members_that_leave_a_tar_leave_the_run(audio: Path, tmp_path: Path) -> None:
+def test_members_removed_from_a_tar_leave_the_run(audio: Path, tmp_path: Path) -> None:
     run("tokenize", pack_tar(audio), tmp_path / "run")
     (audio / "b.wav").unlink()
     inputs = pack_tar(audio)
@@ -164,7 +165,7 @@ def test_a_refresh_killed_at_any_write_ends_in_the_bytes_of_a_clean_run(
     assert int(out) > 25
 
 
-def test_what_no_shard_holds_yet_is_taken_as_it_is_now(audio: Path, tmp_path: Path) -> None:
+def test_unread_inputs_are_read_as_they_are_now(audio: Path, tmp_path: Path) -> None:
     class Failing(FakeExtractor):
         def embed(self, waves: Any, last: Any) -> Any:
             raise KeyboardInterrupt
@@ -177,7 +178,7 @@ def test_what_no_shard_holds_yet_is_taken_as_it_is_now(audio: Path, tmp_path: Pa
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_a_file_that_failed_is_left_to_a_retry(audio: Path, tmp_path: Path) -> None:
+def test_a_failed_file_is_read_again_only_by_a_retry(audio: Path, tmp_path: Path) -> None:
     run("tokenize", audio, tmp_path / "run")
     change(audio, "e")
     before = tree(tmp_path / "run")
@@ -204,7 +205,7 @@ def test_several_codebooks_are_refreshed_together(audio: Path, tmp_path: Path) -
     def tokenize(name: str, refresh: bool = False) -> None:
         books = {tmp_path / name / str(k): fake_codebook(k) for k in (16, 32)}
         execution = Execution(workers=0, refresh=refresh)
-        tokenize_corpus([audio], books, lambda device: FakeExtractor(), TokenizationConfig(None, 3), execution)
+        tokenize_with_books([audio], books, lambda device: FakeExtractor(), TokenizationConfig(None, 3), execution)
 
     tokenize("run")
     change(audio)
@@ -225,7 +226,7 @@ def test_ranks_share_a_refresh(audio: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_a_shard_in_the_hands_of_another_process_is_not_refreshed(audio: Path, tmp_path: Path) -> None:
+def test_a_shard_that_another_process_works_on_is_not_refreshed(audio: Path, tmp_path: Path) -> None:
     run("tokenize", audio, tmp_path / "run")
     change(audio)
     claim = try_lock(tmp_path / "run" / ".claims" / "shard-00001.lock")
@@ -249,7 +250,7 @@ def test_a_run_without_any_input_left_is_not_emptied(audio: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("listing", PACKERS)
-def test_another_time_of_the_same_bytes_is_no_change(audio: Path, tmp_path: Path, listing: str) -> None:
+def test_the_same_bytes_with_another_time_are_unchanged(audio: Path, tmp_path: Path, listing: str) -> None:
     inputs = PACKERS[listing](audio)
     run("tokenize", inputs, tmp_path / "run")
     before = tree(tmp_path / "run")
@@ -260,7 +261,7 @@ def test_another_time_of_the_same_bytes_is_no_change(audio: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_content_of_the_same_size_and_another_time_is_a_change(audio: Path, tmp_path: Path, command: str) -> None:
+def test_other_bytes_of_the_same_size_are_a_change(audio: Path, tmp_path: Path, command: str) -> None:
     run(command, audio, tmp_path / "run")
     size = (audio / "d.wav").stat().st_size
     change(audio, "d", 3000 + 700 * 3)
@@ -269,7 +270,7 @@ def test_content_of_the_same_size_and_another_time_is_a_change(audio: Path, tmp_
         run(command, audio, tmp_path / "run")
 
 
-def test_a_refresh_takes_over_new_times(audio: Path, tmp_path: Path) -> None:
+def test_a_refresh_records_new_times(audio: Path, tmp_path: Path) -> None:
     run("tokenize", audio, tmp_path / "run")
     before = tree(tmp_path / "run")
     os.utime(audio / "a.wav", ns=(0, 1))
@@ -278,7 +279,7 @@ def test_a_refresh_takes_over_new_times(audio: Path, tmp_path: Path) -> None:
     assert [after[name] == before[name] for name in ("shard-00000.tar", "manifest.jsonl")] == [True, False]
 
 
-def test_runs_planned_without_stamps_go_on(audio: Path, tmp_path: Path) -> None:
+def test_runs_planned_without_stamps_resume(audio: Path, tmp_path: Path) -> None:
     run("tokenize", audio, tmp_path / "run")
     strip_stamps(tmp_path / "run")
     change(audio)
@@ -287,7 +288,7 @@ def test_runs_planned_without_stamps_go_on(audio: Path, tmp_path: Path) -> None:
 
 
 def strip_stamps(folder: Path) -> None:
-    """Make a run one of a version without stamps and checksums of the plan."""
+    """Change a run into one of a version without stamps and checksums of the plan."""
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     lines = [json.dumps({k: row[k] for k in row if k != "file"}, sort_keys=True, separators=(",", ":")) for row in rows]
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
@@ -307,12 +308,12 @@ def test_runs_planned_without_stamps_are_verified_with_a_note(audio: Path, tmp_p
     assert ["without checksums" in note for note in found.notes] == [True]
 
 
-def test_an_export_of_the_run_as_it_was_is_not_taken_for_one_of_the_run_as_it_is(audio: Path, tmp_path: Path) -> None:
+def test_an_export_of_an_earlier_state_of_the_run_is_refused(audio: Path, tmp_path: Path) -> None:
     write_audio(audio / "d.wav", 200_000)
     run("tokenize", audio, tmp_path / "run")
     export_tokens(open_tokens([tmp_path / "run"]), tmp_path / "out", ExportConfig("jsonl"))
     assert export_tokens(open_tokens([tmp_path / "run"]), tmp_path / "out", ExportConfig("jsonl")).existed
-    change(audio, "d", 200_000)  # tokens as many as before, in files of the same size
+    change(audio, "d", 200_000)  # the same number of tokens, in files of the same size
     run("tokenize", audio, tmp_path / "run", refresh=True)
     with pytest.raises(RunError, match="export with other inputs"):
         export_tokens(open_tokens([tmp_path / "run"]), tmp_path / "out", ExportConfig("jsonl"))

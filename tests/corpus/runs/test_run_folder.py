@@ -7,13 +7,12 @@ import pytest
 from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.corpus.runs.locks import take_lock, try_lock
 from sctok.corpus.runs.manifest import Failure
-from sctok.corpus.runs.planning import plan_run
+from sctok.corpus.runs.planning import plan_runs
+from sctok.corpus.runs.resume import ShardContents, claim_work
 from sctok.corpus.runs.run_folder import (
     RunError,
     RunFolder,
-    ShardContents,
     check_name,
-    claim_work,
     safe_name,
     shard_names,
 )
@@ -28,7 +27,8 @@ def items(*keys: str, folder: str = "/audio") -> list[AudioItem]:
 
 def plan(folder: Path, listed: list[AudioItem | BadItem], files_per_shard: int = 2, **config: object) -> RunFolder:
     config = {**CONFIG, **config}
-    return plan_run(folder, config, ".h5", listed, files_per_shard=files_per_shard, read_shard=read_shard)
+    settings = {"files_per_shard": files_per_shard, "read_shard": read_shard}
+    return plan_runs({folder: config}, ".h5", lambda: listed, **settings)[0]
 
 
 def read_shard(path: Path) -> ShardContents:
@@ -53,7 +53,7 @@ def finish(run: RunFolder) -> list[int]:
     return done
 
 
-def test_inputs_are_dealt_to_shards_in_order(tmp_path: Path) -> None:
+def test_inputs_are_assigned_to_shards_in_order(tmp_path: Path) -> None:
     run = plan(tmp_path / "run", items("c", "a", "b"))
     assert keys(run) == [["c", "a"], ["b"]]
     assert run.planned() == {0: 2, 1: 1}
@@ -96,14 +96,14 @@ def test_a_key_of_another_file_is_a_failure(tmp_path: Path) -> None:
     assert keys(run) == [["a"]]
 
 
-def test_a_problem_that_went_away_is_forgotten(tmp_path: Path) -> None:
+def test_a_resolved_problem_is_removed(tmp_path: Path) -> None:
     plan(tmp_path / "run", [*items("a"), BadItem("b", "/audio/b.wav", "is missing")])
     run = plan(tmp_path / "run", items("a", "b"))
     assert list(run.failures()) == []
     assert keys(run) == [["a"], ["b"]]
 
 
-def test_problems_without_a_key_are_told_apart_by_their_reasons(tmp_path: Path) -> None:
+def test_problems_without_a_key_are_distinguished_by_reason(tmp_path: Path) -> None:
     run = plan(tmp_path / "run", [*items("a"), BadItem("", "/a.csv", "row 1"), BadItem("", "/a.csv", "row 2")])
     assert [failure.reason for failure in run.failures()] == ["row 1", "row 2"]
 
@@ -133,7 +133,7 @@ def test_foreign_shards_without_a_configuration_are_refused(tmp_path: Path, cont
 
 
 @pytest.mark.parametrize("lost", [["run.json"], ["manifest.jsonl"], ["run.json", "manifest.jsonl"]])
-def test_a_lost_plan_is_made_again_around_its_shards(tmp_path: Path, lost: list[str]) -> None:
+def test_a_lost_plan_is_made_again_and_keeps_its_shards(tmp_path: Path, lost: list[str]) -> None:
     run = plan(tmp_path, [BadItem("x", "/x", "is missing"), *items("a", "b", "c")])
     finish(run)
     run.staged_path(0).write_text("-")
@@ -146,7 +146,7 @@ def test_a_lost_plan_is_made_again_around_its_shards(tmp_path: Path, lost: list[
     assert finish(again) == []
 
 
-def test_a_run_that_has_grown_keeps_its_plan_without_a_configuration(tmp_path: Path) -> None:
+def test_a_run_with_added_files_keeps_its_plan_without_a_configuration(tmp_path: Path) -> None:
     finish(plan(tmp_path, items("b", "c", "d")))
     finish(plan(tmp_path, items("a", "b", "c", "d")))
     before = (tmp_path / "manifest.jsonl").read_bytes()
@@ -156,7 +156,7 @@ def test_a_run_that_has_grown_keeps_its_plan_without_a_configuration(tmp_path: P
 
 
 @pytest.mark.parametrize("lines", [1, 3])
-def test_a_manifest_cut_inside_a_shard_is_noticed_and_the_remedy_works(tmp_path: Path, lines: int) -> None:
+def test_a_manifest_truncated_inside_a_shard_is_noticed_and_can_be_repaired(tmp_path: Path, lines: int) -> None:
     finish(plan(tmp_path, items(*"abcdefg")))
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:lines]))
@@ -170,7 +170,7 @@ def test_a_manifest_cut_inside_a_shard_is_noticed_and_the_remedy_works(tmp_path:
     assert sorted(key for shard in keys(plan(tmp_path, items("a"))) for key in shard) == list("abcdefg")
 
 
-def test_a_manifest_cut_between_shards_grows_back(tmp_path: Path) -> None:
+def test_a_manifest_truncated_between_shards_is_completed(tmp_path: Path) -> None:
     finish(plan(tmp_path, items(*"abcde")))
     manifest = tmp_path / "manifest.jsonl"
     before = manifest.read_bytes()
@@ -188,7 +188,7 @@ def test_a_lost_record_of_failures_is_noticed(tmp_path: Path) -> None:
         plan(tmp_path, items("a", "b"))
 
 
-def test_the_name_of_the_encoder_is_that_of_the_first_run(tmp_path: Path) -> None:
+def test_the_name_of_the_encoder_comes_from_the_first_run(tmp_path: Path) -> None:
     first = plan(tmp_path, items("a"), encoder="mini", encoder_hash="ab")
     before = (tmp_path / "run.json").read_bytes()
     again = plan(tmp_path, items("a"), encoder="renamed", encoder_hash="ab")
@@ -206,11 +206,11 @@ def test_the_name_of_the_encoder_is_that_of_the_first_run(tmp_path: Path) -> Non
         ([0, 2, 4, 5, 9], "shard-00000.*, shard-00002.*, shard-00004.* to shard-00005.*, …"),
     ],
 )
-def test_many_shards_are_named_in_few_words(indices: list[int], names: str) -> None:
+def test_many_shards_are_named_as_ranges(indices: list[int], names: str) -> None:
     assert shard_names(indices) == names
 
 
-def test_a_plan_that_died_before_its_configuration_is_made_anew(tmp_path: Path) -> None:
+def test_a_plan_without_its_configuration_is_made_again(tmp_path: Path) -> None:
     plan(tmp_path / "run", items("a", "b"))
     (tmp_path / "run" / "run.json").unlink()
     assert keys(plan(tmp_path / "run", items("c"))) == [["c"]]
@@ -249,7 +249,7 @@ GOOD = items("a")[0].to_json()
     ],
     ids=range(16),
 )
-def test_lines_of_another_shape_are_damage(tmp_path: Path, line: str) -> None:
+def test_lines_of_another_form_count_as_damage(tmp_path: Path, line: str) -> None:
     plan(tmp_path, items("a", "b"))
     with (tmp_path / "manifest.jsonl").open("a") as file:
         file.write(line + "\n")
@@ -266,13 +266,13 @@ def test_a_damaged_record_of_failures_is_named(tmp_path: Path) -> None:
         run.write_failures()
 
 
-def test_nothing_listed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_empty_listing_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no audio"):
         plan(tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_claimed_shard_is_passed_over_until_it_is_released(tmp_path: Path) -> None:
+def test_a_claimed_shard_is_skipped_until_it_is_released(tmp_path: Path) -> None:
     run = plan(tmp_path / "run", items("a", "b", "c"))
     work = next(claim_work([run]))
     assert [other.shard.index for other in claim_work([run]) if not other.release()] == [1]
@@ -290,7 +290,7 @@ def test_locks_exclude_each_other(tmp_path: Path) -> None:
     again.release()
 
 
-def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     run = plan(tmp_path / "run", items("a", "b", "c"))
     run.shard_path(0).touch()
     for name in (
@@ -321,7 +321,7 @@ def test_failures_are_merged_in_the_order_of_the_shards(tmp_path: Path) -> None:
     assert [row["key"] for row in rows] == ["x", "b", "c"]
 
 
-def test_a_chosen_subset_is_told_what_the_run_holds(tmp_path: Path) -> None:
+def test_a_choice_receives_the_seconds_that_the_run_has(tmp_path: Path) -> None:
     seen = []
 
     def choose(news, planned):
@@ -329,18 +329,19 @@ def test_a_chosen_subset_is_told_what_the_run_holds(tmp_path: Path) -> None:
         yield from ((item, 1.25) for item in news if item.key != "b")
 
     for listed in (items("a", "b", "c"), items("a", "b", "c", "d")):
-        run = plan_run(tmp_path / "run", CONFIG, ".h5", listed, files_per_shard=2, read_shard=read_shard, choose=choose)
+        settings = {"files_per_shard": 2, "read_shard": read_shard, "choose": choose}
+        (run,) = plan_runs({tmp_path / "run": CONFIG}, ".h5", lambda listed=listed: listed, **settings)
     assert seen == [0.0, 2.5]
     assert keys(run) == [["a", "c"], ["d"]]
 
 
 @pytest.mark.parametrize("name", ["speech", "my_data-2.1", "Müll", "0"])
-def test_good_names_pass(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert check_name(name, "domain") == name == safe_name(name)
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a b", "..", "-x", "a\nb", "é!"])
-def test_bad_names_are_refused_and_can_be_made_good(name: str) -> None:
+def test_invalid_names_are_refused_and_can_be_corrected(name: str) -> None:
     with pytest.raises(RunError, match="domain"):
         check_name(name, "domain")
     check_name(safe_name(name), "domain")

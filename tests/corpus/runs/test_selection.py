@@ -1,17 +1,16 @@
-"""Which inputs a run takes, by name and by length."""
+"""Selecting the inputs of a run by name and duration."""
 
 import json
 from pathlib import Path
 
 import pytest
-from fakes import fake_codebook, make_fake, run_command, tree, write_audio
+from fakes import fake_codebook, make_fake, run_command, tokenize_with_books, tree, write_audio
 
 from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.corpus.runs.manifest import KnownInputs
 from sctok.corpus.runs.run_folder import RunError
 from sctok.corpus.runs.selection import Selection
 from sctok.corpus.runs.sharding import Execution
-from sctok.corpus.tokenization import tokenize_corpus
 
 
 def names(selection: Selection, *keys: str) -> list[str]:
@@ -42,12 +41,12 @@ def test_an_excluded_file_takes_no_key(tmp_path: Path) -> None:
 
 
 def tokenize(audio: Path, folder: Path, selection: Selection) -> list[str]:
-    tokenize_corpus([audio], {folder: fake_codebook()}, make_fake, None, Execution(workers=0), selection=selection)
+    tokenize_with_books([audio], {folder: fake_codebook()}, make_fake, None, Execution(workers=0), selection=selection)
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     return [row["item"]["key"] for row in rows]
 
 
-def test_lengths_are_bounded_both_ends_taken_in(tmp_path: Path) -> None:
+def test_limits_on_the_duration_are_inclusive(tmp_path: Path) -> None:
     for tenths in (1, 2, 3, 4):
         write_audio(tmp_path / "in" / f"{tenths}.wav", tenths * 1600)
     (tmp_path / "in" / "broken.wav").write_text("no audio")
@@ -56,7 +55,7 @@ def test_lengths_are_bounded_both_ends_taken_in(tmp_path: Path) -> None:
     assert "broken" in (tmp_path / "run" / "failed.jsonl").read_text()
 
 
-def test_what_is_taken_stays_under_another_selection(tmp_path: Path) -> None:
+def test_known_inputs_stay_under_another_selection(tmp_path: Path) -> None:
     for name in "ab":
         write_audio(tmp_path / "in" / f"{name}.wav", 3000)
     tokenize(tmp_path / "in", tmp_path / "run", Selection(include=("b.wav",)))
@@ -71,20 +70,20 @@ def test_a_selection_of_everything_changes_no_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, None), (2.0, 1.0), (None, -1.0)])
-def test_bounds_that_nothing_fits_are_refused(bounds: tuple[float | None, float | None]) -> None:
-    with pytest.raises(RunError, match="no audio lasts"):
+def test_limits_that_nothing_can_satisfy_are_refused(bounds: tuple[float | None, float | None]) -> None:
+    with pytest.raises(RunError, match="no audio can last"):
         Selection((), (), *bounds)
 
 
-def test_a_pattern_that_fits_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_pattern_without_a_match_is_an_error(tmp_path: Path) -> None:
     write_audio(tmp_path / "in" / "a.wav", 3000)
     with pytest.raises(RunError, match="patterns"):
         tokenize(tmp_path / "in", tmp_path / "run", Selection(include=("b*",)))
 
 
-def test_known_inputs_are_told_by_file_and_place() -> None:
+def test_known_inputs_are_identified_by_file_and_place() -> None:
     known = KnownInputs()
     first = AudioItem("k", "/tar", 512, 10)
     assert list(known.news([first, first])) == [first]
     (bad,) = known.news([AudioItem("k", "/tar", 1024, 10)])
-    assert "stands for /tar" in bad.reason
+    assert "is taken by /tar" in bad.reason

@@ -11,7 +11,7 @@ from sctok.corpus.runs.subsets import GroupSampler, choose_hours, window_columns
 
 
 def sample(samples: int, tokens: int, seed: int = 0, key: str = "a") -> np.ndarray:
-    """Return the numbers of the patches that are kept of a clip, taking windows as late as possible."""
+    """Return the numbers of the patches kept of a clip, passing windows as late as possible."""
     sampler = GroupSampler(seed, key, tokens)
     windows = window_count(samples)
     wanted = [w for w in range(windows) if sampler.offer(w, samples if w == windows - 1 else None)]
@@ -58,7 +58,7 @@ LENGTHS = {f"clip {index}": float(index % 7 * 60) for index in range(100)}
 
 
 @pytest.mark.parametrize("hours", [0.01, 0.5, 2.0, 100.0])
-def test_hours_are_reached_and_just_passed(hours: float) -> None:
+def test_hours_are_reached_by_the_last_file(hours: float) -> None:
     chosen = dict(choose_hours(items(LENGTHS), 0.0, hours=hours, seed=1, seconds_of=lambda item: LENGTHS[item.key]))
     total = sum(LENGTHS[item.key] for item in chosen)
     if hours * 3600 > sum(LENGTHS.values()):
@@ -77,7 +77,7 @@ def test_the_order_of_the_listing_does_not_matter() -> None:
     assert picks[0] == picks[1]
 
 
-def test_hours_at_hand_count_and_problems_pass() -> None:
+def test_planned_hours_count_and_problems_pass_through() -> None:
     listed = [BadItem("x", "/x", "is missing"), *items(LENGTHS)]
     options = {"hours": 1.0, "seed": 0, "seconds_of": lambda item: LENGTHS[item.key]}
     assert list(choose_hours(listed, 3600.0, **options)) == [(listed[0], None)]

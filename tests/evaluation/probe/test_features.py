@@ -99,7 +99,7 @@ def test_random_vectors_of_tokens_are_the_same_each_time(extractor, books):
 
 def test_a_codebook_of_another_encoder_is_refused(extractor):
     book = Codebook(np.ones((2, 32), np.float32), np.ones(2, np.int64), CodebookInfo("merged", (), 1, "else", "beef"))
-    with pytest.raises(ValueError, match=r"merged-2-r100 is for the encoder else \(beef\)"):
+    with pytest.raises(ValueError, match=r"codebook of 2 centroids was made with the encoder else \(beef\)"):
         EncoderSystem(extractor, [book])
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, stage by stage."""
+"""The stages that a run passes windows through, the time spent in each, and what would speed up the slowest."""
 
 import time
 from collections import defaultdict
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
-Stage = Callable[[str], AbstractContextManager[Any]]  # times what is done inside it
+Stage = Callable[[str], AbstractContextManager[Any]]  # returns the context in which the stage of that name runs
 
-DECODE, FILTERBANK, ENCODER, NEAREST, ACOUSTIC, WRITING, WRITER_WAIT = (
+DECODING, FILTERBANK, EMBEDDING, NEAREST, ACOUSTIC, WRITING, WRITER_WAIT = (
     "waiting for decoded audio",
     "filterbank",
     "encoder",
@@ -18,9 +18,9 @@ DECODE, FILTERBANK, ENCODER, NEAREST, ACOUSTIC, WRITING, WRITER_WAIT = (
     "waiting for the writer",
 )
 _REMEDIES = {
-    DECODE: "more --workers, faster storage, or fewer channels and lower sample rates in the source",
-    FILTERBANK: "a GPU, or fewer decoding --workers beside it on a CPU",
-    ENCODER: "more devices, --precision bf16 on a GPU, or a smaller encoder: this is what the device is for",
+    DECODING: "more --workers, faster storage, or sources with fewer channels and lower sample rates",
+    FILTERBANK: "a GPU, or fewer decoding --workers if the device is a CPU",
+    EMBEDDING: "more devices, --precision bf16 on a GPU, or a smaller encoder (this is the work the device is for)",
     NEAREST: "a smaller codebook, or a GPU",
     ACOUSTIC: "a GPU",
     WRITER_WAIT: "a faster disk, or more --files-per-shard",
@@ -28,8 +28,11 @@ _REMEDIES = {
 _Item = TypeVar("_Item")
 
 
-class StageTimes:
-    """Seconds by stage. Calling it with a name gives a context that is timed; on a GPU it waits for what was begun."""
+class StageTimer:
+    """Adds up seconds by stage. Calling it with a name returns a context to time; on a GPU, the context synchronizes.
+
+    seconds: by the name of the stage.
+    """
 
     def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -48,7 +51,7 @@ class StageTimes:
             self.seconds[name] += time.perf_counter() - start
 
     def each(self, name: str, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Yield items, timing how long each takes to come."""
+        """Yield items, and time how long the caller waits for each."""
         iterator = iter(items)
         while True:
             start = time.perf_counter()
@@ -60,7 +63,7 @@ class StageTimes:
 
 
 def find_bottleneck(seconds: dict[str, float]) -> tuple[str, str]:
-    """Return the stage that the device's process spent most time in, and what would speed it up."""
+    """Return the stage that took the most time in the device's process, and what would speed it up."""
     counted = {name: value for name, value in seconds.items() if name in _REMEDIES}
-    slowest = max(counted, key=lambda name: counted[name], default=ENCODER)
+    slowest = max(counted, key=lambda name: counted[name], default=EMBEDDING)
     return slowest, _REMEDIES[slowest]
