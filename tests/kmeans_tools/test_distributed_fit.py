@@ -16,8 +16,8 @@ from tests.runtime.ranks import SOURCE, run_ranks
 from sctok.formats.codebooks import load_codebook
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 from sctok.runtime.distributed import ALONE
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -30,19 +30,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
 _TRAIN = """
 import json
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 shards, output, settings = sys.argv[1:]
 for name, options in json.loads(settings).items():
     source = ShardSource(shards.split(","), 2)
     config = KMeansConfig(device="cpu", block_rows=200, **options)
-    books = train_codebooks(source, [12, 40], config, domain="x", folder=Path(output) / name, group=group)
+    plan = DomainPlan(2, (12, 40), config, Path(output) / name)
+    books = train_codebooks("x", source, plan, group=group)
     print(json.dumps([[book.codebook.k, book.seconds is not None] for book in books]))
 """
 
 # Weights, labels, more ranks than vectors, and reading no more than what is needed.
 _SMALL = """
 import numpy
+from sctok.kmeans_tools.config import FitOptions
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 class Counting(ArraySource):
@@ -53,11 +55,12 @@ class Counting(ArraySource):
 generator = numpy.random.default_rng(0)
 vectors, weights = generator.normal(size=(400, 3)), generator.integers(0, 5, 400)
 config = KMeansConfig(device="cpu", iterations=6)
-one = fit_codebooks(ArraySource([[1, 2]]), [1], config, group=group, return_labels=True)[1]
-many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, group=group, return_labels=True)[9]
+shared = FitOptions(group=group, return_labels=True)
+one = fit_codebooks(ArraySource([[1, 2]]), [1], config, shared)[1]
+many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, shared)[9]
 batches = KMeansConfig(device="cpu", algorithm="minibatch", seeding="random", iterations=1, block_rows=256)
 counting = Counting(generator.normal(size=(20_000, 2)))
-few = fit_codebooks(counting, [3], batches, group=group)[3]
+few = fit_codebooks(counting, [3], batches, FitOptions(group=group))[3]
 told = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
 print(json.dumps([told, counting.taken]))
 """
@@ -94,7 +97,7 @@ def test_two_ranks_give_the_codebooks_of_one(name: str, folder: Path, tmp_path: 
     config = KMeansConfig(device="cpu", block_rows=200, **SETTINGS[name])
     source = ShardSource(sorted((folder / "features").glob("*.h5")), 2)
     assert not list((folder / "shared" / name / ".checkpoints").iterdir())
-    for book in train_codebooks(source, [12, 40], config, domain="x", folder=tmp_path):
+    for book in train_codebooks("x", source, DomainPlan(2, (12, 40), config, tmp_path)):
         other, one = load_codebook(folder / "shared" / name / book.path.name), book.codebook
         np.testing.assert_allclose(other.centroids, one.centroids, rtol=1e-5, atol=1e-5)
         assert np.array_equal(other.counts, one.counts)
@@ -121,13 +124,13 @@ def test_weights_labels_and_an_idle_rank(folder: Path) -> None:
 
 
 _NAN = """
-from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.config import FitOptions, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 import numpy
 vectors = numpy.random.default_rng(0).normal(size=(30_000, 2)).astype("f")
 vectors[29_999, 0] = numpy.nan
-fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="random"), group=group)
+fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="random"), FitOptions(group=group))
 """
 
 

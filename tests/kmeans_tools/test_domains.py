@@ -76,8 +76,8 @@ def test_a_domain_equals_its_own_run(root: Path) -> None:
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (None, "k = 50 exceeds the 16 vectors of .*; of the sizes asked for few these fit: 4, 12"),
-        (9, r"k = 12 exceeds the \d+ distinct vectors .*; of the sizes asked for few these fit: 4"),
+        (None, "k = 50 exceeds the 16 vectors of .*; of the sizes requested for few these are possible: 4, 12"),
+        (9, r"k = 12 exceeds the \d+ distinct vectors .*; of the sizes requested for few these are possible: 4"),
     ],
 )
 def test_one_domain_with_too_few_vectors_does_not_stop_the_others(root: Path, kinds: int | None, message: str) -> None:
@@ -102,7 +102,7 @@ def test_a_damaged_shard_is_reported_in_json_and_others_finish(root: Path) -> No
 def test_one_domain_alone_raises_its_error(root: Path) -> None:
     result = run("--root", root, "--domain", "music", "--k", 400)
     assert isinstance(result.exception, ValueError)
-    assert "of the sizes asked for music these fit: none" in str(result.exception)
+    assert "of the sizes requested for music these are possible: none" in str(result.exception)
 
 
 @pytest.mark.parametrize(

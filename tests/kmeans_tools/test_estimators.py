@@ -25,7 +25,7 @@ import sctok
 from sctok import KMeans, MiniBatchKMeans
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.sources import estimator_data
+from sctok.kmeans_tools.float64 import frames
 from sctok.kmeans_tools.sources.vectors import ArraySource, ShardSource
 
 BOTH = pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans])
@@ -77,7 +77,7 @@ def test_labels_and_inertia_belong_to_the_centers(estimator: Any, dtype: Any, ro
 def test_results_do_not_depend_on_blocks(estimator: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, weights = blobs(500, 3, dtype=dtype), np.random.default_rng(0).random(500)
     whole = estimator(4, random_state=0).fit(vectors, sample_weight=weights)
-    monkeypatch.setattr(estimator_data, "_BLOCK_ELEMENTS", 250)
+    monkeypatch.setattr(frames, "BLOCK_ELEMENTS", 250)
     parts = estimator(4, random_state=0).fit(vectors, sample_weight=weights)
     assert np.array_equal(parts.cluster_centers_, whole.cluster_centers_)
     assert np.array_equal(parts.labels_, whole.labels_)
@@ -300,7 +300,7 @@ def test_sources_bring_their_weights() -> None:
     weights = np.arange(100.0)
     model = KMeans(3, random_state=0).fit(ArraySource(vectors, "mine", weights))
     assert_consistent(model, vectors, weights)
-    with pytest.raises(ValueError, match="sources bring weights of their own"):
+    with pytest.raises(ValueError, match="a source has its own weights"):
         model.score(ArraySource(vectors), sample_weight=weights)
 
 
@@ -327,10 +327,10 @@ def test_bad_rows_are_named(estimator: Any, bad: float) -> None:
         ({"n_init": "many"}, "n_init 'many' is not"),
         ({"tol": -1.0}, "tol -1.0 is not"),
         ({"tol": "none"}, "tol 'none' is not"),
-        ({"init": "best"}, "init 'best' is none of"),
+        ({"init": "best"}, "init 'best' is not one of"),
         ({"init": np.zeros((3, 5))}, r"init of shape \(3, 5\) is not 2 centers of 5"),
-        ({"algorithm": "elkan"}, "algorithm 'elkan' is none of"),
-        ({"precision": "double"}, "precision 'double' is none of"),
+        ({"algorithm": "elkan"}, "algorithm 'elkan' is not one of"),
+        ({"precision": "double"}, "precision 'double' is not one of"),
         ({"device": "abacus"}, "device 'abacus' is unknown"),
     ],
 )
@@ -357,7 +357,7 @@ def test_batches_and_widths_that_do_not_fit() -> None:
     vectors = blobs(30)
     with pytest.raises(ValueError, match="batch_size 0 is not"):
         MiniBatchKMeans(2, batch_size=0).fit(vectors)
-    with pytest.raises(ValueError, match="partial_fit takes one batch"):
+    with pytest.raises(ValueError, match="partial_fit needs an array or a tensor"):
         MiniBatchKMeans(2).partial_fit([vectors, vectors])
     model = KMeans(2).fit(vectors)
     for narrow in (vectors[:, :3], torch.from_numpy(vectors[:, :3]), [vectors[:, :3]]):

@@ -91,5 +91,5 @@ def test_what_superkmeans_cannot_do() -> None:
     vectors = np.repeat(blobs(5, 40), 9, axis=0)
     with pytest.raises(TooFewVectorsError, match="k = 6 exceeds the 5 distinct vectors"):
         fit(ArraySource(vectors), 6)
-    with pytest.raises(ValueError, match="takes neither weights nor first centroids"):
+    with pytest.raises(ValueError, match="supports neither weights nor first centroids"):
         fit(ArraySource(vectors, weights=np.arange(45)), 4)

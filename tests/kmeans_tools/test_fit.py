@@ -12,8 +12,9 @@ from sklearn.cluster import KMeans
 
 from sctok.formats.codebooks import Codebook
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import config_hash, fit_codebooks
+from sctok.kmeans_tools.progress import FitEvent, FitStarted
 from sctok.kmeans_tools.sources.vectors import ArraySource, Block, Vectors
 
 CPU = {"device": "cpu"}
@@ -28,9 +29,9 @@ def blobs(rows: int, dim: int, centers: int, seed: int = 0) -> Vectors:
 
 def fit(vectors: Any, k: int, **options: Any) -> FitResult:
     given = options.pop("initial", None)
-    extra = {"initial": {k: given}} if given is not None else {}
-    config = KMeansConfig(**{**CPU, **({"seeding": "given"} if extra else {}), **options})
-    return fit_codebooks(ArraySource(vectors), [k], config, **extra)[k]
+    initial = {} if given is None else {k: given}
+    config = KMeansConfig(**{**CPU, **({"seeding": "given"} if initial else {}), **options})
+    return fit_codebooks(ArraySource(vectors), [k], config, FitOptions(initial=initial))[k]
 
 
 def assert_belongs(result: FitResult, vectors: Vectors) -> None:
@@ -151,8 +152,8 @@ class _Interrupted(ArraySource):
         super().__init__(array)
         self.left = blocks
 
-    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
-        for block in super().blocks(block_rows, seed):
+    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+        for block in super().blocks(block_rows, part):
             if self.left == 0:
                 raise _Stop
             self.left -= 1
@@ -165,11 +166,13 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bits(algorithm: str, tm
     config = KMeansConfig(algorithm=algorithm, seeding="random", iterations=4, tol=0, block_rows=256, **CPU)
     expected = fit_codebooks(ArraySource(vectors), [8, 30], config)
     for blocks in (0, 2, 5, 6, 10, 14):  # of 15: four iterations and the final pass
+        options = FitOptions(checkpoint_dir=tmp_path)
         with pytest.raises(_Stop):
-            fit_codebooks(_Interrupted(vectors, blocks), [8, 30], config, checkpoint_dir=tmp_path)
-        events: list[dict[str, Any]] = []
-        results = fit_codebooks(ArraySource(vectors), [8, 30], config, checkpoint_dir=tmp_path, progress=events.append)
-        assert [event["resumed"] for event in events if event["event"] == "start"] == [True, True]
+            fit_codebooks(_Interrupted(vectors, blocks), [8, 30], config, options)
+        events: list[FitEvent] = []
+        options = FitOptions(checkpoint_dir=tmp_path, progress=events.append)
+        results = fit_codebooks(ArraySource(vectors), [8, 30], config, options)
+        assert [event.resumed for event in events if isinstance(event, FitStarted)] == [True, True]
         for k, result in results.items():
             assert_same(result, expected[k])
         assert not list(tmp_path.iterdir())
@@ -183,7 +186,8 @@ def test_each_result_is_saved_before_its_checkpoint_goes(tmp_path: Path) -> None
         saved.append(result.k)
 
     config = KMeansConfig(iterations=2, **CPU)
-    fit_codebooks(ArraySource(blobs(200, 3, 4)), [4, 9], config, checkpoint_dir=tmp_path, name="x", save=save)
+    options = FitOptions(checkpoint_dir=tmp_path, name="x", save=save)
+    fit_codebooks(ArraySource(blobs(200, 3, 4)), [4, 9], config, options)
     assert sorted(saved) == [4, 9]
     assert not list(tmp_path.iterdir())
 
@@ -204,7 +208,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / f"kmeans-8-{config_hash(source, 8, config)}.safetensors"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=path.name):
-        fit_codebooks(source, [8], config, checkpoint_dir=tmp_path)
+        fit_codebooks(source, [8], config, FitOptions(checkpoint_dir=tmp_path))
 
 
 def test_early_stop() -> None:
@@ -295,13 +299,13 @@ def test_vectors_too_large_for_float32_distances() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "elkan"}, "algorithm 'elkan' is none of auto, lloyd, minibatch"),
+        ({"algorithm": "elkan"}, "algorithm 'elkan' is not one of auto, lloyd, minibatch"),
         ({"iterations": 0}, "iterations 0 is not a positive whole number"),
         ({"tol": -1.0}, "tol -1.0"),
         ({"tol": float("nan")}, "tol nan"),
         ({"seed": -1}, "seed -1"),
         ({"precision": "bf16"}, "precision 'bf16'"),
-        ({"seeding": "given"}, "first centroids for k = 4 do not go together"),
+        ({"seeding": "given"}, "seeding 'given' needs first centroids for k = 4"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
@@ -339,8 +343,9 @@ def test_a_draft_is_given_before_the_first_pass_and_changes_nothing() -> None:
 
     config = KMeansConfig(seed=1, seeding="hierarchical", device="cpu")
     source = ArraySource(blobs(2_000, 12, 30))
-    watched = fit_codebooks(source, [20], config, draft=draft, progress=lambda event: order.append(event["event"]))[20]
-    assert order[:2] == ["draft", "start"]
+    options = FitOptions(draft=draft, progress=lambda event: order.append(type(event).__name__))
+    watched = fit_codebooks(source, [20], config, options)[20]
+    assert order[:2] == ["draft", "FitStarted"]
     assert order.count("draft") == 1
     assert drafts[20].shape == watched.centroids.shape
     assert np.isfinite(drafts[20]).all()

@@ -10,11 +10,11 @@ import pytest
 
 from sctok.formats import files, tensors
 from sctok.formats.feature_shards import FeatureShardWriter
-from sctok.kmeans_tools import fit
-from sctok.kmeans_tools.checkpoints import save_state
+from sctok.kmeans_tools import resume
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
+from sctok.kmeans_tools.resume import save_state
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 
 SIZES = [12, 20]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(source: ShardSource, folder: Path, name: str) -> dict[str, bytes]:
     config = KMeansConfig(device="cpu", **SETTINGS[name])
-    train_codebooks(source, SIZES, config, domain="x", folder=folder)
+    train_codebooks("x", source, DomainPlan(1, tuple(SIZES), config, folder))
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
@@ -79,7 +79,7 @@ def test_stopped_at_any_write(name: str, source: ShardSource, tmp_path: Path, mo
 def test_checkpoints_of_several_ranks(
     name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "save_state", lambda path, state, vectors: save_state(path, state, vectors=False))
+    monkeypatch.setattr(resume, "save_state", lambda path, state, vectors: save_state(path, state, vectors=False))
     check_every_write(name, source, tmp_path, monkeypatch)
 
 
@@ -102,5 +102,5 @@ def test_a_codebook_does_not_depend_on_the_others(name: str, source: ShardSource
     together = train(source, tmp_path / "together", name)
     for k in SIZES:
         config = KMeansConfig(device="cpu", **SETTINGS[name])
-        (book,) = train_codebooks(source, [k], config, domain="x", folder=tmp_path / "alone")
+        (book,) = train_codebooks("x", source, DomainPlan(1, (k,), config, tmp_path / "alone"))
         assert book.path.read_bytes() == together[book.path.name]

@@ -47,7 +47,7 @@ def test_the_ratio_of_the_paper(size: int) -> None:
         (2, PAPER_RATIO, "size 2 does not divide"),
         (8, {"a": 0}, "ratio a=0"),
         (8, {"merged": 1}, "ratio merged=1"),
-        (8, {}, "no domain"),
+        (8, {}, "the ratio is empty"),
     ],
 )
 def test_sizes_and_ratios_that_do_not_fit(size: int, ratio: dict[str, int], message: str) -> None:
@@ -71,9 +71,9 @@ def test_other_encoders_and_stack_factors_are_refused_by_name() -> None:
     names = {"general": "g.safetensors", "speech": "s.safetensors", "music": "m.safetensors"}
     with pytest.raises(ValueError, match=r"m\.safetensors was made with encoder base .*, g\.safetensors with mini"):
         merge_codebooks({**good, "music": codebook("music", 4, encoder="base")}, PAPER_RATIO, 16, names=names)
-    with pytest.raises(ValueError, match=r"m\.safetensors has stack factor 2 .* g\.safetensors 1"):
+    with pytest.raises(ValueError, match=r"m\.safetensors has stack factor 2 .* g\.safetensors has 1"):
         merge_codebooks({**good, "music": codebook("music", 4, rate=50)}, PAPER_RATIO, 16, names=names)
-    with pytest.raises(ValueError, match=r"m\.safetensors has 5 centroids, its share of 16 is 4"):
+    with pytest.raises(ValueError, match=r"m\.safetensors has 5 centroids, but its share of 16 is 4"):
         merge_codebooks({**good, "music": codebook("music", 5)}, PAPER_RATIO, 16, names=names)
     with pytest.raises(ValueError, match="no codebook of domain 'music'"):
         merge_codebooks(good, PAPER_RATIO, 16)

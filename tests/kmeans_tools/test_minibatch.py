@@ -6,10 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
-from sctok.kmeans_tools.lloyd import in_batch
-from sctok.kmeans_tools.minibatch import RunningMeans, first_share, grown_share, noise_level
+from sctok.kmeans_tools.minibatch import RunningMeans, first_share, grown_share, in_batch, noise_level, place_uniforms
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
 
@@ -33,6 +32,17 @@ def test_batches_are_nested_and_as_large_as_asked(share: float, rows: int, seed:
     spread = np.sqrt(share * (1 - share) * len(places))
     assert abs(small.sum() - share * len(places)) <= 6 * spread + (512 if rows > 10**7 else 16) * 6
     assert in_batch(places, 1.0, rows, (seed, 1)).all()
+
+
+def test_uniforms_belong_to_places() -> None:
+    places = np.arange(100_000)
+    values = place_uniforms(places, (1, 2))
+    assert np.array_equal(values[500:600], place_uniforms(places[500:600], (1, 2)))
+    assert not np.array_equal(values, place_uniforms(places, (1, 3)))
+    assert 0 < values.min() < values.max() < 1
+    counts, _ = np.histogram(values, 10, (0, 1))
+    assert np.abs(counts - 10_000).max() < 500
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.02
 
 
 def test_vectors_of_large_sets_join_in_pieces() -> None:
@@ -69,7 +79,7 @@ def test_starved_clusters_are_given_up_while_it_grows() -> None:
     vectors = np.concatenate([blobs(40_000, 3, 5), np.full((3, 3), 60, np.float32)])
     start = np.concatenate([vectors[:5], vectors[-1:], vectors[:2] + np.float32(1e-3)])
     config = KMeansConfig(device="cpu", algorithm="minibatch", seeding="given", block_rows=4000, tol=0)
-    result = fit_codebooks(ArraySource(vectors), [8], config, initial={8: start})[8]
+    result = fit_codebooks(ArraySource(vectors), [8], config, FitOptions(initial={8: start}))[8]
     assert result.certificate["dead_codes"] == 0
     assert result.inertia_history[-1] < result.inertia_history[0]
 

@@ -21,8 +21,9 @@ _CLUSTER = """
 import sys
 from pathlib import Path
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
+from sctok.kmeans_tools.progress import FitStarted, PassFinished
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 
 shards, output, algorithm, seeding, memory = sys.argv[1:6]
 source = ShardSource(shards.split(","), 4)
@@ -30,10 +31,10 @@ config = KMeansConfig(
     device="cpu", algorithm=algorithm, seeding=seeding, iterations=int(sys.argv[6]), memory=int(memory) or None, tol=0
 )
 def progress(event):
-    if event["event"] in ("pass", "start"):
-        print(event["k"], flush=True)
-ks = [int(k) for k in sys.argv[7].split(",")]
-train_codebooks(source, ks, config, domain="x", folder=Path(output), progress=progress)
+    if isinstance(event, FitStarted) or (isinstance(event, PassFinished) and not event.is_final):
+        print(event.k, flush=True)
+ks = tuple(int(k) for k in sys.argv[7].split(","))
+train_codebooks("x", source, DomainPlan(4, ks, config, Path(output)), progress)
 status = Path("/proc/self/status").read_text()
 print("peak", int(status.split("VmHWM:")[1].split()[0]) // 1024)
 """

@@ -143,7 +143,7 @@ def test_first_centroids_from_a_codebook_or_an_array(root: Path) -> None:
     assert run(*command, "--k", 5, "--seeding", path).exit_code == 2
     assert run(*command, "--k", 4, "--seeding", "nothing").exit_code == 2
     wrong_stack = run(*command, "--k", 4, "--seeding", path, "--token-rate", 50)
-    assert "stack factor 1, the features are of mini" in str(wrong_stack.exception)
+    assert "stack factor 1; the features have mini" in str(wrong_stack.exception)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sctok.kmeans_tools.sources.shared_source import SharedSource, shared
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample
+from sctok.kmeans_tools.sources.shared_source import SharedSource, share_source
 from sctok.kmeans_tools.sources.vectors import ArraySource
 from sctok.runtime.distributed import ALONE, Group, join_group
 
@@ -27,12 +28,12 @@ print(json.dumps([sums.tolist(), counts.tolist(), sizes, told]))
 _SHARE = """
 import json
 import numpy
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample
 from sctok.kmeans_tools.sources.shared_source import SharedSource
 from sctok.kmeans_tools.sources.vectors import ArraySource
 source = SharedSource(ArraySource(numpy.arange(1000)[:, None]), group)
 ordered = [block.rows[:, 0].tolist() for block in source.blocks(90)]
-shuffled = [block.rows[:, 0].tolist() for block in source.blocks(90, 7)]
-print(json.dumps([ordered, shuffled, source.sample(100, (1, 2))[:, 0].tolist()]))
+print(json.dumps([ordered, draw_sample(source, 100, (1, 2))[0][:, 0].tolist()]))
 """
 
 _DIE = """
@@ -69,13 +70,11 @@ def test_what_ranks_exchange(told: list[list[Any]]) -> None:
 
 
 def test_each_rank_reads_its_part_and_samples_are_those_of_one(told: list[list[Any]]) -> None:
-    (_, (ordered, shuffled, sample)), (_, (ordered_1, shuffled_1, sample_1)) = told
+    (_, (ordered, sample)), (_, (ordered_1, sample_1)) = told
     source = ArraySource(np.arange(1000)[:, None])
     assert [value for block in ordered + ordered_1 for value in block] == list(range(1000))
     assert len(ordered) == len(ordered_1)
-    for mine, other, block in zip(shuffled, shuffled_1, source.blocks(90, 7), strict=True):
-        assert sorted(mine + other) == sorted(block.rows[:, 0].tolist())
-    assert sample == sample_1 == source.sample(100, (1, 2))[:, 0].tolist()
+    assert sample == sample_1 == draw_sample(source, 100, (1, 2))[0][:, 0].tolist()
 
 
 def test_a_dead_rank_is_an_error_for_the_others(tmp_path: Path) -> None:
@@ -99,7 +98,7 @@ def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ALONE.gather("x") == ["x"]
     assert ALONE.broadcast(5) == 5
     source = ArraySource(np.eye(3))
-    assert shared(source, ALONE) is source
+    assert share_source(source, ALONE) is source
     assert ALONE.local_device(torch.device("cuda")) == torch.device("cuda")
     monkeypatch.setenv("WORLD_SIZE", "4")  # of some other launcher: there is nowhere to meet
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -114,6 +113,6 @@ def test_parts_of_parts() -> None:
         block.places
         for group in groups
         for part in range(2)
-        for block in SharedSource(source, group).blocks(50, None, (part, 2))
+        for block in SharedSource(source, group).blocks(50, (part, 2))
     ]
     assert np.array_equal(np.sort(np.concatenate(places)), np.arange(997))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sctok.kernels.assign import Assignment
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.kmeans_tools import fit as fit_module
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.passes import bounds as bounds_module
 from sctok.kmeans_tools.passes.bounds import Bounds, bounds_fit, distance_bound
-from sctok.kmeans_tools.passes.moved_centroids import Movers
+from sctok.kmeans_tools.passes.moved_centroids import MovedCentroids
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
 
@@ -42,7 +42,7 @@ def fit(vectors: Vectors, k: int, weights: Any = None, **options: Any) -> FitRes
     start = options.pop("initial", vectors[:k])
     config = KMeansConfig(**{"device": "cpu", "seeding": "given", "algorithm": "lloyd", "tol": 0.0, **options})
     source = ArraySource(vectors, weights=weights)
-    return fit_codebooks(source, [k], config, initial={k: start}, return_labels=True)[k]
+    return fit_codebooks(source, [k], config, FitOptions(initial={k: start}, return_labels=True))[k]
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +146,7 @@ def test_no_vector_that_is_skipped_changes_its_label(
         bounds.start_pass(grown=True)
         rows = bounds.survivors().nonzero()[:, 0]
         if data.draw(st.booleans()):
-            movers = Movers(centroids, bounds.last.movers) if len(bounds.last.movers) else None
+            movers = MovedCentroids(centroids, bounds.last.movers) if len(bounds.last.movers) else None
             rows = bounds.screen(points, places, rows, centroids, movers)
         labels, _ = nearest_centroid_reference(points, centroids)
         kept = torch.ones(60, dtype=torch.bool)
@@ -181,13 +181,13 @@ def test_only_movers_are_compared_with() -> None:
     assert bounds.last.movers.tolist() == [3]
     assert bounds.last.slow == 0
     everything = torch.arange(16)
-    undecided = bounds.screen(points, everything, everything, after, Movers(after, torch.tensor([3])))
+    undecided = bounds.screen(points, everything, everything, after, MovedCentroids(after, torch.tensor([3])))
     assert undecided.tolist() == []
     after[3] = 7.2
     bounds.centroids_moved(centroids, after)
     bounds.start_pass(grown=False)
     everything = torch.arange(16)
-    undecided = bounds.screen(points, everything, everything, after, Movers(after, torch.tensor([3])))
+    undecided = bounds.screen(points, everything, everything, after, MovedCentroids(after, torch.tensor([3])))
     assert undecided.tolist() == [3, 7]
 
 
@@ -212,7 +212,7 @@ def test_movers_are_never_nearer_than_their_bound(seed: int, dim: int, scale: fl
     )
     points[:3] = centroids[:3]
     labels, indices = torch.from_numpy(generator.integers(6, size=30)), torch.tensor([1, 4, 5])
-    below = Movers(centroids, indices).distances_below(points, labels)
+    below = MovedCentroids(centroids, indices).distances_below(points, labels)
     distances = squared_distances(points[:, None], centroids[None, indices]).sqrt()
     distances[labels[:, None] == indices] = math.inf
     nearest = distances.amin(dim=1)
@@ -222,7 +222,7 @@ def test_movers_are_never_nearer_than_their_bound(seed: int, dim: int, scale: fl
 
 
 def test_a_single_mover_is_no_other_to_its_own() -> None:
-    below = Movers(torch.zeros(3, 2), torch.tensor([1])).distances_below(torch.ones(2, 2), torch.tensor([1, 0]))
+    below = MovedCentroids(torch.zeros(3, 2), torch.tensor([1])).distances_below(torch.ones(2, 2), torch.tensor([1, 0]))
     assert below[0] == math.inf
     assert below[1] == pytest.approx(math.sqrt(2), rel=1e-4)
 

@@ -1,6 +1,5 @@
 """Codes that are kept never show in a result."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ from sctok.kernels import assign
 from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.cpu.assign import SMALLEST_K
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.config import FitOptions, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.passes.code_cache import CodeCache
+from sctok.kmeans_tools.progress import FitEvent, PassFinished
 from sctok.kmeans_tools.sources.vectors import ArraySource
 
 
@@ -40,7 +40,7 @@ def test_places_in_any_order_and_pieces(memory: int | None) -> None:
             labels = nearest_centroid(points[places], prepared, coded=coded).labels
             known = places < 900
             assert torch.equal(labels[known], expected[places[known]])
-    assert (cache._held is not None) == (memory is None)
+    assert (cache._cached is not None) == (memory is None)
 
 
 def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,19 +59,19 @@ def test_a_fit_that_goes_on_certifies_as_many_rows_as_one_that_never_stopped(tmp
     latent = torch.randn(5000, 64, generator=generator) @ (scales * torch.randn(64, 192, generator=generator))
     source = ArraySource((latent + 0.3 * torch.randn(5000, 192, generator=generator)).numpy())
     config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
-    whole = fit_codebooks(source, [900], config, checkpoint_dir=tmp_path)[900]
+    whole = fit_codebooks(source, [900], config, FitOptions(checkpoint_dir=tmp_path))[900]
     passes = 0
 
-    def stop(event: Mapping[str, object]) -> None:
+    def stop(event: FitEvent) -> None:
         nonlocal passes
-        passes += event["event"] == "pass"
+        passes += isinstance(event, PassFinished) and not event.is_final
         if passes == 2:
             raise KeyboardInterrupt
 
     for _ in range(3):
         passes = 0
         with pytest.raises(KeyboardInterrupt):
-            fit_codebooks(source, [900], config, checkpoint_dir=tmp_path, progress=stop)
-    again = fit_codebooks(source, [900], config, checkpoint_dir=tmp_path)[900]
+            fit_codebooks(source, [900], config, FitOptions(checkpoint_dir=tmp_path, progress=stop))
+    again = fit_codebooks(source, [900], config, FitOptions(checkpoint_dir=tmp_path))[900]
     assert np.array_equal(again.centroids, whole.centroids)
     assert again.certificate == whole.certificate

@@ -65,5 +65,5 @@ def test_the_sample_is_bounded() -> None:
 
 
 def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(ValueError, match="seeding 'best' is none of"):
+    with pytest.raises(ValueError, match="seeding 'best' is not one of"):
         seeds(np.eye(3), 2, "best")

@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kmeans_tools.seeding.first_centroids import seed_centroids
 from sctok.kmeans_tools.seeding.hierarchical import (
+    PickedRows,
     _merge_costs,
     allocate,
     fill_empty,
@@ -31,7 +32,7 @@ def low_rank(rows: int, dim: int, rank: int, seed: int = 0) -> Vectors:
 
 def seeds(vectors: Vectors, k: int, masses: Weights | None = None, seed: int = 0) -> Vectors:
     weights = np.ones(len(vectors)) if masses is None else masses
-    return hierarchical_centroids(vectors, weights, k, np.random.default_rng(seed), CPU)
+    return hierarchical_centroids(PickedRows(vectors, None), weights, k, np.random.default_rng(seed), CPU)
 
 
 def inertia(vectors: Vectors, centroids: Vectors) -> float:
@@ -197,6 +198,6 @@ def test_repeated_vectors_are_seen_once_without_a_copy() -> None:
     places = np.arange(0, 1_000, 2)
     repeated = np.repeat(distinct, 2, axis=0)
     masses = np.full(500, 2.0)
-    by_places = hierarchical_centroids(repeated, masses, 20, np.random.default_rng(0), CPU, places)
-    copied = hierarchical_centroids(distinct, masses, 20, np.random.default_rng(0), CPU)
+    by_places = hierarchical_centroids(PickedRows(repeated, places), masses, 20, np.random.default_rng(0), CPU)
+    copied = hierarchical_centroids(PickedRows(distinct, None), masses, 20, np.random.default_rng(0), CPU)
     assert np.array_equal(by_places, copied)
