@@ -15,10 +15,9 @@ from sctok.formats.codebooks import (
     Segment,
     codebook_path,
     load_codebook,
-    load_named_codebook,
     save_codebook,
 )
-from sctok.formats.files import FormatError, remove_stale_temporaries
+from sctok.formats.files import remove_stale_temporaries
 from sctok.formats.stacking import token_rate
 from sctok.kmeans_tools.sources.cached_source import cache_if_fits
 from sctok.kmeans_tools.sources.vectors import ShardSource, TooFewVectorsError, Vectors
@@ -27,7 +26,7 @@ from sctok.runtime.memory import default_memory
 
 from .config import FitOptions, FitResult, KMeansConfig
 from .fit import config_hash, fit_codebooks
-from .merging import PAPER_RATIO
+from .merging import PAPER_RATIO, find_same
 from .progress import FitProgress
 from .resume import CHECKPOINT_FOLDER, checkpoint_path
 
@@ -174,8 +173,8 @@ def train_codebooks(
             fit_codebooks(cached, missing, config, options)
         except TooFewVectorsError as error:
             possible = ", ".join(str(k) for k in plan.sizes if k <= error.most) or "none"
-            message = f"{error}; of the sizes requested for {domain} these are possible: {possible}"
-            raise TooFewVectorsError(message, error.most) from None
+            error.args = (f"{error}; of the sizes requested for {domain} these are possible: {possible}",)
+            raise
     return [books[k] for k in paths]
 
 
@@ -183,24 +182,14 @@ def _find_existing(paths: Mapping[int, Path], hashes: Mapping[int, str], overwri
     """Return the existing codebooks that have the same settings and features."""
     for folder in {path.parent for path in paths.values()}:
         remove_stale_temporaries(folder)
-    found = {k: _load_existing(path, hashes[k], overwrite) for k, path in paths.items()}
-    return {k: TrainedCodebook(paths[k], book, None) for k, book in found.items() if book is not None}
 
+    def find(k: int) -> Codebook | None:
+        def is_same(book: Codebook) -> bool:
+            return (book.metadata.certificate or {}).get("config_hash") == hashes[k]
 
-def _load_existing(path: Path, wanted: str, overwrite: bool) -> Codebook | None:
-    if not path.exists():
-        return None
-    try:
-        codebook = load_named_codebook(path)
-    except FormatError:
-        if overwrite:
-            return None
-        raise
-    if (codebook.metadata.certificate or {}).get("config_hash") == wanted:
-        return codebook
-    if not overwrite:
-        raise ValueError(f"{path} was made from other features or settings; use --overwrite to replace it")
-    return None
+        return find_same(paths[k], is_same, overwrite, "features or settings")
+
+    return {k: TrainedCodebook(path, book, None) for k, path in paths.items() if (book := find(k)) is not None}
 
 
 def _make_codebook(result: FitResult, domain: str, source: ShardSource, plan: DomainPlan) -> Codebook:

@@ -18,6 +18,7 @@ from sctok.kmeans_tools.sources.vectors import (
     VectorSource,
     as_array,
     check_unmasked,
+    check_weights,
     source_weights,
 )
 
@@ -98,15 +99,7 @@ def read_weights(sample_weight: Any, data: Data) -> Wide | None:
     text = given.dtype.kind == "O" and any(isinstance(value, str | bytes | complex) for value in given.flat)
     if text or given.dtype.kind not in "fiubO":
         raise ValueError(f"sample_weight of {given.dtype} does not hold real numbers")
-    weights: Wide = given.astype(np.float64)
-    if weights.shape != (len(data),):
-        raise ValueError(f"sample_weight of shape {weights.shape} does not fit the {len(data)} rows of X")
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"sample_weight of row {row} is {weights[row]}, not a number of at least 0")
-    if not weights.any():
-        raise ValueError("sample_weight is zero for every row")
+    weights = check_weights(given.astype(np.float64), len(data), "sample_weight")
     with np.errstate(over="ignore"):
         if not np.isfinite(weights.sum()):
             raise ValueError("sample_weight is too large to be summed; scale the weights down")

@@ -25,8 +25,7 @@ from sctok.kmeans_tools.seeding.first_centroids import (
     sample_size,
     seed_centroids,
 )
-from sctok.kmeans_tools.sources.reading import needed_blocks
-from sctok.kmeans_tools.sources.shared_source import SharedSource, share_source
+from sctok.kmeans_tools.sources.reading import SharedSource, needed_blocks, share_source
 from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, Vectors, VectorSource, Weights, source_weights
 from sctok.runtime.devices import resolve_device
 
@@ -95,9 +94,7 @@ def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, options
         if k < 1:
             raise ValueError(f"k = {k} is not positive")
         if k > rows:
-            raise TooFewVectorsError(
-                f"k = {k} exceeds the {rows} vectors of {source.name}; lower k or add audio", int(rows)
-            )
+            raise TooFewVectorsError(k, int(rows), f"vectors of {source.name}")
         if config.seeding == GIVEN and k not in initial:
             raise ValueError(f"seeding {GIVEN!r} needs first centroids for k = {k}")
         if config.seeding != GIVEN and k in initial:
@@ -186,9 +183,8 @@ class _Fit:
         found = train_superkmeans(sample, k, config.most_iterations, config.seed) if self.group.leads else None
         found = self.group.broadcast(found)
         assert found is not None
-        scale = self.source.rows / len(sample)
-        history = [inertia * scale for inertia in found.history]
-        centroids = torch.from_numpy(found.centroids).to(self.device)
+        centroids, history = torch.from_numpy(found[0]).to(self.device), found[1]
+        history = [inertia * (self.source.rows / len(sample)) for inertia in history]
         return ClusterState(centroids, history=history, assigned=[len(sample)] * len(history), settled=True)
 
     def _seed(self, k: int, config: KMeansConfig) -> Vectors:
@@ -207,7 +203,7 @@ class _Fit:
         except TooFewVectorsError:
             if len(sample) == self.source.rows:
                 raise
-        whole = self.source.own.source if isinstance(self.source, SharedSource) else self.source
+        whole = self.source.whole if isinstance(self.source, SharedSource) else self.source
         return seed(*gather_distinct(whole, k, count, self.config.rows_per_block(self.source.dim)))
 
     def _run_round(self, states: dict[int, ClusterState]) -> dict[int, FitResult]:

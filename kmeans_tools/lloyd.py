@@ -117,63 +117,55 @@ def make_assigner(centroids: Tensor, config: KMeansConfig, code_cache: CodeCache
     return assign
 
 
-class _Comparer:
-    """Assigns the vectors of a pass that their bounds do not decide, and counts the comparisons.
+class _Pass:
+    """A pass over the vectors: assigns those that their bounds do not decide, and counts the comparisons.
 
-    assigned: number of vectors compared with the centroids; a comparison with some of the centroids counts in part.
+    cluster_sums: sums of the vectors of each cluster. assigned: number of vectors compared with the centroids; a
+    comparison with some of the centroids counts in part.
     """
 
     def __init__(
-        self, state: ClusterState, config: KMeansConfig, code_cache: CodeCache, *, grown: bool, final: bool
+        self, state: ClusterState, config: KMeansConfig, population: Population, *, grown: bool, final: bool
     ) -> None:
-        self._nearest = make_assigner(state.centroids, config, code_cache, final=final)
-        self.bounds = bounds = state.bounds
+        self.state, self._config, self._population = state, config, population
+        self._nearest = make_assigner(state.centroids, config, population.code_cache, final=final)
+        self._bounds = bounds = state.bounds
         k, dim = state.centroids.shape
         self.cluster_sums = ClusterSums(k, dim, state.centroids.device) if bounds is None else bounds.cluster_sums
-        self.skips = bounds is not None and bounds.start_pass(grown)
+        self._skips = bounds is not None and bounds.start_pass(grown)
         self.assigned = 0
-        self._centroids = state.centroids
         self._movers: MovedCentroids | None = None
-        if bounds is not None and self.skips and bounds.screens and len(bounds.last.movers):
+        if bounds is not None and self._skips and bounds.screens and len(bounds.last.movers):
             self._movers = MovedCentroids(state.centroids, bounds.last.movers)
 
-    def assign(self, points: Tensor, places: Tensor, runner_up: bool) -> Assignment:
+    def _assign(self, points: Tensor, places: Tensor, runner_up: bool) -> Assignment:
         """Compare points (n, D) at places (n,) with all centroids."""
         self.assigned += len(points)
         return self._nearest(points, places, runner_up)
 
-    def probe(self, points: Tensor, places: Tensor) -> Assignment:
-        """Return the two nearest centroids of a few of the points; this does not count as a comparison."""
-        return self._nearest(points[:_PROBED_ROWS], places[:_PROBED_ROWS], True)
-
-    def undecided(self, points: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    def _undecided(self, points: Tensor, places: Tensor, rows: Tensor) -> Tensor:
         """Return the rows among rows (m,) of points (n, D) at places (n,) that must be compared with all centroids."""
-        bounds, movers = self.bounds, self._movers
+        bounds, movers, centroids = self._bounds, self._movers, self.state.centroids
         assert bounds is not None
         rows = rows[bounds.survivors(places[rows])]
         if not len(rows) or not bounds.screens:
             return rows
-        self.assigned += 0 if movers is None else -(-len(rows) * len(movers) // len(self._centroids))
-        return bounds.screen(points, places, rows, self._centroids, movers)
+        self.assigned += 0 if movers is None else -(-len(rows) * len(movers) // len(centroids))
+        return bounds.screen(points, places, rows, centroids, movers)
 
-    def record(self, points: Tensor, places: Tensor, found: Assignment, weights: Weights | None) -> None:
+    def _record(self, points: Tensor, places: Tensor, found: Assignment, weights: Weights | None) -> None:
         """Add newly assigned points (n, D) at places (n,) to the cluster sums, and update their bounds."""
-        if self.bounds is None:
+        if self._bounds is None:
             self.cluster_sums.add(points, found, weights)
         else:
-            self.bounds.update(points, places, found, weights)
+            self._bounds.update(points, places, found, weights)
 
 
-class LloydPass:
+class LloydPass(_Pass):
     """One iteration: assign every vector whose nearest centroid may have changed, then move the centroids to means."""
 
     def __init__(self, state: ClusterState, config: KMeansConfig, population: Population) -> None:
-        self.state = state
-        self._config, self._population = config, population
-        self._comparer = comparer = _Comparer(
-            state, config, population.code_cache, grown=state.steady == 0, final=False
-        )
-        self._bounds, self._skips = comparer.bounds, comparer.skips
+        super().__init__(state, config, population, grown=state.steady == 0, final=False)
         self._tight = self._bounds is not None and self._bounds.tight
         self._probed = self._bounds is None or self._skips
 
@@ -210,27 +202,27 @@ class LloydPass:
             if self.state.share < 1:
                 rows = rows[torch.from_numpy(self._in_batch(block.places)).to(points.device)]
             if self._skips:
-                rows = self._comparer.undecided(points, places, rows)
+                rows = self._undecided(points, places, rows)
             places, points = places[rows], points[rows]
             weights = None if weights is None else weights[rows.cpu().numpy()]
         if not len(points):
             return
         # Runner-ups take time: ask for them only if the bounds will hold, or if few vectors remain.
         runner_up = self._tight or (self._skips and 2 * len(points) <= len(block.places))
-        found = self._comparer.assign(points, places, runner_up)
+        found = self._assign(points, places, runner_up)
         if not self._probed and self._bounds is not None:
-            self._bounds.measure_gap(self._comparer.probe(points, places))
+            self._bounds.measure_gap(self._nearest(points[:_PROBED_ROWS], places[:_PROBED_ROWS], True))
             self._probed = True
-        self._comparer.record(points, places, found, weights)
+        self._record(points, places, found, weights)
 
     def finish(self) -> None:
         """Move the centroids, and record the inertia of the previous ones."""
         state, bounds, group = self.state, self._bounds, self._population.group
-        cluster_sums = self._comparer.cluster_sums.over(group)
+        cluster_sums = self.cluster_sums.over(group)
         before = state.centroids
         inertia = cluster_sums.inertia if bounds is None else bounds.inertia(before, cluster_sums, self._skips)
         mass = float(cluster_sums.weights.sum())
-        state.assigned.append(sum(group.gather(self._comparer.assigned)))
+        state.assigned.append(sum(group.gather(self.assigned)))
         state.history.append(inertia * (self._population.mass / mass if mass and state.share < 1 else 1.0))
         after = before.clone()
         used = (cluster_sums.counts > 0).nonzero()[:, 0]
@@ -253,7 +245,7 @@ class LloydPass:
         return len(repair(centroids, clusters, sample, weights, np.random.default_rng([*seed, 0]))) > 0
 
 
-class FinalPass:
+class FinalPass(_Pass):
     """Assign every vector to the final centroids; the cluster sums and labels are those of the result.
 
     labels: (rows,) int32, if requested. kept: number of vectors that kept their label by bounds; only the distance to
@@ -263,12 +255,9 @@ class FinalPass:
     fraction, scattered = 1.0, False
 
     def __init__(self, state: ClusterState, config: KMeansConfig, population: Population, labels: bool) -> None:
-        self.state = state
-        self._comparer = comparer = _Comparer(state, config, population.code_cache, grown=state.share < 1, final=True)
-        self._bounds, self.cluster_sums = comparer.bounds, comparer.cluster_sums
+        super().__init__(state, config, population, grown=state.share < 1, final=True)
         self.labels = np.empty(population.rows, np.int32) if labels else None
         self.kept = 0
-        self._group = population.group
 
     def select(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return a mask (n,) of True: all vectors are needed."""
@@ -280,24 +269,25 @@ class FinalPass:
         found = self._labels_of(points, places)
         if self.labels is not None:
             self.labels[block.places] = found.labels.cpu().numpy()
-        self._comparer.record(points, places, found, block.weights)
+        self._record(points, places, found, block.weights)
 
     def _labels_of(self, points: Tensor, places: Tensor) -> Assignment:
-        if not self._comparer.skips or self._bounds is None:
-            return self._comparer.assign(points, places, False)
-        rows = self._comparer.undecided(points, places, torch.arange(len(points), device=points.device))
+        if not self._skips or self._bounds is None:
+            return self._assign(points, places, False)
+        rows = self._undecided(points, places, torch.arange(len(points), device=points.device))
         self.kept += len(points) - len(rows)
         labels = self._bounds.labels[places].to(torch.int64)
-        again = self._comparer.assign(points[rows], places[rows], False)
+        again = self._assign(points[rows], places[rows], False)
         labels[rows] = again.labels
         return Assignment(labels, label_distances(points, self.state.centroids, labels), again.rescored)
 
     def finish(self) -> None:
         """Record the inertia, and replace the sums, labels and counts of this rank by those of all ranks."""
-        self.cluster_sums = self.cluster_sums.over(self._group)
-        self.kept = sum(self._group.gather(self.kept))
+        group = self._population.group
+        self.cluster_sums = self.cluster_sums.over(group)
+        self.kept = sum(group.gather(self.kept))
         if self.labels is not None:
-            start, stop = self._group.span(len(self.labels))
-            self.labels = np.concatenate(self._group.gather(self.labels[start:stop]))
-        self.state.assigned.append(sum(self._group.gather(self._comparer.assigned)))
+            start, stop = group.span(len(self.labels))
+            self.labels = np.concatenate(group.gather(self.labels[start:stop]))
+        self.state.assigned.append(sum(group.gather(self.assigned)))
         self.state.history.append(self.cluster_sums.inertia)

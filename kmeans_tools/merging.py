@@ -4,8 +4,9 @@ A merged codebook is the concatenation of the rows of one codebook per domain, i
 32,768 at 2 : 1 : 1 has 16,384 general rows, then 8192 speech rows, then 8192 music rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,8 @@ def build_merged(
         if dtype is np.float16:
             merged = _round_to_float16(merged)
         target = codebook_path(folder, MERGED_DOMAIN, plan.size, plan.token_rate)
-        results.append(MergedCodebook(target, merged, _must_write(target, merged, overwrite)))
+        existing = find_same(target, partial(_is_equal, merged), overwrite, "codebooks")
+        results.append(MergedCodebook(target, merged, existing is None))
     for result in results:
         if result.made:
             save_codebook(result.path, result.codebook, dtype)
@@ -174,21 +176,27 @@ def _round_to_float16(merged: Codebook) -> Codebook:
     return replace(rounded, metadata=replace(rounded.metadata, certificate=certificate))
 
 
-def _must_write(target: Path, merged: Codebook, overwrite: bool) -> bool:
-    if not target.exists():
-        return True
+def find_same(path: Path, is_same: Callable[[Codebook], bool], overwrite: bool, inputs: str) -> Codebook | None:
+    """Return the existing codebook at a path if it is the same as the one to write, or None if it must be written.
+
+    Raises:
+        ValueError: the existing codebook has other `inputs`, and must not be overwritten.
+        FormatError: the existing file is damaged, and must not be overwritten.
+    """
+    if not path.exists():
+        return None
     try:
-        if _equal(load_named_codebook(target), merged):
-            return False
+        if is_same(book := load_named_codebook(path)):
+            return book
     except FormatError:
         if not overwrite:
             raise
     if not overwrite:
-        raise ValueError(f"{target} was merged from other codebooks; use --overwrite to replace it")
-    return True
+        raise ValueError(f"{path} was made from other {inputs}; use --overwrite to replace it")
+    return None
 
 
-def _equal(one: Codebook, other: Codebook) -> bool:
+def _is_equal(one: Codebook, other: Codebook) -> bool:
     same_info = {**asdict(one.metadata), "sctok_version": ""} == {**asdict(other.metadata), "sctok_version": ""}
     return same_info and codebook_hash(one) == codebook_hash(other) and np.array_equal(one.counts, other.counts)
 

@@ -18,7 +18,7 @@ CHECKPOINT_FOLDER = ".checkpoints"  # inside a folder of codebooks
 CHECKPOINT_FORMAT = "sctok-kmeans-checkpoint"
 CHECKPOINT_VERSION = 2
 
-_STATE = ("share", "steady", "read", "converged", "settled")
+_STATE = {"share": float, "steady": int, "read": float, "converged": bool, "settled": bool}
 _BOUNDS = ("labels", "upper", "lower", "origin", "moves")
 _NUMBERS = ("spread", "age", "gap", "ranked")
 
@@ -100,13 +100,9 @@ def load_state(path: Path, device: torch.device) -> ClusterState | None:
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     state = ClusterState(
         centroids=tensors["centroids"],
-        history=[float(value) for value in arrays["history"]],
-        assigned=[int(value) for value in arrays["assigned"]],
-        share=float(metadata["share"]),
-        steady=int(metadata["steady"]),
-        read=float(metadata["read"]),
-        converged=bool(metadata["converged"]),
-        settled=bool(metadata["settled"]),
+        history=arrays["history"].tolist(),
+        assigned=arrays["assigned"].tolist(),
+        **{name: kind(metadata[name]) for name, kind in _STATE.items()},
     )
     if "numbers" in tensors:
         spread, age, gap, ranked = arrays["numbers"].tolist()

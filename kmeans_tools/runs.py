@@ -65,7 +65,7 @@ class Runner:
         runs: list[KMeansRun] = []
         for seed, given in starts:
             if known is not None and len(known) < self.k:
-                raise TooFewVectorsError(f"k = {self.k} exceeds the {len(known)} distinct vectors", len(known))
+                raise TooFewVectorsError(self.k, len(known), "distinct vectors")
             found = self._run_narrow(seed, given) if narrow else None
             narrow = found is not None
             runs.append(found or self._run_wide(seed, given))

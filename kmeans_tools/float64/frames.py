@@ -89,7 +89,7 @@ class FramedSource:
         self.weights = source_weights(source)
         self.fingerprint = ""
 
-    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
         """See VectorSource; always yields all vectors."""
         for block in self._source.wide_blocks(block_rows):
             yield Block(block.places, self._frame.inside(block.rows), block.weights)

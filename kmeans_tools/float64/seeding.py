@@ -17,7 +17,7 @@ from sctok.kmeans_tools.progress import FitProgress
 from sctok.kmeans_tools.seeding.first_centroids import CHOICE, SAMPLE, sample_size
 from sctok.kmeans_tools.seeding.plus_plus import greedy_plus_plus
 from sctok.kmeans_tools.sources.distinct import distinct_rows, find_distinct
-from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, sample_places
+from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, sample_weighted
 from sctok.runtime.devices import resolve_device
 
 from .frames import Wide
@@ -69,17 +69,14 @@ def _distinct_sample(data: WideData, k: int, seed: Sequence[int]) -> tuple[Wide,
     """Sample distinct vectors (n, D), n >= k, and return them with their total weights (n,)."""
     source = data.source
     count = sample_size(k, 2 * source.dim, source.rows, "kmeans++")
-    weights = data.weights
-    positive = np.arange(source.rows) if weights is None else np.flatnonzero(weights)
-    places = positive[sample_places(len(positive), count, seed)]
+    weights, places = data.weights, sample_weighted(source, count, seed)
     sample = data.take(places)
     first, masses = distinct_rows(sample, None if weights is None else weights[places])
     if len(first) >= k:
         return sample[first], masses
     found = find_distinct(data.blocks(k), max(k, count))
     if len(found.vectors) < k:
-        number = len(found.vectors)
-        raise TooFewVectorsError(f"k = {k} exceeds the {number} distinct vectors of {source.name}", number)
+        raise TooFewVectorsError(k, len(found.vectors), f"distinct vectors of {source.name}")
     return found.vectors, found.masses
 
 

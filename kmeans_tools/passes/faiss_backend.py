@@ -1,6 +1,5 @@
 """FAISS as a backend: nearest centroids with IndexFlatL2, on a GPU if FAISS can use one, and SuperKMeans."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,19 +64,11 @@ def superkmeans_sample_size(k: int, dim: int, rows: int, points: int | None, mem
     return min(rows, wanted if memory is None else max(k, min(wanted, memory // 3 // (4 * dim))))
 
 
-@dataclass(frozen=True, eq=False)
-class SuperKMeansResult:
-    """The centroids (k, D) float32, and the inertia of the training vectors before each update, as FAISS reports it."""
-
-    centroids: Vectors
-    history: tuple[float, ...]
-
-
-def train_superkmeans(vectors: Vectors, k: int, iterations: int, seed: int) -> SuperKMeansResult:
+def train_superkmeans(vectors: Vectors, k: int, iterations: int, seed: int) -> tuple[Vectors, list[float]]:
     """Train k centroids on n >= k vectors (n, D) float32 with the SuperKMeans of FAISS, which uses all of them.
 
-    Its pruning is probabilistic: the centroids are good, but differ from those of exact Lloyd steps. It needs memory
-    for a rotated copy of the vectors.
+    Returns the centroids (k, D) float32, and the inertia before each update as FAISS reports it. The pruning is
+    probabilistic: the centroids differ from those of exact Lloyd steps. It needs memory for a copy of the vectors.
 
     Raises:
         ValueError: D is below 32.
@@ -98,4 +89,4 @@ def train_superkmeans(vectors: Vectors, k: int, iterations: int, seed: int) -> S
     found.train(np.ascontiguousarray(vectors))
     centroids = faiss.vector_to_array(found.centroids).reshape(k, dim).astype(np.float32)
     stats = found.iteration_stats
-    return SuperKMeansResult(centroids, tuple(float(stats.at(i).obj) for i in range(stats.size())))
+    return centroids, [float(stats.at(i).obj) for i in range(stats.size())]

@@ -14,7 +14,7 @@ from sctok.kmeans_tools.sources.vectors import (
     Vectors,
     VectorSource,
     Weights,
-    sample_places,
+    sample_weighted,
     source_weights,
 )
 
@@ -45,12 +45,8 @@ def draw_sample(source: VectorSource, count: int, seed: Sequence[int]) -> tuple[
 
     Vectors of weight 0 are never drawn.
     """
-    weights = source_weights(source)
-    if weights is None:
-        return source.take(sample_places(source.rows, count, seed)), None
-    positive = np.flatnonzero(weights)
-    places = positive[sample_places(len(positive), count, seed)]
-    return source.take(places), weights[places]
+    weights, places = source_weights(source), sample_weighted(source, count, seed)
+    return source.take(places), None if weights is None else weights[places]
 
 
 def seed_centroids(
@@ -89,11 +85,7 @@ def check_distinct(sample: Vectors, k: int, weights: Weights | None = None) -> t
     """Return the result of `distinct_rows`. Raises TooFewVectorsError if there are fewer than k distinct vectors."""
     places, masses = distinct_rows(sample, weights)
     if len(places) < k:
-        raise TooFewVectorsError(
-            f"k = {k} exceeds the {len(places)} distinct vectors among the {len(sample)} drawn for seeding; "
-            f"choose k <= {len(places)} or add audio",
-            len(places),
-        )
+        raise TooFewVectorsError(k, len(places), f"distinct vectors among the {len(sample)} drawn for seeding")
     return places, masses
 
 
@@ -107,11 +99,7 @@ def gather_distinct(source: VectorSource, k: int, count: int, block_rows: int) -
     """
     found = find_distinct(source.blocks(block_rows), max(k, count))
     if len(found.vectors) < k:
-        raise TooFewVectorsError(
-            f"k = {k} exceeds the {len(found.vectors)} distinct vectors of {source.name}; "
-            f"choose k <= {len(found.vectors)} or add audio",
-            len(found.vectors),
-        )
+        raise TooFewVectorsError(k, len(found.vectors), f"distinct vectors of {source.name}")
     return found.vectors, found.masses
 
 

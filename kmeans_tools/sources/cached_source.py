@@ -32,19 +32,19 @@ class CachedSource:
         """Fingerprint of the shards."""
         return self._source.fingerprint
 
-    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
         """See VectorSource."""
-        plan = list(plan_blocks(self.rows, block_rows, part))
+        plan = list(plan_blocks(self.rows, block_rows, span))
         if all(self._cached[start:stop].all() for start, stop in plan):
             return read_ahead(self._from_memory(plan))
-        return self._from_shards(block_rows, part)
+        return self._from_shards(block_rows, span)
 
     def _from_memory(self, plan: list[tuple[int, int]]) -> Iterator[Block]:
         for start, stop in plan:
             yield Block(np.arange(start, stop, dtype=np.int64), self._vectors[start:stop].astype(np.float32))
 
-    def _from_shards(self, block_rows: int, part: tuple[int, int]) -> Iterator[Block]:
-        for block in self._source.blocks(block_rows, part):
+    def _from_shards(self, block_rows: int, span: tuple[int, int] | None) -> Iterator[Block]:
+        for block in self._source.blocks(block_rows, span):
             self._cache(block.places, block.rows)
             yield block
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sctok.runtime.read_ahead import read_ahead
 
-from .vectors import Block, Vectors, as_array, check_finite, check_finite_wide, is_wide, plan_blocks
+from .vectors import Block, Vectors, as_array, check_finite, is_wide, plan_blocks
 
 Blocks = Iterable[Any] | Callable[[], Iterable[Any]]
 _HASH_CHARACTERS = 16
@@ -47,9 +47,9 @@ class IterableSource:
             raise ValueError(f"{name} yields no vectors")
         self.fingerprint = digest.hexdigest()[:_HASH_CHARACTERS]
 
-    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
         """See VectorSource."""
-        spans = plan_blocks(self.rows, block_rows, part)
+        spans = plan_blocks(self.rows, block_rows, span)
         return read_ahead(self._blocks(np.arange(start, stop, dtype=np.int64) for start, stop in spans))
 
     def wide_blocks(self, block_rows: int) -> Iterator[Block]:
@@ -109,7 +109,7 @@ class IterableSource:
             dim = array.shape[1]
             if len(array):
                 if self._beyond:
-                    check_finite_wide(array, start, self.name, "vector")
+                    check_finite(array, np.arange(start, start + len(array)), self.name, "vector")
                 yield start, array
                 start += len(array)
         if expected is not None and start != expected:

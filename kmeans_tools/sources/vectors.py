@@ -29,8 +29,8 @@ _OPEN_SHARDS = 16
 class TooFewVectorsError(ValueError):
     """Raised if k exceeds the number of (distinct) vectors. most: the largest k that is possible."""
 
-    def __init__(self, message: str, most: int) -> None:
-        super().__init__(message)
+    def __init__(self, k: int, most: int, vectors: str) -> None:
+        super().__init__(f"k = {k} exceeds the {most} {vectors}; choose k <= {most} or add audio")
         self.most = most
 
 
@@ -63,11 +63,8 @@ class VectorSource(Protocol):
     def name(self) -> str:
         """Name of the source in error messages."""
 
-    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
-        """Yield all vectors once and in order, at most block_rows at a time.
-
-        part: (rank, world) to read only the vectors of one rank, a contiguous 1 / world of them.
-        """
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
+        """Yield the vectors of `span` (start, stop), by default all, in order and at most block_rows at a time."""
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
         """Return the vectors (n, D) at ascending places (n,); memory holds only these and one block."""
@@ -109,18 +106,20 @@ def sample_places(rows: int, count: int, seed: Sequence[int]) -> npt.NDArray[np.
     return np.sort(generator.choice(rows, count, replace=False, shuffle=False)).astype(np.int64)
 
 
-def plan_blocks(rows: int, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
-    """Yield the start and stop of each block of [0, rows); see `VectorSource.blocks`.
+def sample_weighted(source: VectorSource, count: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Draw at most `count` places of a source without replacement and return them, ascending; none has weight 0."""
+    weights = source_weights(source)
+    if weights is None:
+        return sample_places(source.rows, count, seed)
+    positive = np.flatnonzero(weights)
+    return positive[sample_places(len(positive), count, seed)]
 
-    Raises:
-        ValueError: block_rows is below 1, or the rank of the part is not below its world.
-    """
-    rank, world = part
+
+def plan_blocks(rows: int, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the start and stop of each block of `span`, by default (0, rows). Raises ValueError if block_rows < 1."""
     if block_rows < 1:
         raise ValueError(f"block_rows {block_rows} is not positive")
-    if not 0 <= rank < world:
-        raise ValueError(f"part {rank} of {world} does not exist")
-    first, last = rows * rank // world, rows * (rank + 1) // world
+    first, last = span or (0, rows)
     for start in range(first, last, block_rows):
         yield start, min(last, start + block_rows)
 
@@ -150,7 +149,7 @@ class ArraySource:
                 f"{self._array.shape}"
             )
         self.rows, self.dim = (int(size) for size in self._array.shape)
-        self.weights = None if weights is None else _check_weights(as_array(weights), self.rows, name)
+        self.weights = None if weights is None else check_weights(as_array(weights), self.rows, name)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -158,9 +157,9 @@ class ArraySource:
         weights = {} if self.weights is None else {"weights": self.weights}
         return hash_arrays({"vectors": self._array, **weights})
 
-    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
         """See VectorSource."""
-        for start, stop in plan_blocks(self.rows, block_rows, part):
+        for start, stop in plan_blocks(self.rows, block_rows, span):
             places = np.arange(start, stop, dtype=np.int64)
             weights = None if self.weights is None else self.weights[start:stop]
             yield Block(places, self._vectors(slice(start, stop), places), weights)
@@ -180,7 +179,7 @@ class ArraySource:
         for start, stop in plan_blocks(self.rows, block_rows):
             places = np.arange(start, stop, dtype=np.int64)
             rows = np.ascontiguousarray(self._array[start:stop], np.float64)
-            check_finite_wide(rows, start, self.name, "row")
+            check_finite(rows, places, self.name, "row")
             yield Block(places, rows, None if self.weights is None else self.weights[start:stop])
 
     def _vectors(self, wanted: slice | npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Vectors:
@@ -218,7 +217,8 @@ def check_unmasked(array: np.ma.MaskedArray[Any, Any]) -> None:
         raise ValueError("the array has masked values; fill or remove them first")
 
 
-def _check_weights(weights: npt.NDArray[Any], rows: int, name: str) -> Weights:
+def check_weights(weights: npt.NDArray[Any], rows: int, name: str) -> Weights:
+    """Return weights (rows,) as float64. Raises ValueError if they do not fit, or are negative, NaN or all zero."""
     if weights.shape != (rows,) or weights.dtype.kind not in "fiub":
         raise ValueError(f"{name}: weights of {weights.dtype} {weights.shape} are not {rows} numbers")
     wide = weights.astype(np.float64)
@@ -267,8 +267,9 @@ class ShardSource:
     def _check_same(self, path: Path, shard: FeatureShard) -> None:
         first = self.paths[0]
         if shard.encoder_hash != self.encoder_hash:
+            other = shard.provenance.get("encoder", "")
             raise ValueError(
-                f"{path} holds features of encoder {_encoder(shard.provenance, shard.encoder_hash)}, {first} of "
+                f"{path} holds features of encoder {other} ({shard.encoder_hash}), {first} of "
                 f"{self.encoder} ({self.encoder_hash}); keep features of one encoder and one --padding per folder"
             )
         if shard.provenance.get("filterbank") != self._filterbank:
@@ -276,9 +277,9 @@ class ShardSource:
         if shard.width != self.width:
             raise ValueError(f"{path} holds features of width {shard.width}, {first} of width {self.width}")
 
-    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
         """See VectorSource. A thread reads the next block while the caller uses the current one."""
-        return read_ahead(self._blocks(plan_blocks(self.rows, block_rows, part)))
+        return read_ahead(self._blocks(plan_blocks(self.rows, block_rows, span)))
 
     def _blocks(self, plan: Iterator[tuple[int, int]]) -> Iterator[Block]:
         with _OpenShards() as reader:
@@ -334,23 +335,13 @@ class _OpenShards:
             shard.close()
 
 
-def _encoder(provenance: dict[str, Any], encoder_hash: str) -> str:
-    return f"{provenance.get('encoder', '')} ({encoder_hash})"
-
-
-def check_finite(rows: Vectors, places: npt.NDArray[np.int64], name: str, unit: str) -> None:
+def check_finite(rows: Array, places: npt.NDArray[np.int64], name: str, unit: str) -> None:
     """Raise ValueError naming the place of the first row of (n, D) that holds NaN or infinity."""
     # torch sums on many threads but warns about read-only rows; the sum of finite values can overflow.
-    if rows.flags.writeable and math.isfinite(float(torch.from_numpy(rows).sum())):
+    fast = rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable
+    if fast and math.isfinite(float(torch.from_numpy(rows).sum())):
         return
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         place = int(places[int(np.flatnonzero(~finite)[0])])
         raise ValueError(f"{name}: {unit} {place} holds NaN or infinity; remove it and start again")
-
-
-def check_finite_wide(rows: npt.NDArray[np.float64], start: int, name: str, unit: str) -> None:
-    """Raise ValueError naming the first row of (n, D) that holds NaN or infinity; `start` is the place of row 0."""
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name}: {unit} {start + int((~finite).argmax())} holds NaN or infinity; remove it")

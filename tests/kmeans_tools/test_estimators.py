@@ -342,9 +342,9 @@ def test_bad_parameters_are_named(options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0] * 29, "does not fit the 30 rows"),
-        ([-1.0] * 30, "row 0 is -1.0"),
-        ([0.0] * 30, "zero for every row"),
+        ([1.0] * 29, r"sample_weight: weights of float64 \(29,\) are not 30 numbers"),
+        ([-1.0] * 30, "the weight of row 0 is -1.0"),
+        ([0.0] * 30, "all weights are zero"),
         ([1e308] * 30, "too large to be summed"),
     ],
 )

@@ -152,8 +152,8 @@ class _Interrupted(ArraySource):
         super().__init__(array)
         self.left = blocks
 
-    def blocks(self, block_rows: int, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
-        for block in super().blocks(block_rows, part):
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
+        for block in super().blocks(block_rows, span):
             if self.left == 0:
                 raise _Stop
             self.left -= 1

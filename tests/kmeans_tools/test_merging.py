@@ -126,9 +126,7 @@ def test_building_again_keeps_what_is_equal_and_refuses_what_differs(tmp_path: P
     assert first.made
     assert not build_merged(tmp_path, plans, PAPER_RATIO)[0].made
     put(tmp_path, "music", 2, seed=1)
-    with pytest.raises(
-        ValueError, match=r"merged-8-r100\.safetensors was merged from other codebooks; use --overwrite"
-    ):
+    with pytest.raises(ValueError, match=r"merged-8-r100\.safetensors was made from other codebooks; use --overwrite"):
         build_merged(tmp_path, plans, PAPER_RATIO)
     assert first.path.read_bytes() == before
     assert build_merged(tmp_path, plans, PAPER_RATIO, overwrite=True)[0].made

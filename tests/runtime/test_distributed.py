@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sctok.kmeans_tools.seeding.first_centroids import draw_sample
-from sctok.kmeans_tools.sources.shared_source import SharedSource, share_source
+from sctok.kmeans_tools.sources.reading import share_source
 from sctok.kmeans_tools.sources.vectors import ArraySource
-from sctok.runtime.distributed import ALONE, Group, join_group
+from sctok.runtime.distributed import ALONE, join_group
 
 from .ranks import run_ranks
 
@@ -29,7 +29,7 @@ _SHARE = """
 import json
 import numpy
 from sctok.kmeans_tools.seeding.first_centroids import draw_sample
-from sctok.kmeans_tools.sources.shared_source import SharedSource
+from sctok.kmeans_tools.sources.reading import SharedSource
 from sctok.kmeans_tools.sources.vectors import ArraySource
 source = SharedSource(ArraySource(numpy.arange(1000)[:, None]), group)
 ordered = [block.rows[:, 0].tolist() for block in source.blocks(90)]
@@ -104,15 +104,3 @@ def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with join_group() as group:
         assert group == ALONE
-
-
-def test_parts_of_parts() -> None:
-    source = ArraySource(np.arange(997)[:, None])
-    groups = [Group(rank, 3) for rank in range(3)]
-    places = [
-        block.places
-        for group in groups
-        for part in range(2)
-        for block in SharedSource(source, group).blocks(50, (part, 2))
-    ]
-    assert np.array_equal(np.sort(np.concatenate(places)), np.arange(997))

@@ -11,6 +11,7 @@ import torch
 from sctok.kmeans_tools.seeding.first_centroids import draw_sample
 from sctok.kmeans_tools.sources.iterables import IterableSource
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
+from sctok.runtime.distributed import Group
 
 VECTORS = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
 CUTS = [(0, 1), (1, 1), (1, 700), (700, 763), (763, 1000)]
@@ -38,7 +39,7 @@ def test_blocks_are_cut_anew(block_rows: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_parts_of_all_ranks_are_the_whole(world: int) -> None:
-    parts = [read(IterableSource(pieces), 90, (rank, world)) for rank in range(world)]
+    parts = [read(IterableSource(pieces), 90, Group(rank, world).span(1000)) for rank in range(world)]
     places = np.concatenate([part[0] for part in parts])
     assert np.array_equal(np.sort(places), np.arange(1000))
     assert np.array_equal(np.concatenate([part[1] for part in parts]), VECTORS[places])

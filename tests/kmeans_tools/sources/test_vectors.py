@@ -20,6 +20,7 @@ from sctok.kmeans_tools.sources.vectors import (
     plan_blocks,
     sample_places,
 )
+from sctok.runtime.distributed import Group
 
 WIDTH = 6
 
@@ -164,21 +165,21 @@ def test_float64_beyond_float32_is_named() -> None:
     world=st.integers(1, 5),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_parts_of_all_ranks_are_the_whole(rows: int, block_rows: int, world: int) -> None:
-    blocks = [block for rank in range(world) for block in plan_blocks(rows, block_rows, (rank, world))]
+def test_the_spans_of_all_ranks_are_the_whole(rows: int, block_rows: int, world: int) -> None:
+    spans = [Group(rank, world).span(rows) for rank in range(world)]
+    blocks = [block for span in spans for block in plan_blocks(rows, block_rows, span)]
     assert [place for start, stop in blocks for place in range(start, stop)] == list(range(rows))
     assert all(0 < stop - start <= block_rows for start, stop in blocks)
 
 
-@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0, 0)])
-def test_parts_that_do_not_exist(part: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"part {part[0]} of {part[1]} does not exist"):
-        list(plan_blocks(10, 3, part))
+def test_blocks_need_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="block_rows 0 is not positive"):
+        list(plan_blocks(10, 0))
 
 
 def test_more_ranks_than_vectors_get_nothing(shards: list[Path]) -> None:
     source = ShardSource(shards, 1)
-    assert list(source.blocks(10**6, (0, source.rows + 1))) == []
+    assert list(source.blocks(10**6, Group(0, source.rows + 1).span(source.rows))) == []
 
 
 @pytest.mark.parametrize(
