@@ -1,4 +1,4 @@
-"""The same fit by one process and by two ranks, and `sctok cluster` under torchrun."""
+"""Fits by one process and by two ranks agree; `sctok cluster` under torchrun."""
 
 import io
 import json
@@ -41,7 +41,7 @@ for name, options in json.loads(settings).items():
     print(json.dumps([[book.codebook.k, book.seconds is not None] for book in books]))
 """
 
-# Weights, labels, more ranks than vectors, and reading no more than what is needed.
+# Weights, labels, more ranks than vectors, and reading only the vectors that are needed.
 _SMALL = """
 import numpy
 from sctok.kmeans_tools.config import FitOptions
@@ -81,7 +81,7 @@ def write_shards(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Codebooks of two ranks in `shared` and the features that they are of, all settings in one run."""
+    """Features, and the codebooks that two ranks trained on them, for all settings, in `shared`."""
     folder = tmp_path_factory.mktemp("shared")
     names = ",".join(map(str, write_shards(folder / "features")))
     ended = run_ranks(2, _TRAIN + _SMALL, folder, names, folder / "shared", json.dumps(SETTINGS))
@@ -93,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_ranks_give_the_codebooks_of_one(name: str, folder: Path, tmp_path: Path) -> None:
+def test_two_ranks_and_one_process_give_the_same_codebooks(name: str, folder: Path, tmp_path: Path) -> None:
     config = KMeansConfig(device="cpu", block_rows=200, **SETTINGS[name])
     source = ShardSource(sorted((folder / "features").glob("*.h5")), 2)
     assert not list((folder / "shared" / name / ".checkpoints").iterdir())
@@ -134,7 +134,7 @@ fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="ran
 """
 
 
-def test_a_bad_vector_of_one_rank_ends_all_of_them(tmp_path: Path) -> None:
+def test_a_bad_vector_on_one_rank_stops_all_ranks(tmp_path: Path) -> None:
     first, last = run_ranks(2, _NAN, tmp_path)
     assert last.code == 1
     assert "row 29999 holds NaN or infinity" in last.err

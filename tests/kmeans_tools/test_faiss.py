@@ -1,4 +1,4 @@
-"""FAISS as a backend: its SuperKMeans, and what is missing where it is not installed."""
+"""FAISS as a backend: SuperKMeans, and errors if FAISS is not installed."""
 
 import sys
 from types import SimpleNamespace
@@ -40,12 +40,12 @@ def test_superkmeans_lowers_the_inertia(rows: int, dim: int, k: int) -> None:
 
 
 @needs_superkmeans
-def test_superkmeans_needs_some_width() -> None:
+def test_superkmeans_needs_a_minimum_width() -> None:
     with pytest.raises(ValueError, match="needs vectors of width 32 or more, not 31"):
         train_superkmeans(blobs(100, 31), 4, 5, seed=0)
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     older: Any = SimpleNamespace(__version__="1.9.0")
     monkeypatch.setitem(sys.modules, "faiss", older)
     assert require_faiss() is older
@@ -75,7 +75,7 @@ def test_superkmeans_as_a_backend_ends_in_a_certified_pass() -> None:
 
 
 @needs_superkmeans
-def test_superkmeans_on_a_part_of_the_vectors() -> None:
+def test_superkmeans_on_a_sample_of_the_vectors() -> None:
     source = ArraySource(blobs(3000, 40))
     result = fit(source, 12, iterations=5, max_points_per_centroid=50)
     assert result.counts.sum() == 3000
@@ -87,7 +87,7 @@ def test_superkmeans_on_a_part_of_the_vectors() -> None:
 
 
 @needs_superkmeans
-def test_what_superkmeans_cannot_do() -> None:
+def test_superkmeans_limits_are_named() -> None:
     vectors = np.repeat(blobs(5, 40), 9, axis=0)
     with pytest.raises(TooFewVectorsError, match="k = 6 exceeds the 5 distinct vectors"):
         fit(ArraySource(vectors), 6)

@@ -1,4 +1,4 @@
-"""Feature sets larger than the memory, and runs that are killed: in child processes, as a user would start them."""
+"""Feature sets larger than the memory, and killed runs, in child processes."""
 
 import os
 import random
@@ -80,7 +80,7 @@ def test_killed_again_and_again_gives_the_file_of_one_clean_run(algorithm: str, 
     options = (algorithm, seeding, 0, 12, "24,300")
 
     def run(output: str, lines: int | None) -> None:
-        """Cluster; kill -9 after so many lines of progress."""
+        """Cluster; kill the process after a number of lines of progress."""
         arguments = command(shards, tmp_path / output, *options)
         with subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None

@@ -1,4 +1,4 @@
-"""Final inertia against scikit-learn, and what "auto" chooses."""
+"""Final inertia compared with scikit-learn, and the choices of "auto"."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def fit(vectors: Vectors, k: int, start: Vectors | None = None, **options: objec
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_from_the_same_seeds_as_good_as_the_best_of_five_runs_of_scikit_learn(name: str) -> None:
+def test_as_good_as_the_best_of_five_runs_of_scikit_learn_from_the_same_seeds(name: str) -> None:
     vectors, k = SETS[name](), 32
     starts = [vectors[np.random.default_rng(seed).choice(len(vectors), k, replace=False)] for seed in range(5)]
     theirs = [KMeans(k, init=start, n_init=1, max_iter=300, tol=0).fit(vectors).inertia_ for start in starts]
@@ -53,7 +53,7 @@ def test_auto_is_on_average_as_good_as_scikit_learn(name: str) -> None:
     assert np.mean(ours) <= 1.01 * np.mean(theirs)
 
 
-def test_what_auto_means() -> None:
+def test_auto_settings() -> None:
     config = KMeansConfig()
     small = config.resolved(100_000, 768, 4096)
     assert (small.algorithm, small.seeding, small.tol, small.iterations) == ("lloyd", "hierarchical", 1e-4, 25)

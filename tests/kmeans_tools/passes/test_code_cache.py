@@ -1,4 +1,4 @@
-"""Codes that are kept never show in a result."""
+"""Cached codes never change a result."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from sctok.kmeans_tools.sources.vectors import ArraySource
 
 @pytest.fixture(autouse=True)
 def scanned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let CPUs without byte products scan, too, at the sizes at which others do."""
+    """Scan also on CPUs without byte products, at the same sizes as on other CPUs."""
     monkeypatch.setattr(assign, "scan_pays", lambda rows, k, dim: k >= SMALLEST_K and rows * k * dim >= 1 << 24)
 
 
@@ -29,7 +29,7 @@ def structured(rows: int, dim: int, rank: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("memory", [None, 4096])
-def test_places_in_any_order_and_pieces(memory: int | None) -> None:
+def test_places_in_any_order(memory: int | None) -> None:
     points = structured(6000, 512, 8)
     cache = CodeCache(len(points), memory)
     for first in (0, 300):
@@ -43,7 +43,7 @@ def test_places_in_any_order_and_pieces(memory: int | None) -> None:
     assert (cache._cached is not None) == (memory is None)
 
 
-def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_gives_the_same_bits_with_and_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = structured(5000, 512, 8).half().numpy()
     config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
     kept = fit_codebooks(ArraySource(vectors), [900, 1000], config)
@@ -53,7 +53,7 @@ def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPa
         assert np.array_equal(result.counts, kept[k].counts)
 
 
-def test_a_fit_that_goes_on_certifies_as_many_rows_as_one_that_never_stopped(tmp_path: Path) -> None:
+def test_a_resumed_fit_certifies_as_many_rows_as_an_uninterrupted_one(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     scales = torch.linspace(3, 0.2, 64)[:, None]
     latent = torch.randn(5000, 64, generator=generator) @ (scales * torch.randn(64, 192, generator=generator))

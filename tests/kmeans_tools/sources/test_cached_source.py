@@ -1,4 +1,4 @@
-"""Vectors kept in memory: the bits that the shards give, read once."""
+"""Cached vectors are read once and have the bits of the shards."""
 
 from pathlib import Path
 
@@ -31,7 +31,9 @@ def assert_same_blocks(one: VectorSource, other: VectorSource, span: tuple[int, 
 
 @pytest.mark.parametrize("stack", [1, 4])
 @pytest.mark.parametrize("span", [None, (31, 200)])
-def test_every_pass_gives_what_the_shards_give(shards: list[Path], stack: int, span: tuple[int, int] | None) -> None:
+def test_every_pass_gives_the_vectors_of_the_shards(
+    shards: list[Path], stack: int, span: tuple[int, int] | None
+) -> None:
     source, cached = ShardSource(shards, stack), CachedSource(ShardSource(shards, stack))
     for _ in range(3):
         assert_same_blocks(source, cached, span)
@@ -51,14 +53,14 @@ def test_later_passes_do_not_read_the_disk(shards: list[Path]) -> None:
         assert np.array_equal(block.rows, wanted.rows)
 
 
-def test_a_pass_that_was_not_finished_is_read_again(shards: list[Path]) -> None:
+def test_an_unfinished_pass_is_read_again(shards: list[Path]) -> None:
     cached = CachedSource(ShardSource(shards, 1))
     reader = cached.blocks(100)
     next(reader)
     assert_same_blocks(cached, ShardSource(shards, 1), None)
 
 
-def test_only_what_fits_half_the_memory_is_kept(shards: list[Path]) -> None:
+def test_only_vectors_that_fit_half_the_memory_are_cached(shards: list[Path]) -> None:
     source = ShardSource(shards, 4)
     needed = 2 * source.rows * (2 * source.dim + 1)
     assert isinstance(cache_if_fits(source, needed), CachedSource)

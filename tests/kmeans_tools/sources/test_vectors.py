@@ -1,4 +1,4 @@
-"""Reading vectors: blocks, samples, and shards that do not belong together."""
+"""Reading of vectors: blocks, samples, and shards that do not fit together."""
 
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def test_shards_of_other_filterbank_settings_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_name_shard_and_vector(tmp_path: Path, value: float) -> None:
+def test_nan_and_infinity_are_reported_with_shard_and_vector(tmp_path: Path, value: float) -> None:
     paths = [write_shard(tmp_path / "a.h5", [4]), write_shard(tmp_path / "b.h5", [40])]
     with h5py.File(paths[1], "r+") as file:
         file["features"][35, 2] = value
@@ -149,12 +149,12 @@ def test_a_shard_replaced_while_it_is_read_is_refused(shards: list[Path]) -> Non
 @pytest.mark.parametrize(
     "array", [np.zeros((0, 3)), np.zeros((3, 0)), np.zeros(3), np.array([["a"]]), np.array([[1j]])]
 )
-def test_what_is_no_matrix_of_numbers(array: Any) -> None:
+def test_arrays_that_are_not_matrices_of_numbers_are_refused(array: Any) -> None:
     with pytest.raises(ValueError, match="vectors must be numbers of shape"):
         ArraySource(array)
 
 
-def test_float64_beyond_float32_is_named() -> None:
+def test_float64_beyond_the_range_of_float32_is_named() -> None:
     with pytest.raises(ValueError, match="row 1 holds NaN or infinity"):
         list(ArraySource(np.array([[1.0], [1e300]])).blocks(2))
 
@@ -165,7 +165,7 @@ def test_float64_beyond_float32_is_named() -> None:
     world=st.integers(1, 5),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_spans_of_all_ranks_are_the_whole(rows: int, block_rows: int, world: int) -> None:
+def test_the_spans_of_all_ranks_cover_all_rows(rows: int, block_rows: int, world: int) -> None:
     spans = [Group(rank, world).span(rows) for rank in range(world)]
     blocks = [block for span in spans for block in plan_blocks(rows, block_rows, span)]
     assert [place for start, stop in blocks for place in range(start, stop)] == list(range(rows))
@@ -191,7 +191,7 @@ def test_tensors_are_read_as_arrays(dtype: torch.dtype) -> None:
     assert np.array_equal(block.rows, values.float().numpy())
 
 
-def test_float32_arrays_are_not_copied_and_read_only_ones_stay_so() -> None:
+def test_float32_arrays_are_copied_only_if_they_are_read_only() -> None:
     array = np.arange(12, dtype=np.float32).reshape(4, 3)
     (block,) = ArraySource(array).blocks(10)
     assert np.shares_memory(block.rows, array)
@@ -201,7 +201,7 @@ def test_float32_arrays_are_not_copied_and_read_only_ones_stay_so() -> None:
     assert not np.shares_memory(block.rows, array)
 
 
-def test_weights_go_with_their_vectors() -> None:
+def test_weights_stay_with_their_vectors() -> None:
     array, weights = np.arange(3000.0)[:, None], np.arange(3000) / 7
     source = ArraySource(array, weights=weights)
     for block in source.blocks(700):
@@ -227,6 +227,6 @@ def test_bad_weights_are_named(weights: Any, message: str) -> None:
         ArraySource(np.eye(3), weights=weights)
 
 
-def test_finite_vectors_whose_sum_overflows_are_no_error() -> None:
+def test_finite_vectors_with_an_overflowing_sum_are_accepted() -> None:
     vectors = np.full((3, 2), 3e38, np.float32)
     assert np.array_equal(ArraySource(vectors).take(np.arange(3)), vectors)

@@ -1,4 +1,4 @@
-"""A run of several codebooks that stops at any write and runs again gives the bytes of one clean run."""
+"""A fit of several codebooks that is stopped at any write and resumed gives the bytes of an uninterrupted fit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class StoppedError(BaseException):
-    """Stands for the signal that ends the process."""
+    """Simulates the signal that ends the process."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save the time that a disk takes; no power fails here."""
+    """Skip syncing to disk to save time."""
     monkeypatch.setattr(files, "_sync", lambda path: None)
     monkeypatch.setattr(files, "sync_folder", lambda path: None)
 
@@ -53,7 +53,7 @@ def train(source: ShardSource, folder: Path, name: str) -> dict[str, bytes]:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, wanted: int, *, before: bool) -> list[int]:
-    """Stop at one write, before or after its rename; return a list whose length counts the writes."""
+    """Stop at one write, before or after its rename; the length of the returned list is the number of writes."""
     writes: list[int] = []
 
     @contextmanager
@@ -71,12 +71,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, wanted: int, *, before: bool) -> li
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_stopped_at_any_write(name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_after_a_stop_at_any_write(
+    name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_every_write(name, source, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["lloyd", "minibatch"])
-def test_checkpoints_of_several_ranks(
+def test_resuming_from_checkpoints_of_several_ranks(
     name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resume, "save_state", lambda path, state, vectors: save_state(path, state, vectors=False))
