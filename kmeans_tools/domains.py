@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def train_codebooks(
     initial = {} if plan.first is None else {len(first := load_first_centroids(plan.first, source)): first}
     paths = {k: codebook_path(plan.folder, domain, k, rate) for k in plan.sizes}
     hashes = {k: config_hash(source, k, config, initial.get(k)) for k in paths}
-    books = group.broadcast(_find_existing(paths, hashes, plan.overwrite) if group.leads else {})
+    books = group.broadcast(_find_existing(paths, hashes, plan) if group.leads else {})
     name, checkpoints = f"{domain}-r{rate}", plan.folder / CHECKPOINT_FOLDER
     for k in books if group.leads else ():
         checkpoint_path(checkpoints, name, k, hashes[k]).unlink(missing_ok=True)
@@ -178,18 +179,21 @@ def train_codebooks(
     return [books[k] for k in paths]
 
 
-def _find_existing(paths: Mapping[int, Path], hashes: Mapping[int, str], overwrite: bool) -> dict[int, TrainedCodebook]:
+def _find_existing(
+    paths: Mapping[int, Path], hashes: Mapping[int, str], plan: DomainPlan
+) -> dict[int, TrainedCodebook]:
     """Return the existing codebooks that have the same settings and features."""
-    for folder in {path.parent for path in paths.values()}:
-        remove_stale_temporaries(folder)
+    remove_stale_temporaries(plan.folder)
+    books = {}
+    for k, path in paths.items():
+        book = find_same(path, partial(_has_hash, hashes[k]), plan.overwrite, "features or settings")
+        if book is not None:
+            books[k] = TrainedCodebook(path, book, None)
+    return books
 
-    def find(k: int) -> Codebook | None:
-        def is_same(book: Codebook) -> bool:
-            return (book.metadata.certificate or {}).get("config_hash") == hashes[k]
 
-        return find_same(paths[k], is_same, overwrite, "features or settings")
-
-    return {k: TrainedCodebook(path, book, None) for k, path in paths.items() if (book := find(k)) is not None}
+def _has_hash(config_hash: str, book: Codebook) -> bool:
+    return (book.metadata.certificate or {}).get("config_hash") == config_hash
 
 
 def _make_codebook(result: FitResult, domain: str, source: ShardSource, plan: DomainPlan) -> Codebook:

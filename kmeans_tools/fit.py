@@ -118,8 +118,8 @@ class _Fit:
         self.report = options.progress or (lambda event: None)
         self.device = self.group.local_device(resolve_device(config.device))
         weights = source_weights(source)
-        self.mass = float(source.rows) if weights is None else float(weights.sum())
-        self.code_cache = CodeCache(source.rows, config.memory)
+        mass = float(source.rows) if weights is None else float(weights.sum())
+        self.population = Population(self.source, mass, CodeCache(source.rows, config.memory), self.group)
         self.seconds: dict[int, float] = {}
         self.hashes: dict[int, str] = {}
         if options.checkpoint_dir is not None or options.save is not None:
@@ -226,13 +226,9 @@ class _Fit:
 
     def _next_pass(self, state: ClusterState) -> _Pass:
         config = self._resolved(state.k)
-        count = sample_size(state.k, self.source.dim, self.source.rows, "kmeans++", config.memory)
-        population = Population(
-            self.source.rows, self.mass, partial(draw_sample, self.source, count), self.code_cache, self.group
-        )
         if state.settled:
-            return FinalPass(state, config, population, self.options.return_labels)
-        return LloydPass(state, config, population)
+            return FinalPass(state, config, self.population, self.options.return_labels)
+        return LloydPass(state, config, self.population)
 
     def _read(self, passes: list[_Pass]) -> None:
         for block in needed_blocks(self.source, passes, self.config.rows_per_block(self.source.dim)):

@@ -1,6 +1,6 @@
 """Lloyd's algorithm: the state of a codebook, and the passes over the vectors that update it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,8 @@ from sctok.kmeans_tools.passes.code_cache import CodeCache
 from sctok.kmeans_tools.passes.faiss_backend import FaissAssigner
 from sctok.kmeans_tools.passes.moved_centroids import MovedCentroids
 from sctok.kmeans_tools.passes.repair import repair_empty, repair_starved
-from sctok.kmeans_tools.sources.vectors import Block, Vectors, Weights
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample, sample_size
+from sctok.kmeans_tools.sources.vectors import Block, VectorSource, Weights
 from sctok.runtime.distributed import Group
 
 from .config import KMeansConfig
@@ -25,20 +26,18 @@ _BATCH, _REPAIR = 1, 2  # seeds that keep the random numbers of different purpos
 _PROBED_ROWS = 512
 
 Assigner = Callable[[Tensor, Tensor, bool], Assignment]
-Draw = Callable[[Sequence[int]], tuple[Vectors, Weights | None]]
 
 
 @dataclass(frozen=True)
 class Population:
     """All vectors of a fit.
 
-    mass: their total weight. draw: returns a random sample and its weights for a seed. code_cache: the 8-bit codes that
-    all codebooks of the fit share. group: the ranks that read the vectors.
+    mass: their total weight. code_cache: the 8-bit codes that all codebooks of the fit share. group: the ranks that
+    read the vectors.
     """
 
-    rows: int
+    source: VectorSource
     mass: float
-    draw: Draw
     code_cache: CodeCache
     group: Group
 
@@ -173,7 +172,7 @@ class LloydPass(_Pass):
     def fraction(self) -> float:
         """Approximate share of all vectors that this pass needs."""
         if self._skips and self._bounds is not None:
-            start, stop = self._population.group.span(self._population.rows)
+            start, stop = self._population.group.span(self._population.source.rows)
             return float(self._bounds.survivors()[start:stop].sum()) / max(1, stop - start)
         return self.state.share
 
@@ -192,7 +191,7 @@ class LloydPass(_Pass):
 
     def _in_batch(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         seed = (self._config.seed, self.state.k, _BATCH)
-        return in_batch(places, self.state.share, self._population.rows, seed)
+        return in_batch(places, self.state.share, self._population.source.rows, seed)
 
     def add(self, points: Tensor, block: Block) -> None:
         """Process one block; points: its vectors (n, D) float32 on the device."""
@@ -228,7 +227,7 @@ class LloydPass(_Pass):
         used = (cluster_sums.counts > 0).nonzero()[:, 0]
         after[used] = cluster_sums.means(used)
         repaired = self._repair(after, (cluster_sums.counts == 0).nonzero()[:, 0], starved=False)
-        if state.settle(self._config, repaired, self._population.rows):
+        if state.settle(self._config, repaired, self._population.source.rows):
             few = cluster_sums.weights.to(torch.float64) < STARVED * mass / state.k
             self._repair(after, (few & (cluster_sums.counts > 0)).nonzero()[:, 0], starved=True)
         if bounds is not None:
@@ -240,7 +239,9 @@ class LloydPass(_Pass):
         if not len(clusters):
             return False
         seed = (self._config.seed, self.state.k, _REPAIR, self.state.passes, int(starved))
-        sample, weights = self._population.draw(seed)
+        source = self._population.source
+        count = sample_size(self.state.k, source.dim, source.rows, "kmeans++", self._config.memory)
+        sample, weights = draw_sample(source, count, seed)
         repair = repair_starved if starved else repair_empty
         return len(repair(centroids, clusters, sample, weights, np.random.default_rng([*seed, 0]))) > 0
 
@@ -256,7 +257,7 @@ class FinalPass(_Pass):
 
     def __init__(self, state: ClusterState, config: KMeansConfig, population: Population, labels: bool) -> None:
         super().__init__(state, config, population, grown=state.share < 1, final=True)
-        self.labels = np.empty(population.rows, np.int32) if labels else None
+        self.labels = np.empty(population.source.rows, np.int32) if labels else None
         self.kept = 0
 
     def select(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

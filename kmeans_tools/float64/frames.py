@@ -95,5 +95,4 @@ class FramedSource:
             yield Block(block.places, self._frame.inside(block.rows), block.weights)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
-        """See VectorSource."""
         return take_blocks(self.blocks(_BLOCK_ROWS), places, np.empty((len(places), self.dim), np.float32))

@@ -33,7 +33,6 @@ class CachedSource:
         return self._source.fingerprint
 
     def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
-        """See VectorSource."""
         plan = list(plan_blocks(self.rows, block_rows, span))
         if all(self._cached[start:stop].all() for start, stop in plan):
             return read_ahead(self._from_memory(plan))
@@ -49,7 +48,6 @@ class CachedSource:
             yield block
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
-        """See VectorSource."""
         missing = places[~self._cached[places]]
         if len(missing):
             self._cache(missing, self._source.take(missing))

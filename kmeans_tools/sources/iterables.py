@@ -48,7 +48,6 @@ class IterableSource:
         self.fingerprint = digest.hexdigest()[:_HASH_CHARACTERS]
 
     def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
-        """See VectorSource."""
         spans = plan_blocks(self.rows, block_rows, span)
         return read_ahead(self._blocks(np.arange(start, stop, dtype=np.int64) for start, stop in spans))
 
@@ -60,7 +59,6 @@ class IterableSource:
                 yield Block(np.arange(start + first, start + first + len(rows), dtype=np.int64), rows)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
-        """See VectorSource."""
         (block,) = self._blocks(iter([places]))
         return block.rows
 

@@ -158,14 +158,12 @@ class ArraySource:
         return hash_arrays({"vectors": self._array, **weights})
 
     def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
-        """See VectorSource."""
         for start, stop in plan_blocks(self.rows, block_rows, span):
             places = np.arange(start, stop, dtype=np.int64)
             weights = None if self.weights is None else self.weights[start:stop]
             yield Block(places, self._vectors(slice(start, stop), places), weights)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
-        """See VectorSource."""
         contiguous = len(places) > 0 and int(places[-1]) - int(places[0]) == len(places) - 1
         return self._vectors(slice(int(places[0]), int(places[-1]) + 1) if contiguous else places, places)
 
@@ -287,7 +285,6 @@ class ShardSource:
                 yield Block(np.arange(start, stop, dtype=np.int64), self._read(reader, start, stop))
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
-        """See VectorSource."""
         result = np.empty((len(places), self.dim), np.float32)
         with _OpenShards() as reader:
             firsts = np.flatnonzero(np.diff(places // _PIECE_ROWS, prepend=-1))
