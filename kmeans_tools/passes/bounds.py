@@ -1,9 +1,9 @@
 """Distance bounds of every vector, with which most vectors skip the comparison with all centroids.
 
-A vector keeps its centroid a while an upper bound u of the distance to it is below a lower bound l of the distance to
-every other centroid. When each centroid j moves by p_j, u grows by p_a and l falls by the largest p_j with j != a
-(Hamerly 2010). If that is too much because a few centroids move far, the vector is compared only with these movers. l
-then falls only by the largest move of the remaining centroids, which is 0 once most of them stand still.
+A vector keeps its centroid, with index a, if an upper bound u of the distance to it is below a lower bound l of the
+distance to every other centroid. When each centroid j moves by p_j, u grows by p_a and l falls by the largest p_j with
+j != a (Hamerly 2010). If a few centroids move far, the vector is compared only with these movers. Then l falls only by
+the largest move of the remaining centroids, which is 0 once they stand still.
 
 Bounds are rounded outwards, and a vector is skipped only if u (1 + 2^-20) < l. This margin excludes ties and is far
 larger than the errors of the float64 distances that define the nearest centroid, so skipping never changes a label.

@@ -65,19 +65,19 @@ class IterableSource:
     def _blocks(self, wanted: Iterator[npt.NDArray[np.int64]]) -> Iterator[Block]:
         """Yield one block for each array of places; the places ascend over all blocks."""
         arrays = self._arrays(self.rows)
-        first, held = 0, np.empty((0, self.dim), np.float32)
+        first, rest = 0, np.empty((0, self.dim), np.float32)
         for places in wanted:
             result = np.empty((len(places), self.dim), np.float32)
             done = 0
             while done < len(places):
-                stop = int(np.searchsorted(places, first + len(held)))
-                result[done:stop] = held[places[done:stop] - first]
+                stop = int(np.searchsorted(places, first + len(rest)))
+                result[done:stop] = rest[places[done:stop] - first]
                 done = stop
                 if done < len(places):
                     first, array = next(arrays)
-                    held = self._narrow(first, array)
+                    rest = self._narrow(first, array)
             yield Block(places, result)
-        if first + len(held) >= self.rows:
+        if first + len(rest) >= self.rows:
             for _ in arrays:  # raises if vectors are left
                 pass
 

@@ -145,7 +145,7 @@ class ArraySource:
         self.name = name
         if self._array.ndim != 2 or 0 in self._array.shape or self._array.dtype.kind not in "fiub":
             raise ValueError(
-                f"{name}: vectors must be numbers of shape (rows, D), neither 0, not {self._array.dtype} "
+                f"{name}: vectors must be numbers of shape (rows, D) with rows, D >= 1, not {self._array.dtype} "
                 f"{self._array.shape}"
             )
         self.rows, self.dim = (int(size) for size in self._array.shape)

@@ -22,8 +22,8 @@ NORMAL = np.random.default_rng(0).normal(size=(120, 7))
 
 
 def fit(source: Any, k: int, **options: Any) -> FitResult:
-    held: VectorSource = source if hasattr(source, "blocks") else ArraySource(source)
-    return fit_codebooks(held, [k], KMeansConfig(device="cpu", **{"iterations": 3, **options}))[k]
+    vectors: VectorSource = source if hasattr(source, "blocks") else ArraySource(source)
+    return fit_codebooks(vectors, [k], KMeansConfig(device="cpu", **{"iterations": 3, **options}))[k]
 
 
 def assert_right(result: FitResult, vectors: Any) -> None:

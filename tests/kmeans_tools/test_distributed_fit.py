@@ -61,8 +61,8 @@ many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, shared)
 batches = KMeansConfig(device="cpu", algorithm="minibatch", seeding="random", iterations=1, block_rows=256)
 counting = Counting(generator.normal(size=(20_000, 2)))
 few = fit_codebooks(counting, [3], batches, FitOptions(group=group))[3]
-told = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
-print(json.dumps([told, counting.taken]))
+result = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
+print(json.dumps([result, counting.taken]))
 """
 
 
@@ -86,9 +86,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ",".join(map(str, write_shards(folder / "features")))
     ended = run_ranks(2, _TRAIN + _SMALL, folder, names, folder / "shared", json.dumps(SETTINGS))
     assert [rank.code for rank in ended] == [0, 0], ended
-    told = [[json.loads(line) for line in rank.out.splitlines()] for rank in ended]
-    assert [lines[:-1] for lines in told] == [[[[12, True], [40, True]]] * len(SETTINGS)] * 2
-    (folder / "small.json").write_text(json.dumps([lines[-1] for lines in told]))
+    printed = [[json.loads(line) for line in rank.out.splitlines()] for rank in ended]
+    assert [lines[:-1] for lines in printed] == [[[[12, True], [40, True]]] * len(SETTINGS)] * 2
+    (folder / "small.json").write_text(json.dumps([lines[-1] for lines in printed]))
     return folder
 
 
@@ -108,17 +108,17 @@ def test_two_ranks_and_one_process_give_the_same_codebooks(name: str, folder: Pa
 
 
 def test_weights_labels_and_an_idle_rank(folder: Path) -> None:
-    (told, taken), (other, other_taken) = json.loads((folder / "small.json").read_text())
-    assert told == other
+    (result, taken), (other, other_taken) = json.loads((folder / "small.json").read_text())
+    assert result == other
     names: dict[str, Any] = {"group": ALONE, "json": json, "KMeansConfig": KMeansConfig}
-    with redirect_stdout(io.StringIO()) as printed:
+    with redirect_stdout(io.StringIO()) as output:
         exec(_SMALL, names)
-    (expected, taken_alone) = json.loads(printed.getvalue())
+    (expected, taken_alone) = json.loads(output.getvalue())
     one, one_labels, many, counts, labels, few = expected
-    assert told[:2] == [one, one_labels] == [0, [0]]
-    assert told[2] == pytest.approx(many, rel=1e-6)
-    assert (told[3], told[4]) == (counts, labels)
-    assert told[5] == pytest.approx(few, rel=1e-6)
+    assert result[:2] == [one, one_labels] == [0, [0]]
+    assert result[2] == pytest.approx(many, rel=1e-6)
+    assert (result[3], result[4]) == (counts, labels)
+    assert result[5] == pytest.approx(few, rel=1e-6)
     assert taken + other_taken == pytest.approx(taken_alone, rel=0.5)
     assert 0 < taken < 0.7 * taken_alone
 

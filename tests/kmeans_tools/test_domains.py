@@ -67,10 +67,10 @@ def test_all_domains_in_the_sizes_of_the_paper(root: Path, monkeypatch: pytest.M
 
 def test_a_domain_trained_with_others_equals_a_separate_run(root: Path) -> None:
     run("--root", root, "--domain", "speech,music", "--domain", "birds", "--k", "4,8")
-    alone = run("--root", root, "--domain", "music", "--k", 8, "--output", root / "alone")
-    assert alone.exit_code == 0
+    separate = run("--root", root, "--domain", "music", "--k", 8, "--output", root / "separate")
+    assert separate.exit_code == 0
     name = "music-8-r100.safetensors"
-    assert (root / "codebooks" / name).read_bytes() == (root / "alone" / name).read_bytes()
+    assert (root / "codebooks" / name).read_bytes() == (root / "separate" / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -104,5 +104,5 @@ def test_a_codebook_does_not_depend_on_the_others(name: str, source: ShardSource
     together = train(source, tmp_path / "together", name)
     for k in SIZES:
         config = KMeansConfig(device="cpu", **SETTINGS[name])
-        (book,) = train_codebooks("x", source, DomainPlan(1, (k,), config, tmp_path / "alone"))
+        (book,) = train_codebooks("x", source, DomainPlan(1, (k,), config, tmp_path / "separate"))
         assert book.path.read_bytes() == together[book.path.name]

@@ -64,8 +64,8 @@ def test_every_centroid_is_the_mean_of_some_vectors(dim: int, k: int) -> None:
 def test_the_weighted_mean_of_the_centroids_is_the_mean_of_all_vectors() -> None:
     vectors = low_rank(500, 80, 8)
     masses = np.random.default_rng(1).uniform(0.5, 3, 500)
-    alone = seeds(vectors, 1, masses)[0]
-    np.testing.assert_allclose(alone, (vectors * masses[:, None]).sum(axis=0) / masses.sum(), rtol=1e-5)
+    mean = seeds(vectors, 1, masses)[0]
+    np.testing.assert_allclose(mean, (vectors * masses[:, None]).sum(axis=0) / masses.sum(), rtol=1e-5)
 
 
 def test_heavy_vectors_draw_centroids() -> None:
@@ -182,15 +182,15 @@ def test_the_cost_of_a_merge_is_the_rise_of_the_inertia() -> None:
 def test_a_draft_comes_before_the_result_and_does_not_change_it() -> None:
     vectors = np.random.default_rng(0).standard_normal((3_000, 80)).astype(np.float32)
     drafts: list[Vectors] = []
-    alone, watched = (
+    unwatched, watched = (
         seed_centroids(vectors, 60, "hierarchical", np.random.default_rng(0), CPU, draft=draft)
         for draft in (None, drafts.append)
     )
-    assert np.array_equal(alone, watched)
+    assert np.array_equal(unwatched, watched)
     assert [draft.shape for draft in drafts] == [(60, 80)]
     inertias = [
         nearest_centroid_reference(torch.from_numpy(vectors), torch.from_numpy(found))[1].sum()
-        for found in (vectors[:60], drafts[0], alone)
+        for found in (vectors[:60], drafts[0], unwatched)
     ]
     assert inertias[0] > inertias[1] > inertias[2]
 
