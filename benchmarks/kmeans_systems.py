@@ -27,7 +27,7 @@ from sctok.corpus.extraction import ExtractionConfig, extract_features
 from sctok.features.extractor import load_encoder
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.assign import nearest_centroid
-from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.progress import FitEvent, PassFinished, RowsRead
 from sctok.kmeans_tools.seeding.first_centroids import draw_sample
@@ -170,7 +170,7 @@ def sctok_curve(vectors: Vectors, k: int, seed: int) -> tuple[list[tuple[float, 
     def draft(_: int, centroids: Vectors) -> None:
         drafts.append((time.perf_counter() - started, centroids))
 
-    result = _fit(vectors, k, seed, PASSES, FitOptions(progress=progress, draft=draft))
+    result = _fit(vectors, k, seed, PASSES, FitContext(progress=progress, draft=draft))
     whole = time.perf_counter() - started
     after_one = exact_inertia(vectors, _fit(vectors, k, seed, 1).centroids)
     exact = exact_inertia(vectors, result.centroids)
@@ -180,9 +180,9 @@ def sctok_curve(vectors: Vectors, k: int, seed: int) -> tuple[list[tuple[float, 
     return early + curve, {"whole_call": whole, "final_inertia": result.inertia, "inertia_error": max(errors)}
 
 
-def _fit(vectors: Vectors, k: int, seed: int, iterations: int, options: FitOptions | None = None) -> FitResult:
+def _fit(vectors: Vectors, k: int, seed: int, iterations: int, context: FitContext | None = None) -> FitResult:
     config = KMeansConfig(seed=seed, iterations=iterations, tol=0, device="cpu")
-    return fit_codebooks(ArraySource(vectors), [k], config, options)[k]
+    return fit_codebooks(ArraySource(vectors), [k], config, context)[k]
 
 
 def gemm_labels(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Settings, options and results of a k-means fit."""
+"""Settings, context and results of a k-means fit."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -130,8 +130,8 @@ DraftCallback = Callable[[int, Vectors], None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class FitOptions:
-    """Inputs and outputs of a fit other than its settings. Only `initial` changes the result.
+class FitContext:
+    """The surroundings of a fit: first centroids, checkpoints, callbacks and ranks. Only `initial` changes the result.
 
     initial: first centroids (k, D) for each k, for seeding "given".
     checkpoint_dir: folder of the checkpoints `<name>-<k>-<config hash>.safetensors`, which are replaced after every

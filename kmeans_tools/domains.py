@@ -25,7 +25,7 @@ from sctok.kmeans_tools.sources.vectors import ShardSource, TooFewVectorsError, 
 from sctok.runtime.distributed import ALONE, Group
 from sctok.runtime.memory import default_memory
 
-from .config import FitOptions, FitResult, KMeansConfig
+from .config import FitContext, FitResult, KMeansConfig
 from .fit import config_hash, fit_codebooks
 from .merging import PAPER_RATIO, find_same
 from .progress import FitProgress
@@ -109,7 +109,7 @@ def train_domains(
     Args:
         folders: the folder of feature shards of each domain.
         plan: the codebooks to train.
-        report: called on rank 0 with a domain and its features; returns a context that receives the progress.
+        report: called on rank 0 with a domain and its features; returns a context manager that receives the progress.
         group: the ranks that share the work. All return the same results, and rank 0 writes the files. With several
             ranks, an error that other ranks may not have is raised at once.
     """
@@ -162,7 +162,7 @@ def train_codebooks(
 
     if missing := [k for k in paths if k not in books]:
         cached = cache_if_fits(source, config.memory or default_memory())
-        options = FitOptions(
+        context = FitContext(
             initial={k: initial[k] for k in missing if k in initial},
             checkpoint_dir=checkpoints,
             name=name,
@@ -171,7 +171,7 @@ def train_codebooks(
             group=group,
         )
         try:
-            fit_codebooks(cached, missing, config, options)
+            fit_codebooks(cached, missing, config, context)
         except TooFewVectorsError as error:
             possible = ", ".join(str(k) for k in plan.sizes if k <= error.most) or "none"
             error.args = (f"{error}; of the sizes requested for {domain} these are possible: {possible}",)

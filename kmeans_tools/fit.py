@@ -29,7 +29,7 @@ from sctok.kmeans_tools.sources.reading import SharedSource, needed_blocks, shar
 from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, Vectors, VectorSource, Weights, source_weights
 from sctok.runtime.devices import resolve_device
 
-from .config import GIVEN, FitOptions, FitResult, KMeansConfig
+from .config import GIVEN, FitContext, FitResult, KMeansConfig
 from .lloyd import ClusterState, FinalPass, LloydPass, Population
 from .minibatch import first_share
 from .progress import FitStarted, PassFinished, RowsRead
@@ -56,7 +56,7 @@ def _seeding_sample(source: VectorSource, k: int, config: KMeansConfig) -> int:
 
 
 def fit_codebooks(
-    source: VectorSource, ks: Sequence[int], config: KMeansConfig, options: FitOptions | None = None
+    source: VectorSource, ks: Sequence[int], config: KMeansConfig, context: FitContext | None = None
 ) -> dict[int, FitResult]:
     """Fit a codebook of each size in `ks`; the result of one does not depend on the others.
 
@@ -67,7 +67,7 @@ def fit_codebooks(
         source: vectors (rows, D) float32, finite.
         ks: sizes, each at most the number of distinct vectors; repeated sizes are fitted once.
         config: see KMeansConfig.
-        options: see FitOptions: first centroids, checkpoints, progress, labels, and ranks.
+        context: see FitContext: first centroids, checkpoints, progress, labels, and ranks.
 
     Returns:
         FitResult by k, in the order of `ks`.
@@ -78,16 +78,16 @@ def fit_codebooks(
         ImportError: the backend needs FAISS, which is not installed.
         ConnectionError: a rank has stopped.
     """
-    options = options or FitOptions()
+    context = context or FitContext()
     sizes = list(dict.fromkeys(int(k) for k in ks))
-    _validate(source, sizes, config, options)
-    return _Fit(source, sizes, config, options).run()
+    _validate(source, sizes, config, context)
+    return _Fit(source, sizes, config, context).run()
 
 
-def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, options: FitOptions) -> None:
+def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, context: FitContext) -> None:
     if not ks:
         raise ValueError("ks is empty; give at least one number of centroids")
-    initial = options.initial
+    initial = context.initial
     weights = source_weights(source)
     rows = source.rows if weights is None else np.count_nonzero(weights)
     for k in ks:
@@ -112,19 +112,19 @@ def _validate(source: VectorSource, ks: list[int], config: KMeansConfig, options
 class _Fit:
     """A fit of several codebooks: seeds or resumes each, then runs passes until all are complete."""
 
-    def __init__(self, source: VectorSource, ks: list[int], config: KMeansConfig, options: FitOptions) -> None:
-        self.source, self.ks, self.config, self.options = share_source(source, options.group), ks, config, options
-        self.group = options.group
-        self.report = options.progress or (lambda event: None)
+    def __init__(self, source: VectorSource, ks: list[int], config: KMeansConfig, context: FitContext) -> None:
+        self.source, self.ks, self.config, self.context = share_source(source, context.group), ks, config, context
+        self.group = context.group
+        self.report = context.progress or (lambda event: None)
         self.device = self.group.local_device(resolve_device(config.device))
         weights = source_weights(source)
         mass = float(source.rows) if weights is None else float(weights.sum())
         self.population = Population(self.source, mass, CodeCache(source.rows, config.memory), self.group)
         self.seconds: dict[int, float] = {}
         self.hashes: dict[int, str] = {}
-        if options.checkpoint_dir is not None or options.save is not None:
-            self.hashes = {k: config_hash(source, k, config, options.initial.get(k)) for k in ks}
-        self.checkpoints = FitCheckpoints(options, self.hashes, self.device)
+        if context.checkpoint_dir is not None or context.save is not None:
+            self.hashes = {k: config_hash(source, k, config, context.initial.get(k)) for k in ks}
+        self.checkpoints = FitCheckpoints(context, self.hashes, self.device)
 
     def run(self) -> dict[int, FitResult]:
         states = {k: self._start(k) for k in self.ks}
@@ -133,8 +133,8 @@ class _Fit:
             for k, result in self._run_round(states).items():
                 results[k] = result
                 del states[k]
-                if self.options.save is not None:
-                    self.options.save(result)
+                if self.context.save is not None:
+                    self.context.save(result)
                     self.checkpoints.remove(k)
         for k in self.ks:
             self.checkpoints.remove(k)
@@ -188,11 +188,11 @@ class _Fit:
         return ClusterState(centroids, history=history, assigned=[len(sample)] * len(history), settled=True)
 
     def _seed(self, k: int, config: KMeansConfig) -> Vectors:
-        if k in self.options.initial:
-            return np.array(self.options.initial[k], np.float32)
+        if k in self.context.initial:
+            return np.array(self.context.initial[k], np.float32)
         count = _seeding_sample(self.source, k, config)
         sample, weights = draw_sample(self.source, count, (config.seed, k, SAMPLE))
-        draft = None if self.options.draft is None else partial(self.options.draft, k)
+        draft = None if self.context.draft is None else partial(self.context.draft, k)
 
         def seed(vectors: Vectors, masses: Weights | None) -> Vectors:
             generator = np.random.default_rng([config.seed, k, CHOICE])
@@ -227,7 +227,7 @@ class _Fit:
     def _next_pass(self, state: ClusterState) -> _Pass:
         config = self._resolved(state.k)
         if state.settled:
-            return FinalPass(state, config, self.population, self.options.return_labels)
+            return FinalPass(state, config, self.population, self.context.return_labels)
         return LloydPass(state, config, self.population)
 
     def _read(self, passes: list[_Pass]) -> None:

@@ -11,7 +11,7 @@ from sctok.formats.tensors import read_tensors, save_tensors
 from sctok.kmeans_tools.passes.bounds import Bounds
 from sctok.kmeans_tools.passes.cluster_sums import ClusterSums
 
-from .config import FitOptions
+from .config import FitContext
 from .lloyd import ClusterState
 
 CHECKPOINT_FOLDER = ".checkpoints"  # inside a folder of codebooks
@@ -35,9 +35,9 @@ class FitCheckpoints:
     each k; it is part of the file name, so that a fit with other settings or data does not resume from the checkpoint.
     """
 
-    def __init__(self, options: FitOptions, hashes: Mapping[int, str], device: torch.device) -> None:
-        self._group, self._device = options.group, device
-        folder, name = options.checkpoint_dir, options.name
+    def __init__(self, context: FitContext, hashes: Mapping[int, str], device: torch.device) -> None:
+        self._group, self._device = context.group, device
+        folder, name = context.checkpoint_dir, context.name
         self._paths = {k: checkpoint_path(folder, name, k, value) for k, value in hashes.items()} if folder else {}
 
     def load(self, k: int) -> ClusterState | None:

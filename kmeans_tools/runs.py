@@ -16,7 +16,7 @@ from sctok.kmeans_tools.float64.seeding import run_wide
 from sctok.kmeans_tools.sources.vectors import Array, TooFewVectorsError, VectorSource, sample_places, take_blocks
 from sctok.runtime.devices import resolve_device
 
-from .config import GIVEN, FitOptions, FitResult, KMeansConfig
+from .config import GIVEN, FitContext, FitResult, KMeansConfig
 from .fit import fit_codebooks
 from .progress import FitProgress
 
@@ -113,8 +113,8 @@ class Runner:
         if given is not None and problem.wide is not None:
             config = replace(config, tol=config.tolerance * _SMALL_STEPS)
         initial = {} if given is None else {k: problem.inside(given)}
-        options = FitOptions(initial=initial, return_labels=True, progress=self.progress)
-        return fit_codebooks(problem.source, [k], config, options)[k]
+        context = FitContext(initial=initial, return_labels=True, progress=self.progress)
+        return fit_codebooks(problem.source, [k], config, context)[k]
 
     def _run_wide(self, seed: int, given: Wide | None) -> KMeansRun:
         assert self.problem.wide is not None

@@ -44,7 +44,7 @@ for name, options in json.loads(settings).items():
 # Weights, labels, more ranks than vectors, and reading only the vectors that are needed.
 _SMALL = """
 import numpy
-from sctok.kmeans_tools.config import FitOptions
+from sctok.kmeans_tools.config import FitContext
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 class Counting(ArraySource):
@@ -55,12 +55,12 @@ class Counting(ArraySource):
 generator = numpy.random.default_rng(0)
 vectors, weights = generator.normal(size=(400, 3)), generator.integers(0, 5, 400)
 config = KMeansConfig(device="cpu", iterations=6)
-shared = FitOptions(group=group, return_labels=True)
+shared = FitContext(group=group, return_labels=True)
 one = fit_codebooks(ArraySource([[1, 2]]), [1], config, shared)[1]
 many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, shared)[9]
 batches = KMeansConfig(device="cpu", algorithm="minibatch", seeding="random", iterations=1, block_rows=256)
 counting = Counting(generator.normal(size=(20_000, 2)))
-few = fit_codebooks(counting, [3], batches, FitOptions(group=group))[3]
+few = fit_codebooks(counting, [3], batches, FitContext(group=group))[3]
 result = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
 print(json.dumps([result, counting.taken]))
 """
@@ -124,13 +124,13 @@ def test_weights_labels_and_an_idle_rank(folder: Path) -> None:
 
 
 _NAN = """
-from sctok.kmeans_tools.config import FitOptions, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 import numpy
 vectors = numpy.random.default_rng(0).normal(size=(30_000, 2)).astype("f")
 vectors[29_999, 0] = numpy.nan
-fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="random"), FitOptions(group=group))
+fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="random"), FitContext(group=group))
 """
 
 

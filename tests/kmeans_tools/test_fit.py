@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 
 from sctok.formats.codebooks import Codebook
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import config_hash, fit_codebooks
 from sctok.kmeans_tools.progress import FitEvent, FitStarted
 from sctok.kmeans_tools.sources.vectors import ArraySource, Block, Vectors
@@ -31,7 +31,7 @@ def fit(vectors: Any, k: int, **options: Any) -> FitResult:
     given = options.pop("initial", None)
     initial = {} if given is None else {k: given}
     config = KMeansConfig(**{**CPU, **({"seeding": "given"} if initial else {}), **options})
-    return fit_codebooks(ArraySource(vectors), [k], config, FitOptions(initial=initial))[k]
+    return fit_codebooks(ArraySource(vectors), [k], config, FitContext(initial=initial))[k]
 
 
 def assert_belongs(result: FitResult, vectors: Vectors) -> None:
@@ -166,11 +166,11 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bits(algorithm: str, tm
     config = KMeansConfig(algorithm=algorithm, seeding="random", iterations=4, tol=0, block_rows=256, **CPU)
     expected = fit_codebooks(ArraySource(vectors), [8, 30], config)
     for blocks in (0, 2, 5, 6, 10, 14):  # of 15: four iterations and the final pass
-        options = FitOptions(checkpoint_dir=tmp_path)
+        options = FitContext(checkpoint_dir=tmp_path)
         with pytest.raises(_Stop):
             fit_codebooks(_Interrupted(vectors, blocks), [8, 30], config, options)
         events: list[FitEvent] = []
-        options = FitOptions(checkpoint_dir=tmp_path, progress=events.append)
+        options = FitContext(checkpoint_dir=tmp_path, progress=events.append)
         results = fit_codebooks(ArraySource(vectors), [8, 30], config, options)
         assert [event.resumed for event in events if isinstance(event, FitStarted)] == [True, True]
         for k, result in results.items():
@@ -186,7 +186,7 @@ def test_each_result_is_saved_before_its_checkpoint_is_removed(tmp_path: Path) -
         saved.append(result.k)
 
     config = KMeansConfig(iterations=2, **CPU)
-    options = FitOptions(checkpoint_dir=tmp_path, name="x", save=save)
+    options = FitContext(checkpoint_dir=tmp_path, name="x", save=save)
     fit_codebooks(ArraySource(blobs(200, 3, 4)), [4, 9], config, options)
     assert sorted(saved) == [4, 9]
     assert not list(tmp_path.iterdir())
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / f"kmeans-8-{config_hash(source, 8, config)}.safetensors"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=path.name):
-        fit_codebooks(source, [8], config, FitOptions(checkpoint_dir=tmp_path))
+        fit_codebooks(source, [8], config, FitContext(checkpoint_dir=tmp_path))
 
 
 def test_early_stop() -> None:
@@ -343,7 +343,7 @@ def test_a_draft_comes_before_the_first_pass_and_does_not_change_the_result() ->
 
     config = KMeansConfig(seed=1, seeding="hierarchical", device="cpu")
     source = ArraySource(blobs(2_000, 12, 30))
-    options = FitOptions(draft=draft, progress=lambda event: order.append(type(event).__name__))
+    options = FitContext(draft=draft, progress=lambda event: order.append(type(event).__name__))
     watched = fit_codebooks(source, [20], config, options)[20]
     assert order[:2] == ["draft", "FitStarted"]
     assert order.count("draft") == 1

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.minibatch import RunningMeans, first_share, grown_share, in_batch, noise_level, place_uniforms
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
@@ -79,7 +79,7 @@ def test_starved_clusters_are_moved_when_the_batch_grows() -> None:
     vectors = np.concatenate([blobs(40_000, 3, 5), np.full((3, 3), 60, np.float32)])
     start = np.concatenate([vectors[:5], vectors[-1:], vectors[:2] + np.float32(1e-3)])
     config = KMeansConfig(device="cpu", algorithm="minibatch", seeding="given", block_rows=4000, tol=0)
-    result = fit_codebooks(ArraySource(vectors), [8], config, FitOptions(initial={8: start}))[8]
+    result = fit_codebooks(ArraySource(vectors), [8], config, FitContext(initial={8: start}))[8]
     assert result.certificate["dead_codes"] == 0
     assert result.inertia_history[-1] < result.inertia_history[0]
 

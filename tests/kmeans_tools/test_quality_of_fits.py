@@ -5,7 +5,7 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
@@ -32,7 +32,7 @@ def fit(vectors: Vectors, k: int, start: Vectors | None = None, **options: objec
     settings = {"device": "cpu", **({} if start is None else {"seeding": "given"}), **options}
     initial = {} if start is None else {k: start}
     config = KMeansConfig(**settings)  # type: ignore[arg-type]
-    return fit_codebooks(ArraySource(vectors), [k], config, FitOptions(initial=initial))[k]
+    return fit_codebooks(ArraySource(vectors), [k], config, FitContext(initial=initial))[k]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -73,7 +73,7 @@ def test_auto_settings() -> None:
 def test_labels_on_request(algorithm: str) -> None:
     vectors = blobs()
     config = KMeansConfig(device="cpu", algorithm=algorithm, block_rows=700)
-    result = fit_codebooks(ArraySource(vectors), [30, 7], config, FitOptions(return_labels=True))
+    result = fit_codebooks(ArraySource(vectors), [30, 7], config, FitContext(return_labels=True))
     for k, one in result.items():
         assert one.labels is not None
         assert one.labels.dtype == np.int32

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.distinct import distinct_rows
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
@@ -18,7 +18,7 @@ ALGORITHMS = ["lloyd", "minibatch"]
 def fit(vectors: Vectors, k: int, weights: Any = None, **options: Any) -> FitResult:
     initial = {k: options.pop("initial")} if "initial" in options else {}
     config = KMeansConfig(**{"device": "cpu", **({"seeding": "given"} if initial else {}), **options})
-    return fit_codebooks(ArraySource(vectors, weights=weights), [k], config, FitOptions(initial=initial))[k]
+    return fit_codebooks(ArraySource(vectors, weights=weights), [k], config, FitContext(initial=initial))[k]
 
 
 def points(rows: int = 300, dim: int = 5, seed: int = 0) -> Vectors:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sctok.kernels.assign import Assignment
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.kmeans_tools import fit as fit_module
-from sctok.kmeans_tools.config import FitOptions, FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.passes import bounds as bounds_module
 from sctok.kmeans_tools.passes.bounds import Bounds, bounds_fit, distance_bound
@@ -42,7 +42,7 @@ def fit(vectors: Vectors, k: int, weights: Any = None, **options: Any) -> FitRes
     start = options.pop("initial", vectors[:k])
     config = KMeansConfig(**{"device": "cpu", "seeding": "given", "algorithm": "lloyd", "tol": 0.0, **options})
     source = ArraySource(vectors, weights=weights)
-    return fit_codebooks(source, [k], config, FitOptions(initial={k: start}, return_labels=True))[k]
+    return fit_codebooks(source, [k], config, FitContext(initial={k: start}, return_labels=True))[k]
 
 
 @pytest.fixture(autouse=True)

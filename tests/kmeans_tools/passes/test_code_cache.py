@@ -10,7 +10,7 @@ from sctok.kernels import assign
 from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.cpu.certify import SMALLEST_K
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.config import FitOptions, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.passes.code_cache import CodeCache
 from sctok.kmeans_tools.progress import FitEvent, PassFinished
@@ -59,7 +59,7 @@ def test_a_resumed_fit_certifies_as_many_rows_as_an_uninterrupted_one(tmp_path: 
     latent = torch.randn(5000, 64, generator=generator) @ (scales * torch.randn(64, 192, generator=generator))
     source = ArraySource((latent + 0.3 * torch.randn(5000, 192, generator=generator)).numpy())
     config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
-    whole = fit_codebooks(source, [900], config, FitOptions(checkpoint_dir=tmp_path))[900]
+    whole = fit_codebooks(source, [900], config, FitContext(checkpoint_dir=tmp_path))[900]
     passes = 0
 
     def stop(event: FitEvent) -> None:
@@ -71,7 +71,7 @@ def test_a_resumed_fit_certifies_as_many_rows_as_an_uninterrupted_one(tmp_path: 
     for _ in range(3):
         passes = 0
         with pytest.raises(KeyboardInterrupt):
-            fit_codebooks(source, [900], config, FitOptions(checkpoint_dir=tmp_path, progress=stop))
-    again = fit_codebooks(source, [900], config, FitOptions(checkpoint_dir=tmp_path))[900]
+            fit_codebooks(source, [900], config, FitContext(checkpoint_dir=tmp_path, progress=stop))
+    again = fit_codebooks(source, [900], config, FitContext(checkpoint_dir=tmp_path))[900]
     assert np.array_equal(again.centroids, whole.centroids)
     assert again.certificate == whole.certificate
