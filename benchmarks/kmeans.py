@@ -56,7 +56,7 @@ from kmeans_systems import (
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kernels.update import centroid_sums
-from sctok.kmeans_tools.config import GIVEN, KMeansConfig
+from sctok.kmeans_tools.config import GIVEN, FitContext, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 
@@ -252,8 +252,8 @@ def final_fits(vectors: Vectors, k: int, seed: int, start: Vectors | None, itera
     results = {}
     settings: dict[str, Any] = {} if start is None else {"seeding": GIVEN, "iterations": iterations, "tol": 0}
     config = KMeansConfig(seed=seed, device="cpu", **settings)
-    initial = None if start is None else {k: start}
-    results[OURS] = fit_codebooks(ArraySource(vectors), [k], config, initial=initial)[k].centroids
+    initial = {} if start is None else {k: start}
+    results[OURS] = fit_codebooks(ArraySource(vectors), [k], config, FitContext(initial=initial))[k].centroids
     names = {system.name for system in installed()}
     if "scikit-learn" in names:
         from sklearn.cluster import KMeans

@@ -26,8 +26,10 @@ from sctok.corpus.extraction import ExtractionConfig, extract_features
 from sctok.features.extractor import load_encoder
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.assign import nearest_centroid
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
-from sctok.kmeans_tools.fit import Draft, Progress, fit_codebooks
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
+from sctok.kmeans_tools.fit import fit_codebooks
+from sctok.kmeans_tools.progress import FitEvent, PassFinished, RowsRead
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample
 from sctok.kmeans_tools.sources.vectors import ArraySource, ShardSource
 
 DIM, LATENT, STACK = 768, 64, 4
@@ -111,7 +113,7 @@ def isotropic(rows: int, seed: int = 1) -> Vectors:
 def real_features(folder: Path, rows: int) -> Vectors:
     """Return at most `rows` stacked vectors of the feature shards below a folder, in random order."""
     source = ShardSource(sorted(folder.rglob("*.h5")), STACK)
-    vectors = source.sample(min(rows, source.rows), (0,))
+    vectors, _ = draw_sample(source, rows, (0,))
     return vectors[np.random.default_rng(2).permutation(len(vectors))]
 
 
@@ -157,16 +159,18 @@ def sctok_curve(vectors: Vectors, k: int, seed: int) -> tuple[list[tuple[float, 
     inertia: list[float] = []
     started = time.perf_counter()
 
-    def progress(event: dict[str, Any]) -> None:
-        if event["event"] in ("start", "pass", "done"):
+    def progress(event: FitEvent) -> None:
+        if not isinstance(event, RowsRead):
             seconds.append(time.perf_counter() - started)
-            if event["event"] != "start":
-                inertia.append(event["inertia"])
+        if isinstance(event, PassFinished):
+            inertia.append(event.inertia)
 
     drafts: list[tuple[float, Vectors]] = []
-    result = _fit(
-        vectors, k, seed, PASSES, progress, lambda _, found: drafts.append((time.perf_counter() - started, found))
-    )
+
+    def draft(_: int, centroids: Vectors) -> None:
+        drafts.append((time.perf_counter() - started, centroids))
+
+    result = _fit(vectors, k, seed, PASSES, FitContext(progress=progress, draft=draft))
     whole = time.perf_counter() - started
     after_one = exact_inertia(vectors, _fit(vectors, k, seed, 1).centroids)
     exact = exact_inertia(vectors, result.centroids)
@@ -176,16 +180,9 @@ def sctok_curve(vectors: Vectors, k: int, seed: int) -> tuple[list[tuple[float, 
     return early + curve, {"whole_call": whole, "final_inertia": result.inertia, "inertia_error": max(errors)}
 
 
-def _fit(
-    vectors: Vectors,
-    k: int,
-    seed: int,
-    iterations: int,
-    progress: Progress | None = None,
-    draft: Draft | None = None,
-) -> FitResult:
+def _fit(vectors: Vectors, k: int, seed: int, iterations: int, context: FitContext | None = None) -> FitResult:
     config = KMeansConfig(seed=seed, iterations=iterations, tol=0, device="cpu")
-    return fit_codebooks(ArraySource(vectors), [k], config, progress=progress, draft=draft)[k]
+    return fit_codebooks(ArraySource(vectors), [k], config, context)[k]
 
 
 def gemm_labels(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:

@@ -276,7 +276,7 @@ def parse_stack(token_rate: int | None, stack: int | None) -> int:
 
 def _first_centroids(seeding: str, sizes: list[int]) -> Path:
     """Return the file that --seeding names; it must hold as many centroids as the only size."""
-    from sctok.kmeans_tools.training import count_first_centroids
+    from sctok.kmeans_tools.domains import count_first_centroids
 
     path = Path(seeding)
     if not path.exists():

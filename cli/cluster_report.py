@@ -6,9 +6,9 @@ from sctok.cli.shared.terminal import Progress, table
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.config import KMeansConfig
-    from sctok.kmeans_tools.domains import DomainResult
+    from sctok.kmeans_tools.domains import DomainResult, TrainedCodebook
+    from sctok.kmeans_tools.progress import FitEvent
     from sctok.kmeans_tools.sources.vectors import ShardSource
-    from sctok.kmeans_tools.training import TrainedCodebook
 
 _SHOWN = (
     "inertia",
@@ -27,7 +27,7 @@ class ClusterProgress:
 
     def __init__(self, domain: str, source: "ShardSource", config: "KMeansConfig") -> None:
         self.name = f"{domain} r{100 // source.stack}"
-        self.iterations = config.most_iterations
+        self.rows, self.iterations = source.rows, config.most_iterations
         self.bar = Progress(f"cluster {self.name}", total=source.rows * (self.iterations + 1), unit="vectors")
 
     def __enter__(self) -> "ClusterProgress":
@@ -37,18 +37,19 @@ class ClusterProgress:
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: "FitEvent") -> None:
         """Show an event of `fit_codebooks`."""
-        if event["event"] == "rows":
-            self.bar.update(event["rows"])
-            return
-        what = f"{self.name} k={event['k']}"
-        if event["event"] == "start":
-            start = f"resumed after pass {event['passes']}" if event["resumed"] else "seeded"
-            self.bar.message(f"{what}: {start}, {event['rows']} vectors")
-            return
-        step = "final pass" if event["event"] == "done" else f"iteration {event['pass']}/{self.iterations}"
-        self.bar.message(f"{what}: {step}, inertia {event['inertia']:.6g} ({event['mean_distance']:.5g} per vector)")
+        from sctok.kmeans_tools.progress import FitStarted, RowsRead
+
+        if isinstance(event, RowsRead):
+            self.bar.update(event.rows)
+        elif isinstance(event, FitStarted):
+            start = f"resumed after pass {event.passes}" if event.resumed else "seeded"
+            self.bar.message(f"{self.name} k={event.k}: {start}, {event.rows} vectors")
+        else:
+            step = "final pass" if event.is_final else f"iteration {event.number}/{self.iterations}"
+            inertia = f"inertia {event.inertia:.6g} ({event.inertia / self.rows:.5g} per vector)"
+            self.bar.message(f"{self.name} k={event.k}: {step}, {inertia}")
 
 
 def domain_facts(result: "DomainResult") -> dict[str, Any]:

@@ -24,9 +24,8 @@ from sctok.corpus.runs.sharding import Execution, MakeExtractor
 from sctok.formats.codebooks import codebook_path, load_named_codebook
 from sctok.formats.files import HASH_CHARACTERS, FormatError, hash_file, hash_json
 from sctok.formats.stacking import token_rate
-from sctok.kmeans_tools.domains import DomainPlan, DomainResult, Reporter, train_domains
+from sctok.kmeans_tools.domains import DomainPlan, DomainResult, Reporter, TrainedCodebook, train_domains
 from sctok.kmeans_tools.fit import ALGORITHM_VERSION
-from sctok.kmeans_tools.training import TrainedCodebook
 
 from .extraction import ExtractionConfig, ExtractionSummary, fill_run, plan_features
 

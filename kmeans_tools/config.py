@@ -1,7 +1,9 @@
-"""Settings and results of a k-means fit."""
+"""Settings, context and results of a k-means fit."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,20 +13,23 @@ from sctok.kernels.assign import PRECISIONS
 from sctok.kmeans_tools.passes.faiss_backend import SUPERKMEANS
 from sctok.kmeans_tools.seeding.first_centroids import SEEDINGS
 from sctok.kmeans_tools.sources.vectors import Vectors
+from sctok.runtime.distributed import ALONE, Group
+
+from .progress import FitProgress
 
 AUTO = "auto"
 ALGORITHMS = (AUTO, "lloyd", "minibatch")
 BACKENDS = ("auto", "torch", "faiss", SUPERKMEANS)
-GIVEN = "given"  # seeding from centroids that the caller has
+GIVEN = "given"  # seeding with centroids that the caller provides
 DEFAULT_ITERATIONS = {AUTO: 25, "lloyd": 25, "minibatch": 5}
 DEFAULT_TOL = {AUTO: 1e-4, "lloyd": 1e-5, "minibatch": 1e-4}
 
 _BLOCK_ELEMENTS = 1 << 24  # 64 MiB of float32
-_HIERARCHICAL_CENTROIDS = 16  # from which "auto" seeds so: fewer have no two levels
-_ENOUGH_PER_CENTROID = 1024  # more vectors than this leave mini-batches enough of them
-_LARGE_BYTES = 1 << 37  # of float32 vectors, without a bound on memory
-_LARGE_IN_MEMORIES = 16
-_BLOCKS = 16  # of which the memory should hold so many: two are read, and what is made of one takes the rest
+_HIERARCHICAL_CENTROIDS = 16  # "auto" seeds hierarchically from this k; a smaller k has no two levels
+_ENOUGH_PER_CENTROID = 1024  # with more vectors than this per centroid, mini-batches are large enough
+_LARGE_BYTES = 1 << 37  # size of float32 vectors from which "auto" uses mini-batches if memory is unbounded
+_LARGE_IN_MEMORIES = 16  # the same as a multiple of `memory`
+_BLOCKS = 16  # blocks that fit the memory: two are read at a time, and intermediate results take the rest
 
 
 def _is_whole(value: object) -> bool:
@@ -33,24 +38,27 @@ def _is_whole(value: object) -> bool:
 
 @dataclass(frozen=True)
 class KMeansConfig:
-    """How to fit. Every field but `device` and `memory` is part of what identifies a result.
+    """Settings of a fit. All fields except `device` and `memory` are part of the configuration hash.
 
-    algorithm: "lloyd" (all vectors per iteration), "minibatch" (nested batches that grow) or "auto": mini-batches
-    where there are more than 1024 vectors per centroid and, as float32, they take more than 16 times `memory` (None:
-    128 GiB in all), else Lloyd. backend: "auto" (PyTorch), "torch", "faiss" (its flat index assigns) or
-    "faiss-superkmeans" (which seeds and iterates by itself, on a sample in memory). precision: "exact" or "fp32"; the
-    iterations of FAISS are always float32, the last pass, which counts, is as asked. seeding: "hierarchical",
-    "kmeans++", "random", "given" or "auto": k-means++ below 16 centroids, else hierarchical. iterations: updates of
-    the centroids (lloyd) or passes over all the data that the batches amount to (minibatch) at most; None is 25 and 5.
-    tol: stop when the inertia falls by less than this share; None is 1e-5 for "lloyd", else 1e-4, which after a good
-    seeding is a few iterations. max_points_per_centroid: iterate on a random part of k times as many vectors; the
-    last pass sees all. block_rows: vectors in memory at a time, None is 64 MiB of them; also those of the first
-    mini-batch, None is 4096, or 16 per centroid if that is more.
-    memory: bytes for vectors, caches and state per vector, beside the centroids; None for half of what is free in
-    caches, which are no part of the result, and no other bound. A small one makes blocks and the sample smaller.
+    algorithm: "lloyd" (every iteration uses all vectors), "minibatch" (nested batches that grow) or "auto". "auto"
+    uses mini-batches if there are more than 1024 vectors per centroid and the vectors, as float32, take more than 16
+    times `memory` (if `memory` is None: more than 128 GiB).
+    backend: "auto" (PyTorch), "torch", "faiss" (its flat index assigns the vectors) or "faiss-superkmeans" (seeds and
+    iterates on a sample in memory).
+    precision: "exact" or "fp32". FAISS iterates in float32; the final pass always has the requested precision.
+    seeding: "hierarchical", "kmeans++", "random", "given" or "auto": k-means++ below 16 centroids, else hierarchical.
+    iterations: maximum number of centroid updates (lloyd) or of passes over all vectors that the batches add up to
+    (minibatch). None is 25 for lloyd and 5 for minibatch.
+    tol: stop if the inertia falls by less than this share. None is 1e-5 for "lloyd", else 1e-4.
+    max_points_per_centroid: iterate on a random sample of k times this number of vectors; the final pass uses all.
+    block_rows: vectors in memory at a time, by default 64 MiB of them. For mini-batches also the size of the first
+    batch, by default the larger of 4096 and 16 per centroid.
+    memory: bytes for vectors, caches and per-vector state, in addition to the centroids. A small value reduces the
+    blocks and the seeding sample. None does not bound blocks and sample; caches then use half of the free memory, and
+    do not change the result.
 
     Raises:
-        ValueError: a value outside its range, named.
+        ValueError: a value is out of range; the error names it.
     """
 
     algorithm: str = AUTO
@@ -73,7 +81,7 @@ class KMeansConfig:
             ("seeding", (AUTO, *SEEDINGS, GIVEN)),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         for name in ("iterations", "max_points_per_centroid", "block_rows", "memory"):
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and value >= 1):
@@ -85,21 +93,21 @@ class KMeansConfig:
 
     @property
     def most_iterations(self) -> int:
-        """`iterations`, or the default of the algorithm."""
+        """Maximum number of iterations: `iterations`, or the default of the algorithm."""
         return self.iterations or DEFAULT_ITERATIONS[self.algorithm]
 
-    def ordered_rows(self, dim: int) -> int:
-        """Return the vectors (D = dim) per block of a pass in order."""
+    def rows_per_block(self, dim: int) -> int:
+        """Return the number of vectors (D = dim) in a block."""
         elements = _BLOCK_ELEMENTS if self.memory is None else min(_BLOCK_ELEMENTS, self.memory // _BLOCKS // 4)
         return self.block_rows or max(256, min(65_536, elements // dim))
 
     @property
     def tolerance(self) -> float:
-        """`tol`, or the default of the algorithm."""
+        """Tolerance: `tol`, or the default of the algorithm."""
         return DEFAULT_TOL[self.algorithm] if self.tol is None else self.tol
 
     def resolved(self, rows: int, dim: int, k: int) -> "KMeansConfig":
-        """Return these settings with what "auto" and None mean for k centroids of so many vectors (D = dim)."""
+        """Replace "auto" and None by the values for k centroids of `rows` vectors (D = dim)."""
         large = _LARGE_BYTES if self.memory is None else _LARGE_IN_MEMORIES * self.memory
         batches = rows > _ENOUGH_PER_CENTROID * k and 4 * rows * dim > large
         algorithm = self.algorithm.replace(AUTO, "minibatch" if batches else "lloyd")
@@ -113,22 +121,53 @@ class KMeansConfig:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return as JSON what decides the result; of settings that were resolved."""
+        """Return the fields that determine the result, as JSON. Call it on resolved settings."""
         return {name: value for name, value in asdict(self).items() if name not in ("device", "memory")}
+
+
+FitCallback = Callable[["FitResult"], None]
+DraftCallback = Callable[[int, Vectors], None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FitContext:
+    """The surroundings of a fit: first centroids, checkpoints, callbacks and ranks. Only `initial` changes the result.
+
+    initial: first centroids (k, D) for each k, for seeding "given".
+    checkpoint_dir: folder of the checkpoints `<name>-<k>-<config hash>.safetensors`, which are replaced after every
+    pass and removed after the result is saved. The same call after an interruption resumes from them and gives the
+    same bits on the same device.
+    save: called with each result as soon as it is complete.
+    progress: called with the events of `sctok.kmeans_tools.progress`.
+    draft: called with k and preliminary centroids (k, D) that hierarchical seeding has before it ends.
+    return_labels: keep the label of every vector in the result, 4 bytes each.
+    group: the ranks that share the work. All ranks make the same call and get the same result; each reads its own part
+    of the vectors and calls `save` and `progress`. Rank 0 reads and writes the checkpoints.
+    """
+
+    initial: Mapping[int, Vectors] = field(default_factory=dict)
+    checkpoint_dir: Path | None = None
+    name: str = "kmeans"
+    save: FitCallback | None = None
+    progress: FitProgress | None = None
+    draft: DraftCallback | None = None
+    return_labels: bool = False
+    group: Group = ALONE
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A fitted codebook: centroids float32 (k, D), and of all n_vectors vectors the counts int64 (k,).
+    """A fitted codebook: centroids float32 (k, D), and counts int64 (k,) over all n_vectors vectors.
 
-    Of weighted vectors the counts are sums of weights, float64, and the inertia is weighted.
-    Counts, inertia (the sum of squared distances) and certificate belong to these centroids. inertia_history: before
-    each update, scaled to n_vectors where the iterations saw a part of them, and last the final one. config_hash: of
-    settings and data, empty where nothing is kept or saved. seconds: spent here, less than in all after an
-    interruption. labels: (n_vectors,) int32, if they were asked for. assigned: vectors of each pass that had to be
-    compared with the centroids, in part where it was with a part of them; the others were known to stay where they are.
-    rescored, kept: vectors of the final pass that float64 decided, and that kept their label by their bounds. Of all
-    fields only `assigned`, `rescored`, `kept` and `seconds` depend on where a fit was interrupted.
+    For weighted vectors the counts are sums of weights, float64, and the inertia is weighted.
+    inertia: sum of squared distances. inertia_history: the inertia before each update, scaled to n_vectors if the
+    iteration used a part of the vectors; its last value is `inertia`.
+    certificate: quality measures as JSON, see `codebook_certificate`. config_hash: hash of settings and data, empty if
+    the fit neither saves results nor writes checkpoints. seconds: time spent in this process.
+    labels: (n_vectors,) int32, if requested. assigned: for each pass the number of vectors that were compared with the
+    centroids; a comparison with some of the centroids counts in part. The other vectors kept their label by bounds.
+    rescored, kept: vectors of the final pass that needed float64, and that kept their label by bounds. After an
+    interruption only `assigned`, `rescored`, `kept` and `seconds` can differ.
     """
 
     centroids: Vectors

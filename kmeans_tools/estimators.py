@@ -1,4 +1,4 @@
-"""`KMeans` and `MiniBatchKMeans` with scikit-learn's conventions, on the engine that `sctok cluster` uses."""
+"""`KMeans` and `MiniBatchKMeans` with scikit-learn's conventions, on the engine of `sctok cluster`."""
 
 import warnings
 from numbers import Integral, Real
@@ -9,22 +9,15 @@ import torch
 from torch import Tensor
 
 from sctok.kmeans_tools.float64.distances import distances, evaluate, point_blocks, predict_blocks, warn_of_overflow
-from sctok.kmeans_tools.float64.frames import Wide
-from sctok.kmeans_tools.float64.lloyd import safe_exponent
+from sctok.kmeans_tools.float64.frames import Wide, safe_exponent
 from sctok.kmeans_tools.float64.problem import Problem, pose_problem
-from sctok.kmeans_tools.sources.estimator_data import (
-    Array,
-    as_source,
-    check_finite_rows,
-    check_kind,
-    check_tensor,
-    read_weights,
-)
-from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, VectorSource, as_array
+from sctok.kmeans_tools.sources.vectors import Array, TooFewVectorsError, VectorSource, as_array
 from sctok.runtime.devices import resolve_device
 
 from .config import GIVEN, KMeansConfig
+from .estimator_data import as_source, check_finite_rows, check_kind, check_tensor, read_weights
 from .minibatch import RunningMeans
+from .progress import FitEvent, PassFinished
 from .runs import KMeansRun, Runner
 
 try:
@@ -39,7 +32,7 @@ _SEEDINGS = {"auto": "auto", "hierarchical": "hierarchical", "k-means++": "kmean
 
 
 class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """What both estimators share. Their parameters are attributes that the subclasses set."""
+    """Base class of both estimators; the subclasses set the parameters as attributes."""
 
     n_clusters: int
     init: Any
@@ -53,21 +46,23 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     _many_runs: int
 
     def _engine_options(self) -> dict[str, Any]:
-        """Return the fields of KMeansConfig that one of the estimators alone sets."""
+        """Return the fields of KMeansConfig that are specific to the subclass."""
         raise NotImplementedError
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Find the centers.
+        """Compute the centers.
 
         Args:
-            X: array-like or tensor (n, D); path of a feature shard or a list of them, read unstacked; a VectorSource
-                such as ShardSource(paths, stack); or an iterable of blocks (n_i, D) that can be read again and again,
-                or a function that returns one.
+            X: array-like or tensor (n, D); the path of a feature shard or a list of paths, read unstacked; a
+                VectorSource such as ShardSource(paths, stack); an iterable of blocks (n_i, D) that can be iterated
+                repeatedly, or a function that returns one.
             y: ignored.
-            sample_weight: (n,) >= 0, for arrays and tensors. A row of weight 2 counts as two, one of weight 0 as none.
+            sample_weight: (n,) >= 0, for arrays and tensors. A row of weight 2 counts twice, a row of weight 0 is
+                ignored.
 
         Raises:
-            ValueError: a row with NaN or infinity, named; n_clusters above n; parameters or weights out of range.
+            ValueError: a row, which is named, holds NaN or infinity; n_clusters exceeds n; a parameter or a weight is
+                out of range.
         """
         data = self._read(_on_host(X), reset=True)
         weights = read_weights(sample_weight, data)
@@ -85,14 +80,15 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Fit and return the labels (n,) as `predict` does."""
+        """Fit and return the labels (n,), equal to predict(X)."""
         labels = self.fit(X, sample_weight=sample_weight).labels_
         return torch.from_numpy(labels).to(X.device, torch.int64) if isinstance(X, Tensor) else labels
 
     def predict(self, X: Any) -> Any:
-        """Return the nearest center of each vector (n,): the float64 argmin, the lowest index of equals.
+        """Return the nearest center of each vector (n,): the float64 argmin, the lowest index on ties.
 
-        X is anything that `fit` takes. int32, or an int64 tensor on its device where X is a tensor.
+        X is anything that `fit` accepts. The labels are an int32 array, or an int64 tensor on the device of X if X is a
+        tensor.
         """
         check_is_fitted(self)
         labels = torch.cat(list(predict_blocks(self._read(X), self._centers())))
@@ -101,9 +97,9 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def transform(self, X: Any) -> Any:
         """Return the Euclidean distances (n, n_clusters) to all centers.
 
-        X is anything that `fit` takes. The distances of float64 and integers are float64; those of float32, bfloat16
-        and float16 are float32. They are computed in float64; a RuntimeWarning says if one exceeds its dtype. The
-        result is a tensor on the device of X if X is a tensor, else an array.
+        X is anything that `fit` accepts. The distances are computed in float64 and returned as float64 for float64 and
+        integers, as float32 for float32, bfloat16 and float16; an overflow emits a RuntimeWarning. The result is a
+        tensor on the device of X if X is a tensor, else an array.
         """
         check_is_fitted(self)
         centers = self._centers()
@@ -111,24 +107,24 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return torch.cat(blocks).to(X.device) if isinstance(X, Tensor) else torch.cat(blocks).cpu().numpy()
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Return minus the inertia: the weighted sum of the squared distances of X to the nearest centers."""
+        """Return the negative inertia: minus the weighted sum of squared distances of X to the nearest centers."""
         check_is_fitted(self)
         data = self._read(X)
         return -warn_of_overflow(evaluate(data, read_weights(sample_weight, data), self._centers()).inertia)
 
     def __sklearn_tags__(self) -> Any:
-        """Say that float32 stays float32."""
+        """Declare that float32 and float64 are preserved."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     def _evaluate(self, data: Any, weights: Wide | None) -> None:
-        """Set labels and inertia of data (n, D) by the centers."""
+        """Set labels_ and inertia_ for data (n, D) and the current centers."""
         found = evaluate(data, weights, self._centers())
         self.labels_, self.inertia_ = found.labels, warn_of_overflow(found.inertia)
 
     def _cluster(self, problem: Problem, data: Array | VectorSource, weights: Wide | None) -> KMeansRun:
-        """Return the best of all runs."""
+        """Run k-means from each seed and return the best run."""
         k = int(self.n_clusters)
         rows = len(data) if isinstance(data, np.ndarray) else data.rows
         if rows < k:
@@ -153,13 +149,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         )
 
     def _given_centers(self, data: Array | VectorSource, random: Any) -> Wide | None:
-        """Return the first centers (k, D) that `init` holds or returns, None where it names a seeding."""
+        """Return the first centers (k, D) that `init` contains or returns, or None if it names a seeding."""
         if isinstance(self.init, str):
             return None
         centers = self.init
         if callable(centers):
             if not isinstance(data, np.ndarray):
-                raise ValueError("a function as init needs an array or a tensor; give the centers themselves")
+                raise ValueError("a function as init needs X to be an array or a tensor; pass the centers instead")
             centers = centers(data, self.n_clusters, random_state=random)
         wide: Wide = check_array(as_array(centers), dtype=np.float64, input_name="init")
         if wide.shape != (self.n_clusters, self.n_features_in_):
@@ -170,13 +166,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return torch.from_numpy(self.cluster_centers_.copy()).to(resolve_device(self.device))
 
     def _read(self, X: Any, *, reset: bool = False) -> Any:
-        """Return X as an array (n, D) float32 or float64, a tensor or a source: finite, and of the width fitted."""
+        """Convert X to an array (n, D) float32 or float64, a tensor or a source; check its values and its width."""
         source = X if isinstance(X, Tensor) else as_source(X)
         if source is None:
             check_kind(X)
             half = getattr(X, "dtype", None) == np.float16
-            kept = np.float32 if half else [np.float64, np.float32]
-            array = validate_data(self, X, reset=reset, dtype=kept, ensure_all_finite=False)
+            dtypes = np.float32 if half else [np.float64, np.float32]
+            array = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
             check_finite_rows(array)
             return array
         if isinstance(source, Tensor):
@@ -201,12 +197,12 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if not isinstance(self.tol, Real):
             raise ValueError(f"tol {self.tol!r} is not a number")
         if isinstance(self.init, str) and self.init not in _SEEDINGS:
-            raise ValueError(f"init {self.init!r} is none of {', '.join(_SEEDINGS)}, centers or a function")
+            raise ValueError(f"init {self.init!r} is not one of {', '.join(_SEEDINGS)}, centers or a function")
         self._config()
         resolve_device(self.device)
 
     def _runs(self) -> int:
-        """Return how many runs there are to choose from."""
+        """Return the number of runs of which the best is kept."""
         if not isinstance(self.init, str) and not callable(self.init):
             return 1
         if self.n_init != "auto":
@@ -215,38 +211,38 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
 
 class KMeans(_BaseKMeans):
-    """k-means in which every iteration sees all vectors.
+    """k-means clustering.
 
     Args:
-        n_clusters: k.
-        init: seeding: "auto" (chosen by n and k), "hierarchical", "k-means++" (greedy, on a sample), "random"; the
-            first centers (k, D); or a function of (X, n_clusters, random_state=...) that returns them.
-        n_init: runs from different seeds, of which the best is kept; "auto" is 10 for "random" and functions, else 1.
-            Given centers are run once.
-        max_iter: updates of the centers at most.
-        tol: stop when the inertia falls by less than this share.
+        n_clusters: number of clusters k.
+        init: seeding method "auto" (chosen by n and k), "hierarchical", "k-means++" (greedy, on a sample) or "random";
+            the first centers (k, D); or a function of (X, n_clusters, random_state=...) that returns them.
+        n_init: number of runs from different seeds, of which the best is kept. "auto" is 10 for "random" and functions,
+            else 1. Given centers are run once.
+        max_iter: maximum number of updates of the centers.
+        tol: stop if the inertia falls by less than this share.
         verbose: print the inertia of each pass.
-        random_state: seed, RandomState or None. The same number gives the same centers on the same device.
+        random_state: seed, RandomState or None. The same seed gives the same centers on the same device.
         algorithm: "auto", "lloyd" or "minibatch", see KMeansConfig.
-        device: "auto" (CUDA where there is a device), "cpu", "cuda" or "cuda:N".
-        precision: of the iterations, "exact" or "fp32". Labels and inertia are always exact.
+        device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:N".
+        precision: precision of the iterations, "exact" or "fp32". Labels and inertia are always exact.
 
     Attributes:
         cluster_centers_: (k, D), float64 if X is float64 or integer, else float32.
         labels_: (n,) int32, equal to predict(X).
-        inertia_: the weighted sum of squared distances to them; a RuntimeWarning says if it overflows.
-        counts_: (k,) float64, the weight of each cluster.
-        n_iter_: iterations of the best run.
+        inertia_: weighted sum of squared distances to the nearest centers; an overflow emits a RuntimeWarning.
+        counts_: (k,) float64, weight of each cluster.
+        n_iter_: number of iterations of the best run.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
-    Float64 and integers are clustered in float64: by a Lloyd of their own if the data are small, and by the float32
-    engine otherwise, if it resolves every cluster, which is checked against the float64 vectors. An offset, a far row
-    or clusters of very different scale cost no digits. In float64 the tolerance is that of scikit-learn as well, and
-    empty clusters take the farthest vectors; if there were any, or if clusters are too small for the usual expanded
-    form of distances, further swaps lower the inertia.
+    Float64 and integer data are clustered with float64 accuracy: small data by a Lloyd's algorithm in float64, other
+    data by the float32 engine if it resolves every cluster, which is checked with the float64 vectors. So an offset, a
+    far row or clusters of very different scale cost no digits. In float64 the iterations also require the tolerance of
+    scikit-learn, and centers of empty clusters move to the farthest vectors. Swaps then lower the inertia further if
+    there were empty clusters, or if clusters are too small for the usual expanded form of distances.
 
-    If X has fewer distinct rows than k, they are the centers, the first of them repeated, with a ConvergenceWarning.
-    Sparse matrices are refused.
+    If X has fewer than k distinct rows, these are the centers, the first of them is repeated, and a ConvergenceWarning
+    is emitted. Sparse matrices are not supported.
     """
 
     _many_runs = 10
@@ -281,17 +277,17 @@ class KMeans(_BaseKMeans):
 
 
 class MiniBatchKMeans(_BaseKMeans):
-    """k-means over batches, of data that is there (`fit`) or comes bit by bit (`partial_fit`).
+    """k-means clustering with mini-batches, of complete data (`fit`) or of a stream (`partial_fit`).
 
     Args:
-        max_iter: passes over the data, which the batches of `fit` amount to, at most.
-        batch_size: vectors of the first batch of `fit`, or 16 per cluster if that is more; the batches grow, each
-            holding those before, and end with all vectors. Small data of float64 or integers are one batch.
-            `partial_fit` takes batches as they come.
-        The others are those of `KMeans`; n_init "auto" is 3 for "random" and functions.
+        max_iter: maximum number of passes over the data that the batches of `fit` add up to.
+        batch_size: number of vectors in the first batch of `fit`, or 16 per cluster if that is more. The batches grow:
+            each contains the previous one, up to all vectors. Small float64 or integer data are one batch.
+            `partial_fit` uses the batches that it is given.
+        The other parameters are those of `KMeans`; n_init "auto" is 3 for "random" and functions.
 
-    The attributes are those of `KMeans`, and after `partial_fit` n_steps_, the batches seen. Its labels_ and inertia_
-    are of the last batch.
+    The attributes are those of `KMeans` and, after `partial_fit`, n_steps_, the number of batches. After `partial_fit`,
+    labels_ and inertia_ are those of the last batch.
     """
 
     _many_runs = 3
@@ -325,11 +321,11 @@ class MiniBatchKMeans(_BaseKMeans):
         return {"algorithm": "minibatch", "block_rows": int(self.batch_size)}
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Move each center to the mean of all vectors that batches have assigned to it, this one included.
+        """Update each center to the mean of all vectors assigned to it so far, including those of this batch.
 
         c <- c + b / (n + b) (mean - c) for b vectors after n. The first batch seeds the centers: it needs at least
-        n_clusters rows, and is clustered by itself unless `init` gives the centers. After `fit` the centers go on from
-        there with the weights of their clusters.
+        n_clusters rows, and is clustered unless `init` provides the centers. After `fit` the updates start from its
+        centers and the weights of its clusters.
 
         Args:
             X: array-like or tensor (n, D).
@@ -337,12 +333,12 @@ class MiniBatchKMeans(_BaseKMeans):
             sample_weight: (n,) >= 0.
 
         Raises:
-            ValueError: as for `fit`; a width other than that of the first batch.
+            ValueError: as for `fit`; or the width of X differs from that of the first batch.
         """
         first = not hasattr(self, "cluster_centers_")
         data = self._read(_on_host(X), reset=first)
         if not isinstance(data, np.ndarray):
-            raise ValueError("partial_fit takes one batch, an array or a tensor; fit takes shards and iterables")
+            raise ValueError("partial_fit needs an array or a tensor; use fit for shards and iterables")
         weights = read_weights(sample_weight, data)
         self._check_parameters()
         if first:
@@ -356,7 +352,7 @@ class MiniBatchKMeans(_BaseKMeans):
         return self
 
     def _step(self, data: Array, weights: Wide | None) -> None:
-        """Take one batch (n, D) with its weights (n,) into the means, kept in float64 between batches."""
+        """Add one batch (n, D) with its weights (n,) to the means, which are kept in float64 between batches."""
         means = getattr(self, "_means", self.cluster_centers_)
         if not np.array_equal(means.astype(self.cluster_centers_.dtype), self.cluster_centers_):
             means = self.cluster_centers_
@@ -371,7 +367,7 @@ class MiniBatchKMeans(_BaseKMeans):
 
 
 def _on_host(X: Any) -> Any:
-    """Return a tensor as an array, anything else as it is."""
+    """Convert a tensor to an array; return anything else unchanged."""
     if not isinstance(X, Tensor):
         return X
     check_tensor(X)
@@ -379,12 +375,12 @@ def _on_host(X: Any) -> Any:
 
 
 def _repeat_first(distinct: Array, k: int) -> Array:
-    """Return fewer than k distinct vectors, the first repeated to make k of them, with a warning."""
+    """Return k centers from fewer distinct vectors by repeating the first one; emit a warning."""
     message = f"X has {len(distinct)} distinct rows, fewer than n_clusters={k}: the first center is repeated"
     warnings.warn(message, ConvergenceWarning, stacklevel=5)
     return np.concatenate([distinct, np.repeat(distinct[:1], k - len(distinct), axis=0)])
 
 
-def _print_pass(event: dict[str, Any]) -> None:
-    if event["event"] in ("pass", "done"):
-        print(f"pass {event['pass']}: inertia {event['inertia']:.6g}")
+def _print_pass(event: FitEvent) -> None:
+    if isinstance(event, PassFinished):
+        print(f"pass {event.number}: inertia {event.inertia:.6g}")

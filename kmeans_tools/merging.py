@@ -1,7 +1,12 @@
-"""Merged codebooks: the rows of one codebook per domain, in a fixed ratio and order."""
+"""Merging of domain codebooks into one, by default general : speech : music at 2 : 1 : 1, as in the paper.
 
-from collections.abc import Mapping, Sequence
+A merged codebook is the concatenation of the rows of one codebook per domain, in the order of the ratio. A size of
+32,768 at 2 : 1 : 1 has 16,384 general rows, then 8192 speech rows, then 8192 music rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +26,24 @@ from sctok.formats.codebooks import (
 from sctok.formats.files import FormatError, remove_stale_temporaries
 from sctok.formats.stacking import TOKEN_RATES
 
-PAPER_RATIO = {"general": 2, "speech": 1, "music": 1}
+PAPER_RATIO = {"general": 2, "speech": 1, "music": 1}  # section 3 of the SemantiCodec paper
 PAPER_SIZES = (4096, 8192, 16_384, 32_768)
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A merged codebook that could be made: its size and token rate, and per domain, in row order, the size of part."""
+    """The size and token rate of a merged codebook, and the number of rows of each domain, in row order."""
 
     size: int
     token_rate: int
     parts: dict[str, int]
 
     def paths(self, folder: Path) -> dict[str, Path]:
-        """Return where the codebook of each domain is, or would be."""
+        """Return the path of the codebook of each domain, whether it exists or not."""
         return {domain: codebook_path(folder, domain, k, self.token_rate) for domain, k in self.parts.items()}
 
     def missing(self, folder: Path) -> list[str]:
-        """Return, for each domain codebook that is not there, its file name and the command that makes it."""
+        """Return the file name of each missing domain codebook, with the command that makes it."""
         return [
             f"{path.name} (sctok cluster --domain {domain} --k {self.parts[domain]} --token-rate {self.token_rate})"
             for domain, path in self.paths(folder).items()
@@ -48,7 +53,7 @@ class MergePlan:
 
 @dataclass(frozen=True, eq=False)
 class MergedCodebook:
-    """A merged codebook on disk; `made` is False where an equal one was there already."""
+    """A merged codebook on disk; `made` is False if an equal file already existed."""
 
     path: Path
     codebook: Codebook
@@ -56,13 +61,13 @@ class MergedCodebook:
 
 
 def split_size(size: int, ratio: Mapping[str, int]) -> dict[str, int]:
-    """Return how many rows of a merged codebook of `size` each domain gives, in the order of `ratio`.
+    """Return the number of rows of each domain in a merged codebook of `size` rows, in the order of `ratio`.
 
     Raises:
-        ValueError: an empty ratio, a share below 1, the domain "merged", or a size that does not divide.
+        ValueError: the ratio is empty, has a share below 1 or the domain "merged", or does not divide the size.
     """
     if not ratio:
-        raise ValueError("the ratio names no domain")
+        raise ValueError("the ratio is empty; give at least one domain")
     for domain, share in ratio.items():
         if share < 1 or domain == MERGED_DOMAIN:
             raise ValueError(f"ratio {domain}={share} is not a domain with a share of at least 1")
@@ -78,11 +83,12 @@ def choose_plans(
 ) -> list[MergePlan]:
     """Return the merged codebooks to build from the domain codebooks in a folder.
 
-    sizes: those asked for, each at every rate it can be built at; by default every size whose parts are all there.
-    rates: token rates, by default all at hand; given with sizes, every combination must be possible.
+    sizes: requested sizes, each built at every possible token rate; by default all sizes whose parts exist.
+    rates: requested token rates; by default those of the existing codebooks. If sizes and rates are given, every
+    combination must be possible.
 
     Raises:
-        ValueError: nothing can be built, or not a size that was asked for, listing the missing domain codebooks and
+        ValueError: nothing can be built, or a requested size cannot; the error lists the missing domain codebooks and
             the commands that make them.
     """
     split_size(sum(ratio.values()), ratio)
@@ -94,10 +100,10 @@ def choose_plans(
             fewest = min(len(plan.missing(folder)) for plan in plans)
             raise _nothing_to_build(folder, [plan for plan in plans if len(plan.missing(folder)) == fewest][-1:])
         return ready
-    at_hand = rates or sorted({plan.token_rate for plan in _possible_plans(folder, ratio)}, reverse=True)
+    available = rates or sorted({plan.token_rate for plan in _possible_plans(folder, ratio)}, reverse=True)
     chosen = []
     for size in sizes:
-        plans = [MergePlan(size, rate, split_size(size, ratio)) for rate in at_hand or [max(TOKEN_RATES.values())]]
+        plans = [MergePlan(size, rate, split_size(size, ratio)) for rate in available or [max(TOKEN_RATES.values())]]
         ready = [plan for plan in plans if not plan.missing(folder)]
         if not ready or (rates and len(ready) < len(plans)):
             raise _nothing_to_build(folder, plans)
@@ -106,7 +112,7 @@ def choose_plans(
 
 
 def _possible_plans(folder: Path, ratio: Mapping[str, int]) -> list[MergePlan]:
-    """Return, by token rate (highest first) and size, every plan that some codebook in the folder would be part of."""
+    """Return every plan with at least one existing part in the folder, by token rate (highest first) and size."""
     total = sum(ratio.values())
     plans = set()
     for found in find_codebooks(folder):
@@ -138,14 +144,14 @@ def build_merged(
     overwrite: bool = False,
     dtype: type[np.float16] | type[np.float32] = np.float32,
 ) -> list[MergedCodebook]:
-    """Build merged codebooks in a folder, `merged-<size>-r<rate>.safetensors` each, from the domain codebooks there.
+    """Merge the domain codebooks in a folder and write `merged-<size>-r<rate>.safetensors` there for each plan.
 
-    What killed writers left in the folder is removed. With `dtype` float16 the centroids are rounded, which halves the
-    file; the certificate says so.
+    Temporary files of killed processes are removed from the folder. With `dtype` float16 the centroids are rounded and
+    the file is half as large; the certificate records it. If an error is raised, nothing is written.
 
     Raises:
-        ValueError: parts that do not fit together; a merged codebook that is there, differs and may not be
-            overwritten. FormatError: a part that is damaged or not what its name says. Nothing is written then.
+        ValueError: the parts do not fit together, or an existing merged codebook differs and must not be overwritten.
+        FormatError: a part is damaged or does not match its file name.
     """
     remove_stale_temporaries(folder)
     results = []
@@ -154,36 +160,43 @@ def build_merged(
         parts = {domain: load_named_codebook(path) for domain, path in paths.items()}
         merged = merge_codebooks(parts, ratio, plan.size, names={domain: str(path) for domain, path in paths.items()})
         if dtype is np.float16:
-            merged = _rounded(merged)
+            merged = _round_to_float16(merged)
         target = codebook_path(folder, MERGED_DOMAIN, plan.size, plan.token_rate)
-        results.append(MergedCodebook(target, merged, _must_write(target, merged, overwrite)))
+        existing = find_same(target, partial(_is_equal, merged), overwrite, "codebooks")
+        results.append(MergedCodebook(target, merged, existing is None))
     for result in results:
         if result.made:
             save_codebook(result.path, result.codebook, dtype)
     return results
 
 
-def _rounded(merged: Codebook) -> Codebook:
+def _round_to_float16(merged: Codebook) -> Codebook:
     rounded = round_codebook(merged)
     certificate = {**(rounded.metadata.certificate or {}), "rounded_to": "float16"}
     return replace(rounded, metadata=replace(rounded.metadata, certificate=certificate))
 
 
-def _must_write(target: Path, merged: Codebook, overwrite: bool) -> bool:
-    if not target.exists():
-        return True
+def find_same(path: Path, is_same: Callable[[Codebook], bool], overwrite: bool, inputs: str) -> Codebook | None:
+    """Return the existing codebook at a path if it is the same as the one to write, or None if it must be written.
+
+    Raises:
+        ValueError: the existing codebook has other `inputs`, and must not be overwritten.
+        FormatError: the existing file is damaged, and must not be overwritten.
+    """
+    if not path.exists():
+        return None
     try:
-        if _equal(load_named_codebook(target), merged):
-            return False
+        if is_same(book := load_named_codebook(path)):
+            return book
     except FormatError:
         if not overwrite:
             raise
     if not overwrite:
-        raise ValueError(f"{target} was merged from other codebooks; use --overwrite to replace it")
-    return True
+        raise ValueError(f"{path} was made from other {inputs}; use --overwrite to replace it")
+    return None
 
 
-def _equal(one: Codebook, other: Codebook) -> bool:
+def _is_equal(one: Codebook, other: Codebook) -> bool:
     same_info = {**asdict(one.metadata), "sctok_version": ""} == {**asdict(other.metadata), "sctok_version": ""}
     return same_info and codebook_hash(one) == codebook_hash(other) and np.array_equal(one.counts, other.counts)
 
@@ -191,29 +204,30 @@ def _equal(one: Codebook, other: Codebook) -> bool:
 def merge_codebooks(
     codebooks: Mapping[str, Codebook], ratio: Mapping[str, int], size: int, *, names: Mapping[str, str] | None = None
 ) -> Codebook:
-    """Join one codebook per domain into one of `size` rows, in the order of `ratio`, its segments recorded.
+    """Concatenate one codebook per domain, in the order of `ratio`, to a codebook of `size` rows with segments.
 
     Args:
-        codebooks: by domain; that of a domain with share s of a total t has size·s/t rows.
-        ratio: share of each domain, such as PAPER_RATIO (section 3 of the SemantiCodec paper).
-        names: what to call each codebook in errors, such as its path; by default the domain.
+        codebooks: the codebook of each domain; with share s of a total t it must have size·s/t rows.
+        ratio: share of each domain, such as PAPER_RATIO.
+        size: number of rows of the result.
+        names: name of each codebook in errors, such as its path; by default the domain.
 
     Raises:
-        ValueError: a domain without a codebook or with one of another size, or codebooks of different encoders or
-            stack factors, naming both.
+        ValueError: a domain has no codebook or one of another size; or two codebooks, which are named, have different
+            encoders or stack factors.
     """
-    called = {domain: (names or {}).get(domain, domain) for domain in ratio}
+    names = {domain: (names or {}).get(domain, domain) for domain in ratio}
     parts = split_size(size, ratio)
     segments, row = [], 0
     for domain, k in parts.items():
         if domain not in codebooks:
-            raise ValueError(f"no codebook of domain {domain!r} with {k} centroids")
+            raise ValueError(f"there is no codebook of domain {domain!r} with {k} centroids")
         if codebooks[domain].k != k:
-            raise ValueError(f"{called[domain]} has {codebooks[domain].k} centroids, its share of {size} is {k}")
+            raise ValueError(f"{names[domain]} has {codebooks[domain].k} centroids, but its share of {size} is {k}")
         segments.append(Segment(domain, row, row + k))
         row += k
     chosen = {domain: codebooks[domain] for domain in parts}
-    _check_same(chosen, called)
+    _check_same(chosen, names)
     return Codebook(
         centroids=np.concatenate([book.centroids for book in chosen.values()]),
         counts=np.concatenate([book.counts for book in chosen.values()]),
@@ -238,18 +252,18 @@ def _merged_info(chosen: Mapping[str, Codebook], segments: tuple[Segment, ...]) 
     )
 
 
-def _check_same(chosen: Mapping[str, Codebook], called: Mapping[str, str]) -> None:
+def _check_same(chosen: Mapping[str, Codebook], names: Mapping[str, str]) -> None:
     first, *others = chosen
     one = chosen[first].metadata
     for domain in others:
         other = chosen[domain].metadata
         if other.encoder_hash != one.encoder_hash:
             raise ValueError(
-                f"{called[domain]} was made with encoder {other.encoder} ({other.encoder_hash}), {called[first]} with "
+                f"{names[domain]} was made with encoder {other.encoder} ({other.encoder_hash}), {names[first]} with "
                 f"{one.encoder} ({one.encoder_hash}); cluster both from features of one encoder and one --padding"
             )
         if other.stack_factor != one.stack_factor or chosen[domain].width != chosen[first].width:
             raise ValueError(
-                f"{called[domain]} has stack factor {other.stack_factor} and width {chosen[domain].width}, "
-                f"{called[first]} {one.stack_factor} and {chosen[first].width}; merge codebooks of one token rate"
+                f"{names[domain]} has stack factor {other.stack_factor} and width {chosen[domain].width}, but "
+                f"{names[first]} has {one.stack_factor} and {chosen[first].width}; merge codebooks of one token rate"
             )

@@ -1,8 +1,7 @@
-"""Runs of k-means from several seeds or first centers, each in float32 or float64 as the data need it."""
+"""Runs of k-means from several seeds or first centers, each in float32 or float64 as the data require."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,28 +13,25 @@ from sctok.kmeans_tools.float64.distances import Evaluation, evaluate
 from sctok.kmeans_tools.float64.frames import RESOLVED, Float32Frame, Wide
 from sctok.kmeans_tools.float64.problem import Problem
 from sctok.kmeans_tools.float64.seeding import run_wide
-from sctok.kmeans_tools.sources.estimator_data import Array
-from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, VectorSource, sample_places, take_blocks
+from sctok.kmeans_tools.sources.vectors import Array, TooFewVectorsError, VectorSource, sample_places, take_blocks
 from sctok.runtime.devices import resolve_device
 
-from .config import GIVEN, FitResult, KMeansConfig
+from .config import GIVEN, FitContext, FitResult, KMeansConfig
 from .fit import fit_codebooks
+from .progress import FitProgress
 
-_SMALL_STEPS = (
-    1 / 16
-)  # of the tolerance, for float64 data from given centers: there iterations take small steps for long
-
+_SMALL_STEPS = 1 / 16  # factor of the tolerance for float64 data from given centers, which move in small steps
 _SAMPLE_ROWS, _BLOCK_ROWS = 1024, 16_384
-_HOPELESS = 0.5  # share of a sample that float32 must blur for float64 to come first
+_HOPELESS = 0.5  # start in float64 if float32 blurs more than this share of a sample
 
 Start = tuple[int, Wide | None]
 
 
 @dataclass(frozen=True, eq=False)
 class KMeansRun:
-    """What one run finds: centers (k, D) in the space and dtype of the data, and an inertia to compare runs by.
+    """The result of one run: centers (k, D) in the space and dtype of the data, and an inertia to compare runs.
 
-    labels: (n,) int32, if they and the inertia are those of all the data.
+    labels: (n,) int32, or None if the labels and the inertia are not those of all the data.
     """
 
     centers: Array
@@ -46,9 +42,9 @@ class KMeansRun:
 
 @dataclass(frozen=True, eq=False)
 class Runner:
-    """Fits k centers to a problem, posed by data (n, D) with weights (n,).
+    """Fits k centers to a problem that `pose_problem` made of data (n, D) with weights (n,).
 
-    config: the settings but the seed. progress: see `fit_codebooks`.
+    config: settings; each run replaces the seed.
     """
 
     problem: Problem
@@ -56,10 +52,10 @@ class Runner:
     config: KMeansConfig
     data: Array | VectorSource
     weights: Wide | None
-    progress: Callable[[dict[str, Any]], None] | None
+    progress: FitProgress | None
 
     def best(self, starts: Iterable[Start]) -> KMeansRun:
-        """Return the run of least inertia, of one from each seed or given centers (k, D).
+        """Run once from each seed or given centers (k, D), and return the run with the lowest inertia.
 
         Raises:
             TooFewVectorsError: the data have fewer than k distinct vectors.
@@ -69,14 +65,14 @@ class Runner:
         runs: list[KMeansRun] = []
         for seed, given in starts:
             if known is not None and len(known) < self.k:
-                raise TooFewVectorsError(f"k = {self.k} exceeds the {len(known)} distinct vectors", len(known))
+                raise TooFewVectorsError(self.k, len(known), "distinct vectors")
             found = self._run_narrow(seed, given) if narrow else None
             narrow = found is not None
             runs.append(found or self._run_wide(seed, given))
         return min(runs, key=lambda run: run.inertia)
 
     def _hopeless(self) -> bool:
-        """Return whether float32 does not even tell the vectors of a small sample from their neighbours."""
+        """Return whether float32 cannot separate the vectors of a small sample from their neighbours."""
         wide, frame = self.problem.wide, self.problem.frame
         assert wide is not None
         assert frame is not None
@@ -96,7 +92,7 @@ class Runner:
         return self.problem.is_small(self.k, given=self.config.seeding == GIVEN)
 
     def _run_narrow(self, seed: int, given: Wide | None) -> KMeansRun | None:
-        """Return what the float32 engine finds, None if float32 does not resolve the data."""
+        """Run the float32 engine; return None if float32 does not resolve the data."""
         frame = self.problem.frame
         if frame is None:
             result = self._fit(seed, given)
@@ -106,7 +102,7 @@ class Runner:
             return None
         try:
             result = self._fit(seed, given)
-        except TooFewVectorsError:  # in float32
+        except TooFewVectorsError:  # vectors that differ in float64 can be equal in float32
             return None
         centers = frame.outside(result.centroids)
         found = self._evaluate(centers, frame)
@@ -116,27 +112,17 @@ class Runner:
         problem, k, config = self.problem, self.k, replace(self.config, seed=seed)
         if given is not None and problem.wide is not None:
             config = replace(config, tol=config.tolerance * _SMALL_STEPS)
-        initial = None if given is None else {k: problem.inside(given)}
-        fits = fit_codebooks(problem.source, [k], config, initial=initial, return_labels=True, progress=self.progress)
-        return fits[k]
+        initial = {} if given is None else {k: problem.inside(given)}
+        context = FitContext(initial=initial, return_labels=True, progress=self.progress)
+        return fit_codebooks(problem.source, [k], config, context)[k]
 
     def _run_wide(self, seed: int, given: Wide | None) -> KMeansRun:
         assert self.problem.wide is not None
-        found = run_wide(
-            self.problem.wide,
-            self.k,
-            method=self.config.seeding,
-            given=given,
-            seed=seed,
-            iterations=self.config.most_iterations,
-            tol=self.config.tolerance,
-            device=resolve_device(self.config.device),
-            progress=self.progress,
-        )
+        found = run_wide(self.problem.wide, self.k, replace(self.config, seed=seed), given, self.progress)
         centers = self.problem.wide.outside(found.centers)
         if self._small:
             return KMeansRun(centers, found.inertia, found.iterations)
-        measured = self._evaluate(centers, None)  # in the units of runs in float32
+        measured = self._evaluate(centers, None)  # comparable with the inertia of float32 runs
         return KMeansRun(centers, measured.inertia, found.iterations, measured.labels)
 
     def _evaluate(self, centers: Wide, frame: Float32Frame | None) -> Evaluation:

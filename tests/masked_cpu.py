@@ -21,7 +21,7 @@ NUMERIC = (
     "tests/kernels/cpu/test_lstm.py",
     "tests/kmeans_tools/passes/test_bounds.py",
     "tests/kmeans_tools/passes/test_code_cache.py",
-    "tests/kmeans_tools/test_training.py",
+    "tests/kmeans_tools/test_cluster_command.py",
     "tests/features/test_acceleration.py",
     "tests/features/test_encoder.py",
     "tests/features/test_goldens.py",

@@ -1,4 +1,4 @@
-"""Labels, inertia and distances of any data, in float64 arithmetic."""
+"""Labels, inertia and distances of data of any kind, computed in float64."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,21 +13,18 @@ from torch import Tensor
 from sctok.kernels.assign import PreparedCentroids, nearest_centroid, prepare_centroids
 from sctok.kernels.certify import as_real
 from sctok.kernels.reference import squared_distances
-from sctok.kmeans_tools.sources import estimator_data
-from sctok.kmeans_tools.sources.estimator_data import Data
-from sctok.kmeans_tools.sources.vectors import WideSource
+from sctok.kmeans_tools.sources.vectors import Data, WideSource
 
-from .frames import Float32Frame, Wide, resolved
-from .lloyd import safe_exponent
+from .frames import Float32Frame, Wide, resolved, rows_per_block, safe_exponent
 
-_CLOSE = 1e-7  # share of |x|^2 + |c|^2 below which a squared distance has lost digits to cancellation
+_CLOSE = 1e-7  # squared distances below this share of |x|^2 + |c|^2 have lost digits to cancellation
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Of data and centers: labels (n,) int32 and inertia, the weighted sum of squared distances.
+    """Labels (n,) int32 of data, and the inertia: the weighted sum of squared distances to the centers.
 
-    resolved: whether float32 resolves every cluster, if that was asked for.
+    resolved: whether float32 resolves every cluster; True if no frame was given.
     """
 
     labels: npt.NDArray[np.int32]
@@ -37,7 +34,7 @@ class Evaluation:
 
 def point_blocks(data: Data, centers: Tensor) -> Iterator[Tensor]:
     """Yield the vectors (n, D) of data in order on the device of centers (k, D), at most 4 M numbers at a time."""
-    step = max(1, estimator_data._BLOCK_ELEMENTS // max(centers.shape))
+    step = rows_per_block(max(centers.shape))
     if isinstance(data, Tensor):
         yield from (as_real(part).to(centers.device) for part in data.split(step))
     elif isinstance(data, np.ndarray):
@@ -49,15 +46,15 @@ def point_blocks(data: Data, centers: Tensor) -> Iterator[Tensor]:
 
 
 class _Scaled:
-    """Centers (k, D) and blocks of points, both times 2**-e, e as a block needs it for squares that do not overflow."""
+    """Scales centers (k, D) and blocks of points by 2**-e, with e chosen per block so that squares do not overflow."""
 
     def __init__(self, centers: Tensor) -> None:
         self._centers = centers
         self._largest = _largest(centers)
         self._prepared: dict[int, PreparedCentroids] = {}
 
-    def fit(self, points: Tensor) -> tuple[Tensor, PreparedCentroids, int]:
-        """Return points (n, D) and prepared centers, scaled, and e."""
+    def scale(self, points: Tensor) -> tuple[Tensor, PreparedCentroids, int]:
+        """Return the scaled points (n, D), the scaled and prepared centers, and e."""
         wide = torch.float64 in (points.dtype, self._centers.dtype)
         exponent = safe_exponent(max(self._largest, _largest(points))) if wide else 0
         if exponent not in self._prepared:
@@ -66,23 +63,23 @@ class _Scaled:
 
 
 def predict_blocks(data: Data, centers: Tensor) -> Iterator[Tensor]:
-    """Yield the places (n,) int64 of the nearest centers of each block of vectors, the float64 argmin."""
+    """Yield the labels (n,) int64 of each block of vectors: the nearest center, the float64 argmin."""
     scaled = _Scaled(centers)
     for points in point_blocks(data, centers):
-        inside, prepared, _ = scaled.fit(points)
+        inside, prepared, _ = scaled.scale(points)
         yield nearest_centroid(inside, prepared).labels
 
 
 def evaluate(data: Data, weights: Wide | None, centers: Tensor, frame: Float32Frame | None = None) -> Evaluation:
-    """Return the labels of data (n, D) and their inertia under weights (n,); with a frame, whether float32 resolves it.
+    """Return the labels of data (n, D) and their inertia under weights (n,).
 
-    A cluster is resolved if float32 loses little of the distances in it, in the norm over its rows.
+    With a frame, also return whether float32 resolves every cluster, see `resolved`.
     """
     scaled, k = _Scaled(centers), len(centers)
     labels, squares = [], []
     lost, found_squares = np.zeros(k), np.zeros(k)
     for points in point_blocks(data, centers):
-        inside, prepared, exponent = scaled.fit(points)
+        inside, prepared, exponent = scaled.scale(points)
         found = nearest_centroid(inside, prepared).labels
         near = squared_distances(inside, prepared.centroids[found]).cpu().numpy()
         labels.append(found.cpu().numpy().astype(np.int32))
@@ -99,16 +96,17 @@ def evaluate(data: Data, weights: Wide | None, centers: Tensor, frame: Float32Fr
 
 
 def warn_of_overflow(inertia: float) -> float:
-    """Return the inertia, with a RuntimeWarning if it exceeds float64."""
+    """Return the inertia; emit a RuntimeWarning if it overflows float64."""
     if not np.isfinite(inertia):
         warnings.warn("the inertia overflows float64: scale X or sample_weight down", RuntimeWarning, stacklevel=4)
     return inertia
 
 
 def distances(points: Tensor, centers: Tensor) -> Tensor:
-    """Return the distances (n, k) of points (n, D) to centers (k, D), computed in float64, close pairs term by term.
+    """Return the Euclidean distances (n, k) of points (n, D) to centers (k, D), computed in float64.
 
-    Those of float64 and integers are float64, those of shorter floats float32.
+    Distances of close pairs are computed from differences. The result is float64 for float64 and integer points, and
+    float32 for shorter floats.
     """
     exponent = safe_exponent(max(_largest(points), _largest(centers)))
     wide = _times_power(centers.to(torch.float64), -exponent)
@@ -118,7 +116,7 @@ def distances(points: Tensor, centers: Tensor) -> Tensor:
     scale = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
     squares = torch.addmm(scale, left, right.T, alpha=-2)
     rows, columns = (squares < _CLOSE * scale).nonzero(as_tuple=True)
-    step = max(1, estimator_data._BLOCK_ELEMENTS // points.shape[1])
+    step = rows_per_block(points.shape[1])
     for start in range(0, len(rows), step):
         row, column = rows[start : start + step], columns[start : start + step]
         squares[row, column] = squared_distances(values[row], wide[column])
@@ -138,7 +136,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _times_power(values: Tensor, exponent: int) -> Tensor:
-    """Return values times 2**exponent, float64 unless the exponent is 0; in two steps, neither of which overflows."""
+    """Return values times 2**exponent, as float64 unless the exponent is 0. Two factors avoid an overflow of one."""
     if exponent == 0:
         return values
     half = exponent // 2

@@ -1,28 +1,43 @@
-"""Float64 vectors as the float32 engine sees them, and how much of them float32 can hold."""
+"""Float64 vectors as the float32 engine sees them, and whether float32 resolves their clusters."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sctok.kmeans_tools.sources.vectors import Block, Vectors, Weights, WideSource, sample_places, take_blocks
+from sctok.kmeans_tools.sources.vectors import Block, Vectors, WideSource, source_weights, take_blocks
 
 Wide = npt.NDArray[np.float64]
 
-# Largest ratio, in the norm over the rows of a cluster, of what float32 rounds off to the distances within the cluster.
+BLOCK_ELEMENTS = 1 << 22
+# float32 resolves a cluster if its rounding errors are at most this share of the distances to the center, in the norm
+# over the vectors of the cluster.
 RESOLVED = 2.0**-12
 _BLOCK_ROWS = 16_384
-_NEAR = 4.0  # ranges of the data within which first centers are given to float32
+_NEAR = 4.0  # first centers farther from the data than this many times their range are not converted to float32
+_SAFE_EXPONENT = 200  # squares of numbers below 2**200 and above 2**-200 add up without overflow or underflow
+
+
+def rows_per_block(width: int) -> int:
+    """Return the number of rows in a block of about 4 M numbers, `width` per row."""
+    return max(1, BLOCK_ELEMENTS // width)
+
+
+def safe_exponent(largest: float) -> int:
+    """Return e such that numbers up to `largest`, times 2**-e, have squares that can be summed; 0 if no e is needed."""
+    exponent = math.frexp(largest)[1] if largest > 0 else 0
+    return exponent if abs(exponent) > _SAFE_EXPONENT else 0
 
 
 @dataclass(frozen=True)
 class Float32Frame:
-    """A view of float64 vectors from the middle of their range, origin (D,), times 2**-exponent.
+    """A transformation of float64 vectors for float32: (x - origin) times 2**-exponent; origin (D,) is mid-range.
 
-    So float32 keeps 24 bits of the range of the vectors, whatever their offset and scale. Neither the order nor the
-    repetition of vectors changes the frame.
+    float32 then keeps 24 bits of the range of the vectors, whatever their offset and scale. The frame does not depend
+    on the order or the repetition of vectors.
     """
 
     origin: Wide
@@ -30,27 +45,27 @@ class Float32Frame:
 
     @classmethod
     def between(cls, low: Wide, high: Wide) -> Self:
-        """Return the frame of vectors whose values lie between low (D,) and high (D,)."""
+        """Return the frame of vectors with values between low (D,) and high (D,)."""
         origin = low / 2 + high / 2
         return cls(origin, int(np.frexp((high - origin).max())[1]))
 
     def inside(self, vectors: Wide) -> Vectors:
-        """Return vectors (n, D) as the engine sees them."""
+        """Convert vectors (n, D) to the frame."""
         with np.errstate(over="ignore"):
             result: Vectors = np.ldexp(vectors - self.origin, -self.exponent).astype(np.float32)
         return result
 
     def outside(self, centers: Vectors) -> Wide:
-        """Return centers (k, D) of the engine in the space of the vectors."""
+        """Convert centers (k, D) of the frame back to the space of the vectors."""
         wide: Wide = np.ldexp(centers.astype(np.float64), self.exponent) + self.origin
         return wide
 
     def holds(self, centers: Wide) -> bool:
-        """Return whether centers (k, D) lie near enough to the vectors for float32 to hold them as well."""
+        """Return whether centers (k, D) are near enough to the vectors to be converted to float32."""
         return bool((np.abs(self.inside(centers)) <= _NEAR).all())
 
     def square_losses(self, vectors: Wide) -> Wide:
-        """Return the squared distance (n,) from each vector to what float32 keeps of it, times 4**-exponent."""
+        """Return the squared rounding error (n,) of each vector in the frame, times 4**-exponent."""
         exact = np.ldexp(vectors - self.origin, -self.exponent)
         lost = exact - exact.astype(np.float32)
         result: Wide = np.einsum("nd,nd->n", lost, lost)
@@ -58,31 +73,26 @@ class Float32Frame:
 
 
 def resolved(losses: Wide, squares: Wide) -> bool:
-    """Return whether float32 resolves every cluster, by the sums over its rows (k,) of what is lost and of distances.
+    """Return whether float32 resolves every cluster, by its sums (k,) of squared rounding errors and distances.
 
-    By the triangle inequality the root of the inertia of a cluster then changes by at most 2^-12 of itself.
+    By the triangle inequality the square root of the inertia of a cluster then changes by at most 2^-12 of itself.
     """
     return bool((losses <= RESOLVED**2 * squares).all())
 
 
 class FramedSource:
-    """A source of float64 vectors in a frame, as a VectorSource of float32."""
+    """A VectorSource that converts the float64 vectors of another source to a frame."""
 
     def __init__(self, source: WideSource, frame: Float32Frame) -> None:
         self._source, self._frame = source, frame
         self.rows, self.dim, self.name = source.rows, source.dim, source.name
-        self.weights: Weights | None = getattr(source, "weights", None)
+        self.weights = source_weights(source)
         self.fingerprint = ""
 
-    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
-        """See VectorSource; always in order and whole."""
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
+        """See VectorSource; always yields all vectors."""
         for block in self._source.wide_blocks(block_rows):
             yield Block(block.places, self._frame.inside(block.rows), block.weights)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
-        """See VectorSource."""
         return take_blocks(self.blocks(_BLOCK_ROWS), places, np.empty((len(places), self.dim), np.float32))
-
-    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
-        """See VectorSource."""
-        return self.take(sample_places(self.rows, count, seed))

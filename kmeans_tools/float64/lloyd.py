@@ -1,14 +1,13 @@
-"""Lloyd's algorithm in float64, for data whose range is far larger than its structure.
+"""Lloyd's algorithm in float64, for data whose range is much larger than the distances inside its clusters.
 
-Nothing is centred: a difference of close float64 numbers is exact, whatever their offset. Each pass takes the exact
-nearest centers and the means of the differences from them, so that no digits go into the offset of a cluster. Empty
-clusters take the farthest vectors, as in scikit-learn.
+The data are not centred: the difference of close float64 numbers is exact, whatever their offset. Each pass finds the
+exact nearest centers and averages the differences from them, so that the offset of a cluster costs no digits. The
+centers of empty clusters move to the farthest vectors, as in scikit-learn.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +17,24 @@ from torch import Tensor
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.kernels.reference import squared_distances
 from sctok.kernels.update import centroid_sums
-from sctok.kmeans_tools.sources.vectors import Block, WideSource, take_blocks
+from sctok.kmeans_tools.progress import FitProgress, PassFinished
+from sctok.kmeans_tools.sources.vectors import Block, WideSource, source_weights, take_blocks
 
-from .frames import Wide
+from .frames import Wide, rows_per_block, safe_exponent
 
 Labels = npt.NDArray[np.int32]
 
-_BLOCK_ELEMENTS = 1 << 22
-_SAFE_EXPONENT = 200  # squares of numbers below 2**200 and above 2**-200 add up without overflow or underflow
-_SETTLED = 1e-10  # share of the inertia of a cluster below which moving its center changes nothing
+_SETTLED = 1e-10  # a center whose move lowers the inertia of its cluster by less than this share is settled
 _ULPS = 2.0**-50
 _BLUR = 2.0**-44
 
 
-def safe_exponent(largest: float) -> int:
-    """Return e such that numbers up to `largest`, times 2**-e, have squares that can be added up; 0 if they have."""
-    exponent = math.frexp(largest)[1] if largest > 0 else 0
-    return exponent if abs(exponent) > _SAFE_EXPONENT else 0
-
-
 @dataclass(frozen=True, eq=False)
 class WideData:
-    """Vectors as the fit takes them: (x - origin) times 2**-exponent.
+    """Vectors as the fit uses them: (x - origin) times 2**-exponent, without rounding.
 
-    Neither rounds: origin (D,) is 0 in a column in which the subtraction would. square_extent: squared diagonal of
-    the range of the vectors, so scaled.
+    origin: (D,), 0 in a column in which the subtraction would round. square_extent: squared diagonal of the range of
+    the transformed vectors.
     """
 
     source: WideSource
@@ -52,9 +44,9 @@ class WideData:
 
     @classmethod
     def between(cls, source: WideSource, low: Wide, high: Wide) -> "WideData":
-        """Return the data of a source with values from low (D,) to high (D,); reads it once more."""
+        """Return the data of a source with values from low (D,) to high (D,); this reads the source once."""
         exact = np.ones(source.dim, np.bool_)
-        for block in source.wide_blocks(_step(source.dim)):
+        for block in source.wide_blocks(rows_per_block(source.dim)):
             exact &= _subtracts(block.rows, low)
         exponent = safe_exponent(float(max(high.max(), -low.min())))
         extent = np.ldexp(high, -exponent) - np.ldexp(low, -exponent)
@@ -67,13 +59,12 @@ class WideData:
 
     @property
     def weights(self) -> Wide | None:
-        """The weights (n,), None if all are 1."""
-        weights: Wide | None = getattr(self.source, "weights", None)
-        return weights
+        """The weights (n,), or None if all are 1."""
+        return source_weights(self.source)
 
-    def blocks(self, most: int) -> Iterator[Block]:
-        """Yield all vectors in order, at most about 4 M / `most` at a time."""
-        for block in self.source.wide_blocks(_step(max(self.source.dim, most))):
+    def blocks(self, width: int) -> Iterator[Block]:
+        """Yield all vectors in order, in blocks that allow `width` numbers per vector."""
+        for block in self.source.wide_blocks(rows_per_block(max(self.source.dim, width))):
             yield Block(block.places, self.inside(block.rows), block.weights)
 
     def take(self, places: npt.NDArray[np.int64]) -> Wide:
@@ -81,19 +72,19 @@ class WideData:
         return take_blocks(self.blocks(1), places, np.empty((len(places), self.source.dim)))
 
     def inside(self, vectors: Wide) -> Wide:
-        """Return vectors (n, D) as the fit takes them."""
+        """Transform vectors (n, D) to the space of the fit."""
         moved = vectors - self.origin
         return np.ldexp(moved, -self.exponent) if self.exponent else moved
 
     def outside(self, centers: Wide) -> Wide:
-        """Return centers (k, D) of the fit in the space of the vectors."""
+        """Transform centers (k, D) back to the space of the vectors."""
         return (np.ldexp(centers, self.exponent) if self.exponent else centers) + self.origin
 
 
 def scale_weights(weights: Wide) -> Wide:
-    """Return weights (n,), times a power of two if they are extreme, for sums without overflow or underflow.
+    """Return weights (n,), scaled by a power of two if their sum could overflow or underflow.
 
-    Positive ones stay positive.
+    Positive weights stay positive.
     """
     exponent = safe_exponent(float(weights.max()))
     if exponent == 0:
@@ -102,7 +93,7 @@ def scale_weights(weights: Wide) -> Wide:
 
 
 def _subtracts(rows: Wide, origin: Wide) -> npt.NDArray[np.bool_]:
-    """Return in which columns (D,) of rows (n, D) the subtraction of an origin (D,) is exact (Knuth's two-sum)."""
+    """Return a mask (D,) of the columns of rows (n, D) in which subtracting origin (D,) is exact (Knuth's two-sum)."""
     with np.errstate(over="ignore", invalid="ignore"):
         moved = rows - origin
         back = moved - rows
@@ -113,10 +104,10 @@ def _subtracts(rows: Wide, origin: Wide) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class WideFit:
-    """Centers (k, D) float64 with their inertia, as the fit scales them.
+    """Centers (k, D) float64 and their inertia, in the space of the fit.
 
-    iterations: updates of the centers. relocated: whether empty clusters took far vectors. blurred: whether a cluster
-    is so much smaller than the range of the data that |x|^2 - 2 x.c + |c|^2 in float64 does not show its inertia.
+    iterations: number of updates. relocated: whether centers of empty clusters moved to far vectors. blurred: whether a
+    cluster is so much smaller than the range of the data that |x|^2 - 2 x.c + |c|^2 in float64 loses its inertia.
     """
 
     centers: Wide
@@ -128,8 +119,11 @@ class WideFit:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What a pass finds for centers (k, D): labels and squared distances (n,); the weight (k,) of each cluster, and the
-    sum (k, D) of the weighted differences of its vectors from its center."""
+    """The result of a pass over n vectors for centers (k, D).
+
+    labels, squares: (n,), the nearest center and the squared distance to it. weights: (n,), or None if all are 1.
+    sums: (k, D), the weighted differences of the vectors of each cluster from its center. mass: (k,), their weight.
+    """
 
     labels: Labels
     squares: Wide
@@ -149,13 +143,13 @@ class _Pass:
 
     @property
     def smallest_radius(self) -> float:
-        """Smallest mean squared distance in a cluster, of those in which there is any."""
+        """Smallest mean squared distance in a cluster, except clusters in which all distances are 0."""
         squares = self.cluster_squares
         wide = squares > 0
         return float((squares[wide] / self.mass.cpu().numpy()[wide]).min()) if wide.any() else math.inf
 
     def variance(self, centers: Tensor) -> float:
-        """Return the mean over the columns of the variance of the vectors, by the centers (k, D) of the pass."""
+        """Return the variance of the vectors, averaged over the columns; centers (k, D) are those of the pass."""
         mass, total = self.mass[:, None], float(self.mass.sum())
         away = centers - (mass * centers + self.sums).sum(dim=0) / total
         between = float((mass * away.square() + 2 * self.sums * away).sum())
@@ -169,14 +163,13 @@ def fit_wide(
     iterations: int,
     tol: float,
     device: torch.device,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: FitProgress | None,
 ) -> WideFit:
-    """Move first centers (k, D) to the means of their vectors until the labels stay.
+    """Move first centers (k, D) to the means of their vectors until the labels no longer change.
 
-    iterations: updates at most. tol: also stop when the inertia falls by less than this share, would do so at this rate
-    in all further passes together, and the squared moves of the centers are less than this share of the mean variance
-    of a column, which is the criterion of scikit-learn. progress: called with
-    {"event": "pass" | "done", "pass", "inertia"}.
+    iterations: maximum number of updates. tol: also stop if three falls are below this share: the last fall of the
+    inertia, its estimated total fall in all further passes, and the squared moves of the centers relative to the mean
+    variance of a column, which is the criterion of scikit-learn.
     """
     moved = torch.from_numpy(centers.copy()).to(device)
     falls = [math.inf]
@@ -186,10 +179,10 @@ def fit_wide(
     while not settled and updates < iterations:
         after, relocated = _update(data, moved, found)
         any_relocated |= relocated
-        if not relocated and _stands(moved, found) and np.array_equal(found.labels, previous):
+        if not relocated and _is_settled(moved, found) and np.array_equal(found.labels, previous):
             break
         if progress:
-            progress({"event": "pass", "pass": updates + 1, "inertia": found.inertia})
+            progress(PassFinished(len(centers), updates + 1, found.inertia, is_final=False))
         still = float((after - moved).square_().sum()) <= tol * found.variance(moved)
         moved, previous, before = after, found.labels, found.inertia
         found = _run_pass(data, moved)
@@ -197,13 +190,13 @@ def fit_wide(
         falls.append((before - found.inertia) / before if before > 0 else 0.0)
         settled = still and not relocated and _remaining(falls) <= tol
     if progress:
-        progress({"event": "done", "pass": updates + 1, "inertia": found.inertia})
+        progress(PassFinished(len(centers), updates + 1, found.inertia, is_final=True))
     blurred = found.smallest_radius < _BLUR * data.square_extent
     return WideFit(moved.cpu().numpy(), found.inertia, updates, any_relocated, blurred)
 
 
 def _remaining(falls: list[float]) -> float:
-    """Return the larger of the last relative fall of the inertia and all further ones at the rate they shrink by."""
+    """Return the last relative fall of the inertia, or the estimated total of all further falls if that is larger."""
     before, now = falls[-2:]
     if now <= 0:
         return 0.0
@@ -235,7 +228,7 @@ def _run_pass(data: WideData, centers: Tensor) -> _Pass:
 
 
 def _update(data: WideData, centers: Tensor, found: _Pass) -> tuple[Tensor, bool]:
-    """Return the means (k, D) of the clusters, and whether empty ones took the farthest vectors."""
+    """Return the new centers (k, D), and whether centers of empty clusters moved to the farthest vectors."""
     sums, mass = found.sums.clone(), found.mass.clone()
     after = centers.clone()
     empty = (mass == 0).nonzero()[:, 0]
@@ -255,14 +248,10 @@ def _update(data: WideData, centers: Tensor, found: _Pass) -> tuple[Tensor, bool
     return after, len(far) > 0
 
 
-def _stands(centers: Tensor, found: _Pass) -> bool:
-    """Return whether every center (k, D) is the mean of its vectors, as near as matters and float64 goes."""
+def _is_settled(centers: Tensor, found: _Pass) -> bool:
+    """Return whether every center (k, D) is the mean of its vectors, up to float64 rounding and negligible gains."""
     mass = found.mass.clamp(min=torch.finfo(torch.float64).tiny)
     gains = found.sums.square().sum(dim=1) / mass
     rounding = mass * (_ULPS * centers).square().sum(dim=1)
     squares = torch.from_numpy(found.cluster_squares).to(centers.device)
     return bool((gains <= _SETTLED * squares + rounding).all())
-
-
-def _step(width: int) -> int:
-    return max(1, _BLOCK_ELEMENTS // width)

@@ -1,4 +1,4 @@
-"""Data in the form in which the engines cluster them."""
+"""Data in the form that the float32 and float64 engines cluster."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -6,26 +6,24 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from sctok.kmeans_tools.sources import estimator_data
 from sctok.kmeans_tools.sources.distinct import find_distinct
-from sctok.kmeans_tools.sources.estimator_data import Array
-from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors, VectorSource, Weights, WideSource
+from sctok.kmeans_tools.sources.vectors import Array, ArraySource, Vectors, VectorSource, Weights, WideSource
 
-from .frames import Float32Frame, FramedSource, Wide
+from .frames import Float32Frame, FramedSource, Wide, rows_per_block
 from .lloyd import WideData, scale_weights
 
 _MERGED_ROWS = 16_384
 _BLOCK_ROWS = 16_384
-_FEW_NUMBERS, _FEW_NUMBERS_GIVEN = 1 << 26, 1 << 32  # differences of vectors and centers per pass
+_FEW_NUMBERS, _FEW_NUMBERS_GIVEN = 1 << 26, 1 << 32  # numbers of differences n D k per pass
 
 
 @dataclass(frozen=True)
 class Problem:
     """Vectors to cluster.
 
-    source: as float32. wide, frame: of float64 and integers, the vectors themselves and the frame in which `source`
-    has them. distinct: all vectors to cluster, each one once, if equal rows were merged. whole: the source has all rows
-    of the data, in their order.
+    source: the vectors as float32. wide, frame: for float64 and integer data, the original vectors and the frame to
+    which `source` converts them. distinct: the distinct vectors, if equal rows were merged. whole: whether the source
+    has all rows of the data in their order.
     """
 
     source: VectorSource
@@ -35,18 +33,18 @@ class Problem:
     whole: bool = True
 
     def is_small(self, k: int, *, given: bool) -> bool:
-        """Return whether k-means in float64 takes little time.
+        """Return whether the data are small enough for k-means in float64.
 
-        More from given centers, from which every rounding may lead to another local minimum.
+        The limit is higher for given centers, because there every rounding can lead to another local minimum.
         """
         return self.source.rows * self.source.dim * k <= (_FEW_NUMBERS_GIVEN if given else _FEW_NUMBERS)
 
     def inside(self, centers: Wide) -> Vectors:
-        """Return centers (k, D) in the space of the data as the float32 engine sees them."""
+        """Convert centers (k, D) from the space of the data to that of the float32 engine."""
         return self.frame.inside(centers) if self.frame else centers.astype(np.float32)
 
     def all_distinct(self, most: int) -> Array:
-        """Return the distinct vectors (m, D), `most` at most, in the space of the data."""
+        """Return at most `most` distinct vectors (m, D), in the space of the data."""
         if self.distinct is not None:
             return self.distinct
         if self.wide is None:
@@ -55,11 +53,11 @@ class Problem:
 
 
 def pose_problem(data: Array | VectorSource, weights: Wide | None) -> Problem:
-    """Return data, an array (n, D) float32 or float64 or a source, as the engines take it.
+    """Prepare data, a source or an array (n, D) of float32 or float64, for the engines.
 
-    Rows of weight 0 are left out of arrays, and extreme weights scaled. Arrays of up to 16,384 rows become their
-    distinct rows, in an order of their own, with summed weights: the order of rows cannot matter then, and a weight of
-    2 is exactly a row that is there twice.
+    Rows of weight 0 are removed from arrays, and extreme weights are scaled. Arrays of up to 16,384 rows are reduced to
+    their distinct rows with summed weights, in an order that depends only on their values. The result then does not
+    depend on the order of rows, and a row of weight 2 equals a row that occurs twice.
     """
     if not isinstance(data, np.ndarray):
         return _wide_problem(cast(WideSource, data)) if getattr(data, "wide", False) else Problem(data)
@@ -79,12 +77,12 @@ def pose_problem(data: Array | VectorSource, weights: Wide | None) -> Problem:
 
 def _wide_problem(source: WideSource, distinct: Array | None = None, whole: bool = True) -> Problem:
     low, high = np.full(source.dim, np.inf), np.full(source.dim, -np.inf)
-    for block in source.wide_blocks(max(1, estimator_data._BLOCK_ELEMENTS // source.dim)):
+    for block in source.wide_blocks(rows_per_block(source.dim)):
         low, high = np.minimum(low, block.rows.min(axis=0)), np.maximum(high, block.rows.max(axis=0))
     frame = Float32Frame.between(low, high)
     data = WideData.between(source, low, high)
     framed: VectorSource = FramedSource(source, frame)
-    if isinstance(source, ArraySource):  # which leaves room for a copy of half the size
+    if isinstance(source, ArraySource):  # it is in memory, so a copy of half the size fits too
         framed = ArraySource(framed.take(np.arange(source.rows)), source.name, source.weights)
     return Problem(framed, data, frame, distinct, whole and distinct is None)
 
@@ -92,7 +90,7 @@ def _wide_problem(source: WideSource, distinct: Array | None = None, whole: bool
 def _merge_equal(
     vectors: npt.NDArray[Any], weights: Wide | None, frame: Float32Frame | None
 ) -> tuple[npt.NDArray[Any], Weights]:
-    """Return the distinct vectors, ordered by their bytes in a frame, and the sum of the weights (n,) of each."""
+    """Return the distinct vectors, ordered by their bytes in the frame, and the sum of the weights (n,) of each."""
     keys = _keys(vectors)
     first: dict[bytes, int] = {}
     for place, key in enumerate(keys):
@@ -108,10 +106,10 @@ def _merge_equal(
 
 
 def _keys(vectors: npt.NDArray[Any]) -> list[bytes]:
-    """Return the bytes of each vector (n, D), equal if the vectors are.
+    """Return the bytes of each vector of (n, D); equal vectors have equal bytes.
 
-    Adding zero turns -0.0 into 0.0, which compare equal and differ in their bytes. With the sign and the exponent
-    first, rounding of the vectors does not change the order.
+    Adding zero turns -0.0 into 0.0: they compare equal but have different bytes. The bytes are big-endian, sign and
+    exponent first, so that rounding the vectors does not change their order.
     """
     values = (vectors + vectors.dtype.type(0)).astype(vectors.dtype.newbyteorder(">"))
     return [row.tobytes() for row in values]

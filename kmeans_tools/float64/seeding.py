@@ -1,10 +1,9 @@
-"""First centers in float64: greedy k-means++, and swaps that mend what it missed."""
+"""First centers in float64: greedy k-means++, and swaps that improve them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,13 @@ from torch import Tensor
 
 from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.certify import pair_distances
+from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.progress import FitProgress
 from sctok.kmeans_tools.seeding.first_centroids import CHOICE, SAMPLE, sample_size
 from sctok.kmeans_tools.seeding.plus_plus import greedy_plus_plus
 from sctok.kmeans_tools.sources.distinct import distinct_rows, find_distinct
-from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, sample_places
+from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, sample_weighted
+from sctok.runtime.devices import resolve_device
 
 from .frames import Wide
 from .lloyd import WideData, WideFit, fit_wide
@@ -25,15 +27,15 @@ _IMPROVEMENTS = 2
 _MANY_CENTERS = 256
 _FEW_DRAWS = 3
 _SWAPS_PER_CENTER, _MOST_SWAPS = 4, 512
-_SWAP = 6  # keeps its random numbers apart from CHOICE and SAMPLE
+_SWAP = 6  # a seed, different from CHOICE and SAMPLE
 
 
 def seed_wide(data: WideData, k: int, method: str, seed: int, device: torch.device) -> Wide:
-    """Return k first centers (k, D): distinct vectors of a random sample of positive weight.
+    """Return first centers (k, D): distinct vectors of positive weight from a random sample.
 
-    method: "random", "kmeans++", or any other for k-means++ with local search (Lattanzi and Sohler 2019): a vector,
-    drawn in proportion to its squared distance, takes the place of the center whose loss costs least, if that lowers
-    the inertia.
+    method: "random", "kmeans++", or anything else for k-means++ with local search (Lattanzi and Sohler 2019). A step
+    draws a vector in proportion to its squared distance. If that lowers the inertia, the vector replaces the center
+    whose removal costs least.
 
     Raises:
         TooFewVectorsError: the data have fewer than k distinct vectors.
@@ -53,7 +55,7 @@ def seed_wide(data: WideData, k: int, method: str, seed: int, device: torch.devi
 
 
 def improve_wide(data: WideData, centers: Wide, seed: int, device: torch.device) -> Wide:
-    """Return centers (k, D) after swaps with vectors of a random sample, each of which lowers the inertia there."""
+    """Return centers (k, D) after swaps with vectors of a random sample; each swap lowers the inertia of the sample."""
     k = len(centers)
     try:
         vectors, masses = _distinct_sample(data, k, (seed, k, _SWAP))
@@ -64,27 +66,24 @@ def improve_wide(data: WideData, centers: Wide, seed: int, device: torch.device)
 
 
 def _distinct_sample(data: WideData, k: int, seed: Sequence[int]) -> tuple[Wide, Wide]:
-    """Return distinct vectors (n, D), n >= k, and their weights (n,)."""
+    """Sample distinct vectors (n, D), n >= k, and return them with their total weights (n,)."""
     source = data.source
     count = sample_size(k, 2 * source.dim, source.rows, "kmeans++")
-    weights = data.weights
-    positive = np.arange(source.rows) if weights is None else np.flatnonzero(weights)
-    places = positive[sample_places(len(positive), count, seed)]
+    weights, places = data.weights, sample_weighted(source, count, seed)
     sample = data.take(places)
     first, masses = distinct_rows(sample, None if weights is None else weights[places])
     if len(first) >= k:
         return sample[first], masses
     found = find_distinct(data.blocks(k), max(k, count))
     if len(found.vectors) < k:
-        number = len(found.vectors)
-        raise TooFewVectorsError(f"k = {k} exceeds the {number} distinct vectors of {source.name}", number)
+        raise TooFewVectorsError(k, len(found.vectors), f"distinct vectors of {source.name}")
     return found.vectors, found.masses
 
 
 def _local_search(
     vectors: Wide, masses: Wide, first: Wide, generator: np.random.Generator, device: torch.device
 ) -> Wide:
-    """Return centers (k, D) after swaps with vectors (n, D), of weights (n,), that lower the inertia."""
+    """Return centers (k, D) after swaps with vectors (n, D) of weights (n,); each swap lowers the inertia."""
     k = len(first)
     if k < 2:
         return first
@@ -115,7 +114,7 @@ def _swap(
     owners: npt.NDArray[np.int64],
     squares: Wide,
 ) -> None:
-    """Bring the two nearest centers (n, 2) up to date, in place, after a center moved to distances `reach` (n,)."""
+    """Update the two nearest centers (n, 2) in place after a center moved; `reach` (n,): squared distances to it."""
     lost = np.flatnonzero((owners == center).any(axis=1))
     nearest = reach < squares[:, 0]
     second = ~nearest & (reach < squares[:, 1])
@@ -128,7 +127,7 @@ def _swap(
 
 
 def _two_nearest(points: Tensor, centers: Tensor) -> tuple[npt.NDArray[np.int64], Wide]:
-    """Return the two nearest of k >= 2 centers (k, D) for each point (n, D), (n, 2), and the squared distances."""
+    """Return the two nearest of k >= 2 centers (k, D) for each point (n, D), and the squared distances, both (n, 2)."""
     found = nearest_centroid(points, centers, runner_up=True)
     assert found.second_labels is not None
     owners = torch.stack([found.labels, found.second_labels], dim=1)
@@ -137,37 +136,27 @@ def _two_nearest(points: Tensor, centers: Tensor) -> tuple[npt.NDArray[np.int64]
 
 
 def _squares_to(points: Tensor, place: int) -> Wide:
-    """Return the squared distances (n,) of points (n, D) to the one at a place."""
+    """Return the squared distances (n,) of points (n, D) to the point at a place."""
     zeros = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     return pair_distances(points, points[place : place + 1], None, zeros).cpu().numpy()
 
 
-def run_wide(
-    data: WideData,
-    k: int,
-    *,
-    method: str,
-    given: Wide | None,
-    seed: int,
-    iterations: int,
-    tol: float,
-    device: torch.device,
-    progress: Callable[[dict[str, Any]], None] | None = None,
-) -> WideFit:
-    """Seed and fit k centers in float64, or fit from given ones (k, D).
+def run_wide(data: WideData, k: int, config: KMeansConfig, given: Wide | None, progress: FitProgress | None) -> WideFit:
+    """Seed and fit k centers in float64, or fit from given first centers (k, D).
 
-    If empty clusters had to be relocated, or clusters are so small that what Lloyd's iterations can do depends on their
-    rounding elsewhere, swaps improve the result.
+    Swaps improve the result if centers of empty clusters were relocated. They also improve it if clusters are so small
+    that the iterations of other implementations would depend on their rounding.
     """
-    first = seed_wide(data, k, method, seed, device) if given is None else data.inside(given)
-    fit = partial(fit_wide, data, tol=tol, device=device, progress=progress)
-    found = fit(first, iterations=iterations)
+    device = resolve_device(config.device)
+    first = seed_wide(data, k, config.seeding, config.seed, device) if given is None else data.inside(given)
+    fit = partial(fit_wide, data, tol=config.tolerance, device=device, progress=progress)
+    best = fit(first, iterations=config.most_iterations)
     for round_number in range(_IMPROVEMENTS):
-        left = iterations - found.iterations
-        if left < 1 or not (found.relocated or found.blurred):
+        left = config.most_iterations - best.iterations
+        if left < 1 or not (best.relocated or best.blurred):
             break
-        again = fit(improve_wide(data, found.centers, seed + round_number, device), iterations=left)
-        if not again.inertia < found.inertia:
+        again = fit(improve_wide(data, best.centers, config.seed + round_number, device), iterations=left)
+        if not again.inertia < best.inertia:
             break
-        found = replace(again, iterations=found.iterations + again.iterations, relocated=True)
-    return found
+        best = replace(again, iterations=best.iterations + again.iterations, relocated=True)
+    return best

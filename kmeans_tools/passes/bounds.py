@@ -1,11 +1,12 @@
-"""What a fit remembers of every vector from pass to pass, so that most need not be compared with all centroids again.
+"""Distance bounds of every vector, with which most vectors skip the comparison with all centroids.
 
-A vector keeps its centroid while an upper bound u of the distance to it stays below a lower bound l of the distance to
-every other one. When centroids move by p_j, u grows by p_a and l falls by the largest p_j with j != a (Hamerly 2010).
-Where that is too much because some centroids move far, the vector is compared with these movers alone: l then falls
-only by what the others move, which is nothing once most stand still. Bounds are rounded outwards, and only
-u (1 + 2^-20) < l counts: far more than the float64 distances that define the nearest centroid can be wrong by, and no
-ties. Skipping never changes a label.
+A vector keeps its centroid, with index a, if an upper bound u of the distance to it is below a lower bound l of the
+distance to every other centroid. When each centroid j moves by p_j, u grows by p_a and l falls by the largest p_j with
+j != a (Hamerly 2010). If a few centroids move far, the vector is compared only with these movers. Then l falls only by
+the largest move of the remaining centroids, which is 0 once they stand still.
+
+Bounds are rounded outwards, and a vector is skipped only if u (1 + 2^-20) < l. This margin excludes ties and is far
+larger than the errors of the float64 distances that define the nearest centroid, so skipping never changes a label.
 """
 
 import math
@@ -17,34 +18,34 @@ from torch import Tensor
 
 from sctok.kernels.assign import Assignment, label_distances
 
-from .cluster_sums import Totals
-from .moved_centroids import Movers
+from .cluster_sums import ClusterSums
+from .moved_centroids import MovedCentroids
 
 BYTES_PER_VECTOR = 12
-DEFAULT_MEMORY = 16 << 30  # where the settings give none
+DEFAULT_MEMORY = 16 << 30  # if the settings give none
 _SHARE_OF_MEMORY = 8
 
 _MARGIN = 1 + 2.0**-20
-_OUT, _IN = 1 + 2.0**-22, 1 - 2.0**-22  # more than a float32 rounding
-_TINY = 2.0**-126  # what a float32 may lose where it is subnormal, or flushed to zero
-_REBUILD = 64  # passes after which sums are added up afresh
+_OUT, _IN = 1 + 2.0**-22, 1 - 2.0**-22  # factors that exceed a float32 rounding
+_TINY = 2.0**-126  # largest error of a float32 that is subnormal or flushed to zero
+_REBUILD = 64  # the sums are computed again after this number of passes
 _NONE = -1
-_TIGHT = 2.0  # gaps to moves from which bounds hold for most vectors
+_TIGHT = 2.0  # bounds hold for most vectors if their gap exceeds the typical move by this factor
 _SCREENED_ROWS = 1 << 16
-_PER_MOVER = 8  # centroids per mover at least
-_SCREENED_CENTROIDS = 2048  # from which comparing with all takes longer than comparing with movers first
+_PER_MOVER = 8  # at most one centroid in this number is a mover
+_SCREENED_CENTROIDS = 2048  # with fewer centroids, comparing with movers first is not faster
 
 
 def bounds_fit(rows: int, memory: int | None) -> bool:
-    """Return whether the state of so many vectors fits an eighth of the memory in bytes (None: of 16 GiB)."""
+    """Return whether the bounds of all rows fit an eighth of `memory` bytes, by default of 16 GiB."""
     return rows * BYTES_PER_VECTOR <= (memory or DEFAULT_MEMORY) // _SHARE_OF_MEMORY
 
 
 class Moves:
-    """How far k centroids moved in the last update, by moves (k,) float64, rounded up.
+    """Moves of k centroids in the last update: distances (k,) float64, rounded up.
 
-    movers: (m,) int64, the centroids to compare with; slow: bound of the moves of all others. among: (k,) bool, which
-    are movers. others: (k,), the largest move of any other centroid.
+    movers: (m,) int64, the centroids that moved farthest. slow: the largest move of the centroids that are not movers.
+    others: (k,), for each centroid the largest move of any other centroid.
     """
 
     def __init__(self, moves: Tensor) -> None:
@@ -55,26 +56,24 @@ class Moves:
         self.moves = moves
         self.movers = order[:count].sort().values
         self.slow = float(moves[order[count]]) if count < k else 0.0
-        self.among = torch.zeros(k, dtype=torch.bool, device=moves.device)
-        self.among[self.movers] = True
         self.others = torch.full_like(moves, float(moves[order[0]]))
         self.others[order[0]] = float(moves[order[1]]) if k > 1 else 0.0
 
     @property
     def typical(self) -> float:
-        """What u grows and l falls by for most vectors."""
+        """Sum of the growth of u and the fall of l for most vectors."""
         return float(self.moves.mean()) + self.slow
 
 
 @dataclass
 class Bounds:
-    """State of n vectors, by their places, and of k clusters.
+    """Bounds of n vectors, indexed by place, and the sums of their clusters.
 
-    labels: (n,) int32 of the last assignment, -1 where there was none. upper, lower: (n,) float32, of the Euclidean
+    labels: (n,) int32, the last assignment, -1 before the first. upper, lower: (n,) float32, bounds of the Euclidean
     distances to the centroid of that label and to any other, before the centroids moved by `moves` (k,) float64.
-    totals: of all vectors by `labels`. spread: weighted sum of the squared distances of these vectors to `origin` (D,)
-    float64, NaN until it is known. age: passes since the sums were added up afresh. gap: median of l - u in a
-    block. ranked: whether runners-up were asked for last.
+    cluster_sums: the sums of all vectors by `labels`. spread: weighted sum of the squared distances of these vectors to
+    `origin` (D,) float64, NaN until it is known. age: number of passes since the sums were last computed from all
+    vectors. gap: median of l - u in a block. ranked: whether the last assignment had runner-ups.
     """
 
     labels: Tensor
@@ -82,7 +81,7 @@ class Bounds:
     lower: Tensor
     origin: Tensor
     moves: Tensor
-    totals: Totals
+    cluster_sums: ClusterSums
     spread: float = math.nan
     age: int = 0
     gap: float = 0.0
@@ -96,7 +95,7 @@ class Bounds:
 
     @classmethod
     def empty(cls, rows: int, centroids: Tensor) -> "Bounds":
-        """Return the state before the first pass over `rows` vectors, for centroids (k, D)."""
+        """Return the bounds before the first pass over `rows` vectors, for centroids (k, D)."""
         k, dim = centroids.shape
         device = centroids.device
         return cls(
@@ -105,35 +104,35 @@ class Bounds:
             lower=torch.zeros(rows, device=device),
             origin=centroids.to(torch.float64).mean(dim=0),
             moves=torch.zeros(k, dtype=torch.float64, device=device),
-            totals=Totals(k, dim, device),
+            cluster_sums=ClusterSums(k, dim, device),
         )
 
     @property
     def tight(self) -> bool:
-        """Whether centroids move so little that the distances of runners-up, which cost some time, will pay."""
+        """Whether centroids move so little that the distances of runner-ups are worth their time."""
         return _TIGHT * self.last.typical < self.gap
 
     @property
     def screens(self) -> bool:
-        """Whether comparing vectors with the movers alone will settle many of them."""
+        """Whether comparing vectors only with the movers will decide many of them."""
         return self.last.slow == 0 or (len(self.last.movers) > 0 and self.tight and self.ranked)
 
     def start_pass(self, grown: bool) -> bool:
-        """Prepare the totals for a pass; return whether it may skip vectors.
+        """Prepare the cluster sums for a pass; return whether the pass can skip vectors.
 
-        grown: there are vectors now that the last pass did not have.
+        grown: the pass includes vectors that the last one did not have.
         """
         self._touched = torch.zeros_like(self.labels, dtype=torch.bool)
-        self.totals.start_pass()
+        self.cluster_sums.start_pass()
         if self.age >= _REBUILD:
             self.age = 0
         if self.age == 0:
-            self.totals.clear()
+            self.cluster_sums.clear()
             return False
         return not grown and not math.isnan(self.spread)
 
     def survivors(self, places: Tensor | None = None) -> Tensor:
-        """Return which of the vectors (all, or those at places (m,)) may have another nearest centroid now, bool."""
+        """Return a mask of the vectors (all, or those at places (m,)) whose nearest centroid may have changed."""
         part = slice(None) if places is None else places
         labels = self.labels[part]
         if not len(self.last.movers) and not self.last.slow:
@@ -146,15 +145,17 @@ class Bounds:
         upper = (upper + _outwards(self.last.moves)[index]) * _OUT
         return upper, ((lower - _outwards(self.last.others)[index]) * _IN).clamp_(min=0)
 
-    def screen(self, points: Tensor, places: Tensor, rows: Tensor, centroids: Tensor, movers: Movers | None) -> Tensor:
-        """Compare rows (m,) of points (n, D) at places (n,) with the movers; return those undecided, int64.
+    def screen(
+        self, points: Tensor, places: Tensor, rows: Tensor, centroids: Tensor, movers: MovedCentroids | None
+    ) -> Tensor:
+        """Compare rows (m,) of points (n, D) at places (n,) with the movers; return the undecided rows, int64.
 
-        centroids: (k, D) as they are now. movers: those among them, None where there are none.
+        centroids: the current ones (k, D). movers: the movers among them, or None if there are none.
         """
         left = [rows[:0]]
         for part in () if not len(rows) else torch.split(rows, _SCREENED_ROWS if movers is None else movers.step):
             first, last = int(part[0]), int(part[-1]) + 1
-            # Copying rows costs more than comparing some that need not be.
+            # Copying rows takes longer than comparing a few that do not need it.
             span = slice(first, last) if last - first < 2 * len(part) else part
             labels = self.labels[places[span]].to(torch.int64).clamp(min=0)
             others = torch.full((), math.inf, device=points.device).expand(len(labels))
@@ -166,7 +167,7 @@ class Bounds:
         return torch.cat(left)
 
     def _undecided(self, points: Tensor, rows: Tensor, places: Tensor, centroids: Tensor, others: Tensor) -> Tensor:
-        """Return which rows (m,) of points, at places (m,) and `others` (m,) from movers, are undecided, bool."""
+        """Return a mask (m,) of the undecided rows (m,) of points; `others` (m,): lower bounds of movers' distances."""
         labels = self.labels[places].to(torch.int64)
         upper, lower = self.upper[places], self.lower[places]
         moved = (self.last.moves[labels] > 0).nonzero()[:, 0]
@@ -175,33 +176,33 @@ class Bounds:
             upper[moved] = distance_bound(now, up=True)
         if self.last.slow:
             lower = ((lower - _outwards(torch.tensor(self.last.slow))) * _IN).clamp_(min=0)
-        # Where neither the own centroid nor those that are no movers moved, these need no bound.
+        # If neither the own centroid nor a non-mover moved, only the movers need a bound.
         needed = torch.minimum(lower, others) if self.last.slow else others.clone()
         needed[moved] = torch.minimum(lower[moved], others[moved])
         stays = upper * _MARGIN < needed
-        self._keep(places[stays], upper[stays], torch.minimum(lower, others)[stays])
+        self._store(places[stays], upper[stays], torch.minimum(lower, others)[stays])
         return ~stays
 
-    def _keep(self, places: Tensor, upper: Tensor, lower: Tensor) -> None:
+    def _store(self, places: Tensor, upper: Tensor, lower: Tensor) -> None:
         self.upper[places] = upper
         self.lower[places] = lower
         self._touched[places] = True
 
     def update(self, points: Tensor, places: Tensor, found: Assignment, weights: np.ndarray | None) -> None:
-        """Take in newly assigned points (m, D) at places (m,) with their weights (m,)."""
+        """Update labels, bounds and sums for newly assigned points (m, D) at places (m,) with weights (m,)."""
         old = self.labels[places].to(torch.int64)
-        self.totals.measure(found, weights)
+        self.cluster_sums.measure(found, weights)
         if self.age == 0:
-            self.totals.accumulate(points, found.labels, weights)
+            self.cluster_sums.accumulate(points, found.labels, weights)
         else:
             self._move(points, old, found.labels, weights)
         self.labels[places] = found.labels.to(torch.int32)
         self.ranked = found.second_distances is not None
         second = found.distances if found.second_distances is None else found.second_distances
-        self._keep(places, distance_bound(found.distances, up=True), distance_bound(second, up=False))
+        self._store(places, distance_bound(found.distances, up=True), distance_bound(second, up=False))
 
     def measure_gap(self, found: Assignment) -> None:
-        """Remember how far the bounds of newly assigned points lie apart, by their runners-up."""
+        """Measure the median gap between the bounds of newly assigned points; `found` has their runner-ups."""
         assert found.second_distances is not None
         self.gap = float((found.second_distances.sqrt() - found.distances.sqrt()).median())
 
@@ -211,27 +212,27 @@ class Bounds:
             rows = chosen.nonzero()[:, 0]
             if len(rows):
                 part = None if weights is None else weights[rows.cpu().numpy()]
-                self.totals.accumulate(points[rows], labels[rows], part, sign)
+                self.cluster_sums.accumulate(points[rows], labels[rows], part, sign)
 
-    def inertia(self, centroids: Tensor, totals: Totals, skipped: bool) -> float:
-        """Return the inertia of a pass under centroids (k, D), from its totals; remember the spread.
+    def inertia(self, centroids: Tensor, cluster_sums: ClusterSums, skipped: bool) -> float:
+        """Return the inertia of a pass with centroids (k, D) from its cluster sums; also update the spread.
 
-        sum w |x - c|^2 = spread - 2 sum_j S_j·c_j + sum_j m_j |c_j|^2 about the origin: vectors that were skipped,
-        whose distances nobody measured, count too.
+        sum w |x - c|^2 = spread - 2 sum_j S_j·c_j + sum_j m_j |c_j|^2 relative to the origin. This includes the skipped
+        vectors, whose distances were not computed.
         """
         wide = centroids.to(torch.float64) - self.origin
-        mass = totals.weights.to(torch.float64)
-        sums = totals.sums - mass[:, None] * self.origin
+        mass = cluster_sums.weights.to(torch.float64)
+        sums = cluster_sums.sums - mass[:, None] * self.origin
         explained = float((2 * (sums * wide).sum(dim=1) - mass * wide.square().sum(dim=1)).sum())
         if not skipped:
-            self.spread = totals.inertia + explained
-        return max(0.0, self.spread - explained) if skipped else totals.inertia
+            self.spread = cluster_sums.inertia + explained
+        return max(0.0, self.spread - explained) if skipped else cluster_sums.inertia
 
     def centroids_moved(self, before: Tensor, after: Tensor) -> None:
-        """End a pass whose centroids (k, D) moved: vectors that it left alone go by bounds of before the pass."""
-        left = (~self._touched).nonzero()[:, 0]
-        if len(left):
-            self._keep(left, *self._widened(self.upper[left], self.lower[left], self.labels[left]))
+        """End a pass after which centroids (k, D) moved; widen the bounds of vectors that the pass did not update."""
+        skipped = (~self._touched).nonzero()[:, 0]
+        if len(skipped):
+            self._store(skipped, *self._widened(self.upper[skipped], self.lower[skipped], self.labels[skipped]))
         gaps = (after.to(torch.float64) - before.to(torch.float64)).square_().sum(dim=1).sqrt_()
         self.moves = gaps * (1 + 2.0**-40)
         self.last = Moves(self.moves)
@@ -239,7 +240,7 @@ class Bounds:
 
 
 def distance_bound(squares: Tensor, *, up: bool) -> Tensor:
-    """Return float32 bounds, from above or below, of distances whose squares (m,) were rounded to float32."""
+    """Return upper or lower float32 bounds of distances whose squares (m,) were rounded to float32."""
     wide = squares.to(torch.float64)
     if up:
         return _outwards((wide * (1 + 2.0**-23) + _TINY).sqrt())
@@ -247,5 +248,5 @@ def distance_bound(squares: Tensor, *, up: bool) -> Tensor:
 
 
 def _outwards(values: Tensor) -> Tensor:
-    """Return float32 numbers not below float64 ones."""
+    """Convert float64 values to float32 values that are not smaller."""
     return (values * _OUT + _TINY).to(torch.float32)

@@ -1,4 +1,4 @@
-"""What the vectors of a pass add up to: the only thing that passes over blocks, or several processes, must combine."""
+"""Sums over the vectors of each cluster, which is all that blocks and ranks need to combine."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,11 @@ from sctok.kernels.update import centroid_sums
 from sctok.kmeans_tools.sources.vectors import Weights
 from sctok.runtime.distributed import Group
 
-_LOWEST, _POWERS, _DIGITS = -149, 279, 24  # a float32 is a whole number of at most 24 bits times 2**-173 … 2**104
+_LOWEST, _POWERS, _DIGITS = -149, 279, 24  # a float32 is an integer of at most 24 bits times 2**-173 … 2**104
 
 
 class ExactSum:
-    """The sum of float32 numbers, exact up to the one rounding of `value`: the same in any order and any parts.
+    """An exact sum of float32 numbers, independent of their order and grouping; only `value` rounds, once.
 
     bins: (279,) int64, the sum of the 24-bit mantissas for each exponent, for at most 2^39 numbers.
     """
@@ -35,11 +35,11 @@ class ExactSum:
         return total / (1 << (_DIGITS - _LOWEST + 1))
 
 
-class Totals:
-    """What the blocks that were added sum up to, cluster by cluster.
+class ClusterSums:
+    """Sums over the vectors of each of k clusters.
 
-    sums: (k, D) float64, weighted. counts: (k,) int64, vectors of positive weight. mass: (k,) float64, their weights,
-    None where every vector weighs 1. rescored: rows that float64 decided.
+    sums: (k, D) float64, weighted. counts: (k,) int64, number of vectors of positive weight. mass: (k,) float64, their
+    total weight, or None if all vectors weigh 1. rescored: number of rows that needed float64.
     """
 
     def __init__(self, k: int, dim: int, device: torch.device) -> None:
@@ -51,45 +51,45 @@ class Totals:
 
     @property
     def inertia(self) -> float:
-        """The weighted sum of squared distances; without weights no order or division of the vectors shows in it."""
+        """Weighted sum of squared distances; without weights it does not depend on the order or grouping of vectors."""
         return self._squares.value + self._weighted_squares
 
     def start_pass(self) -> None:
-        """Forget distances and re-scored rows, and keep the clusters."""
+        """Reset the distances and the number of rescored rows, but not the clusters."""
         self.rescored = 0
         self._squares, self._weighted_squares = ExactSum(), 0.0
 
     @property
     def weights(self) -> Tensor:
-        """The mass of each cluster: (k,) int64, or float64 where vectors are weighted."""
+        """Weight of each cluster: (k,) int64, or float64 if vectors are weighted."""
         return self.counts if self.mass is None else self.mass
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset all sums."""
         for tensor in (self.sums, self.counts, self.mass):
             if tensor is not None:
                 tensor.zero_()
         self.start_pass()
 
     def add(self, points: Tensor, found: Assignment, weights: Weights | None = None) -> None:
-        """Add points (n, D) with their labels and distances, and their weights (n,): for one fit always or never."""
+        """Add points (n, D) with their assignment and weights (n,). A fit passes weights either always or never."""
         self.measure(found, weights)
         self.accumulate(points, found.labels, weights)
 
     def measure(self, found: Assignment, weights: Weights | None) -> None:
-        """Add distances and re-scored rows. Raises ValueError where squared distances overflow float32."""
+        """Add distances and the number of rescored rows. Raises ValueError if squared distances overflow float32."""
         distances = found.distances.cpu().numpy()
         if not np.isfinite(distances).all():
             raise ValueError("squared distances overflow float32; scale the vectors down")
         if weights is None:
             self._squares.add(distances)
         else:
-            # NumPy's pairwise sum has one order; that of torch depends on the number of threads.
+            # NumPy's pairwise sum has a fixed order; the order of torch depends on the number of threads.
             self._weighted_squares += float((distances * weights).sum(dtype=np.float64))
         self.rescored += found.rescored
 
     def accumulate(self, points: Tensor, labels: Tensor, weights: Weights | None, sign: int = 1) -> None:
-        """Add points (n, D) of labels (n,) to their clusters, or with sign -1 take them away."""
+        """Add points (n, D) to the clusters of labels (n,), or subtract them if sign is -1."""
         k, device = len(self.counts), points.device
         if weights is None:
             counts = torch.zeros_like(self.counts)
@@ -104,20 +104,20 @@ class Totals:
             self.mass += centroid_sums(masses, labels[kept], k)[0][:, 0]
         self.counts += sign * counts
         if sign < 0:
-            self._empty_out()
+            self._clear_empty()
 
-    def _empty_out(self) -> None:
-        """Leave nothing of rounding where the last vector has gone."""
+    def _clear_empty(self) -> None:
+        """Remove rounding errors from clusters whose last vector was subtracted."""
         empty = self.counts == 0
         self.sums[empty] = 0
         if self.mass is not None:
             self.mass[empty] = 0
 
-    def over(self, group: Group) -> "Totals":
-        """Return the totals of all ranks together; those of this rank stay as they are."""
+    def over(self, group: Group) -> "ClusterSums":
+        """Return the sums of all ranks together; the sums of this rank do not change."""
         if group.world == 1:
             return self
-        combined = Totals(len(self.counts), self.sums.shape[1], self.sums.device)
+        combined = ClusterSums(len(self.counts), self.sums.shape[1], self.sums.device)
         combined.sums.copy_(self.sums)
         combined.counts.copy_(self.counts)
         group.sum_(combined.sums, combined.counts)
@@ -131,5 +131,5 @@ class Totals:
         return combined
 
     def means(self, clusters: Tensor) -> Tensor:
-        """Return the means (c, D) float32 of some clusters (c,), none of them empty."""
+        """Return the means (c, D) float32 of clusters (c,), none of which is empty."""
         return (self.sums[clusters] / self.weights[clusters, None]).to(torch.float32)

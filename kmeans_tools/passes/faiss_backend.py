@@ -1,6 +1,5 @@
-"""FAISS as a backend: nearest centroids by IndexFlatL2, on its GPU where there is one, and its SuperKMeans."""
+"""FAISS as a backend: nearest centroids with IndexFlatL2, on a GPU if FAISS can use one, and SuperKMeans."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,12 @@ from sctok.kernels.assign import Assignment, label_distances
 from sctok.kmeans_tools.sources.vectors import Vectors
 
 SUPERKMEANS = "faiss-superkmeans"
-_SUPERKMEANS_POINTS = 256  # vectors per centroid that it is trained on by default, as FAISS does
+_SUPERKMEANS_POINTS = 256  # training vectors per centroid by default, as in FAISS
 _SUPERKMEANS_SMALLEST_DIM = 32
 
 
 def require_faiss(superkmeans: bool = False) -> Any:
-    """Return the faiss module, one with SuperKMeans if asked. Raises ImportError saying how to install it."""
+    """Return the faiss module. Raises ImportError saying how to install it, or how to get SuperKMeans if required."""
     try:
         import faiss
     except ImportError as error:
@@ -31,7 +30,7 @@ def require_faiss(superkmeans: bool = False) -> Any:
 
 
 class FaissAssigner:
-    """Assigns points to fixed centroids (k, D) float32 with a flat FAISS index, in float32 without a certificate."""
+    """Assigns points to fixed centroids (k, D) float32 with a flat FAISS index, in float32 and without a proof."""
 
     def __init__(self, centroids: Tensor) -> None:
         faiss = require_faiss()
@@ -44,42 +43,36 @@ class FaissAssigner:
         self._index = index
 
     def __call__(self, points: Tensor) -> Assignment:
-        """Return labels and squared distances of points (n, D) float32."""
+        """Return the labels and squared distances of points (n, D) float32."""
         _, found = self._index.search(points.cpu().numpy(), 1)
         labels = torch.from_numpy(found[:, 0]).to(points.device)
         return Assignment(labels, label_distances(points, self.centroids, labels), 0)
 
 
 def faiss_gpus() -> int:
-    """Return how many GPUs the installed FAISS can use."""
+    """Return the number of GPUs that the installed FAISS can use."""
     faiss = require_faiss()
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
 def superkmeans_sample_size(k: int, dim: int, rows: int, points: int | None, memory: int | None) -> int:
-    """Return how many vectors (of D = dim float32) to train k centroids on: `points` each, 256 by default.
+    """Return the number of vectors (D = dim, float32) to train k centroids on: `points` per centroid, by default 256.
 
-    At most a third of `memory` bytes of them, for SuperKMeans rotates and rearranges copies, but k in any case.
+    They take at most a third of `memory` bytes, because SuperKMeans rotates and rearranges copies, but at least k.
     """
     wanted = k * (points or _SUPERKMEANS_POINTS)
     return min(rows, wanted if memory is None else max(k, min(wanted, memory // 3 // (4 * dim))))
 
 
-@dataclass(frozen=True, eq=False)
-class SuperKMeansResult:
-    """centroids (k, D) float32, and the inertia of the n vectors before each update, as FAISS measures it."""
+def train_superkmeans(vectors: Vectors, k: int, iterations: int, seed: int) -> tuple[Vectors, list[float]]:
+    """Train k centroids on n >= k vectors (n, D) float32 with the SuperKMeans of FAISS, which uses all of them.
 
-    centroids: Vectors
-    history: tuple[float, ...]
-
-
-def train_superkmeans(vectors: Vectors, k: int, iterations: int, seed: int) -> SuperKMeansResult:
-    """Train k centroids with the SuperKMeans of FAISS on n >= k vectors (n, D) float32, all of which it sees.
-
-    Its pruning is probabilistic: the centroids are good, not those of exact Lloyd steps. Memory: a rotated copy.
+    Returns the centroids (k, D) float32, and the inertia before each update as FAISS reports it. The pruning is
+    probabilistic: the centroids differ from those of exact Lloyd steps. It needs memory for a copy of the vectors.
 
     Raises:
-        ValueError: D below 32. ImportError: no FAISS that has it.
+        ValueError: D is below 32.
+        ImportError: FAISS is missing or has no SuperKMeans.
     """
     faiss = require_faiss(superkmeans=True)
     rows, dim = vectors.shape
@@ -96,4 +89,4 @@ def train_superkmeans(vectors: Vectors, k: int, iterations: int, seed: int) -> S
     found.train(np.ascontiguousarray(vectors))
     centroids = faiss.vector_to_array(found.centroids).reshape(k, dim).astype(np.float32)
     stats = found.iteration_stats
-    return SuperKMeansResult(centroids, tuple(float(stats.at(i).obj) for i in range(stats.size())))
+    return centroids, [float(stats.at(i).obj) for i in range(stats.size())]

@@ -1,4 +1,4 @@
-"""Lower bounds of the distances to a few centroids, those that moved, at the cost of one small matrix product."""
+"""Lower bounds of the distances to the few centroids that moved far, with one small matrix product."""
 
 import math
 
@@ -8,15 +8,18 @@ from torch import Tensor
 from sctok.runtime.devices import full_float32
 
 _UNIT = 2.0**-24
-_SPARE = 16  # roundings beside those of the sum over D
-_TINY = 2.0**-120  # per dimension, what squares may lose where they are subnormal
-_FAR = 2.0**60  # scores of points beyond it could overflow
+_SPARE = 16  # roundings in addition to those of the sum over D
+_TINY = 2.0**-120  # per dimension, the largest error of squares that are subnormal
+_FAR = 2.0**60  # scores of points beyond this distance can overflow
 _SCORES = 1 << 22
 _CACHED_ROWS = 2048
 
 
-class Movers:
-    """Some of k centroids (k, D): those at indices (m,) int64 ascending, m >= 1. step: points to compare at a time."""
+class MovedCentroids:
+    """The movers of centroids (k, D): those at ascending indices (m,) int64, m >= 1.
+
+    step: number of points to compare at a time.
+    """
 
     def __init__(self, centroids: Tensor, indices: Tensor) -> None:
         wide = centroids[indices].to(torch.float64)
@@ -33,13 +36,13 @@ class Movers:
         return len(self._operand)
 
     def distances_below(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Return lower bounds (n,) float32 of the Euclidean distances of points (n, D) to all movers but their own.
+        """Return lower bounds (n,) float32 of the distance of points (n, D) to the nearest mover except their own.
 
-        labels: (n,) int64 in [0, k), the centroid of each point that is left out if it is a mover. Infinite where there
-        is no other mover; NaN, which compares as false, where float32 does not reach.
+        labels: (n,) int64 in [0, k), the centroid of each point, which is ignored if it is a mover. A bound is infinite
+        if there is no other mover, and NaN, which compares as false, if float32 overflows.
 
-        With x and c rounded after centring, each by at most 2^-24 of its norm, and (D + 16) 2^-24 (|x| + |c|)^2 the
-        most that the computed square can be off, sums in any order.
+        Centring rounds x and c by at most 2^-24 of their norms. The error of the computed square is at most
+        (D + 16) 2^-24 (|x| + |c|)^2, for sums in any order.
         """
         shifted = points.to(torch.float32) - self.center
         norms = torch.linalg.vector_norm(shifted, dim=1).to(torch.float64)

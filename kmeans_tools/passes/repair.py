@@ -1,7 +1,7 @@
-"""Repair of empty and starved clusters: their centroids take over parts of clusters that are large and wide.
+"""Repair of empty and starved clusters: their centroids move into clusters that are large and wide.
 
-What the repair needs to know of the vectors it learns from a random sample of them, drawn only when it is needed. So
-it does not depend on blocks, nor on which vectors a pass has skipped.
+The repair uses a random sample of the vectors, drawn only if a cluster needs repair. So the result does not depend on
+the blocks, or on the vectors that a pass skipped.
 """
 
 import numpy as np
@@ -17,14 +17,14 @@ from sctok.kmeans_tools.sources.vectors import Vectors, Weights
 def repair_empty(
     centroids: Tensor, empty: Tensor, sample: Vectors, weights: Weights | None, generator: np.random.Generator
 ) -> Tensor:
-    """Move centroids without vectors onto vectors of a sample, in place; return the indices (r,) int64 of those moved.
+    """Move the centroids of empty clusters to vectors of a sample, in place; return their indices (r,) int64.
 
-    The vectors are drawn in proportion to weight times squared distance, as a step of k-means++ would do it: a cluster
-    gives by its share of the inertia, the widest ones are split, single outliers rarely. The other centroids (k, D)
-    stay, so no vector gets farther from its nearest one, and a vector that is itself a centroid now has distance 0. It
-    lay away from every other one: the inertia falls. Centroids that find no such vector stay.
+    The vectors are drawn in proportion to weight times squared distance, as in k-means++. Wide clusters with a large
+    share of the inertia are split, single outliers are rarely chosen. The other centroids (k, D) do not move, so no
+    vector is farther from its nearest centroid than before, and the inertia falls. A centroid does not move if the
+    sample has no vector left with a positive distance.
 
-    empty: (e,) int64. sample: (n, D) with positive weights (n,), None for 1.
+    empty: (e,) int64, indices of the empty clusters. sample: (n, D) with positive weights (n,), or None if all are 1.
     """
     live = torch.ones(len(centroids), dtype=torch.bool, device=centroids.device)
     live[empty] = False
@@ -41,9 +41,9 @@ def repair_empty(
 def repair_starved(
     centroids: Tensor, starved: Tensor, sample: Vectors, weights: Weights | None, generator: np.random.Generator
 ) -> Tensor:
-    """Do as `repair_empty` with centroids that have few vectors, if that lowers the inertia of the sample at all.
+    """Move centroids that have few vectors as `repair_empty` does, but only if the inertia of the sample falls.
 
-    Their vectors fall to others, which costs something; what is gained elsewhere must be more.
+    Their vectors go to other centroids, which raises the inertia; the gain elsewhere must be larger.
     """
     attempt = centroids.clone()
     moved = repair_empty(attempt, starved, sample, weights, generator)
@@ -65,13 +65,13 @@ def _shares(distances: Tensor, weights: Weights | None) -> npt.NDArray[np.float6
 def _draw_distinct(
     sample: Vectors, shares: npt.NDArray[np.float64], count: int, generator: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Draw places of at most `count` different vectors in proportion to shares (n,), none of share 0.
+    """Draw the places of at most `count` distinct vectors in proportion to positive shares (n,).
 
-    Sampling without replacement by exponential keys (Efraimidis and Spirakis 2006).
+    Samples without replacement by exponential keys (Efraimidis and Spirakis 2006).
     """
     uniforms = generator.random(len(shares))
-    away = np.flatnonzero(shares > 0)
-    keys = -np.log1p(-uniforms[away]) / shares[away]
-    order = away[np.argsort(keys, kind="stable")]
+    positive = np.flatnonzero(shares > 0)
+    keys = -np.log1p(-uniforms[positive]) / shares[positive]
+    order = positive[np.argsort(keys, kind="stable")]
     drawn: npt.NDArray[np.int64] = order[distinct_rows(sample[order])[0][:count]]
     return drawn

@@ -1,10 +1,10 @@
 """First centroids by two levels of k-means in the leading principal components of a sample.
 
-About sqrt(k) coarse clusters are found first; then each cell is divided into as many fine ones as its share of the
-vectors and of the inertia asks for. Rounds in which a vector may also move to the fine clusters of neighbouring cells
-take back what the division costs; in some of them centroids leave clusters that have two for clusters that lack one.
-All of it happens in few dimensions, where the distances hold less noise. The centroids are the means, in all
-dimensions, of the vectors of each fine cluster.
+First about sqrt(k) coarse clusters are found, the cells. Each cell is then divided into fine clusters; their number
+depends on its share of the vectors and of the inertia. In the following rounds a vector can also move to the fine
+clusters of neighbouring cells, which corrects the errors of the division. In some of these rounds a centroid moves from
+a cluster that has two of them to a cluster that lacks one. All of this happens in few dimensions, where distances
+contain less noise. The resulting centroids are the means of the fine clusters in all dimensions.
 """
 
 import math
@@ -25,16 +25,16 @@ from sctok.runtime.threads import run_tasks
 from .plus_plus import greedy_plus_plus
 
 _COMPONENTS = 48
-_PROJECTED_FROM = 64  # dimensions up to which projecting does not pay
+_PROJECTED_FROM = 64  # vectors of at most this many dimensions are not projected
 _PCA_ROWS = 4096
 _PCA_ROUNDS = 3
 _BLOCK_ROWS = 4096
-_COARSE_ROWS = 128  # per cell, for finding the cells
+_COARSE_ROWS = 128  # vectors per cell from which the cells are found
 _COARSE_ROUNDS = 6
 _FINE_ROUNDS = 4
-_NEIGHBOURS = 12  # cells to whose fine clusters a vector may move, its own among them
+_NEIGHBOURS = 12  # cells to whose fine clusters a vector can move, including its own
 _NEIGHBOUR_ROUNDS = 5
-_SWAPPING_ROUNDS = 3  # the first of these rounds
+_SWAPPING_ROUNDS = 3  # the first of these rounds also move centroids
 _LARGEST_SWAP = 128
 _WORTH_SWAPPING = 1.25
 _DRAWS = 3
@@ -42,8 +42,8 @@ _DRAWS = 3
 Indices = npt.NDArray[np.int64]
 
 
-class _Rows:
-    """Some rows of an array (n, D), which are copied when they are asked for and not before."""
+class PickedRows:
+    """The rows at `places` of an array (n, D), or all rows if that is None; indexing copies only the rows asked for."""
 
     def __init__(self, vectors: Vectors, places: Indices | None) -> None:
         self._vectors, self._places = vectors, places
@@ -57,10 +57,11 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Cells:
-    """Vectors (n, d) in the order of their m cells, with weights (n,) float32.
+    """Vectors (n, d) sorted by their m cells, with weights (n,) float32.
 
-    order: (n,), the place of each among all vectors. starts: (m + 1,), where each cell starts. shares: (m,), of the
-    fine centroids; they add up to 1. neighbours: (m, p), the nearest cells of each cell, ascending.
+    order: (n,), the original index of each vector. starts: (m + 1,), index of the first vector of each cell. shares:
+    (m,), share of the fine centroids for each cell; their sum is 1. neighbours: (m, p), the nearest cells of each cell,
+    ascending.
     """
 
     points: Tensor
@@ -72,20 +73,18 @@ class _Cells:
 
 
 def hierarchical_centroids(
-    vectors: Vectors,
+    rows: PickedRows,
     masses: Weights,
     k: int,
     generator: np.random.Generator,
     device: torch.device,
-    places: Indices | None = None,
     draft: Callable[[Vectors], None] | None = None,
 ) -> Vectors:
-    """Return k centroids (k, D) float32 of n >= k distinct vectors, vectors[places] or all, of positive masses (n,).
+    """Return centroids (k, D) float32 for n >= k distinct vectors (n, D) with positive weights `masses` (n,).
 
-    Every centroid is the weighted mean of at least one vector, and every vector belongs to one. draft: called with such
-    centroids once, as soon as the cells are divided.
+    Every centroid is the weighted mean of at least one vector, and every vector belongs to one centroid. draft: called
+    once with such centroids, as soon as the cells are divided.
     """
-    rows = _Rows(vectors, places)
     if k == len(rows):
         return rows[np.arange(k)]
     points = principal_components(rows, generator, device)
@@ -104,10 +103,12 @@ def hierarchical_centroids(
     return _whole_means(rows, masses, cells, labels, centroids)
 
 
-def principal_components(vectors: "_Rows | Vectors", generator: np.random.Generator, device: torch.device) -> Tensor:
-    """Return vectors (n, D), centred and scaled, in at most 48 leading principal components: (n, d) float32.
+def principal_components(
+    vectors: "PickedRows | Vectors", generator: np.random.Generator, device: torch.device
+) -> Tensor:
+    """Center and scale vectors (n, D) and project them on at most 48 principal components; return (n, d) float32.
 
-    The components are those of a random part of the vectors, by subspace iteration (Halko, Martinsson and Tropp 2011).
+    The components are computed from a random sample by subspace iteration (Halko, Martinsson and Tropp 2011).
     """
     part = np.sort(generator.permutation(len(vectors))[:_PCA_ROWS])
     sample = torch.from_numpy(vectors[part]).to(device)
@@ -130,9 +131,9 @@ def principal_components(vectors: "_Rows | Vectors", generator: np.random.Genera
 
 
 def allocate(shares: Weights, limits: Indices, k: int) -> Indices:
-    """Return how many of k centroids each of m <= k cells gets, (m,) int64: in proportion to its share (m,).
+    """Distribute k centroids over m <= k cells in proportion to their shares (m,); return the numbers (m,) int64.
 
-    At least 1 and at most its limit (m,), with m <= k <= the sum of the limits; by largest remainder.
+    Each cell gets at least 1 and at most its limit (m,), by largest remainder. k is at most the sum of the limits.
     """
     wanted = np.maximum(shares, 1e-9)
 
@@ -152,9 +153,9 @@ def allocate(shares: Weights, limits: Indices, k: int) -> Indices:
 
 
 def fill_empty(labels: Indices, distances: npt.NDArray[np.floating], k: int) -> Indices:
-    """Return labels (n,) that leave none of k <= n clusters empty: far vectors of clusters of two or more move.
+    """Return labels (n,) without empty clusters, k <= n: far vectors of clusters with two or more move to empty ones.
 
-    distances: (n,), of each vector to its centroid.
+    distances: (n,), distance of each vector to its centroid.
     """
     counts = np.bincount(labels, minlength=k)
     empty = np.flatnonzero(counts == 0).tolist()
@@ -169,7 +170,7 @@ def fill_empty(labels: Indices, distances: npt.NDArray[np.floating], k: int) -> 
 
 
 def _find_cells(points: Tensor, weights: Tensor, count: int, generator: np.random.Generator) -> _Cells:
-    """Sort vectors (n, d) into at most `count` cells, found on a random part of them; none of them is empty."""
+    """Sort vectors (n, d) into at most `count` cells, found on a random sample; no cell is empty."""
     part = torch.from_numpy(np.sort(generator.permutation(len(points))[: _COARSE_ROWS * count])).to(points.device)
     sample, masses = points[part], weights[part]
     centroids = sample[torch.from_numpy(_plus_plus(sample, masses, count, generator)()).to(points.device)]
@@ -193,7 +194,7 @@ def _find_cells(points: Tensor, weights: Tensor, count: int, generator: np.rando
 
 
 def _divide(cells: _Cells, numbers: Indices, generator: np.random.Generator) -> tuple[Tensor, Indices]:
-    """Return the centroids (k, d) of k-means inside each cell, and the cells (k,) that they belong to."""
+    """Run k-means inside each cell; return the centroids (k, d) and the cells (k,) that own them."""
     spans = list(zip(cells.starts[:-1], cells.starts[1:], strict=True))
     tasks = [
         _plus_plus(cells.points[start:stop], cells.weights[start:stop], number, generator)
@@ -207,7 +208,7 @@ def _divide(cells: _Cells, numbers: Indices, generator: np.random.Generator) -> 
 
 
 def _move_to_neighbours(cells: _Cells, centroids: Tensor, owners: Indices) -> Tensor:
-    """Return labels (n,): the nearest among the centroids that belong to the cells around that of each vector."""
+    """Return labels (n,): for each vector the nearest centroid among those of its cell and the neighbouring cells."""
     order = np.argsort(owners, kind="stable")
     offsets = np.searchsorted(owners[order], np.arange(len(cells.starts)))
     labels = torch.empty(len(cells.points), dtype=torch.int64, device=centroids.device)
@@ -219,11 +220,11 @@ def _move_to_neighbours(cells: _Cells, centroids: Tensor, owners: Indices) -> Te
 
 
 def _swap(cells: _Cells, labels: Tensor, centroids: Tensor, owners: Indices, generator: np.random.Generator) -> int:
-    """Move centroids (k, d) from where two share a cluster to where one has two, in place, with their owners (k,).
+    """Move centroids (k, d) from clusters that have two to places that lack one, in place; return how many moved.
 
-    A centroid may go where its vectors fall to its nearest neighbour at little cost, and become a vector that is drawn
-    in proportion to its squared distance, where that brings more: the moves of separated clusters that Lloyd's
-    iterations cannot make. Returns how many moved.
+    A centroid can move if giving its vectors to its nearest neighbour costs little. It moves to a vector that is drawn
+    in proportion to its squared distance, if the gain there is larger. Lloyd's iterations cannot make such moves
+    between separated clusters. owners: (k,), the cell of each centroid, updated in place.
     """
     k = len(centroids)
     distances = (cells.points - centroids[labels]).square_().sum(dim=1)
@@ -252,7 +253,7 @@ def _swap(cells: _Cells, labels: Tensor, centroids: Tensor, owners: Indices, gen
 
 
 def _gains(cells: _Cells, distances: Tensor, places: Tensor) -> npt.NDArray[np.float64]:
-    """Return by how much the inertia falls for each vector at places (c,) that becomes one more centroid, (c,)."""
+    """Return the fall of the inertia (c,) if the vector at each of places (c,) became an additional centroid."""
     chosen = cells.points[places]
     squares = chosen.square().sum(dim=1)
     gains = torch.zeros(len(places), dtype=torch.float64, device=distances.device)
@@ -266,7 +267,7 @@ def _gains(cells: _Cells, distances: Tensor, places: Tensor) -> npt.NDArray[np.f
 
 
 def _merge_costs(centroids: Tensor, masses: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], Indices]:
-    """Return what the inertia rises by where each cluster joins its nearest (k,), and which one that is (k,)."""
+    """Return the rise of the inertia (k,) if each cluster joined its nearest cluster, and that cluster (k,)."""
     k = len(centroids)
     squares = centroids.square().sum(dim=1)
     parts = []
@@ -281,7 +282,10 @@ def _merge_costs(centroids: Tensor, masses: npt.NDArray[Any]) -> tuple[npt.NDArr
 
 
 def _plus_plus(points: Tensor, weights: Tensor, k: int, generator: np.random.Generator) -> Callable[[], Indices]:
-    """Draw for greedy k-means++ and return what will then choose k different vectors of n >= k, (n, d), on the host."""
+    """Draw random numbers for greedy k-means++; return a function that chooses k of n >= k vectors (n, d) on the host.
+
+    The draws happen at once, so that the functions can then run in any order.
+    """
     columns = np.ascontiguousarray(points.cpu().numpy().T)
     masses = weights.cpu().numpy().astype(np.float64)
     if k >= len(masses):
@@ -297,7 +301,7 @@ def _lloyd(points: Tensor, weights: Tensor, centroids: Tensor, rounds: int) -> T
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """Return the index (n,) int64 of the nearest of few centroids, as near as float32 goes."""
+    """Return the index (n,) int64 of the nearest of a few centroids, computed in float32."""
     squares = centroids.square().sum(dim=1)
     labels = []
     for first in range(0, len(points), _BLOCK_ROWS):
@@ -307,20 +311,20 @@ def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _row_argmin(scores: Tensor) -> Tensor:
-    if scores.device.type == "cpu":  # where that of NumPy is many times faster
+    if scores.device.type == "cpu":  # NumPy's argmin is many times faster there
         return torch.from_numpy(scores.numpy().argmin(axis=1))
     return scores.argmin(dim=1)
 
 
 def _means(points: Tensor, weights: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    """Return the weighted means (k, d) of clusters; the centroids (k, d) where they are empty."""
+    """Return the weighted means (k, d) of the clusters; empty clusters keep their centroid."""
     sums = centroid_sums(torch.cat([points * weights[:, None], weights[:, None]], dim=1), labels, len(centroids))[0]
     means = (sums[:, :-1] / sums[:, -1:]).to(torch.float32)
     return torch.where(sums[:, -1:] > 0, means, centroids)
 
 
-def _whole_means(vectors: _Rows, masses: Weights, cells: _Cells, labels: Tensor, centroids: Tensor) -> Vectors:
-    """Return the weighted means (k, D) of vectors (n, D), labels (n,) in the order of cells; none is of no vector."""
+def _whole_means(vectors: PickedRows, masses: Weights, cells: _Cells, labels: Tensor, centroids: Tensor) -> Vectors:
+    """Fill empty clusters and return the weighted means (k, D) of vectors (n, D); labels (n,) are in cell order."""
     k, device = len(centroids), centroids.device
     distances = (cells.points - centroids[labels]).square_().sum(dim=1) * cells.weights
     found = np.empty(len(labels), np.int64)
@@ -328,9 +332,9 @@ def _whole_means(vectors: _Rows, masses: Weights, cells: _Cells, labels: Tensor,
     return _full_means(vectors, masses, found, k, device)
 
 
-def _full_means(vectors: _Rows, masses: Weights, labels: Indices, k: int, device: torch.device) -> Vectors:
-    """Return the weighted means (k, D) of vectors (n, D) under labels (n,), none of which is missing."""
-    totals = None
+def _full_means(vectors: PickedRows, masses: Weights, labels: Indices, k: int, device: torch.device) -> Vectors:
+    """Return the weighted means (k, D) of vectors (n, D) under labels (n,); every label occurs."""
+    sums = None
     even = bool((masses == masses[0]).all())
     for first in range(0, len(vectors), _BLOCK_ROWS):
         block = torch.from_numpy(vectors[first : first + _BLOCK_ROWS]).to(device)
@@ -338,8 +342,8 @@ def _full_means(vectors: _Rows, masses: Weights, labels: Indices, k: int, device
         if not even:
             part = torch.from_numpy(masses[first : first + _BLOCK_ROWS]).to(device)
             block = block.to(torch.float64) * part[:, None]
-        totals = centroid_sums(block, found, k, out=totals)
-    assert totals is not None
-    mass = totals[1].cpu().numpy() if even else np.bincount(labels, masses, minlength=k)
-    means: Vectors = (totals[0].cpu().numpy() / mass[:, None]).astype(np.float32)
+        sums = centroid_sums(block, found, k, out=sums)
+    assert sums is not None
+    mass = sums[1].cpu().numpy() if even else np.bincount(labels, masses, minlength=k)
+    means: Vectors = (sums[0].cpu().numpy() / mass[:, None]).astype(np.float32)
     return means

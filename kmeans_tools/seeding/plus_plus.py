@@ -1,4 +1,4 @@
-"""Greedy k-means++ (Arthur and Vassilvitskii 2007) in few dimensions on the host, compiled."""
+"""Greedy k-means++ (Arthur and Vassilvitskii 2007) in few dimensions, compiled for the CPU."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Indices = npt.NDArray[np.int64]
 
 @compiled()
 def _distances(columns: Any, place: int, squares: Any) -> None:
-    """Write the squared distances (n,) of all points, the columns of (d, n), to the one at a place."""
+    """Compute the squared distances (n,) of all points, the columns of (d, n), to the point at a place."""
     squares[:] = 0
     for j in range(columns.shape[0]):
         row = columns[j]
@@ -24,11 +24,12 @@ def _distances(columns: Any, place: int, squares: Any) -> None:
 
 @compiled()
 def greedy_plus_plus(columns: Any, masses: Any, first: int, uniforms: Any) -> Indices:
-    """Return the places (k,) of k different points: each next one the best of some draws.
+    """Choose k different points, each the best of several draws, and return their places (k,).
 
-    columns: float32 or float64 (d, n), C order, n >= k; squared distances have their dtype. masses: float64 (n,),
-    positive. first: the place to begin with. uniforms: (k - 1, draws) in [0, 1); a draw is in proportion to mass times
-    squared distance to those chosen, or the first point that is left where none has any distance.
+    columns: the points as columns, float32 or float64 (d, n), C order, n >= k; squared distances have the same dtype.
+    masses: weights of the points, float64 (n,), positive. first: place of the first point. uniforms: random numbers
+    (k - 1, draws) in [0, 1). A draw is in proportion to the weight times the squared distance to the chosen points; if
+    all of these are 0, it is the first point that is not chosen yet.
     """
     count, draws = columns.shape[1], uniforms.shape[1]
     chosen = np.empty(len(uniforms) + 1, np.int64)

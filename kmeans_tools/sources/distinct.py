@@ -1,4 +1,4 @@
-"""The distinct vectors of data that repeat."""
+"""Distinct vectors of data that contain repetitions."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,22 +17,17 @@ _BITS = {4: np.uint32, 8: np.uint64}
 
 @dataclass(frozen=True)
 class Distinct:
-    """Distinct vectors (m, D) in the order in which they first appear, and the weight (m,) of each in all the data.
-
-    complete: whether these are all distinct vectors of the data.
-    """
+    """Distinct vectors (m, D) in order of first appearance, and the total weight (m,) of each in the data."""
 
     vectors: npt.NDArray[Any]
     masses: Weights
-    complete: bool
 
 
 def find_distinct(blocks: Iterable[Block], limit: int) -> Distinct:
-    """Read all blocks and return their first `limit` distinct vectors of positive weight, in the dtype of the rows."""
+    """Read all blocks and return the first `limit` distinct vectors of positive weight, in the dtype of the rows."""
     known: dict[bytes, int] = {}
     vectors: list[npt.NDArray[Any]] = []
     masses: list[float] = []
-    complete = True
     for block in blocks:
         places, added = distinct_rows(block.rows, block.weights)
         for place, mass in zip(places.tolist(), added.tolist(), strict=True):
@@ -43,22 +38,20 @@ def find_distinct(blocks: Iterable[Block], limit: int) -> Distinct:
                 masses.append(0.0)
             if key in known:
                 masses[known[key]] += mass
-            elif mass > 0:
-                complete = False
-    return Distinct(np.array(vectors), np.array(masses, np.float64), complete)
+    return Distinct(np.array(vectors), np.array(masses, np.float64))
 
 
 def distinct_rows(
     vectors: npt.NDArray[Any], weights: Weights | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return, in order, the place of the first of each set of equal vectors (n, D), and the sum of their weights.
+    """Return the place of the first of each set of equal vectors (n, D), ascending, and the sum of their weights.
 
-    vectors: float32 or float64. Silence and padding make real features repeat; seeding sees each vector once, with its
-    mass.
+    vectors: float32 or float64. Silence and padding make features repeat; seeding uses each distinct vector once, with
+    the total weight.
     """
     first = np.arange(len(vectors), dtype=np.int64)
     seen: dict[bytes, int] = {}
-    for place in _perhaps_repeated(vectors).tolist():
+    for place in _possible_repeats(vectors).tolist():
         first[place] = seen.setdefault(_key(vectors[place]), place)
     masses = np.bincount(first, weights, minlength=len(vectors)).astype(np.float64)
     places = np.flatnonzero(first == np.arange(len(vectors)))
@@ -66,12 +59,12 @@ def distinct_rows(
 
 
 def _key(vector: npt.NDArray[Any]) -> bytes:
-    # Adding zero turns -0.0 into 0.0, which compare equal and differ in their bytes.
+    # Adding zero turns -0.0 into 0.0: they compare equal but have different bytes.
     return hashlib.blake2b((vector + vector.dtype.type(0)).tobytes(), digest_size=16).digest()
 
 
-def _perhaps_repeated(vectors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return in order the places of all vectors (n, D) that agree with another one in a few columns."""
+def _possible_repeats(vectors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the ascending places of all vectors of (n, D) that agree with another vector in a few columns."""
     columns = np.unique(np.linspace(0, vectors.shape[1] - 1, _COMPARED_COLUMNS).astype(np.int64))
     keys = np.zeros(len(vectors), np.uint64)
     for column in columns:

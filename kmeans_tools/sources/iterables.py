@@ -1,7 +1,7 @@
-"""Vectors that come as an iterable of blocks, read again from the start in every pass."""
+"""Vectors from an iterable of blocks, which every pass iterates over from the start."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,24 +9,24 @@ import numpy.typing as npt
 
 from sctok.runtime.read_ahead import read_ahead
 
-from .vectors import Block, Vectors, as_array, check_finite, check_finite_wide, is_wide, plan_blocks, sample_places
+from .vectors import Block, Vectors, as_array, check_finite, is_wide, plan_blocks
 
 Blocks = Iterable[Any] | Callable[[], Iterable[Any]]
 _HASH_CHARACTERS = 16
 
 
 class IterableSource:
-    """Vectors of arrays (n, D) that an iterable yields, of any real dtype, n >= 0 of its own choice each.
+    """Vectors of the arrays (n, D) that an iterable yields, of any real dtype; n >= 0 can differ from array to array.
 
-    blocks: an iterable that starts afresh each time it is iterated over, or a function that returns one; arrays of
-    NumPy or torch. It is read once here to count and check the vectors, and once per pass; one of its
-    arrays and two blocks are in memory at a time. It must yield the same vectors each time, and cannot be shuffled:
-    "shuffled" blocks come in its own order. wide: whether any array holds float64 or integers.
-    beyond_float32: accept finite values that exceed the range of float32, which only `wide_blocks` can give.
+    blocks: an iterable that starts again each time it is iterated over, or a function that returns an iterable; its
+    arrays are of NumPy or torch. The constructor reads it once to count and check the vectors, and each pass reads it
+    again. Memory holds one of its arrays and two blocks at a time. It must yield the same vectors each time.
+    wide: whether any array holds float64 or integers.
+    beyond_float32: accept finite values that exceed the range of float32, which only `wide_blocks` can represent.
 
     Raises:
-        ValueError: no vectors; a one-shot iterator; arrays of different D or none; NaN or infinity, naming the vector;
-            later also where it yields fewer, more or wider vectors than the first time.
+        ValueError: there are no vectors; the iterable is a one-shot iterator; arrays differ in D; a vector, which is
+            named, holds NaN or infinity. Raised by a later pass if that yields other numbers or widths of vectors.
     """
 
     def __init__(self, blocks: Blocks, name: str = "iterable", *, beyond_float32: bool = False) -> None:
@@ -47,9 +47,9 @@ class IterableSource:
             raise ValueError(f"{name} yields no vectors")
         self.fingerprint = digest.hexdigest()[:_HASH_CHARACTERS]
 
-    def blocks(self, block_rows: int, seed: int | None = None, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
-        """See VectorSource."""
-        return read_ahead(self._blocks(self._wanted(block_rows, seed, part)))
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
+        spans = plan_blocks(self.rows, block_rows, span)
+        return read_ahead(self._blocks(np.arange(start, stop, dtype=np.int64) for start, stop in spans))
 
     def wide_blocks(self, block_rows: int) -> Iterator[Block]:
         """Yield all vectors in order as float64, at most block_rows at a time."""
@@ -59,45 +59,30 @@ class IterableSource:
                 yield Block(np.arange(start + first, start + first + len(rows), dtype=np.int64), rows)
 
     def take(self, places: npt.NDArray[np.int64]) -> Vectors:
-        """See VectorSource."""
         (block,) = self._blocks(iter([places]))
         return block.rows
 
-    def sample(self, count: int, seed: Sequence[int]) -> Vectors:
-        """See VectorSource."""
-        return self.take(sample_places(self.rows, count, seed))
-
-    def _wanted(self, block_rows: int, seed: int | None, part: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the ascending places of each block."""
-        rank, world = part
-        if seed is None:
-            for ((start, stop),) in plan_blocks(self.rows, block_rows, None, part):
-                yield np.arange(start, stop, dtype=np.int64)
-            return
-        for ((start, stop),) in plan_blocks(self.rows, block_rows, None):
-            yield np.arange(start + rank, stop, world, dtype=np.int64)
-
     def _blocks(self, wanted: Iterator[npt.NDArray[np.int64]]) -> Iterator[Block]:
-        """Yield the vectors at places that ascend over all blocks."""
+        """Yield one block for each array of places; the places ascend over all blocks."""
         arrays = self._arrays(self.rows)
-        first, held = 0, np.empty((0, self.dim), np.float32)
+        first, rest = 0, np.empty((0, self.dim), np.float32)
         for places in wanted:
             result = np.empty((len(places), self.dim), np.float32)
             done = 0
             while done < len(places):
-                stop = int(np.searchsorted(places, first + len(held)))
-                result[done:stop] = held[places[done:stop] - first]
+                stop = int(np.searchsorted(places, first + len(rest)))
+                result[done:stop] = rest[places[done:stop] - first]
                 done = stop
                 if done < len(places):
                     first, array = next(arrays)
-                    held = self._narrow(first, array)
+                    rest = self._narrow(first, array)
             yield Block(places, result)
-        if first + len(held) >= self.rows:
-            for _ in arrays:  # there must be none left
+        if first + len(rest) >= self.rows:
+            for _ in arrays:  # raises if vectors are left
                 pass
 
     def _narrow(self, start: int, array: npt.NDArray[Any]) -> Vectors:
-        """Return an array as float32, C order."""
+        """Convert an array to float32 in C order; `start` is the place of its first vector."""
         with np.errstate(over="ignore"):
             rows = np.ascontiguousarray(array, np.float32)
         if not self._beyond:
@@ -105,7 +90,11 @@ class IterableSource:
         return rows
 
     def _arrays(self, expected: int | None) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Yield each array that is not empty with the place of its first vector, `expected` vectors in all."""
+        """Yield each non-empty array with the place of its first vector.
+
+        Raises:
+            ValueError: the arrays do not hold `expected` vectors in total, or an array is not a matrix of numbers.
+        """
         start, dim = 0, self.dim
         for index, values in enumerate(self._make()):
             array = as_array(values)
@@ -118,7 +107,7 @@ class IterableSource:
             dim = array.shape[1]
             if len(array):
                 if self._beyond:
-                    check_finite_wide(array, start, self.name, "vector")
+                    check_finite(array, np.arange(start, start + len(array)), self.name, "vector")
                 yield start, array
                 start += len(array)
         if expected is not None and start != expected:

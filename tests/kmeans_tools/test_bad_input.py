@@ -1,4 +1,4 @@
-"""Odd and bad input, through every algorithm and seeding: a clear ValueError or a right result."""
+"""Unusual and bad input for every algorithm and seeding: a clear ValueError or a correct result."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ NORMAL = np.random.default_rng(0).normal(size=(120, 7))
 
 
 def fit(source: Any, k: int, **options: Any) -> FitResult:
-    held: VectorSource = source if hasattr(source, "blocks") else ArraySource(source)
-    return fit_codebooks(held, [k], KMeansConfig(device="cpu", **{"iterations": 3, **options}))[k]
+    vectors: VectorSource = source if hasattr(source, "blocks") else ArraySource(source)
+    return fit_codebooks(vectors, [k], KMeansConfig(device="cpu", **{"iterations": 3, **options}))[k]
 
 
 def assert_right(result: FitResult, vectors: Any) -> None:
-    """The counts and the inertia are those of the float64 argmin over the centroids."""
+    """Assert that counts and inertia agree with the float64 argmin over the centroids."""
     points = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
     labels, distances = nearest_centroid_reference(points, torch.from_numpy(result.centroids))
     assert result.counts.tolist() == np.bincount(labels.numpy(), minlength=result.k).tolist()
@@ -55,7 +55,7 @@ def test_equal_vectors(algorithm: str, seeding: str) -> None:
 
 @every_algorithm
 @every_seeding
-def test_more_centroids_than_vectors_or_distinct_ones(algorithm: str, seeding: str) -> None:
+def test_more_centroids_than_distinct_vectors(algorithm: str, seeding: str) -> None:
     with pytest.raises(ValueError, match="k = 121 exceeds the 120 vectors of array"):
         fit(NORMAL, 121, algorithm=algorithm, seeding=seeding)
     repeated = np.repeat(NORMAL[:6], 20, axis=0)
@@ -67,7 +67,7 @@ def test_more_centroids_than_vectors_or_distinct_ones(algorithm: str, seeding: s
 @every_algorithm
 @every_seeding
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_values_that_are_not_finite_name_the_row(algorithm: str, seeding: str, value: float) -> None:
+def test_nan_and_infinity_are_reported_with_the_row(algorithm: str, seeding: str, value: float) -> None:
     vectors = NORMAL.copy()
     vectors[77, 6] = value
     with pytest.raises(ValueError, match="array: row 77 holds NaN or infinity"):
@@ -84,7 +84,7 @@ def test_types_and_layouts(algorithm: str, dtype: type) -> None:
 
 
 @every_algorithm
-def test_iterables_and_tensors_give_what_the_array_gives(algorithm: str) -> None:
+def test_iterables_and_tensors_give_the_result_of_the_array(algorithm: str) -> None:
     vectors = NORMAL.astype(np.float32)
     expected = fit(vectors, 6, algorithm=algorithm)
     tensors = fit(torch.from_numpy(vectors), 6, algorithm=algorithm)
@@ -96,7 +96,7 @@ def test_iterables_and_tensors_give_what_the_array_gives(algorithm: str) -> None
 
 @every_algorithm
 @every_seeding
-def test_the_callers_array_is_left_alone(algorithm: str, seeding: str) -> None:
+def test_the_input_array_is_not_modified(algorithm: str, seeding: str) -> None:
     vectors = NORMAL.astype(np.float32)
     before = vectors.copy()
     fit(vectors, 9, algorithm=algorithm, seeding=seeding)
@@ -110,7 +110,7 @@ def shard(path: Path, width: int, seed: int) -> Path:
 
 
 @every_algorithm
-def test_a_bad_value_in_a_shard_names_shard_and_vector(algorithm: str, tmp_path: Path) -> None:
+def test_a_bad_value_in_a_shard_is_reported_with_shard_and_vector(algorithm: str, tmp_path: Path) -> None:
     paths = [shard(tmp_path / "a.h5", 6, 0), shard(tmp_path / "b.h5", 6, 1)]
     with h5py.File(paths[1], "r+") as file:
         file["features"][41, 5] = np.inf
@@ -128,6 +128,6 @@ def test_a_shard_of_another_width_is_named(tmp_path: Path) -> None:
     "setting",
     [{"memory": "1G"}, {"iterations": True}, {"iterations": 2.5}, {"seed": None}, {"seed": 1.5}, {"tol": "x"}],
 )
-def test_settings_of_other_types_are_refused_in_words(setting: dict[str, Any]) -> None:
+def test_settings_of_wrong_types_are_named(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))} .* is not a"):
         KMeansConfig(**setting)

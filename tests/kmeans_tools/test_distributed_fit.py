@@ -1,4 +1,4 @@
-"""The same fit by one process and by two ranks, and `sctok cluster` under torchrun."""
+"""Fits by one process and by two ranks agree; `sctok cluster` under torchrun."""
 
 import io
 import json
@@ -16,8 +16,8 @@ from tests.runtime.ranks import SOURCE, run_ranks
 from sctok.formats.codebooks import load_codebook
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 from sctok.runtime.distributed import ALONE
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -30,19 +30,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
 _TRAIN = """
 import json
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 shards, output, settings = sys.argv[1:]
 for name, options in json.loads(settings).items():
     source = ShardSource(shards.split(","), 2)
     config = KMeansConfig(device="cpu", block_rows=200, **options)
-    books = train_codebooks(source, [12, 40], config, domain="x", folder=Path(output) / name, group=group)
+    plan = DomainPlan(2, (12, 40), config, Path(output) / name)
+    books = train_codebooks("x", source, plan, group=group)
     print(json.dumps([[book.codebook.k, book.seconds is not None] for book in books]))
 """
 
-# Weights, labels, more ranks than vectors, and reading no more than what is needed.
+# Weights, labels, more ranks than vectors, and reading only the vectors that are needed.
 _SMALL = """
 import numpy
+from sctok.kmeans_tools.config import FitContext
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 class Counting(ArraySource):
@@ -53,13 +55,14 @@ class Counting(ArraySource):
 generator = numpy.random.default_rng(0)
 vectors, weights = generator.normal(size=(400, 3)), generator.integers(0, 5, 400)
 config = KMeansConfig(device="cpu", iterations=6)
-one = fit_codebooks(ArraySource([[1, 2]]), [1], config, group=group, return_labels=True)[1]
-many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, group=group, return_labels=True)[9]
+shared = FitContext(group=group, return_labels=True)
+one = fit_codebooks(ArraySource([[1, 2]]), [1], config, shared)[1]
+many = fit_codebooks(ArraySource(vectors, weights=weights), [9], config, shared)[9]
 batches = KMeansConfig(device="cpu", algorithm="minibatch", seeding="random", iterations=1, block_rows=256)
 counting = Counting(generator.normal(size=(20_000, 2)))
-few = fit_codebooks(counting, [3], batches, group=group)[3]
-told = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
-print(json.dumps([told, counting.taken]))
+few = fit_codebooks(counting, [3], batches, FitContext(group=group))[3]
+result = [one.inertia, one.labels.tolist(), many.inertia, many.counts.tolist(), many.labels.tolist(), few.inertia]
+print(json.dumps([result, counting.taken]))
 """
 
 
@@ -78,23 +81,23 @@ def write_shards(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Codebooks of two ranks in `shared` and the features that they are of, all settings in one run."""
+    """Features, and the codebooks that two ranks trained on them, for all settings, in `shared`."""
     folder = tmp_path_factory.mktemp("shared")
     names = ",".join(map(str, write_shards(folder / "features")))
     ended = run_ranks(2, _TRAIN + _SMALL, folder, names, folder / "shared", json.dumps(SETTINGS))
     assert [rank.code for rank in ended] == [0, 0], ended
-    told = [[json.loads(line) for line in rank.out.splitlines()] for rank in ended]
-    assert [lines[:-1] for lines in told] == [[[[12, True], [40, True]]] * len(SETTINGS)] * 2
-    (folder / "small.json").write_text(json.dumps([lines[-1] for lines in told]))
+    printed = [[json.loads(line) for line in rank.out.splitlines()] for rank in ended]
+    assert [lines[:-1] for lines in printed] == [[[[12, True], [40, True]]] * len(SETTINGS)] * 2
+    (folder / "small.json").write_text(json.dumps([lines[-1] for lines in printed]))
     return folder
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_ranks_give_the_codebooks_of_one(name: str, folder: Path, tmp_path: Path) -> None:
+def test_two_ranks_and_one_process_give_the_same_codebooks(name: str, folder: Path, tmp_path: Path) -> None:
     config = KMeansConfig(device="cpu", block_rows=200, **SETTINGS[name])
     source = ShardSource(sorted((folder / "features").glob("*.h5")), 2)
     assert not list((folder / "shared" / name / ".checkpoints").iterdir())
-    for book in train_codebooks(source, [12, 40], config, domain="x", folder=tmp_path):
+    for book in train_codebooks("x", source, DomainPlan(2, (12, 40), config, tmp_path)):
         other, one = load_codebook(folder / "shared" / name / book.path.name), book.codebook
         np.testing.assert_allclose(other.centroids, one.centroids, rtol=1e-5, atol=1e-5)
         assert np.array_equal(other.counts, one.counts)
@@ -105,33 +108,33 @@ def test_two_ranks_give_the_codebooks_of_one(name: str, folder: Path, tmp_path: 
 
 
 def test_weights_labels_and_an_idle_rank(folder: Path) -> None:
-    (told, taken), (other, other_taken) = json.loads((folder / "small.json").read_text())
-    assert told == other
+    (result, taken), (other, other_taken) = json.loads((folder / "small.json").read_text())
+    assert result == other
     names: dict[str, Any] = {"group": ALONE, "json": json, "KMeansConfig": KMeansConfig}
-    with redirect_stdout(io.StringIO()) as printed:
+    with redirect_stdout(io.StringIO()) as output:
         exec(_SMALL, names)
-    (expected, taken_alone) = json.loads(printed.getvalue())
+    (expected, taken_alone) = json.loads(output.getvalue())
     one, one_labels, many, counts, labels, few = expected
-    assert told[:2] == [one, one_labels] == [0, [0]]
-    assert told[2] == pytest.approx(many, rel=1e-6)
-    assert (told[3], told[4]) == (counts, labels)
-    assert told[5] == pytest.approx(few, rel=1e-6)
+    assert result[:2] == [one, one_labels] == [0, [0]]
+    assert result[2] == pytest.approx(many, rel=1e-6)
+    assert (result[3], result[4]) == (counts, labels)
+    assert result[5] == pytest.approx(few, rel=1e-6)
     assert taken + other_taken == pytest.approx(taken_alone, rel=0.5)
     assert 0 < taken < 0.7 * taken_alone
 
 
 _NAN = """
-from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.config import FitContext, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource
 import numpy
 vectors = numpy.random.default_rng(0).normal(size=(30_000, 2)).astype("f")
 vectors[29_999, 0] = numpy.nan
-fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="random"), group=group)
+fit_codebooks(ArraySource(vectors), [4], KMeansConfig(device="cpu", seeding="random"), FitContext(group=group))
 """
 
 
-def test_a_bad_vector_of_one_rank_ends_all_of_them(tmp_path: Path) -> None:
+def test_a_bad_vector_on_one_rank_stops_all_ranks(tmp_path: Path) -> None:
     first, last = run_ranks(2, _NAN, tmp_path)
     assert last.code == 1
     assert "row 29999 holds NaN or infinity" in last.err

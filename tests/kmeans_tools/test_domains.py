@@ -1,4 +1,4 @@
-"""`sctok cluster` on several domains: which there are, their order, the paper's sizes, and one that fails."""
+"""`sctok cluster` on several domains: their names and order, the paper's sizes, and domains that fail."""
 
 import json
 import re
@@ -21,7 +21,7 @@ app.command()(cluster)
 
 
 def write_features(folder: Path, seed: int = 0, columns: int = 40, kinds: int | None = None) -> Path:
-    """Write a shard of 8 · columns patches, of so many different ones (all different by default)."""
+    """Write a shard of 8 · columns patches with `kinds` distinct ones, by default all distinct."""
     generator = np.random.default_rng(seed)
     rows = generator.normal(size=(8 * columns, 4))
     if kinds is not None:
@@ -65,19 +65,19 @@ def test_all_domains_in_the_sizes_of_the_paper(root: Path, monkeypatch: pytest.M
         assert 0 < row["min_centroid_distance"] <= row["median_centroid_distance"]
 
 
-def test_a_domain_equals_its_own_run(root: Path) -> None:
+def test_a_domain_trained_with_others_equals_a_separate_run(root: Path) -> None:
     run("--root", root, "--domain", "speech,music", "--domain", "birds", "--k", "4,8")
-    alone = run("--root", root, "--domain", "music", "--k", 8, "--output", root / "alone")
-    assert alone.exit_code == 0
+    separate = run("--root", root, "--domain", "music", "--k", 8, "--output", root / "separate")
+    assert separate.exit_code == 0
     name = "music-8-r100.safetensors"
-    assert (root / "codebooks" / name).read_bytes() == (root / "alone" / name).read_bytes()
+    assert (root / "codebooks" / name).read_bytes() == (root / "separate" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (None, "k = 50 exceeds the 16 vectors of .*; of the sizes asked for few these fit: 4, 12"),
-        (9, r"k = 12 exceeds the \d+ distinct vectors .*; of the sizes asked for few these fit: 4"),
+        (None, "k = 50 exceeds the 16 vectors of .*; of the sizes requested for few these are possible: 4, 12"),
+        (9, r"k = 12 exceeds the \d+ distinct vectors .*; of the sizes requested for few these are possible: 4"),
     ],
 )
 def test_one_domain_with_too_few_vectors_does_not_stop_the_others(root: Path, kinds: int | None, message: str) -> None:
@@ -99,10 +99,10 @@ def test_a_damaged_shard_is_reported_in_json_and_others_finish(root: Path) -> No
     assert ["b.h5" in fact.get("error", "") for fact in shown["domains"]] == [False, True, False, False]
 
 
-def test_one_domain_alone_raises_its_error(root: Path) -> None:
+def test_a_single_domain_raises_its_error(root: Path) -> None:
     result = run("--root", root, "--domain", "music", "--k", 400)
     assert isinstance(result.exception, ValueError)
-    assert "of the sizes asked for music these fit: none" in str(result.exception)
+    assert "of the sizes requested for music these are possible: none" in str(result.exception)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_wrong_usage(root: Path, options: list[Any]) -> None:
     assert run("--root", root, *options).exit_code == 2
 
 
-def test_sizes_beside_those_of_the_paper(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_in_addition_to_those_of_the_paper(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(domains, "PAPER_CODEBOOKS", (4, 8))
     result = run("--root", root, "--domain", "music", "--k", "paper,6,8", "--iterations", 1)
     assert [row.split()[1] for row in result.stdout.splitlines()[2:]] == ["4", "8", "6"]
 
 
-def test_memory_beyond_need_does_not_change_the_codebook_and_a_tiny_one_will_do(root: Path) -> None:
+def test_more_memory_than_needed_does_not_change_the_codebook_and_little_is_enough(root: Path) -> None:
     options = ("--root", root, "--domain", "music", "--k", 8)
     contents = []
     for memory in (["--memory", "1M"], ["--memory", "1G"], []):

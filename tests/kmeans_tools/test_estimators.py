@@ -1,4 +1,4 @@
-"""The estimators: scikit-learn's own checks, float64 oracles, weights, seeds, and every kind of data they take."""
+"""The estimators: scikit-learn's own checks, float64 oracles, weights, seeds, and all kinds of input."""
 
 import pickle
 import subprocess
@@ -25,7 +25,7 @@ import sctok
 from sctok import KMeans, MiniBatchKMeans
 from sctok.formats.feature_shards import FeatureShardWriter
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.sources import estimator_data
+from sctok.kmeans_tools.float64 import frames
 from sctok.kmeans_tools.sources.vectors import ArraySource, ShardSource
 
 BOTH = pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans])
@@ -77,7 +77,7 @@ def test_labels_and_inertia_belong_to_the_centers(estimator: Any, dtype: Any, ro
 def test_results_do_not_depend_on_blocks(estimator: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, weights = blobs(500, 3, dtype=dtype), np.random.default_rng(0).random(500)
     whole = estimator(4, random_state=0).fit(vectors, sample_weight=weights)
-    monkeypatch.setattr(estimator_data, "_BLOCK_ELEMENTS", 250)
+    monkeypatch.setattr(frames, "BLOCK_ELEMENTS", 250)
     parts = estimator(4, random_state=0).fit(vectors, sample_weight=weights)
     assert np.array_equal(parts.cluster_centers_, whole.cluster_centers_)
     assert np.array_equal(parts.labels_, whole.labels_)
@@ -91,7 +91,7 @@ def test_many_rows() -> None:
 
 
 @KINDS
-def test_rows_of_no_weight_are_as_good_as_absent(dtype: Any) -> None:
+def test_rows_of_weight_zero_are_ignored(dtype: Any) -> None:
     vectors = blobs(17_000, 2, dtype=dtype)
     weights = np.random.default_rng(1).integers(0, 100, len(vectors))
     vectors[weights == 0] = 1e6
@@ -112,7 +112,7 @@ def test_one_step_equals_scikit_learn(dtype: Any) -> None:
     assert model.n_iter_ == expected.n_iter_ == 1
 
 
-def test_converges_as_scikit_learn_does_from_the_same_start() -> None:
+def test_converges_like_scikit_learn_from_the_same_start() -> None:
     vectors = blobs(2000, 8, 30)
     start = vectors[np.random.default_rng(1).choice(2000, 32, replace=False)]
     model = KMeans(32, init=start, tol=0).fit(vectors)
@@ -138,12 +138,12 @@ def test_partial_fit_is_a_running_mean_as_in_scikit_learn() -> None:
 def test_partial_fit_keeps_moving_after_many_vectors() -> None:
     first = np.full((1, 1), 1000, np.float32)
     model = MiniBatchKMeans(1, init=first).partial_fit(first, sample_weight=[1e5])
-    for _ in range(200):  # each moves the center by less than half of what float32 can hold
+    for _ in range(200):  # each moves the center by less than half a unit of float32
         model.partial_fit(first + 1)
     assert model.cluster_centers_[0, 0] == np.float32(1000 + 200 / (1e5 + 200))
 
 
-def test_partial_fit_seeds_from_the_first_batch_and_goes_on_after_fit() -> None:
+def test_partial_fit_seeds_from_the_first_batch_and_continues_after_fit() -> None:
     vectors = blobs(400, 3, 4)
     model = MiniBatchKMeans(4, random_state=0).partial_fit(vectors[:100])
     assert_consistent(clone(model).fit(vectors), vectors)
@@ -161,7 +161,7 @@ def test_partial_fit_seeds_from_the_first_batch_and_goes_on_after_fit() -> None:
 @KINDS
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_a_weight_is_a_repetition(estimator: Any, dtype: Any, data: st.DataObject) -> None:
+def test_a_weight_equals_repetition(estimator: Any, dtype: Any, data: st.DataObject) -> None:
     rows = data.draw(st.integers(4, 40))
     vectors = data.draw(arrays.arrays(dtype, (rows, 2), elements=st.integers(-50, 50).map(float), unique=True))
     weights = data.draw(arrays.arrays(np.int64, rows, elements=st.integers(0, 4)).filter(lambda w: (w > 0).sum() > 3))
@@ -174,7 +174,7 @@ def test_a_weight_is_a_repetition(estimator: Any, dtype: Any, data: st.DataObjec
 
 
 @BOTH
-def test_random_state_decides(estimator: Any) -> None:
+def test_random_state_determines_the_result(estimator: Any) -> None:
     vectors = blobs(300, 4, 20)
     first, second = (estimator(12, random_state=5).fit(vectors) for _ in range(2))
     assert np.array_equal(first.cluster_centers_, second.cluster_centers_)
@@ -198,7 +198,7 @@ def test_named_seedings(init: str) -> None:
     assert model.inertia_ <= 1.002 * expected.inertia_
 
 
-def test_a_function_seeds_on_the_data() -> None:
+def test_init_can_be_a_function_of_the_data() -> None:
     vectors = blobs(100)
 
     def first_rows(X: NDArray[Any], n_clusters: int, random_state: np.random.RandomState) -> NDArray[Any]:
@@ -221,7 +221,7 @@ def test_float64_survives_offset_and_scale(estimator: Any, offset: float, scale:
     assert model.inertia_ == pytest.approx(plain.inertia_ * scale**2, rel=1e-4)
 
 
-def test_predict_on_awkward_memory() -> None:
+def test_predict_on_strided_and_read_only_arrays() -> None:
     vectors = blobs(500, 6)
     model = KMeans(7, random_state=0).fit(vectors)
     expected = model.predict(vectors).tolist()
@@ -236,14 +236,14 @@ def test_predict_on_awkward_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.uint8, bool])
-def test_other_numbers(dtype: Any) -> None:
+def test_other_dtypes(dtype: Any) -> None:
     vectors = (blobs(60, 20) > 3).astype(dtype)
     model = KMeans(3, random_state=0).fit(vectors)
     assert model.cluster_centers_.dtype == (np.float32 if dtype == np.float16 else np.float64)
     assert_consistent(model, vectors.astype(np.float64))
 
 
-def test_transform_is_the_distance_to_every_center() -> None:
+def test_transform_returns_the_distance_to_every_center() -> None:
     vectors = blobs(50, 3) + 1e6
     model = KMeans(4, random_state=0).fit(vectors)
     expected = np.sqrt(((vectors[:, None] - model.cluster_centers_[None]) ** 2).sum(axis=2))
@@ -295,12 +295,12 @@ def test_shards_sources_and_blocks(estimator: Any, shard: Path) -> None:
     assert_consistent(estimator(5, random_state=0).fit(blocks), vectors)
 
 
-def test_sources_bring_their_weights() -> None:
+def test_sources_have_their_own_weights() -> None:
     vectors = blobs(100, dtype=np.float32)
     weights = np.arange(100.0)
     model = KMeans(3, random_state=0).fit(ArraySource(vectors, "mine", weights))
     assert_consistent(model, vectors, weights)
-    with pytest.raises(ValueError, match="sources bring weights of their own"):
+    with pytest.raises(ValueError, match="a source has its own weights"):
         model.score(ArraySource(vectors), sample_weight=weights)
 
 
@@ -327,10 +327,10 @@ def test_bad_rows_are_named(estimator: Any, bad: float) -> None:
         ({"n_init": "many"}, "n_init 'many' is not"),
         ({"tol": -1.0}, "tol -1.0 is not"),
         ({"tol": "none"}, "tol 'none' is not"),
-        ({"init": "best"}, "init 'best' is none of"),
+        ({"init": "best"}, "init 'best' is not one of"),
         ({"init": np.zeros((3, 5))}, r"init of shape \(3, 5\) is not 2 centers of 5"),
-        ({"algorithm": "elkan"}, "algorithm 'elkan' is none of"),
-        ({"precision": "double"}, "precision 'double' is none of"),
+        ({"algorithm": "elkan"}, "algorithm 'elkan' is not one of"),
+        ({"precision": "double"}, "precision 'double' is not one of"),
         ({"device": "abacus"}, "device 'abacus' is unknown"),
     ],
 )
@@ -342,9 +342,9 @@ def test_bad_parameters_are_named(options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0] * 29, "does not fit the 30 rows"),
-        ([-1.0] * 30, "row 0 is -1.0"),
-        ([0.0] * 30, "zero for every row"),
+        ([1.0] * 29, r"sample_weight: weights of float64 \(29,\) are not 30 numbers"),
+        ([-1.0] * 30, "the weight of row 0 is -1.0"),
+        ([0.0] * 30, "all weights are zero"),
         ([1e308] * 30, "too large to be summed"),
     ],
 )
@@ -357,7 +357,7 @@ def test_batches_and_widths_that_do_not_fit() -> None:
     vectors = blobs(30)
     with pytest.raises(ValueError, match="batch_size 0 is not"):
         MiniBatchKMeans(2, batch_size=0).fit(vectors)
-    with pytest.raises(ValueError, match="partial_fit takes one batch"):
+    with pytest.raises(ValueError, match="partial_fit needs an array or a tensor"):
         MiniBatchKMeans(2).partial_fit([vectors, vectors])
     model = KMeans(2).fit(vectors)
     for narrow in (vectors[:, :3], torch.from_numpy(vectors[:, :3]), [vectors[:, :3]]):
@@ -397,7 +397,7 @@ def test_verbose_prints_every_pass(capsys: pytest.CaptureFixture[str]) -> None:
     assert all("inertia" in line for line in lines)
 
 
-def test_importing_sctok_stays_cheap_and_says_what_is_missing() -> None:
+def test_importing_sctok_is_cheap_and_errors_name_missing_packages() -> None:
     code = (
         "import sctok, sys\n"
         "assert 'KMeans' in dir(sctok)\n"

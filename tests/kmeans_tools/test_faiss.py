@@ -1,4 +1,4 @@
-"""FAISS as a backend: its SuperKMeans, and what is missing where it is not installed."""
+"""FAISS as a backend: SuperKMeans, and errors if FAISS is not installed."""
 
 import sys
 from types import SimpleNamespace
@@ -29,23 +29,23 @@ def blobs(rows: int, dim: int) -> Vectors:
 @pytest.mark.parametrize(("rows", "dim", "k"), [(40, 32, 40), (501, 33, 7), (3000, 96, 24), (300, 48, 1)])
 def test_superkmeans_lowers_the_inertia(rows: int, dim: int, k: int) -> None:
     vectors = blobs(rows, dim)
-    result = train_superkmeans(vectors, k, 10, seed=3)
-    assert result.centroids.shape == (k, dim)
-    assert np.isfinite(result.centroids).all()
-    assert len(result.history) == 10
-    assert result.history[-1] <= result.history[0]
-    distances = ((vectors[:, None].astype(float) - result.centroids[None]) ** 2).sum(axis=2).min(axis=1)
-    assert distances.sum() <= 1.01 * result.history[-1] + 1e-3
-    assert np.array_equal(train_superkmeans(vectors, k, 10, seed=3).centroids, result.centroids)
+    centroids, history = train_superkmeans(vectors, k, 10, seed=3)
+    assert centroids.shape == (k, dim)
+    assert np.isfinite(centroids).all()
+    assert len(history) == 10
+    assert history[-1] <= history[0]
+    distances = ((vectors[:, None].astype(float) - centroids[None]) ** 2).sum(axis=2).min(axis=1)
+    assert distances.sum() <= 1.01 * history[-1] + 1e-3
+    assert np.array_equal(train_superkmeans(vectors, k, 10, seed=3)[0], centroids)
 
 
 @needs_superkmeans
-def test_superkmeans_needs_some_width() -> None:
+def test_superkmeans_needs_a_minimum_width() -> None:
     with pytest.raises(ValueError, match="needs vectors of width 32 or more, not 31"):
         train_superkmeans(blobs(100, 31), 4, 5, seed=0)
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     older: Any = SimpleNamespace(__version__="1.9.0")
     monkeypatch.setitem(sys.modules, "faiss", older)
     assert require_faiss() is older
@@ -75,7 +75,7 @@ def test_superkmeans_as_a_backend_ends_in_a_certified_pass() -> None:
 
 
 @needs_superkmeans
-def test_superkmeans_on_a_part_of_the_vectors() -> None:
+def test_superkmeans_on_a_sample_of_the_vectors() -> None:
     source = ArraySource(blobs(3000, 40))
     result = fit(source, 12, iterations=5, max_points_per_centroid=50)
     assert result.counts.sum() == 3000
@@ -87,9 +87,9 @@ def test_superkmeans_on_a_part_of_the_vectors() -> None:
 
 
 @needs_superkmeans
-def test_what_superkmeans_cannot_do() -> None:
+def test_superkmeans_limits_are_named() -> None:
     vectors = np.repeat(blobs(5, 40), 9, axis=0)
     with pytest.raises(TooFewVectorsError, match="k = 6 exceeds the 5 distinct vectors"):
         fit(ArraySource(vectors), 6)
-    with pytest.raises(ValueError, match="takes neither weights nor first centroids"):
+    with pytest.raises(ValueError, match="supports neither weights nor first centroids"):
         fit(ArraySource(vectors, weights=np.arange(45)), 4)

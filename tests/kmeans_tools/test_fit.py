@@ -1,4 +1,4 @@
-"""Fitting codebooks: against scikit-learn and brute force, and the promises about seeds, sweeps and interruptions."""
+"""Fits of codebooks: comparison with scikit-learn and brute force; seeds, sweeps and interruptions."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,8 +12,9 @@ from sklearn.cluster import KMeans
 
 from sctok.formats.codebooks import Codebook
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import config_hash, fit_codebooks
+from sctok.kmeans_tools.progress import FitEvent, FitStarted
 from sctok.kmeans_tools.sources.vectors import ArraySource, Block, Vectors
 
 CPU = {"device": "cpu"}
@@ -28,9 +29,9 @@ def blobs(rows: int, dim: int, centers: int, seed: int = 0) -> Vectors:
 
 def fit(vectors: Any, k: int, **options: Any) -> FitResult:
     given = options.pop("initial", None)
-    extra = {"initial": {k: given}} if given is not None else {}
-    config = KMeansConfig(**{**CPU, **({"seeding": "given"} if extra else {}), **options})
-    return fit_codebooks(ArraySource(vectors), [k], config, **extra)[k]
+    initial = {} if given is None else {k: given}
+    config = KMeansConfig(**{**CPU, **({"seeding": "given"} if initial else {}), **options})
+    return fit_codebooks(ArraySource(vectors), [k], config, FitContext(initial=initial))[k]
 
 
 def assert_belongs(result: FitResult, vectors: Vectors) -> None:
@@ -58,7 +59,7 @@ def test_one_step_equals_scikit_learn() -> None:
     assert_belongs(result, vectors)
 
 
-def test_inertia_keeps_up_with_scikit_learn_from_the_same_start() -> None:
+def test_inertia_is_close_to_scikit_learn_from_the_same_start() -> None:
     vectors = blobs(3000, 16, 60)
     start = vectors[np.random.default_rng(1).choice(3000, 64, replace=False)]
     result = fit(vectors, 64, initial=start, iterations=20, tol=0)
@@ -66,7 +67,7 @@ def test_inertia_keeps_up_with_scikit_learn_from_the_same_start() -> None:
     assert result.inertia <= 1.01 * expected.inertia_
 
 
-def test_plus_plus_seeds_are_as_good_as_those_of_scikit_learn() -> None:
+def test_plus_plus_seeding_is_as_good_as_in_scikit_learn() -> None:
     vectors = blobs(3000, 16, 60)
     expected = KMeans(60, n_init=3, random_state=0).fit(vectors)
     assert fit(vectors, 60).inertia <= 1.05 * expected.inertia_
@@ -86,7 +87,7 @@ def test_ragged_sizes(rows: int, dim: int, k: int) -> None:
     assert result.counts.sum() == rows
 
 
-def test_as_many_centroids_as_vectors_leave_no_inertia() -> None:
+def test_as_many_centroids_as_vectors_have_zero_inertia() -> None:
     vectors = blobs(40, 5, 4)
     result = fit(vectors, 40, seeding="random")
     assert result.inertia == 0
@@ -127,13 +128,13 @@ def test_a_sweep_equals_single_runs() -> None:
             assert_same(result, fit_codebooks(ArraySource(vectors), [k], config)[k])
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_result() -> None:
     vectors = blobs(500, 4, 8)
     assert_same(fit(vectors, 16, seed=1), fit(vectors, 16, seed=1))
     assert not np.array_equal(fit(vectors, 16, seed=1).centroids, fit(vectors, 16, seed=2).centroids)
 
 
-def test_block_size_does_not_show_for_float16_vectors() -> None:
+def test_block_size_does_not_change_the_result_for_float16_vectors() -> None:
     vectors = blobs(900, 5, 8).astype(np.float16)
     one, other = (fit(vectors, 24, iterations=6, block_rows=rows, tol=0) for rows in (64, 900))
     assert np.array_equal(one.centroids, other.centroids)
@@ -141,18 +142,18 @@ def test_block_size_does_not_show_for_float16_vectors() -> None:
 
 
 class _Stop(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Simulates a kill: nothing catches it."""
 
 
 class _Interrupted(ArraySource):
-    """An array whose reading stops after so many blocks."""
+    """An array source that raises _Stop after a number of blocks."""
 
     def __init__(self, array: Vectors, blocks: int) -> None:
         super().__init__(array)
         self.left = blocks
 
-    def blocks(self, block_rows: int, seed: int | None = None) -> Iterator[Block]:
-        for block in super().blocks(block_rows, seed):
+    def blocks(self, block_rows: int, span: tuple[int, int] | None = None) -> Iterator[Block]:
+        for block in super().blocks(block_rows, span):
             if self.left == 0:
                 raise _Stop
             self.left -= 1
@@ -165,17 +166,19 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bits(algorithm: str, tm
     config = KMeansConfig(algorithm=algorithm, seeding="random", iterations=4, tol=0, block_rows=256, **CPU)
     expected = fit_codebooks(ArraySource(vectors), [8, 30], config)
     for blocks in (0, 2, 5, 6, 10, 14):  # of 15: four iterations and the final pass
+        options = FitContext(checkpoint_dir=tmp_path)
         with pytest.raises(_Stop):
-            fit_codebooks(_Interrupted(vectors, blocks), [8, 30], config, checkpoint_dir=tmp_path)
-        events: list[dict[str, Any]] = []
-        results = fit_codebooks(ArraySource(vectors), [8, 30], config, checkpoint_dir=tmp_path, progress=events.append)
-        assert [event["resumed"] for event in events if event["event"] == "start"] == [True, True]
+            fit_codebooks(_Interrupted(vectors, blocks), [8, 30], config, options)
+        events: list[FitEvent] = []
+        options = FitContext(checkpoint_dir=tmp_path, progress=events.append)
+        results = fit_codebooks(ArraySource(vectors), [8, 30], config, options)
+        assert [event.resumed for event in events if isinstance(event, FitStarted)] == [True, True]
         for k, result in results.items():
             assert_same(result, expected[k])
         assert not list(tmp_path.iterdir())
 
 
-def test_each_result_is_saved_before_its_checkpoint_goes(tmp_path: Path) -> None:
+def test_each_result_is_saved_before_its_checkpoint_is_removed(tmp_path: Path) -> None:
     saved = []
 
     def save(result: FitResult) -> None:
@@ -183,12 +186,13 @@ def test_each_result_is_saved_before_its_checkpoint_goes(tmp_path: Path) -> None
         saved.append(result.k)
 
     config = KMeansConfig(iterations=2, **CPU)
-    fit_codebooks(ArraySource(blobs(200, 3, 4)), [4, 9], config, checkpoint_dir=tmp_path, name="x", save=save)
+    options = FitContext(checkpoint_dir=tmp_path, name="x", save=save)
+    fit_codebooks(ArraySource(blobs(200, 3, 4)), [4, 9], config, options)
     assert sorted(saved) == [4, 9]
     assert not list(tmp_path.iterdir())
 
 
-def test_other_settings_do_not_take_up_a_checkpoint(tmp_path: Path) -> None:
+def test_settings_and_data_change_the_configuration_hash(tmp_path: Path) -> None:
     source = ArraySource(blobs(200, 3, 4))
     settings: list[dict[str, Any]] = [{}, {"seed": 1}, {"tol": 0.1}, {"iterations": 3}]
     settings += [{"algorithm": "minibatch"}, {"precision": "fp32"}]
@@ -204,7 +208,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / f"kmeans-8-{config_hash(source, 8, config)}.safetensors"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=path.name):
-        fit_codebooks(source, [8], config, checkpoint_dir=tmp_path)
+        fit_codebooks(source, [8], config, FitContext(checkpoint_dir=tmp_path))
 
 
 def test_early_stop() -> None:
@@ -223,7 +227,7 @@ def test_mini_batches_come_close_to_lloyd() -> None:
     assert_belongs(result, vectors)
 
 
-def test_a_subset_for_the_iterations_and_all_vectors_at_the_end() -> None:
+def test_iterations_on_a_subset_end_with_a_pass_over_all_vectors() -> None:
     vectors = blobs(4000, 4, 10)
     result = fit(vectors, 10, max_points_per_centroid=50)
     assert_belongs(result, vectors)
@@ -232,7 +236,7 @@ def test_a_subset_for_the_iterations_and_all_vectors_at_the_end() -> None:
     assert result.inertia_history[-2] == pytest.approx(result.inertia, rel=0.2)
 
 
-def test_faiss_finds_what_pytorch_finds() -> None:
+def test_faiss_and_pytorch_agree() -> None:
     pytest.importorskip("faiss")
     vectors = blobs(1500, 16, 12)
     start = vectors[:24]
@@ -243,13 +247,13 @@ def test_faiss_finds_what_pytorch_finds() -> None:
     assert fit(vectors, 24, initial=start, backend="faiss", precision="fp32").certificate["certified_rows"] == 0
 
 
-def test_missing_faiss_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_faiss_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(ImportError, match=r"install sctok\[cpu\]"):
         fit(blobs(50, 3, 2), 2, backend="faiss")
 
 
-def test_the_certificate_says_what_brute_force_says() -> None:
+def test_the_certificate_agrees_with_brute_force() -> None:
     vectors = blobs(500, 6, 8) + 1000
     result = fit(vectors, 12)
     wide = vectors.astype(np.float64)
@@ -279,7 +283,7 @@ def test_more_centroids_than_vectors_or_distinct_vectors(seeding: str) -> None:
     assert fit(np.repeat(np.eye(3), 5, axis=0), 3, seeding=seeding).inertia == 0
 
 
-def test_nan_is_named() -> None:
+def test_a_row_with_nan_is_named() -> None:
     vectors = blobs(100, 3, 2)
     vectors[42, 1] = np.nan
     with pytest.raises(ValueError, match="row 42 holds NaN or infinity"):
@@ -295,13 +299,13 @@ def test_vectors_too_large_for_float32_distances() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "elkan"}, "algorithm 'elkan' is none of auto, lloyd, minibatch"),
+        ({"algorithm": "elkan"}, "algorithm 'elkan' is not one of auto, lloyd, minibatch"),
         ({"iterations": 0}, "iterations 0 is not a positive whole number"),
         ({"tol": -1.0}, "tol -1.0"),
         ({"tol": float("nan")}, "tol nan"),
         ({"seed": -1}, "seed -1"),
         ({"precision": "bf16"}, "precision 'bf16'"),
-        ({"seeding": "given"}, "first centroids for k = 4 do not go together"),
+        ({"seeding": "given"}, "seeding 'given' needs first centroids for k = 4"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
@@ -329,7 +333,7 @@ def test_a_result_makes_a_valid_codebook() -> None:
     assert Codebook(result.centroids, result.counts, info).k == 5
 
 
-def test_a_draft_is_given_before_the_first_pass_and_changes_nothing() -> None:
+def test_a_draft_comes_before_the_first_pass_and_does_not_change_the_result() -> None:
     order: list[str] = []
     drafts: dict[int, Vectors] = {}
 
@@ -339,8 +343,9 @@ def test_a_draft_is_given_before_the_first_pass_and_changes_nothing() -> None:
 
     config = KMeansConfig(seed=1, seeding="hierarchical", device="cpu")
     source = ArraySource(blobs(2_000, 12, 30))
-    watched = fit_codebooks(source, [20], config, draft=draft, progress=lambda event: order.append(event["event"]))[20]
-    assert order[:2] == ["draft", "start"]
+    options = FitContext(draft=draft, progress=lambda event: order.append(type(event).__name__))
+    watched = fit_codebooks(source, [20], config, options)[20]
+    assert order[:2] == ["draft", "FitStarted"]
     assert order.count("draft") == 1
     assert drafts[20].shape == watched.centroids.shape
     assert np.isfinite(drafts[20]).all()

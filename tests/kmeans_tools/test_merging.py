@@ -1,4 +1,4 @@
-"""Merged codebooks: rows, order, and what is refused or missing."""
+"""Merged codebooks: rows and order, refused and missing parts."""
 
 from pathlib import Path
 
@@ -47,10 +47,10 @@ def test_the_ratio_of_the_paper(size: int) -> None:
         (2, PAPER_RATIO, "size 2 does not divide"),
         (8, {"a": 0}, "ratio a=0"),
         (8, {"merged": 1}, "ratio merged=1"),
-        (8, {}, "no domain"),
+        (8, {}, "the ratio is empty"),
     ],
 )
-def test_sizes_and_ratios_that_do_not_fit(size: int, ratio: dict[str, int], message: str) -> None:
+def test_sizes_that_the_ratio_does_not_divide_are_refused(size: int, ratio: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         split_size(size, ratio)
 
@@ -66,14 +66,14 @@ def test_rows_in_the_order_of_the_ratio_with_their_segments() -> None:
     assert merged.metadata.precision == "exact"
 
 
-def test_other_encoders_and_stack_factors_are_refused_by_name() -> None:
+def test_different_encoders_and_stack_factors_are_named() -> None:
     good = {"general": codebook("general", 8), "speech": codebook("speech", 4)}
     names = {"general": "g.safetensors", "speech": "s.safetensors", "music": "m.safetensors"}
     with pytest.raises(ValueError, match=r"m\.safetensors was made with encoder base .*, g\.safetensors with mini"):
         merge_codebooks({**good, "music": codebook("music", 4, encoder="base")}, PAPER_RATIO, 16, names=names)
-    with pytest.raises(ValueError, match=r"m\.safetensors has stack factor 2 .* g\.safetensors 1"):
+    with pytest.raises(ValueError, match=r"m\.safetensors has stack factor 2 .* g\.safetensors has 1"):
         merge_codebooks({**good, "music": codebook("music", 4, rate=50)}, PAPER_RATIO, 16, names=names)
-    with pytest.raises(ValueError, match=r"m\.safetensors has 5 centroids, its share of 16 is 4"):
+    with pytest.raises(ValueError, match=r"m\.safetensors has 5 centroids, but its share of 16 is 4"):
         merge_codebooks({**good, "music": codebook("music", 5)}, PAPER_RATIO, 16, names=names)
     with pytest.raises(ValueError, match="no codebook of domain 'music'"):
         merge_codebooks(good, PAPER_RATIO, 16)
@@ -84,7 +84,7 @@ def fill(folder: Path, unit: int, rate: int) -> None:
         put(folder, domain, unit * share, rate)
 
 
-def test_every_size_that_is_possible_at_each_rate(tmp_path: Path) -> None:
+def test_all_possible_sizes_at_each_rate_are_planned(tmp_path: Path) -> None:
     fill(tmp_path, 4, 100)
     fill(tmp_path, 2, 100)
     fill(tmp_path, 4, 25)
@@ -101,7 +101,7 @@ def test_every_size_that_is_possible_at_each_rate(tmp_path: Path) -> None:
     assert load_codebook(results[1].path).k == 16
 
 
-def test_what_is_missing_is_listed_with_its_command(tmp_path: Path) -> None:
+def test_missing_codebooks_are_listed_with_their_command(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"general-2048-r100\.safetensors \(sctok cluster --domain general --k 2048 --tok"
     ):
@@ -118,7 +118,7 @@ def test_what_is_missing_is_listed_with_its_command(tmp_path: Path) -> None:
     assert choose_plans(tmp_path, {"speech": 1, "general": 2}, sizes=[12])[0].parts == {"speech": 4, "general": 8}
 
 
-def test_building_again_keeps_what_is_equal_and_refuses_what_differs(tmp_path: Path) -> None:
+def test_building_again_keeps_equal_files_and_refuses_different_ones(tmp_path: Path) -> None:
     fill(tmp_path, 2, 100)
     plans = [MergePlan(8, 100, split_size(8, PAPER_RATIO))]
     (first,) = build_merged(tmp_path, plans, PAPER_RATIO)
@@ -126,9 +126,7 @@ def test_building_again_keeps_what_is_equal_and_refuses_what_differs(tmp_path: P
     assert first.made
     assert not build_merged(tmp_path, plans, PAPER_RATIO)[0].made
     put(tmp_path, "music", 2, seed=1)
-    with pytest.raises(
-        ValueError, match=r"merged-8-r100\.safetensors was merged from other codebooks; use --overwrite"
-    ):
+    with pytest.raises(ValueError, match=r"merged-8-r100\.safetensors was made from other codebooks; use --overwrite"):
         build_merged(tmp_path, plans, PAPER_RATIO)
     assert first.path.read_bytes() == before
     assert build_merged(tmp_path, plans, PAPER_RATIO, overwrite=True)[0].made
@@ -147,7 +145,7 @@ def test_overwrite_replaces_a_damaged_merged_codebook(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_part_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+def test_a_part_with_the_file_name_of_another_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, 2, 100)
     music, speech = (codebook_path(tmp_path, domain, 2, 100) for domain in ("music", "speech"))
     speech.write_bytes(music.read_bytes())

@@ -1,4 +1,4 @@
-"""Feature sets larger than the memory, and runs that are killed: in child processes, as a user would start them."""
+"""Feature sets larger than the memory, and killed runs, in child processes."""
 
 import os
 import random
@@ -21,8 +21,9 @@ _CLUSTER = """
 import sys
 from pathlib import Path
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
+from sctok.kmeans_tools.progress import FitStarted, PassFinished
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 
 shards, output, algorithm, seeding, memory = sys.argv[1:6]
 source = ShardSource(shards.split(","), 4)
@@ -30,10 +31,10 @@ config = KMeansConfig(
     device="cpu", algorithm=algorithm, seeding=seeding, iterations=int(sys.argv[6]), memory=int(memory) or None, tol=0
 )
 def progress(event):
-    if event["event"] in ("pass", "start"):
-        print(event["k"], flush=True)
-ks = [int(k) for k in sys.argv[7].split(",")]
-train_codebooks(source, ks, config, domain="x", folder=Path(output), progress=progress)
+    if isinstance(event, FitStarted) or (isinstance(event, PassFinished) and not event.is_final):
+        print(event.k, flush=True)
+ks = tuple(int(k) for k in sys.argv[7].split(","))
+train_codebooks("x", source, DomainPlan(4, ks, config, Path(output)), progress)
 status = Path("/proc/self/status").read_text()
 print("peak", int(status.split("VmHWM:")[1].split()[0]) // 1024)
 """
@@ -67,9 +68,10 @@ def test_four_times_more_features_than_memory(algorithm: str, seeding: str, tmp_
         child = subprocess.run(command(*arguments), check=True, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
         return int(child.stdout.split("peak")[1])
 
-    base, held = peak([small], "small"), peak([large] * copies, "large")
+    base, large_peak = peak([small], "small"), peak([large] * copies, "large")
     assert copies * large.stat().st_size >= 4 * MEMORY
-    assert held - base <= MEMORY // MIB, f"{held - base} MiB more than a run on next to nothing, of {MEMORY // MIB} MiB"
+    used = large_peak - base
+    assert used <= MEMORY // MIB, f"{used} MiB more than a run on very little data; the limit is {MEMORY // MIB} MiB"
 
 
 @pytest.mark.slow
@@ -79,7 +81,7 @@ def test_killed_again_and_again_gives_the_file_of_one_clean_run(algorithm: str, 
     options = (algorithm, seeding, 0, 12, "24,300")
 
     def run(output: str, lines: int | None) -> None:
-        """Cluster; kill -9 after so many lines of progress."""
+        """Cluster; kill the process after a number of lines of progress."""
         arguments = command(shards, tmp_path / output, *options)
         with subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None

@@ -1,4 +1,4 @@
-"""The quality certificate against brute force."""
+"""The quality certificate agrees with brute force."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def brute_force_gaps(centroids: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("k", "dim", "offset"), [(2, 1, 0.0), (63, 5, 0.0), (200, 3, 1e4)])
-def test_gaps_are_those_of_brute_force(k: int, dim: int, offset: float) -> None:
+def test_gaps_agree_with_brute_force(k: int, dim: int, offset: float) -> None:
     centroids = (np.random.default_rng(k).normal(size=(k, dim)) + offset).astype(np.float32)
     gaps = brute_force_gaps(centroids)
     found = centroid_gaps(torch.from_numpy(centroids))
@@ -24,7 +24,7 @@ def test_gaps_are_those_of_brute_force(k: int, dim: int, offset: float) -> None:
         assert value == pytest.approx(wanted, rel=1e-6), name
 
 
-def test_equal_centroids_have_no_gap() -> None:
+def test_equal_centroids_have_a_gap_of_zero() -> None:
     found = centroid_gaps(torch.tensor([[1.0, 2.0], [1.0, 2.0], [4.0, 6.0]]))
     assert found == {
         "min_centroid_distance": 0,

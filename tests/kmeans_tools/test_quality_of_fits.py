@@ -1,11 +1,11 @@
-"""Final inertia against scikit-learn, and what "auto" chooses."""
+"""Final inertia compared with scikit-learn, and the choices of "auto"."""
 
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
@@ -30,13 +30,13 @@ SETS = {"noise": noise, "blobs": blobs, "digits": digits}
 
 def fit(vectors: Vectors, k: int, start: Vectors | None = None, **options: object) -> FitResult:
     settings = {"device": "cpu", **({} if start is None else {"seeding": "given"}), **options}
-    initial = None if start is None else {k: start}
+    initial = {} if start is None else {k: start}
     config = KMeansConfig(**settings)  # type: ignore[arg-type]
-    return fit_codebooks(ArraySource(vectors), [k], config, initial=initial)[k]
+    return fit_codebooks(ArraySource(vectors), [k], config, FitContext(initial=initial))[k]
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_from_the_same_seeds_as_good_as_the_best_of_five_runs_of_scikit_learn(name: str) -> None:
+def test_as_good_as_the_best_of_five_runs_of_scikit_learn_from_the_same_seeds(name: str) -> None:
     vectors, k = SETS[name](), 32
     starts = [vectors[np.random.default_rng(seed).choice(len(vectors), k, replace=False)] for seed in range(5)]
     theirs = [KMeans(k, init=start, n_init=1, max_iter=300, tol=0).fit(vectors).inertia_ for start in starts]
@@ -53,7 +53,7 @@ def test_auto_is_on_average_as_good_as_scikit_learn(name: str) -> None:
     assert np.mean(ours) <= 1.01 * np.mean(theirs)
 
 
-def test_what_auto_means() -> None:
+def test_auto_settings() -> None:
     config = KMeansConfig()
     small = config.resolved(100_000, 768, 4096)
     assert (small.algorithm, small.seeding, small.tol, small.iterations) == ("lloyd", "hierarchical", 1e-4, 25)
@@ -73,7 +73,7 @@ def test_what_auto_means() -> None:
 def test_labels_on_request(algorithm: str) -> None:
     vectors = blobs()
     config = KMeansConfig(device="cpu", algorithm=algorithm, block_rows=700)
-    result = fit_codebooks(ArraySource(vectors), [30, 7], config, return_labels=True)
+    result = fit_codebooks(ArraySource(vectors), [30, 7], config, FitContext(return_labels=True))
     for k, one in result.items():
         assert one.labels is not None
         assert one.labels.dtype == np.int32

@@ -1,4 +1,4 @@
-"""Weighted fits: a weight is as good as so many copies, and none as good as not being there."""
+"""Weighted fits: an integer weight equals that number of copies, and weight zero removes a vector."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.sources.distinct import distinct_rows
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
@@ -16,9 +16,9 @@ ALGORITHMS = ["lloyd", "minibatch"]
 
 
 def fit(vectors: Vectors, k: int, weights: Any = None, **options: Any) -> FitResult:
-    initial = {k: options.pop("initial")} if "initial" in options else None
+    initial = {k: options.pop("initial")} if "initial" in options else {}
     config = KMeansConfig(**{"device": "cpu", **({"seeding": "given"} if initial else {}), **options})
-    return fit_codebooks(ArraySource(vectors, weights=weights), [k], config, initial=initial)[k]
+    return fit_codebooks(ArraySource(vectors, weights=weights), [k], config, FitContext(initial=initial))[k]
 
 
 def points(rows: int = 300, dim: int = 5, seed: int = 0) -> Vectors:
@@ -26,7 +26,7 @@ def points(rows: int = 300, dim: int = 5, seed: int = 0) -> Vectors:
 
 
 @pytest.mark.parametrize("seeding", ["kmeans++", "random"])
-def test_a_weight_is_as_good_as_copies(seeding: str) -> None:
+def test_a_weight_equals_copies(seeding: str) -> None:
     vectors = points()
     copies = np.random.default_rng(1).integers(1, 4, len(vectors))
     one = fit(vectors, 12, copies, seeding=seeding, algorithm="lloyd")
@@ -48,7 +48,7 @@ def test_weights_of_one_change_nothing(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("seeding", ["kmeans++", "random"])
-def test_vectors_without_weight_are_not_there(seeding: str) -> None:
+def test_vectors_of_weight_zero_are_ignored(seeding: str) -> None:
     vectors = points()
     far = points(seed=1) * 100
     mixed = np.stack([far, vectors], axis=1).reshape(-1, 5)
@@ -59,7 +59,7 @@ def test_vectors_without_weight_are_not_there(seeding: str) -> None:
     assert one.inertia_history == other.inertia_history
 
 
-def test_mini_batches_see_no_vector_without_weight() -> None:
+def test_mini_batches_ignore_vectors_of_weight_zero() -> None:
     vectors = np.concatenate([points(), points(seed=1) * 1000])
     result = fit(vectors, 12, np.repeat([1.0, 0.0], 300), algorithm="minibatch")
     assert np.abs(result.centroids).max() < 10
@@ -67,7 +67,7 @@ def test_mini_batches_see_no_vector_without_weight() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_empty_clusters_are_not_filled_with_vectors_without_weight(algorithm: str) -> None:
+def test_empty_clusters_are_not_filled_with_vectors_of_weight_zero(algorithm: str) -> None:
     vectors = np.concatenate([points(40), np.full((20, 5), 1e4, np.float32)])
     start = np.concatenate([points(2), np.full((6, 5), -1e4, np.float32) + np.arange(6, dtype=np.float32)[:, None]])
     result = fit(vectors, 8, np.repeat([1.0, 0.0], [40, 20]), initial=start, algorithm=algorithm, iterations=4)
@@ -75,16 +75,16 @@ def test_empty_clusters_are_not_filled_with_vectors_without_weight(algorithm: st
     assert result.certificate["dead_codes"] == 0
 
 
-def test_more_centroids_than_vectors_with_weight() -> None:
+def test_more_centroids_than_vectors_of_positive_weight() -> None:
     with pytest.raises(ValueError, match="k = 4 exceeds the 3 vectors"):
         fit(points(10), 4, np.repeat([1.0, 0.0], [3, 7]))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 1), st.integers(-1, 1)), min_size=1, max_size=40), st.integers(1, 12))
-def test_distinct_rows_are_those_of_numpy(pairs: list[tuple[int, int]], width: int) -> None:
+def test_distinct_rows_agree_with_numpy(pairs: list[tuple[int, int]], width: int) -> None:
     vectors = np.repeat(np.array(pairs, np.float32), width, axis=1)
-    vectors[::3] *= np.float32(-1)  # makes zeros of both signs
+    vectors[::3] *= np.float32(-1)  # gives zeros of both signs
     weights = np.arange(1, len(vectors) + 1, dtype=np.float64)
     places, masses = distinct_rows(vectors, weights)
     _, first, inverse = np.unique(vectors + np.float32(0), axis=0, return_index=True, return_inverse=True)

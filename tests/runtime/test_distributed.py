@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sctok.kmeans_tools.sources.shared_source import SharedSource, shared
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample
+from sctok.kmeans_tools.sources.reading import share_source
 from sctok.kmeans_tools.sources.vectors import ArraySource
-from sctok.runtime.distributed import ALONE, Group, join_group
+from sctok.runtime.distributed import ALONE, join_group
 
 from .ranks import run_ranks
 
@@ -27,12 +28,12 @@ print(json.dumps([sums.tolist(), counts.tolist(), sizes, value]))
 _SHARE = """
 import json
 import numpy
-from sctok.kmeans_tools.sources.shared_source import SharedSource
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample
+from sctok.kmeans_tools.sources.reading import SharedSource
 from sctok.kmeans_tools.sources.vectors import ArraySource
 source = SharedSource(ArraySource(numpy.arange(1000)[:, None]), group)
 ordered = [block.rows[:, 0].tolist() for block in source.blocks(90)]
-shuffled = [block.rows[:, 0].tolist() for block in source.blocks(90, 7)]
-print(json.dumps([ordered, shuffled, source.sample(100, (1, 2))[:, 0].tolist()]))
+print(json.dumps([ordered, draw_sample(source, 100, (1, 2))[0][:, 0].tolist()]))
 """
 
 _DIE = """
@@ -69,13 +70,11 @@ def test_ranks_exchange_values(outputs: list[list[Any]]) -> None:
 
 
 def test_each_rank_reads_its_part_and_samples_are_those_of_a_single_process(outputs: list[list[Any]]) -> None:
-    (_, (ordered, shuffled, sample)), (_, (ordered_1, shuffled_1, sample_1)) = outputs
+    (_, (ordered, sample)), (_, (ordered_1, sample_1)) = outputs
     source = ArraySource(np.arange(1000)[:, None])
     assert [value for block in ordered + ordered_1 for value in block] == list(range(1000))
     assert len(ordered) == len(ordered_1)
-    for first, second, block in zip(shuffled, shuffled_1, source.blocks(90, 7), strict=True):
-        assert sorted(first + second) == sorted(block.rows[:, 0].tolist())
-    assert sample == sample_1 == source.sample(100, (1, 2))[:, 0].tolist()
+    assert sample == sample_1 == draw_sample(source, 100, (1, 2))[0][:, 0].tolist()
 
 
 def test_a_dead_rank_is_an_error_for_the_others(tmp_path: Path) -> None:
@@ -99,21 +98,9 @@ def test_a_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert ALONE.gather("x") == ["x"]
     assert ALONE.broadcast(5) == 5
     source = ArraySource(np.eye(3))
-    assert shared(source, ALONE) is source
+    assert share_source(source, ALONE) is source
     assert ALONE.local_device(torch.device("cuda")) == torch.device("cuda")
     monkeypatch.setenv("WORLD_SIZE", "4")  # set by another launcher, without an address
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with join_group() as group:
         assert group == ALONE
-
-
-def test_parts_of_parts() -> None:
-    source = ArraySource(np.arange(997)[:, None])
-    groups = [Group(rank, 3) for rank in range(3)]
-    places = [
-        block.places
-        for group in groups
-        for part in range(2)
-        for block in SharedSource(source, group).blocks(50, None, (part, 2))
-    ]
-    assert np.array_equal(np.sort(np.concatenate(places)), np.arange(997))

@@ -1,4 +1,4 @@
-"""Data whose range is far larger than its structure: the inertia of scikit-learn or less, labels of float64."""
+"""Data with a range far larger than its clusters: float64 labels, and at most the inertia of scikit-learn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,13 +36,13 @@ HOSTILE: dict[str, NDArray[Any]] = {
     **{f"a row at {value:g}": np.vstack([X, np.full((1, 5), value)]) for value in (1e5, 1e8, 1e12, 1e15)},
     **{f"offset {offset:g}": X + offset for offset in (1e8, 1e12, -1e12)},
     **{f"scale {scale:g}": X * scale for scale in (1e-310, 1e-200, 1e-40, 1e60, 1e150, 1e200, 1e300)},
-    "1e-6 beside 1e6": np.vstack([X * 1e-6, X * 1e6]),
+    "1e-6 and 1e6": np.vstack([X * 1e-6, X * 1e6]),
     "three scales": np.vstack([X * 1e-6, X, X * 1e6 + 1e7]),
     "scales of columns": X * 10.0 ** np.linspace(-8, 8, 5),
     "scales of clusters": np.vstack([blobs(100, seed=i) * 10.0**e for i, e in enumerate(range(-8, 9, 2))]),
     "one wide column": np.column_stack([X[:, :3], X[:, 3] * 1e9]),
     "nanoseconds": np.column_stack([TIMES, (X[:, :2] * 1000).astype(np.int64)]),
-    "nanoseconds alone": TIMES[:, None],
+    "only nanoseconds": TIMES[:, None],
     "uint64 beyond 2^63": NOISE.integers(2**63, 2**63 + 10**7, (600, 2), dtype=np.uint64),
     "int8": (X * 3).astype(np.int8),
     "int64 with offset": (X * 1000).astype(np.int64) + 10**11,
@@ -55,18 +55,18 @@ HOSTILE: dict[str, NDArray[Any]] = {
 
 
 def magnitude(vectors: NDArray[Any]) -> float:
-    """Return the power of two, division by which is exact, next to the largest number."""
+    """Return the power of two next to the largest number; division by it is exact."""
     return float(2.0 ** np.frexp(np.abs(vectors.astype(np.float64)).max())[1])
 
 
 def squares(vectors: Wide, centers: Wide) -> Wide:
-    """Return all squared distances (n, k) of vectors and centers that are scaled by a power of two."""
+    """Return all squared distances (n, k) of vectors and centers scaled by a power of two."""
     scale = magnitude(vectors)
     return ((vectors[:, None] / scale - centers[None] / scale) ** 2).sum(axis=2)
 
 
 def safe(vectors: NDArray[Any]) -> Wide:
-    """Return float64 vectors by which scikit-learn's squares do not overflow or underflow."""
+    """Return float64 vectors scaled so that the squares of scikit-learn neither overflow nor underflow."""
     return vectors.astype(np.float64) / magnitude(vectors)
 
 
@@ -106,7 +106,7 @@ def test_labels_inertia_and_distances_are_those_of_float64(name: str, estimator:
 
 @pytest.mark.filterwarnings("ignore:the inertia overflows:RuntimeWarning", "ignore::RuntimeWarning:sklearn")
 @pytest.mark.parametrize("name", HOSTILE)
-def test_own_seeding_is_as_good_as_the_best_of_three_of_scikit_learn(name: str) -> None:
+def test_seeding_is_as_good_as_the_best_of_three_runs_of_scikit_learn(name: str) -> None:
     vectors = HOSTILE[name]
     model = KMeans(12, random_state=0).fit(vectors)
     best = min(cluster.KMeans(12, random_state=seed).fit(safe(vectors)).inertia_ for seed in range(3))
@@ -143,7 +143,7 @@ def test_every_kind_of_input_keeps_an_offset(kind: str, offset: float, estimator
 
 
 @pytest.mark.parametrize("name", ["plain", "two halves 1e+07 apart", "a row at 1e+12", "three scales"])
-def test_float32_is_left_where_it_does_not_resolve_the_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_is_used_if_float32_does_not_resolve_the_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = HOSTILE[name]
     whole = KMeans(12, random_state=0).fit(vectors)
     monkeypatch.setattr(problem, "_FEW_NUMBERS", 0)
@@ -190,7 +190,7 @@ def test_fewer_distinct_rows_than_clusters_among_many(dtype: Any, estimator: Any
         assert len(np.unique(model.labels_)) == 4
 
 
-def test_inertia_beyond_float64_is_said() -> None:
+def test_an_overflow_of_the_inertia_emits_a_warning() -> None:
     with pytest.warns(RuntimeWarning, match="the inertia overflows float64"):
         model = KMeans(6, random_state=0).fit(X * 1e300)
     assert model.inertia_ == np.inf
@@ -234,7 +234,7 @@ NO_NUMBERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NO_NUMBERS)
-def test_what_holds_no_real_numbers_is_refused(name: str) -> None:
+def test_data_without_real_numbers_are_refused(name: str) -> None:
     model = KMeans(2, random_state=0).fit(X)
     for call in (KMeans(2).fit, MiniBatchKMeans(2).fit, model.predict, model.transform, model.score):
         with pytest.raises(ValueError, match=r"(?i)complex|sparse|meta|text or dates|masked|must be numbers"):
@@ -242,7 +242,7 @@ def test_what_holds_no_real_numbers_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("given", [T + 1j, T.to_sparse(), T.to("meta")])
-def test_the_search_refuses_what_it_would_change(given: torch.Tensor) -> None:
+def test_the_search_refuses_tensors_that_it_would_have_to_convert(given: torch.Tensor) -> None:
     for points, centers in ((given, T[:3]), (T, given)):
         with pytest.raises(ValueError, match="not a dense matrix of real numbers"):
             nearest_centroid(points, centers)
@@ -258,7 +258,7 @@ def test_weights_of_any_size(weight: float, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("weights", [np.ones(600) + 1j, ["1"] * 600, np.ma.array(np.ones(600), mask=X[:, 0] > 0)])
-def test_weights_that_are_no_numbers(weights: Any) -> None:
+def test_weights_that_are_not_numbers_are_refused(weights: Any) -> None:
     with pytest.raises(ValueError, match=r"real numbers|masked"):
         KMeans(2).fit(X, sample_weight=weights)
 

@@ -1,4 +1,4 @@
-"""Bounds across iterations: skipping changes no label, no centroid and no inertia, and does skip."""
+"""Bounds skip vectors without changing labels, centroids or the inertia."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sctok.kernels.assign import Assignment
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.kmeans_tools import fit as fit_module
-from sctok.kmeans_tools.config import FitResult, KMeansConfig
+from sctok.kmeans_tools.config import FitContext, FitResult, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.passes import bounds as bounds_module
 from sctok.kmeans_tools.passes.bounds import Bounds, bounds_fit, distance_bound
-from sctok.kmeans_tools.passes.moved_centroids import Movers
+from sctok.kmeans_tools.passes.moved_centroids import MovedCentroids
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
 
 
@@ -28,7 +28,7 @@ def blobs(rows: int, dim: int, centers: int, seed: int = 0) -> Vectors:
 
 
 def assign(points: torch.Tensor, centroids: torch.Tensor) -> Assignment:
-    """Return the two nearest centroids of each point, by brute force in float64."""
+    """Return the two nearest centroids of each point by brute force in float64."""
     table = squared_distances(points[:, None], centroids[None])
     order = torch.sort(table, dim=1, stable=True)
     if len(centroids) == 1:
@@ -42,18 +42,18 @@ def fit(vectors: Vectors, k: int, weights: Any = None, **options: Any) -> FitRes
     start = options.pop("initial", vectors[:k])
     config = KMeansConfig(**{"device": "cpu", "seeding": "given", "algorithm": "lloyd", "tol": 0.0, **options})
     source = ArraySource(vectors, weights=weights)
-    return fit_codebooks(source, [k], config, initial={k: start}, return_labels=True)[k]
+    return fit_codebooks(source, [k], config, FitContext(initial={k: start}, return_labels=True))[k]
 
 
 @pytest.fixture(autouse=True)
 def screening(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare with movers also where there are few centroids."""
+    """Compare with movers even if there are few centroids."""
     monkeypatch.setattr(bounds_module, "_SCREENED_CENTROIDS", 1)
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask for runner-ups in every pass but the first."""
+    """Ask for runner-ups in every pass except the first."""
     monkeypatch.setattr(Bounds, "tight", property(lambda self: self.age > 0))
 
 
@@ -105,7 +105,7 @@ def test_labels_belong_to_the_centroids_after_skipping() -> None:
 
 
 @pytest.mark.usefixtures("eager")
-def test_few_centroids_are_skipped_by_bounds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_centroids_are_skipped_without_comparing_with_movers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds_module, "_SCREENED_CENTROIDS", 2048)
     vectors = blobs(1500, 4, 12)
     one = fit(vectors, 20, iterations=30)
@@ -117,7 +117,7 @@ def test_few_centroids_are_skipped_by_bounds_alone(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("eager")
-def test_one_centroid_is_found_in_one_pass() -> None:
+def test_one_centroid_needs_one_pass() -> None:
     result = fit(blobs(200, 3, 4), 1, iterations=5)
     assert result.assigned[0] == 200
     assert result.counts.tolist() == [200]
@@ -125,9 +125,7 @@ def test_one_centroid_is_found_in_one_pass() -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([1e-30, 1e-3, 1.0, 1e12]), st.booleans(), st.data())
-def test_no_vector_that_is_skipped_changes_its_label(
-    seed: int, k: int, scale: float, grid: bool, data: st.DataObject
-) -> None:
+def test_skipped_vectors_keep_their_label(seed: int, k: int, scale: float, grid: bool, data: st.DataObject) -> None:
     generator = np.random.default_rng(seed)
 
     def draw(count: int) -> torch.Tensor:
@@ -146,7 +144,7 @@ def test_no_vector_that_is_skipped_changes_its_label(
         bounds.start_pass(grown=True)
         rows = bounds.survivors().nonzero()[:, 0]
         if data.draw(st.booleans()):
-            movers = Movers(centroids, bounds.last.movers) if len(bounds.last.movers) else None
+            movers = MovedCentroids(centroids, bounds.last.movers) if len(bounds.last.movers) else None
             rows = bounds.screen(points, places, rows, centroids, movers)
         labels, _ = nearest_centroid_reference(points, centroids)
         kept = torch.ones(60, dtype=torch.bool)
@@ -155,7 +153,7 @@ def test_no_vector_that_is_skipped_changes_its_label(
         bounds.update(points[rows], rows, assign(points[rows], centroids), None)
 
 
-def test_ties_are_compared_again_where_anything_moves() -> None:
+def test_ties_are_compared_again_if_a_centroid_moves() -> None:
     centroids = torch.tensor([[0.0], [2.0], [2.0], [50.0]])
     points = torch.tensor([[1.0], [2.0], [0.25]])
     bounds = Bounds.empty(3, centroids)
@@ -168,7 +166,7 @@ def test_ties_are_compared_again_where_anything_moves() -> None:
     assert bounds.survivors().tolist() == [True, True, False]
 
 
-def test_only_movers_are_compared_with() -> None:
+def test_vectors_are_compared_only_with_movers() -> None:
     centroids = torch.arange(16.0)[:, None]
     points = centroids + 0.25
     bounds = Bounds.empty(16, centroids)
@@ -181,19 +179,19 @@ def test_only_movers_are_compared_with() -> None:
     assert bounds.last.movers.tolist() == [3]
     assert bounds.last.slow == 0
     everything = torch.arange(16)
-    undecided = bounds.screen(points, everything, everything, after, Movers(after, torch.tensor([3])))
+    undecided = bounds.screen(points, everything, everything, after, MovedCentroids(after, torch.tensor([3])))
     assert undecided.tolist() == []
     after[3] = 7.2
     bounds.centroids_moved(centroids, after)
     bounds.start_pass(grown=False)
     everything = torch.arange(16)
-    undecided = bounds.screen(points, everything, everything, after, Movers(after, torch.tensor([3])))
+    undecided = bounds.screen(points, everything, everything, after, MovedCentroids(after, torch.tensor([3])))
     assert undecided.tolist() == [3, 7]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0, 2.0**126, width=32))
-def test_distance_bounds_enclose_what_rounding_hides(square: float) -> None:
+def test_distance_bounds_include_the_rounding_error(square: float) -> None:
     value = torch.tensor([square], dtype=torch.float32)
     above = np.nextafter(np.float32(square), np.float32(np.inf), dtype=np.float32)
     below = np.nextafter(np.float32(square), np.float32(-1), dtype=np.float32)
@@ -212,7 +210,7 @@ def test_movers_are_never_nearer_than_their_bound(seed: int, dim: int, scale: fl
     )
     points[:3] = centroids[:3]
     labels, indices = torch.from_numpy(generator.integers(6, size=30)), torch.tensor([1, 4, 5])
-    below = Movers(centroids, indices).distances_below(points, labels)
+    below = MovedCentroids(centroids, indices).distances_below(points, labels)
     distances = squared_distances(points[:, None], centroids[None, indices]).sqrt()
     distances[labels[:, None] == indices] = math.inf
     nearest = distances.amin(dim=1)
@@ -221,8 +219,8 @@ def test_movers_are_never_nearer_than_their_bound(seed: int, dim: int, scale: fl
         assert (below >= 0.99 * nearest - 1e-2).all()
 
 
-def test_a_single_mover_is_no_other_to_its_own() -> None:
-    below = Movers(torch.zeros(3, 2), torch.tensor([1])).distances_below(torch.ones(2, 2), torch.tensor([1, 0]))
+def test_a_single_mover_is_ignored_for_its_own_vectors() -> None:
+    below = MovedCentroids(torch.zeros(3, 2), torch.tensor([1])).distances_below(torch.ones(2, 2), torch.tensor([1, 0]))
     assert below[0] == math.inf
     assert below[1] == pytest.approx(math.sqrt(2), rel=1e-4)
 

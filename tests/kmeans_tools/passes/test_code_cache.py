@@ -1,6 +1,5 @@
-"""Codes that are kept never show in a result."""
+"""Cached codes never change a result."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,16 @@ from sctok.kernels import assign
 from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.cpu.certify import SMALLEST_K
 from sctok.kernels.reference import nearest_centroid_reference
-from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.config import FitContext, KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks
 from sctok.kmeans_tools.passes.code_cache import CodeCache
+from sctok.kmeans_tools.progress import FitEvent, PassFinished
 from sctok.kmeans_tools.sources.vectors import ArraySource
 
 
 @pytest.fixture(autouse=True)
 def scanned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let CPUs without byte products scan, too, at the sizes at which others do."""
+    """Scan also on CPUs without byte products, at the same sizes as on other CPUs."""
     monkeypatch.setattr(assign, "scan_pays", lambda rows, k, dim: k >= SMALLEST_K and rows * k * dim >= 1 << 24)
 
 
@@ -29,7 +29,7 @@ def structured(rows: int, dim: int, rank: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("memory", [None, 4096])
-def test_places_in_any_order_and_pieces(memory: int | None) -> None:
+def test_places_in_any_order(memory: int | None) -> None:
     points = structured(6000, 512, 8)
     cache = CodeCache(len(points), memory)
     for first in (0, 300):
@@ -40,10 +40,10 @@ def test_places_in_any_order_and_pieces(memory: int | None) -> None:
             labels = nearest_centroid(points[places], prepared, coded=coded).labels
             known = places < 900
             assert torch.equal(labels[known], expected[places[known]])
-    assert (cache._held is not None) == (memory is None)
+    assert (cache._cached is not None) == (memory is None)
 
 
-def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_gives_the_same_bits_with_and_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = structured(5000, 512, 8).half().numpy()
     config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
     kept = fit_codebooks(ArraySource(vectors), [900, 1000], config)
@@ -53,25 +53,25 @@ def test_a_fit_gives_the_same_bits_with_and_without(monkeypatch: pytest.MonkeyPa
         assert np.array_equal(result.counts, kept[k].counts)
 
 
-def test_a_fit_that_goes_on_certifies_as_many_rows_as_one_that_never_stopped(tmp_path: Path) -> None:
+def test_a_resumed_fit_certifies_as_many_rows_as_an_uninterrupted_one(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     scales = torch.linspace(3, 0.2, 64)[:, None]
     latent = torch.randn(5000, 64, generator=generator) @ (scales * torch.randn(64, 192, generator=generator))
     source = ArraySource((latent + 0.3 * torch.randn(5000, 192, generator=generator)).numpy())
     config = KMeansConfig(device="cpu", iterations=4, seeding="random", tol=0)
-    whole = fit_codebooks(source, [900], config, checkpoint_dir=tmp_path)[900]
+    whole = fit_codebooks(source, [900], config, FitContext(checkpoint_dir=tmp_path))[900]
     passes = 0
 
-    def stop(event: Mapping[str, object]) -> None:
+    def stop(event: FitEvent) -> None:
         nonlocal passes
-        passes += event["event"] == "pass"
+        passes += isinstance(event, PassFinished) and not event.is_final
         if passes == 2:
             raise KeyboardInterrupt
 
     for _ in range(3):
         passes = 0
         with pytest.raises(KeyboardInterrupt):
-            fit_codebooks(source, [900], config, checkpoint_dir=tmp_path, progress=stop)
-    again = fit_codebooks(source, [900], config, checkpoint_dir=tmp_path)[900]
+            fit_codebooks(source, [900], config, FitContext(checkpoint_dir=tmp_path, progress=stop))
+    again = fit_codebooks(source, [900], config, FitContext(checkpoint_dir=tmp_path))[900]
     assert np.array_equal(again.centroids, whole.centroids)
     assert again.certificate == whole.certificate

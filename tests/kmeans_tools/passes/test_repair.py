@@ -18,7 +18,7 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_only_vectors_away_from_every_centroid_are_taken() -> None:
+def test_only_vectors_that_differ_from_every_centroid_are_drawn() -> None:
     vectors = np.array([[1.0], [1.0], [5.0], [2.0]], np.float32)
     centroids = torch.tensor([[5.0], [0.0], [9.0], [9.0], [9.0]])
     moved = repair_empty(centroids, torch.tensor([2, 3, 4]), vectors, None, generator())
@@ -49,10 +49,10 @@ def test_vectors_are_drawn_in_proportion_to_weight_and_distance() -> None:
     repair_empty(centroids, torch.arange(1, 201), vectors, weights, generator())
     drawn = centroids[1:, 0].round()
     assert (drawn > 0).all()
-    assert 60 <= int((drawn == 3).sum()) <= 100  # 900 of 1900, thinned by drawing without replacement
+    assert 60 <= int((drawn == 3).sum()) <= 100  # 900 of 1900, reduced by drawing without replacement
 
 
-def test_nothing_empty_nothing_live_or_nothing_to_draw() -> None:
+def test_nothing_moves_without_empty_clusters_live_clusters_or_candidates() -> None:
     vectors = np.zeros((3, 1), np.float32)
     nothing = torch.tensor([], dtype=torch.int64)
     assert len(repair_empty(torch.ones(2, 1), nothing, vectors, None, generator())) == 0
@@ -60,7 +60,7 @@ def test_nothing_empty_nothing_live_or_nothing_to_draw() -> None:
     assert len(repair_empty(torch.zeros(2, 1), torch.tensor([1]), vectors, None, generator())) == 0
 
 
-def test_a_starved_cluster_is_given_up_only_for_more_than_it_costs() -> None:
+def test_a_starved_cluster_moves_only_if_the_gain_exceeds_the_cost() -> None:
     near, far = np.linspace(-1, 1, 50, dtype=np.float32)[:, None], np.array([[40.0]], np.float32)
     vectors = np.concatenate([near, far])
     useful = torch.tensor([[0.0], [40.0]])

@@ -40,7 +40,7 @@ def test_plus_plus_finds_every_far_group() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e5])
-def test_vectors_that_float32_distances_cannot_tell_apart(offset: float) -> None:
+def test_vectors_that_float32_distances_do_not_separate(offset: float) -> None:
     sample = (np.arange(40, dtype=np.float32)[:, None] * np.float32(2.0**-7)) + np.float32(offset)
     sample = np.concatenate([sample, sample + np.float32(1e7)])
     distinct = len(np.unique(sample))
@@ -65,5 +65,5 @@ def test_the_sample_is_bounded() -> None:
 
 
 def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(ValueError, match="seeding 'best' is none of"):
+    with pytest.raises(ValueError, match="seeding 'best' is not one of"):
         seeds(np.eye(3), 2, "best")

@@ -1,4 +1,4 @@
-"""Hierarchical seeding: its parts, its promises on odd data, and its quality against flat Lloyd."""
+"""Hierarchical seeding: its parts, unusual data, and its quality compared with flat Lloyd."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kmeans_tools.seeding.first_centroids import seed_centroids
 from sctok.kmeans_tools.seeding.hierarchical import (
+    PickedRows,
     _merge_costs,
     allocate,
     fill_empty,
@@ -31,7 +32,7 @@ def low_rank(rows: int, dim: int, rank: int, seed: int = 0) -> Vectors:
 
 def seeds(vectors: Vectors, k: int, masses: Weights | None = None, seed: int = 0) -> Vectors:
     weights = np.ones(len(vectors)) if masses is None else masses
-    return hierarchical_centroids(vectors, weights, k, np.random.default_rng(seed), CPU)
+    return hierarchical_centroids(PickedRows(vectors, None), weights, k, np.random.default_rng(seed), CPU)
 
 
 def inertia(vectors: Vectors, centroids: Vectors) -> float:
@@ -60,11 +61,11 @@ def test_every_centroid_is_the_mean_of_some_vectors(dim: int, k: int) -> None:
         assert inertia(vectors, centroids) == 0
 
 
-def test_the_means_of_all_clusters_weigh_up_to_the_mean_of_all_vectors() -> None:
+def test_the_weighted_mean_of_the_centroids_is_the_mean_of_all_vectors() -> None:
     vectors = low_rank(500, 80, 8)
     masses = np.random.default_rng(1).uniform(0.5, 3, 500)
-    alone = seeds(vectors, 1, masses)[0]
-    np.testing.assert_allclose(alone, (vectors * masses[:, None]).sum(axis=0) / masses.sum(), rtol=1e-5)
+    mean = seeds(vectors, 1, masses)[0]
+    np.testing.assert_allclose(mean, (vectors * masses[:, None]).sum(axis=0) / masses.sum(), rtol=1e-5)
 
 
 def test_heavy_vectors_draw_centroids() -> None:
@@ -74,7 +75,7 @@ def test_heavy_vectors_draw_centroids() -> None:
     assert gaps.max() < 0.05
 
 
-def test_vectors_that_differ_where_the_projection_does_not_look() -> None:
+def test_vectors_that_differ_only_outside_the_projection() -> None:
     vectors = np.random.default_rng(0).normal(size=(60, 100)).astype(np.float32) * 1e3
     vectors = np.concatenate([vectors, vectors])
     vectors[:60, 0] += 1e-3
@@ -100,7 +101,7 @@ def test_duplicates_count_by_their_number() -> None:
         seed_centroids(vectors, 6, "hierarchical", np.random.default_rng(0), CPU)
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_result() -> None:
     vectors = low_rank(600, 70, 10)
     assert np.array_equal(seeds(vectors, 30), seeds(vectors, 30))
     assert not np.array_equal(seeds(vectors, 30), seeds(vectors, 30, seed=1))
@@ -118,7 +119,9 @@ def test_projection_keeps_the_distances_of_low_rank_vectors() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 50)), min_size=1, max_size=30), st.data())
-def test_allocation_stays_in_its_limits_and_uses_all(cells: list[tuple[float, int]], data: st.DataObject) -> None:
+def test_allocation_respects_its_limits_and_uses_all_centroids(
+    cells: list[tuple[float, int]], data: st.DataObject
+) -> None:
     shares, limits = np.array([share for share, _ in cells]), np.array([limit for _, limit in cells])
     k = data.draw(st.integers(len(cells), int(limits.sum())))
     numbers = allocate(shares / max(shares.sum(), 1e-300), limits, k)
@@ -143,7 +146,7 @@ def test_filling_leaves_no_cluster_empty(k: int, data: st.DataObject) -> None:
     assert (filled != labels).sum() == k - len(np.unique(labels))
 
 
-def test_filling_moves_the_farthest() -> None:
+def test_filling_moves_the_farthest_vectors() -> None:
     labels, distances = np.array([0, 0, 0, 2]), np.array([1.0, 5.0, 2.0, 9.0])
     assert fill_empty(labels, distances, 3).tolist() == [0, 1, 0, 2]
 
@@ -158,7 +161,7 @@ def test_separated_groups_get_a_centroid_each() -> None:
     assert inertia(vectors, plus_plus) > 1.1 * at_best
 
 
-def test_what_a_merge_costs_is_what_the_inertia_rises_by() -> None:
+def test_the_cost_of_a_merge_is_the_rise_of_the_inertia() -> None:
     vectors = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     labels = np.arange(60) % 5
     masses = np.random.default_rng(1).uniform(1, 2, 60)
@@ -176,27 +179,27 @@ def test_what_a_merge_costs_is_what_the_inertia_rises_by() -> None:
         assert costs[j] == pytest.approx(rise, rel=1e-4)
 
 
-def test_a_draft_comes_before_the_result_and_changes_nothing() -> None:
+def test_a_draft_comes_before_the_result_and_does_not_change_it() -> None:
     vectors = np.random.default_rng(0).standard_normal((3_000, 80)).astype(np.float32)
     drafts: list[Vectors] = []
-    alone, watched = (
+    unwatched, watched = (
         seed_centroids(vectors, 60, "hierarchical", np.random.default_rng(0), CPU, draft=draft)
         for draft in (None, drafts.append)
     )
-    assert np.array_equal(alone, watched)
+    assert np.array_equal(unwatched, watched)
     assert [draft.shape for draft in drafts] == [(60, 80)]
     inertias = [
         nearest_centroid_reference(torch.from_numpy(vectors), torch.from_numpy(found))[1].sum()
-        for found in (vectors[:60], drafts[0], alone)
+        for found in (vectors[:60], drafts[0], unwatched)
     ]
     assert inertias[0] > inertias[1] > inertias[2]
 
 
-def test_repeated_vectors_are_seen_once_without_a_copy() -> None:
+def test_repeated_vectors_are_used_once_without_a_copy() -> None:
     distinct = np.random.default_rng(0).standard_normal((500, 70)).astype(np.float32)
     places = np.arange(0, 1_000, 2)
     repeated = np.repeat(distinct, 2, axis=0)
     masses = np.full(500, 2.0)
-    by_places = hierarchical_centroids(repeated, masses, 20, np.random.default_rng(0), CPU, places)
-    copied = hierarchical_centroids(distinct, masses, 20, np.random.default_rng(0), CPU)
+    by_places = hierarchical_centroids(PickedRows(repeated, places), masses, 20, np.random.default_rng(0), CPU)
+    copied = hierarchical_centroids(PickedRows(distinct, None), masses, 20, np.random.default_rng(0), CPU)
     assert np.array_equal(by_places, copied)

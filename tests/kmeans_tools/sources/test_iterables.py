@@ -1,4 +1,4 @@
-"""Iterables of blocks: the same vectors as an array of them, and what cannot be read twice."""
+"""Iterables of blocks: the same vectors as an array, and iterables that cannot be read twice."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample
 from sctok.kmeans_tools.sources.iterables import IterableSource
 from sctok.kmeans_tools.sources.vectors import ArraySource, Vectors
+from sctok.runtime.distributed import Group
 
 VECTORS = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
 CUTS = [(0, 1), (1, 1), (1, 700), (700, 763), (763, 1000)]
@@ -26,45 +28,43 @@ def read(source: Any, *arguments: Any) -> tuple[Any, Vectors]:
 
 
 @pytest.mark.parametrize("block_rows", [1, 63, 700, 5000])
-@pytest.mark.parametrize("seed", [None, 3])
-def test_blocks_are_cut_anew(block_rows: int, seed: int | None) -> None:
+def test_blocks_have_the_requested_size(block_rows: int) -> None:
     source = IterableSource(pieces)
-    places, rows = read(source, block_rows, seed)
+    places, rows = read(source, block_rows)
     assert (source.rows, source.dim) == VECTORS.shape
     assert np.array_equal(places, np.arange(1000))
     assert np.array_equal(rows, VECTORS)
-    assert max(len(block.rows) for block in source.blocks(block_rows, seed)) <= block_rows
+    assert max(len(block.rows) for block in source.blocks(block_rows)) <= block_rows
 
 
-@pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_parts_of_all_ranks_are_the_whole(seed: int | None, world: int) -> None:
-    parts = [read(IterableSource(pieces), 90, seed, (rank, world)) for rank in range(world)]
+def test_the_spans_of_all_ranks_cover_all_rows(world: int) -> None:
+    parts = [read(IterableSource(pieces), 90, Group(rank, world).span(1000)) for rank in range(world)]
     places = np.concatenate([part[0] for part in parts])
     assert np.array_equal(np.sort(places), np.arange(1000))
     assert np.array_equal(np.concatenate([part[1] for part in parts]), VECTORS[places])
 
 
-def test_samples_are_those_of_an_array() -> None:
+def test_samples_equal_those_of_an_array() -> None:
     source, array = IterableSource(pieces), ArraySource(VECTORS)
     for count in (1, 200, 5000):
-        assert np.array_equal(source.sample(count, (1, 2)), array.sample(count, (1, 2)))
+        assert np.array_equal(draw_sample(source, count, (1, 2))[0], draw_sample(array, count, (1, 2))[0])
     assert source.take(np.empty(0, np.int64)).shape == (0, 5)
 
 
-def test_the_fingerprint_is_of_the_values_alone() -> None:
+def test_the_fingerprint_depends_only_on_the_values() -> None:
     halves = [VECTORS[:500].astype(np.float64), torch.from_numpy(VECTORS[500:])]
     assert IterableSource(halves).fingerprint == IterableSource(pieces).fingerprint
     assert IterableSource(halves[:1]).fingerprint != IterableSource(pieces).fingerprint
 
 
 @pytest.mark.parametrize("blocks", [[], [np.empty((0, 4))], lambda: iter(())])
-def test_nothing_to_read(blocks: Any) -> None:
+def test_empty_iterables_are_refused(blocks: Any) -> None:
     with pytest.raises(ValueError, match="iterable yields no vectors"):
         IterableSource(blocks)
 
 
-def test_an_iterator_that_can_be_read_once() -> None:
+def test_one_shot_iterators_are_refused() -> None:
     with pytest.raises(ValueError, match="can be read only once; pass a function"):
         IterableSource(pieces())
     once = pieces()
@@ -74,7 +74,7 @@ def test_an_iterator_that_can_be_read_once() -> None:
 
 
 @pytest.mark.parametrize("later", [999, 1001])
-def test_other_vectors_the_second_time(later: int) -> None:
+def test_a_different_number_of_vectors_in_a_later_pass_is_refused(later: int) -> None:
     reads = iter([1000, later])
 
     def changing() -> Iterable[Vectors]:
@@ -109,7 +109,7 @@ def test_read_only_blocks_are_read_without_a_warning() -> None:
         assert IterableSource([block]).rows == 3
 
 
-def test_an_error_of_the_iterable_comes_through() -> None:
+def test_an_error_in_the_iterable_is_raised() -> None:
     reads = iter([False, True])
 
     def failing() -> Iterator[Vectors]:

@@ -1,4 +1,4 @@
-"""Reading no more than passes need."""
+"""Reading only the vectors that passes need."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from sctok.kmeans_tools.sources.vectors import ArraySource, Block
 
 @dataclass
 class Wanted:
-    """A pass that needs some places."""
+    """A pass that needs the vectors at `places`."""
 
     places: set[int]
     rows: int
@@ -27,7 +27,7 @@ class Wanted:
 
 
 class Coarse(ArraySource):
-    """Reads 50 neighbours for every vector."""
+    """An array source that claims to read 50 neighbours for every vector."""
 
     grain = 50
 
@@ -41,7 +41,7 @@ def source(kind: type[ArraySource] = ArraySource) -> ArraySource:
 
 
 @pytest.mark.parametrize("kind", [ArraySource, Coarse])
-def test_what_two_passes_need_comes_once_in_order_with_its_weights(kind: type[ArraySource]) -> None:
+def test_vectors_for_two_passes_come_once_in_order_with_their_weights(kind: type[ArraySource]) -> None:
     wanted = Wanted({1, 5, 999}, 1000), Wanted({5, 700}, 1000)
     blocks = read(source(kind), *wanted, block_rows=3)
     places = np.concatenate([block.places for block in blocks])
@@ -54,12 +54,12 @@ def test_what_two_passes_need_comes_once_in_order_with_its_weights(kind: type[Ar
 
 
 @pytest.mark.parametrize("count", [600, 1000])
-def test_most_of_the_vectors_are_read_as_all(count: int) -> None:
+def test_all_vectors_are_read_if_most_are_needed(count: int) -> None:
     blocks = read(source(), Wanted(set(range(count)), 1000))
     assert sum(len(block.places) for block in blocks) == 1000
 
 
-def test_scattered_vectors_of_a_coarse_source_are_read_as_all() -> None:
+def test_all_vectors_are_read_if_scattered_ones_of_a_coarse_source_are_needed() -> None:
     few = set(range(0, 1000, 20))
     assert sum(len(block.places) for block in read(source(Coarse), Wanted(few, 1000))) == 1000
     assert sum(len(block.places) for block in read(source(), Wanted(few, 1000))) == 50
@@ -67,5 +67,5 @@ def test_scattered_vectors_of_a_coarse_source_are_read_as_all() -> None:
     assert sum(len(block.places) for block in read(source(Coarse), together)) == 50
 
 
-def test_nothing_needed_is_nothing_read() -> None:
+def test_nothing_is_read_if_nothing_is_needed() -> None:
     assert read(source(), Wanted(set(), 1000)) == []

@@ -1,4 +1,4 @@
-"""Reading vectors: blocks, samples, and shards that do not belong together."""
+"""Reading of vectors: blocks, samples, and shards that do not fit together."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctok.formats.feature_shards import FeatureShard, FeatureShardWriter
-from sctok.kmeans_tools.seeding.place_random import place_uniforms
+from sctok.kmeans_tools.seeding.first_centroids import draw_sample
 from sctok.kmeans_tools.sources.vectors import (
     ArraySource,
     ShardSource,
@@ -20,6 +20,7 @@ from sctok.kmeans_tools.sources.vectors import (
     plan_blocks,
     sample_places,
 )
+from sctok.runtime.distributed import Group
 
 WIDTH = 6
 
@@ -33,8 +34,8 @@ def write_shard(path: Path, columns: list[int], seed: int = 0, width: int = WIDT
     return path
 
 
-def read_all(source: VectorSource, block_rows: int, seed: int | None = None) -> tuple[Any, Vectors]:
-    blocks = list(source.blocks(block_rows, seed))
+def read_all(source: VectorSource, block_rows: int) -> tuple[Any, Vectors]:
+    blocks = list(source.blocks(block_rows))
     assert all(len(block.rows) <= block_rows for block in blocks)
     return np.concatenate([block.places for block in blocks]), np.concatenate([block.rows for block in blocks])
 
@@ -62,41 +63,31 @@ def test_blocks_join_the_shards_in_order(shards: list[Path], stack: int, block_r
     assert np.array_equal(rows, np.concatenate(expected))
 
 
-@pytest.mark.parametrize("stack", [1, 4])
-def test_shuffled_blocks_hold_every_vector_once(shards: list[Path], stack: int) -> None:
-    source = ShardSource(shards, stack)
-    _, ordered = read_all(source, 1000)
-    places, rows = read_all(source, 64, seed=1)
-    assert sorted(places.tolist()) == list(range(source.rows))
-    assert np.array_equal(rows, ordered[places])
-    assert places.tolist() != sorted(places.tolist())
-    assert places.tolist() == read_all(source, 64, seed=1)[0].tolist()
-
-
 def test_samples_are_distinct_places_and_repeatable(shards: list[Path]) -> None:
     source = ShardSource(shards, 2)
     _, rows = read_all(source, 1000)
     places = sample_places(source.rows, 100, (0, 1))
     assert len(set(places.tolist())) == 100
-    assert np.array_equal(source.sample(100, (0, 1)), rows[places])
-    assert not np.array_equal(source.sample(100, (0, 1)), source.sample(100, (0, 2)))
-    assert np.array_equal(source.sample(10**9, (0, 1)), rows)
+    assert np.array_equal(draw_sample(source, 100, (0, 1))[0], rows[places])
+    assert not np.array_equal(places, sample_places(source.rows, 100, (0, 2)))
+    assert np.array_equal(draw_sample(source, 10**9, (0, 1))[0], rows)
 
 
 def test_an_array_and_shards_of_the_same_vectors_agree(shards: list[Path]) -> None:
     source = ShardSource(shards, 1)
     _, rows = read_all(source, 1000)
     array = ArraySource(rows)
-    for seed in (None, 5):
-        for one, other in zip(source.blocks(200, seed), array.blocks(200, seed), strict=True):
-            assert np.array_equal(one.places, other.places)
-            assert np.array_equal(one.rows, other.rows)
+    for one, other in zip(source.blocks(200), array.blocks(200), strict=True):
+        assert np.array_equal(one.places, other.places)
+        assert np.array_equal(one.rows, other.rows)
 
 
 def test_more_shards_than_may_be_open(tmp_path: Path) -> None:
     paths = [write_shard(tmp_path / f"{index:02}.h5", [2], seed=index) for index in range(20)]
-    places, _ = read_all(ShardSource(paths, 1), 64, seed=0)
-    assert sorted(places.tolist()) == list(range(320))
+    source = ShardSource(paths, 1)
+    for _ in range(2):
+        places, _ = read_all(source, 64)
+        assert places.tolist() == list(range(320))
 
 
 def test_shards_of_another_encoder_are_refused(tmp_path: Path) -> None:
@@ -122,7 +113,7 @@ def test_shards_of_other_filterbank_settings_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_name_shard_and_vector(tmp_path: Path, value: float) -> None:
+def test_nan_and_infinity_are_reported_with_shard_and_vector(tmp_path: Path, value: float) -> None:
     paths = [write_shard(tmp_path / "a.h5", [4]), write_shard(tmp_path / "b.h5", [40])]
     with h5py.File(paths[1], "r+") as file:
         file["features"][35, 2] = value
@@ -158,56 +149,37 @@ def test_a_shard_replaced_while_it_is_read_is_refused(shards: list[Path]) -> Non
 @pytest.mark.parametrize(
     "array", [np.zeros((0, 3)), np.zeros((3, 0)), np.zeros(3), np.array([["a"]]), np.array([[1j]])]
 )
-def test_what_is_no_matrix_of_numbers(array: Any) -> None:
+def test_arrays_that_are_not_matrices_of_numbers_are_refused(array: Any) -> None:
     with pytest.raises(ValueError, match="vectors must be numbers of shape"):
         ArraySource(array)
 
 
-def test_float64_beyond_float32_is_named() -> None:
+def test_float64_beyond_the_range_of_float32_is_named() -> None:
     with pytest.raises(ValueError, match="row 1 holds NaN or infinity"):
         list(ArraySource(np.array([[1.0], [1e300]])).blocks(2))
-
-
-def test_uniforms_belong_to_places() -> None:
-    places = np.arange(100_000)
-    values = place_uniforms(places, (1, 2))
-    assert np.array_equal(values[500:600], place_uniforms(places[500:600], (1, 2)))
-    assert not np.array_equal(values, place_uniforms(places, (1, 3)))
-    assert 0 < values.min() < values.max() < 1
-    counts, _ = np.histogram(values, 10, (0, 1))
-    assert np.abs(counts - 10_000).max() < 500
-    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.02
 
 
 @given(
     rows=st.integers(1, 3000),
     block_rows=st.integers(1, 1500),
-    seed=st.none() | st.integers(0, 9),
     world=st.integers(1, 5),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_parts_of_all_ranks_are_the_whole(rows: int, block_rows: int, seed: int | None, world: int) -> None:
-    whole = list(plan_blocks(rows, block_rows, seed))
-    parts = [list(plan_blocks(rows, block_rows, seed, (rank, world))) for rank in range(world)]
-    pieces = sorted(piece for part in parts for block in part for piece in block)
-    held = [place for start, stop in pieces for place in range(start, stop)]
-    assert held == list(range(rows))
-    assert all(sum(stop - start for start, stop in block) <= block_rows for part in parts for block in part)
-    if seed is not None:
-        for index, block in enumerate(whole):
-            assert sorted(block) == sorted(piece for part in parts for piece in part[index])
+def test_the_spans_of_all_ranks_cover_all_rows(rows: int, block_rows: int, world: int) -> None:
+    spans = [Group(rank, world).span(rows) for rank in range(world)]
+    blocks = [block for span in spans for block in plan_blocks(rows, block_rows, span)]
+    assert [place for start, stop in blocks for place in range(start, stop)] == list(range(rows))
+    assert all(0 < stop - start <= block_rows for start, stop in blocks)
 
 
-@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0, 0)])
-def test_parts_that_do_not_exist(part: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"part {part[0]} of {part[1]} does not exist"):
-        list(plan_blocks(10, 3, None, part))
+def test_blocks_need_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="block_rows 0 is not positive"):
+        list(plan_blocks(10, 0))
 
 
 def test_more_ranks_than_vectors_get_nothing(shards: list[Path]) -> None:
     source = ShardSource(shards, 1)
-    empty = list(source.blocks(10**6, 3, (source.rows, source.rows + 1)))
-    assert [block.rows.shape for block in empty] == [(0, WIDTH)]
+    assert list(source.blocks(10**6, Group(0, source.rows + 1).span(source.rows))) == []
 
 
 @pytest.mark.parametrize(
@@ -219,7 +191,7 @@ def test_tensors_are_read_as_arrays(dtype: torch.dtype) -> None:
     assert np.array_equal(block.rows, values.float().numpy())
 
 
-def test_float32_arrays_are_not_copied_and_read_only_ones_stay_so() -> None:
+def test_float32_arrays_are_copied_only_if_they_are_read_only() -> None:
     array = np.arange(12, dtype=np.float32).reshape(4, 3)
     (block,) = ArraySource(array).blocks(10)
     assert np.shares_memory(block.rows, array)
@@ -229,14 +201,13 @@ def test_float32_arrays_are_not_copied_and_read_only_ones_stay_so() -> None:
     assert not np.shares_memory(block.rows, array)
 
 
-def test_weights_go_with_their_vectors() -> None:
+def test_weights_stay_with_their_vectors() -> None:
     array, weights = np.arange(3000.0)[:, None], np.arange(3000) / 7
     source = ArraySource(array, weights=weights)
-    for seed in (None, 4):
-        for block in source.blocks(700, seed):
-            assert block.weights is not None
-            assert block.weights.dtype == np.float64
-            assert np.array_equal(block.weights, weights[block.places])
+    for block in source.blocks(700):
+        assert block.weights is not None
+        assert block.weights.dtype == np.float64
+        assert np.array_equal(block.weights, weights[block.places])
     assert source.fingerprint != ArraySource(array).fingerprint
     assert source.fingerprint != ArraySource(array, weights=weights + 1).fingerprint
 
@@ -256,6 +227,6 @@ def test_bad_weights_are_named(weights: Any, message: str) -> None:
         ArraySource(np.eye(3), weights=weights)
 
 
-def test_finite_vectors_whose_sum_overflows_are_no_error() -> None:
+def test_finite_vectors_with_an_overflowing_sum_are_accepted() -> None:
     vectors = np.full((3, 2), 3e38, np.float32)
     assert np.array_equal(ArraySource(vectors).take(np.arange(3)), vectors)

@@ -1,32 +1,33 @@
-"""What the estimators take as data: one check at the door."""
+"""Input of the estimators: conversion to sources, and all checks of data and weights."""
 
 import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sctok.kernels.certify import as_real, check_real
-from sctok.kmeans_tools.float64.frames import Wide
-from sctok.kmeans_tools.float64.lloyd import safe_exponent
-
-from .iterables import IterableSource
-from .vectors import ShardSource, VectorSource, as_array, check_unmasked
-
-Array = npt.NDArray[Any]
-Data = Array | Tensor | VectorSource
-
-_BLOCK_ELEMENTS = 1 << 22
+from sctok.kmeans_tools.float64.frames import Wide, rows_per_block, safe_exponent
+from sctok.kmeans_tools.sources.iterables import IterableSource
+from sctok.kmeans_tools.sources.vectors import (
+    Array,
+    Data,
+    ShardSource,
+    VectorSource,
+    as_array,
+    check_unmasked,
+    check_weights,
+    source_weights,
+)
 
 
 def as_source(X: Any) -> VectorSource | None:
-    """Return X as a source of vectors, or None where it is an array or what NumPy makes one of.
+    """Return X as a source of vectors, or None if X is an array or something that NumPy converts to one.
 
-    Sources are VectorSources, paths of feature shards (read unstacked), lists of matrices and other iterables that are
-    no array-likes, and functions that return iterables.
+    Sources are VectorSources, paths of feature shards (read unstacked), lists of matrices, other iterables that are
+    not array-like, and functions that return iterables.
     """
     if callable(getattr(X, "blocks", None)) and callable(getattr(X, "take", None)):
         source: VectorSource = X
@@ -50,9 +51,9 @@ def check_tensor(X: Tensor) -> None:
 
 
 def check_kind(X: Any) -> None:
-    """Raise ValueError if an array-like holds what NumPy would turn into numbers and should not.
+    """Raise ValueError if an array-like holds text, dates, durations or masked values.
 
-    That is text, dates, durations and masked values. Other things that are no numbers fail when they are converted.
+    NumPy would convert these to numbers. Other values that are not numbers fail in the conversion.
     """
     if isinstance(X, np.ma.MaskedArray):
         check_unmasked(X)
@@ -67,10 +68,10 @@ def check_kind(X: Any) -> None:
 
 
 def check_finite_rows(rows: Array | Tensor) -> None:
-    """Raise ValueError naming the first of the rows (n, D) that holds NaN or infinity."""
+    """Raise ValueError naming the first row of (n, D) that holds NaN or infinity."""
     if isinstance(rows, Tensor) and not rows.is_floating_point():
         return
-    step = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+    step = rows_per_block(rows.shape[1])
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
         bad = ~(as_array(torch.isfinite(as_real(part))) if isinstance(part, Tensor) else np.isfinite(part)).all(axis=1)
@@ -79,15 +80,16 @@ def check_finite_rows(rows: Array | Tensor) -> None:
 
 
 def read_weights(sample_weight: Any, data: Data) -> Wide | None:
-    """Return sample weights (n,) float64, those that a source has itself, or None where all rows weigh 1.
+    """Return the weights (n,) float64 from sample_weight or from a source, or None if all rows weigh 1.
 
     Raises:
-        ValueError: weights that do not fit data (n, D), are negative, not finite or all zero, or go with a source.
+        ValueError: the weights do not fit data (n, D), or are negative, not finite or all zero; or sample_weight was
+            passed together with a source.
     """
     if not isinstance(data, np.ndarray | Tensor):
         if sample_weight is not None:
-            raise ValueError("sample_weight goes with arrays and tensors; sources bring weights of their own")
-        own: Wide | None = getattr(data, "weights", None)
+            raise ValueError("sample_weight needs an array or a tensor; a source has its own weights")
+        own = source_weights(data)
         if own is not None and safe_exponent(float(own.max())):
             raise ValueError(f"{data.name}: the largest weight is {own.max():g}; scale the weights to about 1")
         return own
@@ -97,15 +99,7 @@ def read_weights(sample_weight: Any, data: Data) -> Wide | None:
     text = given.dtype.kind == "O" and any(isinstance(value, str | bytes | complex) for value in given.flat)
     if text or given.dtype.kind not in "fiubO":
         raise ValueError(f"sample_weight of {given.dtype} does not hold real numbers")
-    weights: Wide = given.astype(np.float64)
-    if weights.shape != (len(data),):
-        raise ValueError(f"sample_weight of shape {weights.shape} does not fit the {len(data)} rows of X")
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"sample_weight of row {row} is {weights[row]}, not a number of at least 0")
-    if not weights.any():
-        raise ValueError("sample_weight is zero for every row")
+    weights = check_weights(given.astype(np.float64), len(data), "sample_weight")
     with np.errstate(over="ignore"):
         if not np.isfinite(weights.sum()):
             raise ValueError("sample_weight is too large to be summed; scale the weights down")

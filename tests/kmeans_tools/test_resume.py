@@ -1,4 +1,4 @@
-"""A run of several codebooks that stops at any write and runs again gives the bytes of one clean run."""
+"""A fit of several codebooks that is stopped at any write and resumed gives the bytes of an uninterrupted fit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ import pytest
 
 from sctok.formats import files, tensors
 from sctok.formats.feature_shards import FeatureShardWriter
-from sctok.kmeans_tools import fit
-from sctok.kmeans_tools.checkpoints import save_state
+from sctok.kmeans_tools import resume
 from sctok.kmeans_tools.config import KMeansConfig
+from sctok.kmeans_tools.domains import DomainPlan, train_codebooks
+from sctok.kmeans_tools.resume import save_state
 from sctok.kmeans_tools.sources.vectors import ShardSource
-from sctok.kmeans_tools.training import train_codebooks
 
 SIZES = [12, 20]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class StoppedError(BaseException):
-    """Stands for the signal that ends the process."""
+    """Simulates the signal that ends the process."""
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save the time that a disk takes; no power fails here."""
+    """Skip syncing to disk to save time."""
     monkeypatch.setattr(files, "_sync", lambda path: None)
     monkeypatch.setattr(files, "sync_folder", lambda path: None)
 
 
 def train(source: ShardSource, folder: Path, name: str) -> dict[str, bytes]:
     config = KMeansConfig(device="cpu", **SETTINGS[name])
-    train_codebooks(source, SIZES, config, domain="x", folder=folder)
+    train_codebooks("x", source, DomainPlan(1, tuple(SIZES), config, folder))
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, wanted: int, *, before: bool) -> list[int]:
-    """Stop at one write, before or after its rename; return a list whose length counts the writes."""
+    """Stop at one write, before or after its rename; the length of the returned list is the number of writes."""
     writes: list[int] = []
 
     @contextmanager
@@ -71,15 +71,17 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, wanted: int, *, before: bool) -> li
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_stopped_at_any_write(name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_after_a_stop_at_any_write(
+    name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_every_write(name, source, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["lloyd", "minibatch"])
-def test_checkpoints_of_several_ranks(
+def test_resuming_from_checkpoints_of_several_ranks(
     name: str, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "save_state", lambda path, state, vectors: save_state(path, state, vectors=False))
+    monkeypatch.setattr(resume, "save_state", lambda path, state, vectors: save_state(path, state, vectors=False))
     check_every_write(name, source, tmp_path, monkeypatch)
 
 
@@ -102,5 +104,5 @@ def test_a_codebook_does_not_depend_on_the_others(name: str, source: ShardSource
     together = train(source, tmp_path / "together", name)
     for k in SIZES:
         config = KMeansConfig(device="cpu", **SETTINGS[name])
-        (book,) = train_codebooks(source, [k], config, domain="x", folder=tmp_path / "alone")
+        (book,) = train_codebooks("x", source, DomainPlan(1, (k,), config, tmp_path / "separate"))
         assert book.path.read_bytes() == together[book.path.name]

@@ -80,7 +80,7 @@ def test_comma_lists_stacks_and_the_table(root: Path) -> None:
     assert load_codebook(root / "codebooks" / "music-4-r25.safetensors").centroids.shape == (4, 24)
 
 
-def test_the_same_again_does_nothing_and_other_settings_need_overwrite(root: Path) -> None:
+def test_existing_codebooks_are_kept_and_other_settings_need_overwrite(root: Path) -> None:
     command = ("cluster", "--root", root, "--domain", "music", "--k", 4, "--device", "cpu")
     path = Path(run_json(*command)["codebooks"][0]["path"])
     before = path.read_bytes(), path.stat().st_mtime_ns
@@ -95,7 +95,7 @@ def test_the_same_again_does_nothing_and_other_settings_need_overwrite(root: Pat
     assert path.read_bytes() != before[0]
 
 
-def test_other_features_of_the_same_shape_are_not_taken_for_the_old_ones(root: Path) -> None:
+def test_other_features_of_the_same_shape_are_detected(root: Path) -> None:
     command = ("cluster", "--root", root, "--domain", "music", "--k", 4, "--device", "cpu")
     path = Path(run_json(*command)["codebooks"][0]["path"])
     before = path.read_bytes()
@@ -116,7 +116,7 @@ def test_overwrite_replaces_a_damaged_codebook(root: Path) -> None:
         assert path.read_bytes() == whole
 
 
-def test_what_killed_writers_left_is_removed(root: Path) -> None:
+def test_temporary_files_of_killed_processes_are_removed(root: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     folder = root / "codebooks"
@@ -143,7 +143,7 @@ def test_first_centroids_from_a_codebook_or_an_array(root: Path) -> None:
     assert run(*command, "--k", 5, "--seeding", path).exit_code == 2
     assert run(*command, "--k", 4, "--seeding", "nothing").exit_code == 2
     wrong_stack = run(*command, "--k", 4, "--seeding", path, "--token-rate", 50)
-    assert "stack factor 1, the features are of mini" in str(wrong_stack.exception)
+    assert "stack factor 1; the features have mini" in str(wrong_stack.exception)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_wrong_usage_of_merge(root: Path, options: list[str]) -> None:
     assert run("merge", "--root", root, *options).exit_code == 2
 
 
-def test_one_line_errors_that_name_what_is_wrong(root: Path) -> None:
+def test_errors_are_one_line_and_name_the_problem(root: Path) -> None:
     def message(*arguments: object) -> str:
         result = run(*arguments)
         assert result.exit_code == 1
