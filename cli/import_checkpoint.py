@@ -54,9 +54,9 @@ def import_checkpoint(
         "path": str(folder),
         "token_rate": info.token_rate,
         "codec_hash": info.token_hash,
-        "codebooks": [book.k for book in parts.codebooks],
+        "codebooks": [book.k for book in parts.tokens.codebooks],
     }
-    sizes = ", ".join(f"{book.k:,}" for book in parts.codebooks)
+    sizes = ", ".join(f"{book.k:,}" for book in parts.tokens.codebooks)
     emit(
         result,
         as_json,

@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -13,26 +13,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk
+from sctok.audio.packing import FileEnd, encode_files
 from sctok.audio.pieces import cut_pieces, empty_span, window_rows
+from sctok.audio.transfer import lanes_for
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE, token_count
-from sctok.codec.storage.codec_folder import CodecParts, load_codec
+from sctok.codec.storage.codec_folder import load_codec
 from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.sct import CodecTokens
 from sctok.runtime.devices import Use, resolve_device, resolve_precision
 
-from .decoding import DECODER, DecoderParts, TokenWindow, WindowDecoder
-from .encoding import WindowEncoder, centred
+from .codec_parts import CodecParts
+from .decoding import DECODER, TokenWindow, WindowDecoder
+from .encoding import UNDECIDED, SemanticQuantizer, WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
 from .samplers import SamplerConfig, visited_steps
-from .semantic import UNDECIDED, SemanticQuantizer
 from .waves import is_whole, mono_blocks
 
 DECODED_AT_ONCE = {"cpu": 4, "cuda": 16}  # windows
 
 Key = TypeVar("Key")
 T = TypeVar("T")
-Progress = Callable[[float], object]
+WindowProgress = Callable[[float], object]  # gets the number of windows finished since the last call
 
 
 class DecodingError(ValueError):
@@ -58,7 +60,7 @@ class Codec:
         self.info, self.device, self.precision = parts.info, device, precision
         self.batch_windows = batch_windows or DECODED_AT_ONCE[device.type]
         self._parts = parts
-        self._books = {codebook_hash(book): book for book in parts.codebooks}
+        self._books = {codebook_hash(book): book for book in parts.tokens.codebooks}
         self._quantizers: dict[str, SemanticQuantizer] = {}
 
     @classmethod
@@ -104,7 +106,7 @@ class Codec:
     @cached_property
     def encoder_hash(self) -> str:
         """Hash of the weights of the feature encoder."""
-        return self._parts.encoder.hash
+        return self._parts.tokens.encoder.hash
 
     @property
     def codebooks(self) -> dict[int, str]:
@@ -117,7 +119,7 @@ class Codec:
 
     def codebook_sizes(self, codebook: int | str | None = None) -> tuple[int, int]:
         """Return the rows of a semantic codebook, chosen as in `codebook_hash`, and of the acoustic one."""
-        return self._book(codebook)[1].k, len(self._parts.acoustic.quantizer.codes)
+        return self._book(codebook)[1].k, len(self._parts.tokens.acoustic.quantizer.codes)
 
     def encode(
         self, wave: ArrayLike, sample_rate: int, *, codebook: int | str | None = None, channel: int | None = None
@@ -149,51 +151,32 @@ class Codec:
         return found
 
     def encode_many(
-        self, chunks: Iterable[Chunk], codebook: int | str | None = None, progress: Progress | None = None
+        self, chunks: Iterable[Chunk], codebook: int | str | None = None, progress: WindowProgress | None = None
     ) -> Iterator[tuple[AudioItem, CodecTokens | str]]:
         """Yield the files whose windows `sctok.audio.loader.load_windows` gives, each with its tokens, in their order.
 
         Where a file cannot be read or encoded, the reason takes the place of its tokens. Windows of several files are
         encoded together. progress: is told how many have been. Raises ValueError for a codebook that is not there.
         """
-        chunks = centred(chunks) if self._encoder.published_steps else chunks
-        batches = _batched(_clip_windows(chunks), self._encoder.batch_size)
-        encoded = (pair for batch in batches for pair in self._encode_batch(batch, codebook, progress))
-        for clip, group in itertools.groupby(encoded, key=lambda pair: pair[0]):
-            tokens = [window.astype(np.int32) for _, window in group if window is not None]
-            yield clip.item, clip.reason or self._finish(tokens, clip.samples, codebook)
-
-    def _encode_batch(
-        self, batch: "list[tuple[_Clip, _Window | None]]", codebook: int | str | None, progress: Progress | None
-    ) -> "Iterator[tuple[_Clip, NDArray[np.int64] | None]]":
-        windows = [window for _, window in batch if window is not None]
-        tokens: Iterator[NDArray[np.int64]] = iter(())
-        if windows:
-            waves, last = np.stack([each.wave for each in windows]), np.array([each.last for each in windows])
-            tokens = iter(self.encode_windows(waves, last, codebook))
-            if progress is not None:
-                progress(len(windows))
-        for clip, window in batch:
-            yield clip, None if window is None else next(tokens)
+        name, book = self._book(codebook)
+        if name not in self._quantizers:
+            self._quantizers[name] = SemanticQuantizer(book, self.device)
+        encoder, quantizer = self._encoder, self._quantizers[name]
+        chunks = centred(chunks) if encoder.published_steps else chunks
+        with lanes_for(partial(encoder.encode, quantizer=quantizer), encoder.batch_size, self.device) as lanes:
+            for event in encode_files(chunks, lanes, _EncodedFile):
+                if isinstance(event, FileEnd):
+                    yield event.item, event.reason or self._finish(event.clip.tokens, event.samples, codebook)
+                    continue
+                event.clip.tokens.append(event.values.astype(np.int32))
+                if progress is not None:
+                    progress(1)
 
     def _finish(self, tokens: list[NDArray[np.int32]], samples: int, codebook: int | str | None) -> CodecTokens | str:
         pairs = np.concatenate(tokens)[: token_count(samples, self.stack_factor)]
         if (pairs == UNDECIDED).any():
             return "the encoder gives features that are not finite; check the audio"
         return self._describe(pairs, samples, codebook)
-
-    def encode_windows(
-        self, waves: NDArray[np.float32], last: NDArray[np.bool_], codebook: int | str | None = None
-    ) -> NDArray[np.int64]:
-        """Return the tokens int64 (w, 512 / stack factor, 2) of windows (w, 164,080), whatever files they are of.
-
-        last: bool (w,), true where a window ends its file. Tokens are -1 throughout a window of which the encoder gives
-        a feature that is not finite. Raises ValueError for a codebook that is not there.
-        """
-        name, book = self._book(codebook)
-        if name not in self._quantizers:
-            self._quantizers[name] = SemanticQuantizer(book, self.device)
-        return self._encoder.encode(waves, last, self._quantizers[name])
 
     def tokens(self, pairs: ArrayLike, samples: int | None = None, *, codebook: int | str | None = None) -> CodecTokens:
         """Return pairs of tokens, integers (n, 2), from wherever they come, as `decode` takes them.
@@ -244,7 +227,7 @@ class Codec:
         return np.concatenate(list(self.decode_blocks(tokens, sampler)))
 
     def decode_blocks(
-        self, tokens: CodecTokens, sampler: SamplerConfig | None = None, progress: Progress | None = None
+        self, tokens: CodecTokens, sampler: SamplerConfig | None = None, progress: WindowProgress | None = None
     ) -> Iterator[NDArray[np.float32]]:
         """Yield what `decode` returns in blocks (n,) of at most 10.24 s. Memory: `batch_windows` windows.
 
@@ -257,7 +240,7 @@ class Codec:
         self,
         files: Iterable[tuple[Key, CodecTokens]],
         sampler: SamplerConfig | None = None,
-        progress: Progress | None = None,
+        progress: WindowProgress | None = None,
     ) -> Iterator[tuple[Key, Iterator[NDArray[np.float32]]]]:
         """Yield for each (key, tokens) the key and the blocks that `decode_blocks` yields, in their order.
 
@@ -278,12 +261,12 @@ class Codec:
                 yield _Placed(file, TokenWindow(pairs, book, number))
 
     def _decode_windows(
-        self, batches: "Iterable[list[_Placed[Key]]]", sampler: SamplerConfig | None, progress: Progress | None
+        self, batches: "Iterable[list[_Placed[Key]]]", sampler: SamplerConfig | None, progress: WindowProgress | None
     ) -> "Iterator[tuple[_Placed[Key], NDArray[np.float32]]]":
         sampler = SamplerConfig() if sampler is None else sampler
         if not isinstance(sampler, SamplerConfig):
             raise ValueError(f"the sampler must be a SamplerConfig, not {sampler!r}")
-        steps = len(visited_steps(sampler, len(self._parts.schedule)))
+        steps = len(visited_steps(sampler, len(self._parts.decoder.schedule)))
         for batch in batches:
             share = len(batch) / steps
             told = None if progress is None else lambda count, share=share: progress(count * share)
@@ -305,24 +288,13 @@ class Codec:
 
     @cached_property
     def _encoder(self) -> WindowEncoder:
-        parts = self._parts
-        extractor = FeatureExtractor(parts.encoder, self.device, self.precision)
-        return WindowEncoder(extractor, parts.acoustic, self.stack_factor, self.device)
+        tokens = self._parts.tokens
+        extractor = FeatureExtractor(tokens.encoder, self.device, self.precision)
+        return WindowEncoder(extractor, tokens.acoustic, self.stack_factor, self.device)
 
     @cached_property
     def _decoder(self) -> WindowDecoder:
-        parts = self._parts
-        decoder = DecoderParts(
-            parts.acoustic.quantizer,
-            parts.unet,
-            parts.grid,
-            parts.schedule,
-            parts.scale_factor,
-            parts.vae,
-            parts.vocoder,
-            parts.info.order,
-        )
-        return WindowDecoder(decoder, self.device, self.precision)
+        return WindowDecoder(self._parts, self.device, self.precision)
 
     def _book(self, wanted: int | str | None) -> tuple[str, Codebook]:
         """Return hash and codebook by its number of rows or its hash, the largest where None."""
@@ -340,31 +312,15 @@ class Codec:
 
 
 @dataclass(eq=False)
-class _Clip:
-    """A file that is being encoded; length and fault are known when its last chunk has come. Equal to itself alone."""
+class _EncodedFile:
+    """The tokens of the windows of one file so far."""
 
     item: AudioItem
-    samples: int = 0
-    reason: str | None = None
+    tokens: list[NDArray[np.int32]] = field(default_factory=list)
 
-
-class _Window(NamedTuple):
-    wave: NDArray[np.float32]
-    last: bool
-
-
-def _clip_windows(chunks: Iterable[Chunk]) -> Iterator[tuple[_Clip, _Window | None]]:
-    """Yield the windows of files; None stands for one of a file that has come to its end without any."""
-    for _, pieces in itertools.groupby(chunks, key=lambda chunk: chunk.item):
-        clip: _Clip | None = None
-        for chunk in pieces:
-            clip = clip or _Clip(chunk.item)
-            clip.samples = chunk.samples or 0
-            clip.reason = chunk.error or ("it holds no samples" if chunk.last and not chunk.samples else None)
-            for row, wave in enumerate(chunk.waves if clip.reason is None else ()):
-                yield clip, _Window(wave, chunk.last and row == len(chunk.waves) - 1)
-            if clip.reason is not None:
-                yield clip, None
+    def wants(self, window: int, samples: int | None) -> bool:
+        """Return True: every window is encoded."""
+        return True
 
 
 def _chunks(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterator[Chunk]:

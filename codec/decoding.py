@@ -6,19 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sctok.audio.windows import WINDOW_FRAMES, WINDOW_SAMPLES
-from sctok.codec.models.condition import Order, build_condition, unconditional
-from sctok.codec.models.grid import GridCondition
-from sctok.codec.models.tunet import TUNet
-from sctok.codec.models.vae import AutoencoderKL
-from sctok.codec.models.vq import EMAVectorQuantizer
+from sctok.codec.models.condition import build_condition, unconditional
 from sctok.formats.codebooks import Codebook
 from sctok.formats.sct import TokenPairs
 from sctok.runtime.devices import DTYPES, Use
 
-from .noise_schedule import Schedule
+from .codec_parts import CodecParts
 from .overlap import NO_TOKEN
 from .samplers import Condition, SamplerConfig, sample, window_generators
 
@@ -38,29 +34,17 @@ class TokenWindow:
     number: int
 
 
-@dataclass(frozen=True, eq=False)
-class DecoderParts:
-    """What turns tokens into sound: the acoustic codebook, the T-UNet and its condition, the VAE and the vocoder."""
-
-    quantizer: EMAVectorQuantizer
-    unet: TUNet
-    grid: GridCondition | None
-    schedule: Schedule
-    scale_factor: float
-    vae: AutoencoderKL
-    vocoder: nn.Module
-    order: Order = "published"
-
-
 class WindowDecoder:
     """The decoder of a codec on one device."""
 
-    def __init__(self, parts: DecoderParts, device: torch.device, precision: str) -> None:
-        self._parts, self._device, self._precision = parts, device, precision
-        for module in (parts.quantizer, parts.unet, parts.grid, parts.vae, parts.vocoder):
+    def __init__(self, parts: CodecParts, device: torch.device, precision: str) -> None:
+        self._parts, self._device, self._precision = parts.decoder, device, precision
+        self._quantizer, self._order = parts.tokens.acoustic.quantizer, parts.info.order
+        decoder = parts.decoder
+        for module in (self._quantizer, decoder.unet, decoder.grid, decoder.vae, decoder.vocoder):
             if module is not None:
                 module.to(device).eval().requires_grad_(False)
-        self._latent_shape = parts.vae.config.latent_shape(WINDOW_FRAMES)
+        self._latent_shape = decoder.vae.config.latent_shape(WINDOW_FRAMES)
 
     @torch.inference_mode()
     def decode(
@@ -94,9 +78,9 @@ class WindowDecoder:
     def _condition(self, windows: Sequence[TokenWindow]) -> Condition:
         pairs = torch.from_numpy(np.stack([window.pairs for window in windows])).to(self._device)
         padded = pairs[..., 0] == NO_TOKEN
-        acoustic = self._parts.quantizer.decode(pairs[..., 1].masked_fill(padded, 0))
+        acoustic = self._quantizer.decode(pairs[..., 1].masked_fill(padded, 0))
         semantic = torch.from_numpy(np.stack([_centroids(window) for window in windows])).to(self._device)
-        context = build_condition(acoustic, semantic, padded, order=self._parts.order)
+        context = build_condition(acoustic, semantic, padded, order=self._order)
         nothing = unconditional(context.shape[1], acoustic.shape[-1] + semantic.shape[-1]).to(self._device)
         if self._parts.grid is None:
             return Condition(context, nothing)

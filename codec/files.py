@@ -17,7 +17,7 @@ from sctok.formats.files import DiskFullError, FormatError, atomic_path, remove_
 from sctok.formats.sct import CodecTokens, read_sct, write_sct
 from sctok.formats.token_shards import TokenShardWriter
 
-from .codec import Codec, DecodingError, Progress
+from .codec import Codec, DecodingError, WindowProgress
 from .listing import STREAMS, AudioJob, DecodeTask
 from .samplers import SamplerConfig
 
@@ -51,7 +51,12 @@ class Reading:
 
 
 def encode_files(
-    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, *, keep: bool = False, progress: Progress | None = None
+    codec: Codec,
+    jobs: Sequence[AudioJob],
+    reading: Reading,
+    *,
+    keep: bool = False,
+    progress: WindowProgress | None = None,
 ) -> Iterator[Outcome]:
     """Write the tokens of audio to `.sct` files and yield what became of each, unreadable ones first.
 
@@ -84,7 +89,7 @@ def encode_files(
 
 
 def encode_to_shard(
-    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, path: Path, progress: Progress | None = None
+    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, path: Path, progress: WindowProgress | None = None
 ) -> Iterator[Outcome]:
     """Write the tokens of audio to one token shard, as `encode_files` does to files; it appears when all is done.
 
@@ -121,7 +126,7 @@ def reconstruct_files(
     sampler: SamplerConfig,
     *,
     keep: bool = False,
-    progress: Progress | None = None,
+    progress: WindowProgress | None = None,
 ) -> Iterator[Outcome]:
     """Encode audio, decode its tokens and write the result, WAV or FLAC after the suffix of its target.
 
@@ -143,7 +148,7 @@ def decode_files(
     sampler: SamplerConfig,
     *,
     keep: bool = False,
-    progress: Progress | None = None,
+    progress: WindowProgress | None = None,
 ) -> Iterator[Outcome]:
     """Write the audio of tokens, WAV or FLAC (16 bits) after the suffix of its target, and yield what became of each.
 
@@ -264,7 +269,7 @@ class _Sink:
 
 
 def _encoded(
-    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: Progress | None
+    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: WindowProgress | None
 ) -> Iterator[tuple[AudioJob, CodecTokens | str]]:
     """Yield the tokens of audio, or why there are none; first what cannot be read at all."""
     good = []

@@ -14,7 +14,7 @@ LINEAR_BETAS = (0.0015, 0.0195)
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class NoiseSchedule:
     """Share of the signal's power left at each step: `alphas_cumprod` float32 (steps,), falling from almost 1."""
 
     alphas_cumprod: Tensor
@@ -30,7 +30,7 @@ class Schedule:
         return len(self.alphas_cumprod)
 
     @classmethod
-    def cosine(cls, steps: int = 1000, zero_terminal: bool = True) -> "Schedule":
+    def cosine(cls, steps: int = 1000, zero_terminal: bool = True) -> "NoiseSchedule":
         """Return the cosine schedule (paper, section III-D); with `zero_terminal` the last step is noise alone."""
         time = (np.arange(steps + 1, dtype=np.float64) / steps + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2
         power = np.cos(time) ** 2
@@ -38,16 +38,16 @@ class Schedule:
         return cls._from_betas(np.append(betas[:-1], 1.0) if zero_terminal else np.minimum(betas, MAX_BETA))
 
     @classmethod
-    def linear(cls, steps: int = 1000, start: float = LINEAR_BETAS[0], end: float = LINEAR_BETAS[1]) -> "Schedule":
+    def linear(cls, steps: int = 1000, start: float = LINEAR_BETAS[0], end: float = LINEAR_BETAS[1]) -> "NoiseSchedule":
         """Return the schedule whose betas' square roots grow linearly, the default of latent diffusion."""
         return cls._from_betas(np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2)
 
     @classmethod
-    def _from_betas(cls, betas: NDArray[np.float64]) -> "Schedule":
+    def _from_betas(cls, betas: NDArray[np.float64]) -> "NoiseSchedule":
         return cls(torch.from_numpy(np.cumprod(1 - betas).astype(np.float32)))
 
     @classmethod
-    def from_buffers(cls, buffers: Mapping[str, Tensor]) -> "Schedule":
+    def from_buffers(cls, buffers: Mapping[str, Tensor]) -> "NoiseSchedule":
         """Read the schedule that a checkpoint was trained with; raises KeyError without `alphas_cumprod`."""
         return cls(buffers["alphas_cumprod"].detach().float().cpu())
 

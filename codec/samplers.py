@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sctok.codec.models.tunet import PreparedContext, as_many
 
-from .noise_schedule import Schedule
+from .noise_schedule import NoiseSchedule
 
 Sampler = Literal["ddim", "dpm++", "unipc"]
 GuidanceForm = Literal["published", "paper"]
@@ -117,7 +117,7 @@ def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], devi
 @torch.inference_mode()
 def sample(
     model: Denoiser,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     config: SamplerConfig,
     condition: Condition,
     *,
@@ -194,7 +194,7 @@ def guided(model: Denoiser, scale: float, condition: Condition) -> Denoise:
 
 def _solve(
     denoise: Denoise,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     config: SamplerConfig,
     steps: list[int],
     latent: Tensor,
@@ -212,7 +212,7 @@ def _solve(
     return latent
 
 
-def _solver(name: Sampler, schedule: Schedule) -> Any:
+def _solver(name: Sampler, schedule: NoiseSchedule) -> Any:
     """Return the diffusers scheduler for a schedule; a last step without signal keeps a trace of it."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 

@@ -18,7 +18,7 @@ from sctok.codec.models.condition import PE_WIDTH, Order, build_condition, mark_
 from sctok.codec.models.grid import GridCondition, GridConfig
 from sctok.codec.models.tunet import TUNet, TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL, sample_posterior
-from sctok.codec.noise_schedule import Schedule
+from sctok.codec.noise_schedule import NoiseSchedule
 from sctok.features.encoder import AudioMAE
 from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_factor, stack_patches
@@ -140,7 +140,7 @@ class Trained(nn.Module):
             losses["estimate"] = (self.grid.estimate(extra).float() - latent).square().mean()
         return losses
 
-    def losses(self, batch: Batch, noise: Tensor, timestep: Tensor, schedule: Schedule, dropped: bool) -> Losses:
+    def losses(self, batch: Batch, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule, dropped: bool) -> Losses:
         """Return the losses of `denoise` and the commitment loss (paper Eq. 4), each ()."""
         context, commitment = self.condition(batch, dropped)
         noisy = schedule.add_noise(batch.latent, noise, timestep)
@@ -180,7 +180,7 @@ class CodecTraining(TrainingTask):
     ) -> None:
         require_precision(config.precision, device, CODEC_TRAINING)
         self.config, self.crops, self.device, self.group = config, crops, device, group
-        self.schedule = Schedule.cosine()
+        self.schedule = NoiseSchedule.cosine()
         self.stack = stack_factor(config.token_rate)
         self.encoder = frozen.encoder.to(device).eval().requires_grad_(False)
         self.vae = frozen.vae.to(device).eval().requires_grad_(False)

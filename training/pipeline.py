@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sctok.codec.codec_parts import CodecParts, DecoderParts, TokenParts, check_codebooks
 from sctok.codec.models.acoustic import AcousticConfig
 from sctok.codec.models.grid import GridConfig
 from sctok.codec.models.tunet import TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.samplers import SamplerConfig
-from sctok.codec.storage.codec_folder import CodecParts, describe_codec, save_codec
+from sctok.codec.storage.codec_folder import describe_codec, save_codec
 from sctok.codec.storage.parts import module_hash
 from sctok.features.checkpoints import EncoderWeights
 from sctok.formats.codebooks import Codebook, codebook_hash
@@ -45,7 +46,7 @@ class TrainingParts:
         books = [codebook_hash(book) for book in self.codebooks]
         found = {"encoder": self.encoder.hash, "codebooks": books, "vae": module_hash(self.vae)}
         if self.initial:
-            tensors = _trained_tensors(self.initial) | self.initial.schedule.buffers()
+            tensors = _trained_tensors(self.initial) | self.initial.decoder.schedule.buffers()
             found["initial"] = hash_arrays({name: value.numpy() for name, value in tensors.items()})
         return found
 
@@ -57,27 +58,22 @@ class TrainingParts:
                     f"the codebook of {book.k} centroids is for {book.metadata.token_rate} tokens per second, "
                     f"the codec for {config.token_rate}"
                 )
-            if book.metadata.encoder_hash != self.encoder.hash:
-                raise ValueError(
-                    f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
-                    f"({book.metadata.encoder_hash}), not with {self.encoder.name} ({self.encoder.hash}); "
-                    "cluster features of that encoder that were extracted with --padding keep"
-                )
+        check_codebooks(self.encoder, self.codebooks)
         if self.initial:
             self._check_initial(self.initial, config)
 
     def _check_initial(self, codec: CodecParts, config: CodecTrainingConfig) -> None:
-        name = codec.info.name
-        if codec.encoder.hash != self.encoder.hash:
-            raise ValueError(f"{name} was trained with the encoder {codec.encoder.hash}, not with {self.encoder.hash}")
+        name, tokens, decoder = codec.info.name, codec.tokens, codec.decoder
+        if tokens.encoder.hash != self.encoder.hash:
+            raise ValueError(f"{name} was trained with the encoder {tokens.encoder.hash}, not with {self.encoder.hash}")
         ours = _sizes(config.acoustic, config.unet, config.grid) | {"order": config.order}
-        theirs = _sizes(codec.acoustic.config, codec.unet.config, codec.grid.config if codec.grid else None)
+        theirs = _sizes(tokens.acoustic.config, decoder.unet.config, decoder.grid.config if decoder.grid else None)
         theirs["order"] = codec.info.order
         if differing := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
             told = ", ".join(f"{key} {theirs.get(key)} instead of {ours.get(key)}" for key in differing)
             raise ValueError(f"the configuration is not that of {name}, which has {told}: train with its settings")
         for part in ("encoder", "quant_conv"):
-            if module_hash(getattr(self.vae, part)) != module_hash(getattr(codec.vae, part)):
+            if module_hash(getattr(self.vae, part)) != module_hash(getattr(decoder.vae, part)):
                 raise ValueError(
                     f"the latents of the VAE are not those that {name} knows: take a VAE whose decoder alone was "
                     "trained on (sctok pretrain vae --decoder-of)"
@@ -108,7 +104,7 @@ class CodecRun:
         settings = {**config.to_json(), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
         self.run = TrainingRun(self.task, folder, settings, group)
         if parts.initial:
-            self.task.schedule = parts.initial.schedule
+            self.task.schedule = parts.initial.decoder.schedule
             if self.run.step == 0:
                 begin_with(self.task, parts.initial)
 
@@ -147,9 +143,12 @@ def _sizes(acoustic: AcousticConfig, unet: TUNetConfig, grid: GridConfig | None)
 
 
 def _trained_tensors(codec: CodecParts) -> dict[str, Tensor]:
-    modules = {"acoustic": codec.acoustic, "unet": codec.unet} | ({"grid": codec.grid} if codec.grid else {})
+    decoder = codec.decoder
+    modules = {"acoustic": codec.tokens.acoustic, "unet": decoder.unet} | (
+        {"grid": decoder.grid} if decoder.grid else {}
+    )
     tensors = {f"{name}.{key}": value for name, each in modules.items() for key, value in each.state_dict().items()}
-    return tensors | {"scale_factor": torch.tensor(codec.scale_factor)}
+    return tensors | {"scale_factor": torch.tensor(decoder.scale_factor)}
 
 
 def listening(task: CodecTraining, vocoder: nn.Module, run: RunConfig, heard: Heard | None = None) -> Listening:
@@ -164,15 +163,8 @@ def trained_codec(task: CodecTraining, parts: TrainingParts, name: str, provenan
     """Return the codec of a training's averaged weights, on the CPU in evaluation mode."""
     average = task.average.cpu().eval()
     info = describe_codec(name, parts.encoder, parts.codebooks, average.acoustic, task.config.order, provenance)
+    scale = float(average.scale_factor)
     return CodecParts(
-        encoder=parts.encoder,
-        codebooks=tuple(parts.codebooks),
-        acoustic=average.acoustic,
-        unet=average.unet,
-        grid=average.grid,
-        schedule=task.schedule,
-        scale_factor=float(average.scale_factor),
-        vae=parts.vae.cpu(),
-        vocoder=parts.vocoder.cpu(),
-        info=info,
+        TokenParts(parts.encoder, tuple(parts.codebooks), average.acoustic, info),
+        DecoderParts(average.unet, average.grid, task.schedule, scale, parts.vae.cpu(), parts.vocoder.cpu()),
     )

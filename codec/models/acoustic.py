@@ -10,7 +10,7 @@ from sctok.formats.stacking import stack_factor
 from sctok.kernels.cpu.lstm import bidirectional_lstm
 from sctok.runtime.cpu_features import jit_works
 
-from .vq import EMAVectorQuantizer, VQConfig
+from .ema_codebook import EMAVectorQuantizer, VQConfig
 
 PADDING = -1.0  # what the published code writes to positions without audio
 PUBLISHED_WIDTH = 768  # of the AudioMAE base encoder

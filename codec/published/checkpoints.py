@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sctok.codec.codec_parts import CodecInfo, CodecParts, DecoderParts, TokenParts
 from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
 from sctok.codec.models.condition import PE_WIDTH
 from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
 from sctok.codec.models.tunet import TUNet, TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL, VAEConfig
-from sctok.codec.noise_schedule import Schedule
-from sctok.codec.storage.codec_folder import CodecInfo, CodecParts
+from sctok.codec.noise_schedule import NoiseSchedule
 from sctok.features.checkpoints import EncoderWeights, read_checkpoint
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, load_npy
@@ -103,15 +103,10 @@ def read_published(
         raise ValueError(f"{files.source} does not fit the published layout: {'; '.join(problems)}")
     features = EncoderWeights(ENCODER_NAME, layout.encoder, weights.state_dict(), {"published_steps": True})
     provenance = {"imported_from": files.source, "averaged_weights": average, "licence": LICENCE}
+    info = CodecInfo(name or f"semanticodec-{rate}", rate, stack_factor(rate), provenance=provenance)
     return CodecParts(
-        encoder=features,
-        codebooks=_codebooks(files, rate, features),
-        acoustic=acoustic,
-        grid=None,
-        schedule=schedule,
-        scale_factor=scale,
-        info=CodecInfo(name or f"semanticodec-{rate}", rate, stack_factor(rate), provenance=provenance),
-        **modules,
+        TokenParts(features, _codebooks(files, rate, features), acoustic, info),
+        DecoderParts(grid=None, schedule=schedule, scale_factor=scale, **modules),
     )
 
 
@@ -157,7 +152,7 @@ def _schedule(decoder: Mapping[str, Tensor], problems: list[str]) -> tuple[Any, 
     schedule, scale = None, decoder.get(_SCALE, torch.ones(()))
     if _SCHEDULE in decoder:
         try:
-            schedule = Schedule.from_buffers(decoder)
+            schedule = NoiseSchedule.from_buffers(decoder)
         except (ValueError, RuntimeError) as error:
             problems.append(str(error))
     if scale.numel() != 1 or _fault(scale):

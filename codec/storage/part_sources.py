@@ -27,7 +27,7 @@ def open_vae(source: str, codecs: Path | None = None) -> AutoencoderKL:
     """
     place = find_codec(source, codecs)
     if place is not None:
-        return load_codec(place).vae
+        return load_codec(place).decoder.vae
     path = Path(source)
     if not path.is_file():
         return load_diffusers_vae(source)[0]
@@ -40,7 +40,7 @@ def open_vocoder(source: str, codecs: Path | None = None) -> nn.Module:
     """Return a vocoder on the CPU, float32 in evaluation mode; arguments and errors are those of `open_vae`."""
     place = find_codec(source, codecs)
     if place is not None:
-        return load_codec(place).vocoder
+        return load_codec(place).decoder.vocoder
     path = Path(source)
     if not path.is_file():
         return load_diffusers_vocoder(source)

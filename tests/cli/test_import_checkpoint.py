@@ -40,7 +40,7 @@ def test_a_codec_that_loads(run, source, tmp_path):
         "codec_hash": parts.info.token_hash,
         "codebooks": [40],
     }
-    assert parts.encoder.published_steps
+    assert parts.tokens.encoder.published_steps
     assert "CC-BY-NC" in parts.info.provenance["licence"]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sctok.codec.models.condition import PE_WIDTH, build_condition
 from sctok.codec.models.tunet import TUNet, TUNetConfig
-from sctok.codec.noise_schedule import Schedule
+from sctok.codec.noise_schedule import NoiseSchedule
 
 PREFIX = "model.diffusion_model."
 LATENT = (1, 8, 256, 16)
@@ -24,10 +24,10 @@ def published_unet(reference: ModuleType, rate: int) -> TUNet:
     return model.eval()
 
 
-def published_schedule(reference: ModuleType) -> Schedule:
+def published_schedule(reference: ModuleType) -> NoiseSchedule:
     """Return the schedule in the buffers of the stand-in checkpoints."""
     buffers = reference.cosine_schedule()
-    return Schedule.from_buffers({name: torch.as_tensor(v, dtype=torch.float32) for name, v in buffers.items()})
+    return NoiseSchedule.from_buffers({name: torch.as_tensor(v, dtype=torch.float32) for name, v in buffers.items()})
 
 
 def golden_condition(reference: ModuleType, rate: int, golden: dict[str, NDArray[np.float32]]) -> Tensor:

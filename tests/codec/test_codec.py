@@ -20,7 +20,7 @@ from sctok.formats.codebooks import codebook_hash
 from sctok.formats.sct import CodecTokens
 from sctok.formats.stacking import stack_patches
 
-from .tiny import ACOUSTIC_SIZE, CODEBOOK_SIZES, tiny_parts
+from .tiny import ACOUSTIC_SIZE, CODEBOOK_SIZES, replace_parts, tiny_parts
 
 QUICK = SamplerConfig(steps=1, eta=0)
 
@@ -57,8 +57,8 @@ def test_tokens_are_those_of_each_window_alone(stack: int) -> None:
     parts = tiny_parts(stack)
     codec = Codec(parts, torch.device("cpu"), "fp32")
     wave = noise(WINDOW_SAMPLES + 50_000)
-    extractor = FeatureExtractor(parts.encoder, torch.device("cpu"), "fp32")
-    centroids = parts.codebooks[-1].centroids
+    extractor = FeatureExtractor(parts.tokens.encoder, torch.device("cpu"), "fp32")
+    centroids = parts.tokens.codebooks[-1].centroids
     expected = []
     for window, last in zip(*cut_windows(wave), strict=True):
         embedded, mel = extractor.embed_with_mel(window[None], np.array([last]))
@@ -67,7 +67,7 @@ def test_tokens_are_those_of_each_window_alone(stack: int) -> None:
         semantic = distances.argmin(axis=1)
         padded = mark_out(torch.from_numpy(mel), len(features))
         with torch.inference_mode():
-            found = parts.acoustic(
+            found = parts.tokens.acoustic(
                 torch.from_numpy(features)[None], torch.from_numpy(centroids[semantic])[None], padded
             )
         expected.append(np.stack([semantic, found.indices[0].numpy()], axis=1))
@@ -86,6 +86,15 @@ def test_tokens_do_not_depend_on_what_is_encoded_beside_them(codec: Codec, tmp_p
     assert [item for item, _ in together] == items
     for index, (_, found) in enumerate(together):
         assert same(found, codec.encode(noise(lengths[index], index), 16_000))
+
+
+def test_files_of_the_same_key_stay_apart(codec: Codec, tmp_path) -> None:
+    items = []
+    for index in range(2):
+        soundfile.write(tmp_path / f"{index}.wav", noise(5_000 + index, index), 16_000, subtype="FLOAT")
+        items.append(AudioItem("key", str(tmp_path / f"{index}.wav"), suffix=".wav"))
+    found = [tokens.samples for _, tokens in codec.encode_many(load_windows(items, workers=0))]
+    assert found == [5_000, 5_001]
 
 
 @pytest.mark.parametrize("size", [999, 200_000])
@@ -153,9 +162,9 @@ def test_silence_has_tokens_like_any_sound(codec: Codec) -> None:
 
 def test_an_encoder_that_gives_nan_is_an_error_of_the_file(codec: Codec) -> None:
     parts = tiny_parts()
-    tensors = {name: tensor * np.nan for name, tensor in parts.encoder.tensors.items()}
+    tensors = {name: tensor * np.nan for name, tensor in parts.tokens.encoder.tensors.items()}
     broken = Codec(
-        dataclasses.replace(parts, encoder=dataclasses.replace(parts.encoder, tensors=tensors)),
+        replace_parts(parts, encoder=dataclasses.replace(parts.tokens.encoder, tensors=tensors)),
         torch.device("cpu"),
         "fp32",
     )
@@ -165,7 +174,7 @@ def test_an_encoder_that_gives_nan_is_an_error_of_the_file(codec: Codec) -> None
 
 def test_codebooks_are_chosen_by_size_or_hash(codec: Codec) -> None:
     wave = noise(8_000)
-    small, large = (codebook_hash(book) for book in tiny_parts().codebooks)
+    small, large = (codebook_hash(book) for book in tiny_parts().tokens.codebooks)
     assert codec.codebooks == {CODEBOOK_SIZES[0]: small, CODEBOOK_SIZES[1]: large}
     assert codec.encode(wave, 16_000).codebook_hash == large
     assert codec.encode(wave, 16_000, codebook=CODEBOOK_SIZES[0]).codebook_hash == small

@@ -13,7 +13,7 @@ from sctok.codec import encoding
 from sctok.codec.codec import Codec
 from sctok.codec.encoding import centred
 
-from .tiny import tiny_parts
+from .tiny import replace_parts, tiny_parts
 
 
 def chunks_of(name: str, waves: NDArray[np.float32], size: int, error: str | None = None) -> Iterator[Chunk]:
@@ -64,7 +64,7 @@ def test_long_files_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_offset_changes_nothing_for_published_steps() -> None:
     parts = tiny_parts()
-    encoder = replace(parts.encoder, metadata={**parts.encoder.metadata, "published_steps": True})
-    codec = Codec(replace(parts, encoder=encoder), torch.device("cpu"), "fp32")
+    encoder = replace(parts.tokens.encoder, metadata={**parts.tokens.encoder.metadata, "published_steps": True})
+    codec = Codec(replace_parts(parts, encoder=encoder), torch.device("cpu"), "fp32")
     wave = np.random.default_rng(0).standard_normal(200_000).astype(np.float32) * 0.1
     np.testing.assert_array_equal(codec.encode(wave, 16_000).tokens, codec.encode(wave + 0.25, 16_000).tokens)

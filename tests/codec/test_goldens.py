@@ -68,7 +68,7 @@ def mel(parts, golden):
     """The VAE's decoding (1, 1, 1024, 64) of the published latent."""
     latent = torch.from_numpy(golden[100]["ddim4_eta0_cfg2_latent"])
     with torch.inference_mode():
-        return parts.vae.decode(latent / parts.scale_factor)
+        return parts.decoder.vae.decode(latent / parts.decoder.scale_factor)
 
 
 def test_semantic_tokens(tokens, golden, contractive):
@@ -88,15 +88,15 @@ def test_the_published_operators_on_this_cpu(codec, parts, tokens, signal_window
     """
     waves, last = (torch.from_numpy(each) for each in signal_windows)
     waves = centre(waves)[:1]
-    embedded, semantic = codec._encoder.embed(waves, last[:1]), torch.from_numpy(parts.codebooks[0].centroids)
-    acoustic = Acoustic(parts.acoustic.state_dict())
+    embedded, semantic = codec._encoder.embed(waves, last[:1]), torch.from_numpy(parts.tokens.codebooks[0].centroids)
+    acoustic = Acoustic(parts.tokens.acoustic.state_dict())
     with torch.inference_mode():
         mel = published_filterbank(waves, last[:1])
-        plain, padded = features(parts.encoder.tensors, mel), mark_out(mel, 512)
+        plain, padded = features(parts.tokens.encoder.tensors, mel), mark_out(mel, 512)
         assert torch.equal(embedded.features, plain)
         centroids = semantic[torch.cdist(plain, semantic).argmin(dim=-1)]
         vectors = acoustic(plain, centroids, padded)
-        ours = parts.acoustic._before_quantizer(acoustic.inputs(plain, centroids, padded))
+        ours = parts.tokens.acoustic._before_quantizer(acoustic.inputs(plain, centroids, padded))
     assert torch.equal(ours, vectors)
     assert (acoustic.tokens(vectors)[0].numpy() == tokens[:512, 1]).mean() >= 0.999
 
@@ -104,7 +104,7 @@ def test_the_published_operators_on_this_cpu(codec, parts, tokens, signal_window
 def test_velocity(parts, golden, reference):
     context = golden_condition(reference, 100, golden[100])
     with torch.inference_mode():
-        velocity = parts.unet(initial_noise(), torch.tensor([500]), context)
+        velocity = parts.decoder.unet(initial_noise(), torch.tensor([500]), context)
     assert relative_error(velocity, golden[100]["unet_v_at_500"]) < 1e-4
 
 
@@ -114,13 +114,13 @@ def test_spectrogram(mel, golden):
 
 def test_waveform(parts, mel, golden):
     with torch.inference_mode():
-        wave = parts.vocoder(mel[:, 0])
+        wave = parts.decoder.vocoder(mel[:, 0])
     assert relative_error(wave[:, None, :16_000], golden[100]["waveform_first_second"]) < 1e-4
     assert wave.square().mean().sqrt().item() == pytest.approx(float(golden[100]["waveform_rms"]), rel=1e-4)
 
 
 def test_parts_of_a_checkpoint_by_themselves(parts, checkpoints):
     vae, vocoder = (load(checkpoints / "decoder.ckpt") for load in (load_published_vae, load_published_vocoder))
-    for alone, imported in ((vae, parts.vae), (vocoder, parts.vocoder)):
+    for alone, imported in ((vae, parts.decoder.vae), (vocoder, parts.decoder.vocoder)):
         expected = imported.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in alone.state_dict().items())

@@ -7,7 +7,7 @@ import torch
 
 from sctok.codec.models.condition import PE_WIDTH, unconditional
 from sctok.codec.models.tunet import PreparedContext, as_many
-from sctok.codec.noise_schedule import Schedule
+from sctok.codec.noise_schedule import NoiseSchedule
 from sctok.codec.samplers import Condition, SamplerConfig, sample, visited_steps, window_generators
 
 from .standins import (
@@ -19,7 +19,7 @@ from .standins import (
     relative_error,
 )
 
-SCHEDULE = Schedule.cosine()
+SCHEDULE = NoiseSchedule.cosine()
 DEVIATION = torch.linspace(0.3, 2.0, 64).view(1, 16, 4)
 SHAPE = (32, 1, 16, 4)
 MEANS = torch.linspace(-1, 1, SHAPE[0]).view(-1, 1, 1, 1)
@@ -30,7 +30,7 @@ ODE = SamplerConfig(eta=0, guidance=1, spacing="trailing")
 class Gaussian:
     """The exact v where latents are Gaussian: the context holds their means, `DEVIATION` their deviations."""
 
-    def __init__(self, schedule: Schedule = SCHEDULE) -> None:
+    def __init__(self, schedule: NoiseSchedule = SCHEDULE) -> None:
         self.schedule = schedule
         self.batches: list[int] = []
 

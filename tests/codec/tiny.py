@@ -1,16 +1,20 @@
 """A codec with everything in it and nothing learned, small enough for tests."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
+from sctok.codec.codec_parts import CodecParts, DecoderParts, TokenParts
 from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
 from sctok.codec.models.condition import PE_WIDTH
 from sctok.codec.models.grid import GridCondition, GridConfig
 from sctok.codec.models.tunet import TUNet, TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL, VAEConfig
 from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
-from sctok.codec.noise_schedule import Schedule
-from sctok.codec.storage.codec_folder import CodecParts, describe_codec
+from sctok.codec.noise_schedule import NoiseSchedule
+from sctok.codec.storage.codec_folder import describe_codec
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, CodebookInfo
@@ -44,17 +48,16 @@ def tiny_parts(stack: int = 4, *, grid: bool = True, seed: int = 0) -> CodecPart
             module.eval()
     books = tuple(_codebook(size, stack, weights.hash) for size in CODEBOOK_SIZES)
     return CodecParts(
-        encoder=weights,
-        codebooks=books,
-        acoustic=acoustic,
-        unet=unet,
-        grid=laid_out,
-        schedule=Schedule.cosine(),
-        scale_factor=0.5,
-        vae=vae,
-        vocoder=vocoder,
-        info=describe_codec("tiny", weights, books, acoustic),
+        TokenParts(weights, books, acoustic, describe_codec("tiny", weights, books, acoustic)),
+        DecoderParts(unet, laid_out, NoiseSchedule.cosine(), 0.5, vae, vocoder),
     )
+
+
+def replace_parts(parts: CodecParts, **changes: Any) -> CodecParts:
+    """Return a codec in which some parts, given by their field names, are replaced."""
+    tokens = {name: part for name, part in changes.items() if hasattr(parts.tokens, name)}
+    decoder = {name: part for name, part in changes.items() if name not in tokens}
+    return CodecParts(replace(parts.tokens, **tokens), replace(parts.decoder, **decoder))
 
 
 def _codebook(size: int, stack: int, encoder_hash: str) -> Codebook:

@@ -33,11 +33,11 @@ def test_every_tensor_goes_where_it_belongs(read, tensors):
     encoder, decoder = tensors
     parts = read()
     places = [
-        (dict(parts.encoder.tensors), encoder, "audiomae.model."),
-        (parts.acoustic.state_dict(), encoder, ""),
-        (parts.unet.state_dict(), decoder, "model.diffusion_model."),
-        (parts.vae.state_dict(), decoder, "first_stage_model."),
-        (parts.vocoder.state_dict(), decoder, "first_stage_model.vocoder."),
+        (dict(parts.tokens.encoder.tensors), encoder, "audiomae.model."),
+        (parts.tokens.acoustic.state_dict(), encoder, ""),
+        (parts.decoder.unet.state_dict(), decoder, "model.diffusion_model."),
+        (parts.decoder.vae.state_dict(), decoder, "first_stage_model."),
+        (parts.decoder.vocoder.state_dict(), decoder, "first_stage_model.vocoder."),
     ]
     for ours, theirs, prefix in places:
         assert ours
@@ -46,18 +46,18 @@ def test_every_tensor_goes_where_it_belongs(read, tensors):
 
 def test_schedule_and_scale_are_read_and_not_rebuilt(read, tensors):
     parts = read()
-    assert torch.equal(parts.schedule.alphas_cumprod, tensors[1]["alphas_cumprod"])
-    assert parts.scale_factor == 0.75
+    assert torch.equal(parts.decoder.schedule.alphas_cumprod, tensors[1]["alphas_cumprod"])
+    assert parts.decoder.scale_factor == 0.75
 
 
 def test_the_token_rate_shows_in_the_shapes(read):
     info = read().info
     assert (info.name, info.token_rate, info.stack_factor) == ("semanticodec-50", 50, 2)
-    assert read().codebooks[0].centroids.shape == (40, 64)
+    assert read().tokens.codebooks[0].centroids.shape == (40, 64)
 
 
 def test_features_are_computed_in_the_published_steps(read):
-    assert read().encoder.published_steps
+    assert read().tokens.encoder.published_steps
 
 
 def test_another_rate_than_expected(read):
@@ -67,8 +67,8 @@ def test_another_rate_than_expected(read):
 
 def test_averaged_weights_are_taken_when_asked_for(read, tensors):
     weight = tensors[1]["model.diffusion_model.out.2.bias"]
-    assert torch.equal(read().unet.out[2].bias, weight)
-    assert torch.equal(read(average=True).unet.out[2].bias, weight + 1)
+    assert torch.equal(read().decoder.unet.out[2].bias, weight)
+    assert torch.equal(read(average=True).decoder.unet.out[2].bias, weight + 1)
 
 
 def test_all_that_does_not_fit_is_in_one_error(read, tensors):
@@ -110,7 +110,7 @@ def test_checkpoints_of_the_training(read, tensors):
 
 def test_older_quantizers_keep_a_flag_in_a_vector(read, tensors):
     tensors[0]["quantizer._codebook.initted"] = torch.ones(1)
-    assert read().acoustic.quantizer.codes.shape == (24, 64)
+    assert read().tokens.acoustic.quantizer.codes.shape == (24, 64)
 
 
 def test_a_codebook_of_another_width(read, tmp_path):

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.codec.tiny import tiny_parts
+from tests.codec.tiny import replace_parts, tiny_parts
 
 from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
-from sctok.codec.storage.codec_folder import INFO_FILE, load_codec, load_vae, load_vocoder, read_decoder, save_codec
+from sctok.codec.storage.codec_folder import INFO_FILE, load_codec, load_decoder, save_codec
+from sctok.codec.storage.parts import load_vae, load_vocoder
 from sctok.formats.files import FormatError
 from sctok.formats.tensors import read_tensors, save_tensors
 
@@ -34,34 +35,35 @@ def rewrite(path, change):
 
 def test_hifigan_comes_back(parts, tmp_path):
     vocoder = HifiGan(HifiGanConfig(8, (2, 2), (4, 4), (3,), (1,))).eval()
-    save_codec(tmp_path / "codec", dataclasses.replace(parts, vocoder=vocoder))
+    save_codec(tmp_path / "codec", replace_parts(parts, vocoder=vocoder))
     mel = torch.randn(1, 5, 64)
-    assert torch.equal(load_codec(tmp_path / "codec").vocoder(mel), vocoder(mel))
+    assert torch.equal(load_codec(tmp_path / "codec").decoder.vocoder(mel), vocoder(mel))
 
 
 def test_an_encoder_that_is_only_called_like_a_bundled_one_comes_back(parts, tmp_path):
-    save_codec(tmp_path / "codec", dataclasses.replace(parts, encoder=dataclasses.replace(parts.encoder, name="mini")))
-    assert load_codec(tmp_path / "codec").encoder.hash == parts.encoder.hash
+    save_codec(tmp_path / "codec", replace_parts(parts, encoder=dataclasses.replace(parts.tokens.encoder, name="mini")))
+    assert load_codec(tmp_path / "codec").tokens.encoder.hash == parts.tokens.encoder.hash
 
 
 @pytest.mark.parametrize("name", ["acoustic", "unet", "grid", "vae", "vocoder"])
 def test_modules_come_back_bit_for_bit(parts, folder, name):
-    ours, theirs = getattr(parts, name).state_dict(), getattr(load_codec(folder), name).state_dict()
+    half = "tokens" if name == "acoustic" else "decoder"
+    ours, theirs = (getattr(getattr(codec, half), name).state_dict() for codec in (parts, load_codec(folder)))
     kept = [key for key in ours if not key.endswith(("initted", "cluster_size", "embed_avg"))]
     assert all(torch.equal(ours[key], theirs[key]) for key in kept)
 
 
 def test_schedule_and_scale_come_back(parts, folder):
     read = load_codec(folder)
-    assert torch.equal(read.schedule.alphas_cumprod, parts.schedule.alphas_cumprod)
-    assert read.scale_factor == parts.scale_factor
+    assert torch.equal(read.decoder.schedule.alphas_cumprod, parts.decoder.schedule.alphas_cumprod)
+    assert read.decoder.scale_factor == parts.decoder.scale_factor
 
 
 def test_half_precision_is_another_codec(parts, folder, tmp_path):
     save_codec(tmp_path / "half", parts, np.float16)
     half = load_codec(tmp_path / "half")
     assert half.info.token_hash != load_codec(folder).info.token_hash
-    assert half.unet.state_dict()["out.2.weight"].dtype == torch.float32
+    assert half.decoder.unet.state_dict()["out.2.weight"].dtype == torch.float32
 
 
 def test_equal_codecs_have_equal_bytes(parts, folder, tmp_path):
@@ -122,7 +124,7 @@ def test_what_is_no_codec_is_not_replaced(parts, tmp_path, make):
 
 def test_parts_that_do_not_fit_each_other_are_all_named(parts):
     with pytest.raises(ValueError, match=r"T-UNet's extra channels has width 8, not 0; the scale factor is 0"):
-        dataclasses.replace(parts, grid=None, scale_factor=0.0)
+        replace_parts(parts, grid=None, scale_factor=0.0)
 
 
 def test_other_versions_are_refused(folder):
@@ -170,7 +172,7 @@ def test_damaged_sizes_are_named(folder, part, changes):
     path = folder / f"{part}.safetensors"
     tensors, metadata = read_tensors(path, format_name="sctok-codec-part", version=1)
     save_tensors(path, tensors, format_name="sctok-codec-part", version=1, metadata=metadata | changes)
-    read = {"vae": load_vae, "vocoder": load_vocoder, "decoder": read_decoder}[part]
+    read = {"vae": load_vae, "vocoder": load_vocoder, "decoder": lambda path: load_decoder(path.parent)}[part]
     with pytest.raises(FormatError, match=rf"{part}\.safetensors is damaged"):
         read(path)
 

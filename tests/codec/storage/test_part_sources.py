@@ -33,15 +33,15 @@ def test_files_of_their_own(tmp_path: Path) -> None:
 def test_codecs_by_folder_and_by_name(tmp_path: Path) -> None:
     parts = tiny_parts()
     save_codec(tmp_path / "mine", parts)
-    assert same(open_vae(str(tmp_path / "mine")), parts.vae)
-    assert same(open_vae("mine", tmp_path), parts.vae)
-    assert same(open_vocoder("mine", tmp_path), parts.vocoder)
+    assert same(open_vae(str(tmp_path / "mine")), parts.decoder.vae)
+    assert same(open_vae("mine", tmp_path), parts.decoder.vae)
+    assert same(open_vocoder("mine", tmp_path), parts.decoder.vocoder)
 
 
 def test_a_codec_of_the_user_comes_before_a_bundled_one(tmp_path: Path) -> None:
     parts = tiny_parts(seed=5)
     save_codec(tmp_path / "mini", parts)
-    assert same(open_vae("mini", tmp_path), parts.vae)
+    assert same(open_vae("mini", tmp_path), parts.decoder.vae)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "x.safetensors", "x.ckpt"])

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tests.runtime.ranks import run_ranks
 
-from sctok.codec.models.vq import EMAVectorQuantizer, VQConfig
+from sctok.codec.models.ema_codebook import EMAVectorQuantizer, VQConfig
 
 _TRAIN = """
 import hashlib, json, torch
-from sctok.codec.models.vq import EMAVectorQuantizer, VQConfig
+from sctok.codec.models.ema_codebook import EMAVectorQuantizer, VQConfig
 config = VQConfig(4, 40, decay=0.5, restart_threshold=0.3, init="rows")
 quantizer = EMAVectorQuantizer(config).train()
 for step in range(6):
