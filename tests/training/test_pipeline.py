@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.codec.tiny import replace_parts
 
 from sctok.codec.codec_parts import CodecParts
 from sctok.codec.models.tunet import TUNet
@@ -103,7 +104,7 @@ def begun(inputs: list[str], folder: Path, **settings: Any) -> tuple[CodecRun, C
     first.train(lambda row: None)
     first.save(folder / "codec", "first")
     codec = load_codec(folder / "codec")
-    linear = replace(codec, decoder=replace(codec.decoder, schedule=NoiseSchedule.linear()))
+    linear = replace_parts(codec, schedule=NoiseSchedule.linear())
     parts = TrainingParts(
         linear.tokens.encoder, linear.tokens.codebooks, linear.decoder.vae, linear.decoder.vocoder, linear
     )
@@ -123,7 +124,7 @@ def test_a_training_begins_with_a_codec(inputs: list[str], tmp_path: Path) -> No
     assert torch.equal(again.task.model.unet.state_dict()[name], run.task.model.unet.state_dict()[name])
     assert not torch.equal(again.task.model.unet.state_dict()[name], value)
     assert torch.equal(again.task.schedule.alphas_cumprod, codec.decoder.schedule.alphas_cumprod)
-    for other in (None, replace(codec, schedule=NoiseSchedule.cosine())):
+    for other in (None, replace_parts(codec, schedule=NoiseSchedule.cosine())):
         with pytest.raises(ValueError, match=r"other settings \(parts\.initial\)"):
             tiny_run(inputs, tmp_path, replace(run.parts, initial=other))
 
@@ -136,13 +137,13 @@ def test_a_codec_of_other_sizes_is_no_beginning(inputs: list[str], tmp_path: Pat
         },
         "the latents of the VAE are not those that first knows": {"vae": AutoencoderKL(VAE)},
         "first was trained with the encoder .*, not with": {
-            "encoder": EncoderWeights("other", ENCODER, {k: v + 1 for k, v in codec.encoder.tensors.items()}, {})
+            "encoder": EncoderWeights("other", ENCODER, {k: v + 1 for k, v in codec.tokens.encoder.tensors.items()}, {})
         },
         "which has order paper instead of published": {"info": replace(codec.info, order="paper")},
     }
     for message, changes in beginnings.items():
         with pytest.raises(ValueError, match=message):
-            replace(run.parts, initial=replace(codec, **changes)).check(run.config)
+            replace(run.parts, initial=replace_parts(codec, **changes)).check(run.config)
 
 
 def test_codebooks_of_another_encoder_or_rate_are_refused(inputs: list[str], tmp_path: Path) -> None:
