@@ -25,9 +25,10 @@ from sctok.audio.mel import DECODER_BINS
 from sctok.audio.pieces import empty_span, window_rows
 from sctok.audio.windows import FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from sctok.codec.codec_parts import CodecParts, DecoderParts
-from sctok.codec.encoding import BATCH, SemanticQuantizer
+from sctok.codec.encoding import BATCH
 from sctok.codec.models.condition import PE_WIDTH, build_condition, mark_out, unconditional
 from sctok.codec.samplers import Condition, Denoise, guided
+from sctok.codec.semantic import SemanticQuantizer
 from sctok.features.extractor import GPU_BATCH
 from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_patches

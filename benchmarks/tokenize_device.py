@@ -9,7 +9,7 @@ from tokenize_corpora import Audio, windows_of
 from tokenize_systems import System, load, make_system, seconds_of
 
 from sctok.audio.filterbank import filterbank
-from sctok.codec.encoding import SemanticQuantizer
+from sctok.codec.semantic import SemanticQuantizer
 from sctok.corpus.token_job import TokenizeJob
 from sctok.features.encoder import EncoderConfig
 from sctok.formats.stacking import stack_patches

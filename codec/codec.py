@@ -25,9 +25,10 @@ from sctok.runtime.devices import Use, resolve_device, resolve_precision
 
 from .codec_parts import CodecParts
 from .decoding import DECODER, TokenWindow, WindowDecoder
-from .encoding import UNDECIDED, SemanticQuantizer, WindowEncoder, centred
+from .encoding import WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
 from .samplers import SamplerConfig, visited_steps
+from .semantic import UNDECIDED, SemanticQuantizer
 from .waves import is_whole, mono_blocks
 
 DECODED_AT_ONCE = {"cpu": 4, "cuda": 16}  # windows

@@ -15,37 +15,15 @@ from sctok.audio.published_filterbank import centre
 from sctok.codec.models.acoustic import AcousticEncoder, windows_alone
 from sctok.codec.models.condition import mark_out
 from sctok.features.extractor import FeatureExtractor
-from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_patches
-from sctok.kernels.assign import nearest_centroid, prepare_centroids
+
+from .semantic import UNDECIDED, SemanticQuantizer
 
 BATCH = {
     "cpu": 16,
     "cuda": 16,
 }  # windows that the acoustic encoder takes at once: as many share a reading of its weights
-UNDECIDED = -1  # the token of a feature that is not finite
 CENTRED_WINDOWS = 128  # of a file, 22 minutes; more are not held
-
-
-class SemanticQuantizer:
-    """A codebook that is ready for use on a device."""
-
-    def __init__(self, codebook: Codebook, device: torch.device) -> None:
-        self._prepared = prepare_centroids(torch.from_numpy(codebook.centroids).to(device))
-
-    def labels(self, features: Tensor) -> Tensor:
-        """Return the nearest centroids int64 (…), the lowest of equals, of features float32 (…, F) on the device.
-
-        The label is -1 where a feature is not finite. What a feature gets does not depend on the others.
-        """
-        points = features.reshape(-1, features.shape[-1])
-        finite = torch.isfinite(points).all(dim=1)
-        labels = nearest_centroid(torch.where(finite[:, None], points, 0.0), self._prepared).labels
-        return torch.where(finite, labels, UNDECIDED).reshape(features.shape[:-1])
-
-    def vectors(self, labels: Tensor) -> Tensor:
-        """Return the centroids float32 (…, F) of labels int64 (…), none of them negative."""
-        return torch.nn.functional.embedding(labels, self._prepared.centroids)
 
 
 class Embedded(NamedTuple):

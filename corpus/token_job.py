@@ -14,7 +14,8 @@ from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk
 from sctok.audio.transfer import Ends, Waves
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_PATCHES, token_count
-from sctok.codec.encoding import UNDECIDED, SemanticQuantizer, centred
+from sctok.codec.encoding import centred
+from sctok.codec.semantic import UNDECIDED, SemanticQuantizer
 from sctok.codec.tokenizer import CodecTokenizer
 from sctok.corpus.runs.run_folder import RunFolder
 from sctok.corpus.runs.sharding import Extractor, describe_source

@@ -19,7 +19,7 @@ from sctok.audio.packing import encode_files
 from sctok.audio.pieces import read_pieces
 from sctok.audio.transfer import DirectLanes, Ends, Waves
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.codec.encoding import SemanticQuantizer
+from sctok.codec.semantic import SemanticQuantizer
 from sctok.corpus.runs.stages import ENCODER, FILTERBANK, NEAREST, StageTimes
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.codebooks import Codebook, CodebookInfo

@@ -17,7 +17,7 @@ from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.pieces import empty_span, window_rows
 from sctok.audio.published_filterbank import centre
 from sctok.audio.windows import COLUMN_SAMPLES, FRAME_SHIFT, PATCH_ROWS, SAMPLE_RATE, WINDOW_SAMPLES, audio_columns
-from sctok.codec.encoding import UNDECIDED, SemanticQuantizer
+from sctok.codec.semantic import UNDECIDED, SemanticQuantizer
 from sctok.codec.storage.codec_folder import load_token_parts
 from sctok.codec.tokenizer import CodecTokenizer
 from sctok.features.extractor import ENCODER, FeatureExtractor
