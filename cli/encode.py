@@ -63,5 +63,5 @@ def encode(
                 "stopped"
             ) from None
     else:
-        reporter.take(encode_files(loaded, jobs, reading, keep=skip_existing, progress=reporter.windows))
+        reporter.take(encode_files(loaded, jobs, reading, skip_existing=skip_existing, progress=reporter.windows))
     reporter.show(loaded, as_json)

@@ -64,5 +64,7 @@ def reconstruct(
     processes = decoding_workers(workers, len(jobs), loaded.device.type == "cuda")
     reading = Reading(chosen_codebook(loaded, codebook), channel, processes)
     reporter = FileReporter("reconstruct", audio_lengths(jobs), decode_window_count)
-    reporter.take(reconstruct_files(loaded, jobs, reading, config, keep=skip_existing, progress=reporter.windows))
+    reporter.take(
+        reconstruct_files(loaded, jobs, reading, config, skip_existing=skip_existing, progress=reporter.windows)
+    )
     reporter.show(loaded, as_json)

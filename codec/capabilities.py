@@ -1,4 +1,4 @@
-"""What codecs compute in low precision besides the encoder's features, small enough to try on a CPU."""
+"""Small computations of every kind that decoders use, to test low precision on a CPU."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ GRID = GridConfig(CONTEXT, 4, _VAE.latent_shape(1024), 16, 4, 1)
 
 
 def decoder_steps() -> list[Step]:
-    """Return the steps that decode a window: T-UNet, the grid of its condition, VAE and both kinds of vocoder."""
+    """Return the steps of decoding: T-UNet, grid condition, VAE and both kinds of vocoder."""
     unet, grid = filled(probe_unet()).eval(), filled(GridCondition(GRID)).eval()
     vae, mel = filled(AutoencoderKL(_VAE)).eval(), torch.randn(1, _FRAMES, 64)
     hifigan = filled(HifiGan(HifiGanConfig(32, (5, 4, 2, 2, 2), (16, 16, 8, 4, 4), (3,), (1,)))).eval()
@@ -24,16 +24,16 @@ def decoder_steps() -> list[Step]:
         forward_step("T-UNet", unet, *probe_unet_inputs()),
         forward_step("grid", grid, torch.randn(1, TOKENS, CONTEXT)),
         forward_step("VAE", vae.decode, torch.randn(1, *_VAE.latent_shape(_FRAMES))),
-        forward_step("vocoder of convolutions (HiFi-GAN)", hifigan, mel),
-        forward_step("vocoder of spectra", filled(IstftVocoder(VocoderConfig(64, 1, 2))).eval(), mel),
+        forward_step("HiFi-GAN vocoder", hifigan, mel),
+        forward_step("iSTFT vocoder", filled(IstftVocoder(VocoderConfig(64, 1, 2))).eval(), mel),
     ]
 
 
 def probe_unet() -> TUNet:
-    """Return a T-UNet that is small enough to try."""
+    """Return a small T-UNet."""
     return TUNet(TUNetConfig(8, 0, 32, (1, 2), 1, (1,), 32, CONTEXT))
 
 
 def probe_unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Return a latent, a timestep and a context."""
+    """Return a latent, a timestep and a context for the small T-UNet."""
     return torch.randn(1, 8, 64, 16), torch.tensor([500]), torch.randn(1, TOKENS, CONTEXT)

@@ -1,4 +1,4 @@
-"""Windows of tokens to waveforms on one device, several at once."""
+"""Windows of tokens to waveforms on one device, several windows at once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,12 @@ DECODER = Use("the decoder", "sctok.codec.capabilities:decoder_steps")
 
 @dataclass(frozen=True, eq=False)
 class TokenWindow:
-    """One window to decode.
+    """A window to decode.
 
-    pairs: int64 (512 / stack factor, 2), semantic and acoustic, -1 where there is no token. codebook: that of the
-    semantic tokens. number: of the window in its file, which decides about its noise.
+    Attributes:
+        pairs: semantic and acoustic tokens, int64 (512 / stack factor, 2), padded with -1.
+        codebook: codebook of the semantic tokens.
+        number: index of the window in its file, which determines its noise.
     """
 
     pairs: TokenPairs
@@ -53,10 +55,10 @@ class WindowDecoder:
         sampler: SamplerConfig,
         progress: Callable[[int], object] | None = None,
     ) -> NDArray[np.float32]:
-        """Return the waveforms float32 (B, 163,840 or more) of windows; `progress` is that of `sample`.
+        """Decode windows to waveforms, float32 (B, 163,840 or more).
 
-        Noise depends on the sampler's seed and a window's number alone, so what a window becomes depends on the
-        others only as far as sums are rounded in another order.
+        The noise of a window depends only on its number and the seed. Other windows of the batch can change its
+        waveform only by rounding. `progress` is described in `sample`.
         """
         generators = window_generators(sampler.seed, [window.number for window in windows])
         with torch.autocast(
@@ -71,7 +73,7 @@ class WindowDecoder:
                 generators=generators,
                 progress=progress,
             )
-            # One at a time on a CPU, where maps of several windows leave the cache.
+            # On a CPU one window at a time: the feature maps of several windows exceed the cache.
             parts = latents.split(1 if self._device.type == "cpu" else len(latents))
             return torch.cat([self._render(part) for part in parts]).float().cpu().numpy()
 
@@ -81,13 +83,13 @@ class WindowDecoder:
         acoustic = self._quantizer.decode(pairs[..., 1].masked_fill(padded, 0))
         semantic = torch.from_numpy(np.stack([_centroids(window) for window in windows])).to(self._device)
         context = build_condition(acoustic, semantic, padded, order=self._order)
-        nothing = unconditional(context.shape[1], acoustic.shape[-1] + semantic.shape[-1]).to(self._device)
+        empty = unconditional(context.shape[1], acoustic.shape[-1] + semantic.shape[-1]).to(self._device)
         if self._parts.grid is None:
-            return Condition(context, nothing)
-        return Condition(context, nothing, self._parts.grid(context), self._parts.grid(nothing))
+            return Condition(context, empty)
+        return Condition(context, empty, self._parts.grid(context), self._parts.grid(empty))
 
     def _render(self, latents: Tensor) -> Tensor:
-        """Return waveforms (B, n) of latents (B, z, H, W)."""
+        """Convert latents (B, z, H, W) to waveforms (B, n)."""
         mel = self._parts.vae.decode(latents / self._parts.scale_factor)[:, 0]
         waves: Tensor = self._parts.vocoder(mel)
         assert waves.shape[1] >= WINDOW_SAMPLES
@@ -95,5 +97,5 @@ class WindowDecoder:
 
 
 def _centroids(window: TokenWindow) -> NDArray[np.float32]:
-    """Return the centroids (L, F) of a window's semantic tokens, the first one where there is no token."""
+    """Return the centroids (L, F) of the semantic tokens of a window. Padding gets the first centroid."""
     return window.codebook.centroids[window.pairs[:, 0].clip(min=0)]

@@ -30,7 +30,7 @@ def test_blocks_become_a_file_of_16_bits(tmp_path: Path, suffix: str, kind: str)
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.mp3: audio is written as \.wav or \.flac"):
+    with pytest.raises(ValueError, match=r"a\.mp3: audio can only be written as \.wav or \.flac"):
         write_audio(tmp_path / "a.mp3", [])
 
 

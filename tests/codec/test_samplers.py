@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sctok.codec.models.condition import PE_WIDTH, unconditional
-from sctok.codec.models.tunet import PreparedContext, as_many
+from sctok.codec.models.tunet import PreparedContext, repeat_to_batch
 from sctok.codec.noise_schedule import NoiseSchedule
 from sctok.codec.samplers import Condition, SamplerConfig, sample, visited_steps, window_generators
 
@@ -39,7 +39,7 @@ class Gaussian:
 
     def __call__(self, latent, timestep, context, extra):
         self.batches.append(context.batch)
-        latent, timestep = as_many(latent, context.pairs[0][0]), as_many(timestep, context.pairs[0][0])
+        latent, timestep = repeat_to_batch(latent, context.pairs[0][0]), repeat_to_batch(timestep, context.pairs[0][0])
         mean = context.pairs[0][0] + (0 if extra is None else extra)
         signal, spread = self.schedule.weights(timestep, latent)
         variance = signal**2 * DEVIATION**2 + spread**2
@@ -202,7 +202,7 @@ def test_bad_settings_are_refused(change):
     [("steps", "50"), ("steps", 2.5), ("steps", True), ("seed", None), ("seed", 0.5), ("eta", "1"), ("guidance", None)],
 )
 def test_settings_of_other_types_are_named(name, value):
-    with pytest.raises(ValueError, match=rf"{name} must be a .*number, not {value!r}"):
+    with pytest.raises(ValueError, match=rf"{name} must be (an integer|a number), not {value!r}"):
         replace(ODE, **{name: value})
 
 

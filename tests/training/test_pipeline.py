@@ -104,7 +104,7 @@ def begun(inputs: list[str], folder: Path, **settings: Any) -> tuple[CodecRun, C
     first.train(lambda row: None)
     first.save(folder / "codec", "first")
     codec = load_codec(folder / "codec")
-    linear = replace_parts(codec, schedule=NoiseSchedule.linear())
+    linear = replace_parts(codec, schedule=NoiseSchedule(torch.linspace(0.99, 0.0, 1000)))
     parts = TrainingParts(
         linear.tokens.encoder, linear.tokens.codebooks, linear.decoder.vae, linear.decoder.vocoder, linear
     )

@@ -146,7 +146,7 @@ UNET_TENSOR = "model.diffusion_model.time_embed.0.weight"
         (UNET_TENSOR, lambda t: t.to("meta"), f"{UNET_TENSOR} is no plain array of numbers"),
         ("scale_factor", lambda t: t.expand(3), "scale_factor is no finite number"),
         ("scale_factor", lambda t: t.to_sparse(), "scale_factor is no finite number"),
-        ("alphas_cumprod", lambda t: t * 0, "alphas_cumprod must fall"),
+        ("alphas_cumprod", lambda t: t * 0, "alphas_cumprod must decrease"),
     ],
 )
 def test_tensors_that_are_no_weights_are_named(read, tensors, name, change, message):
