@@ -36,7 +36,7 @@ class HifiGanConfig:
                 raise ValueError(f"{name} {getattr(self, name)} of the vocoder must be positive")
         if len(self.rates) != len(self.kernels) or any(k < r for k, r in zip(self.kernels, self.rates, strict=True)):
             raise ValueError(
-                f"every rate of the vocoder needs a kernel at least as large: rates {self.rates}, kernels {self.kernels}"
+                f"each rate of the vocoder needs a kernel at least as large: rates {self.rates}, kernels {self.kernels}"
             )
         if self.initial < 1 or self.initial % 2 ** len(self.rates):
             raise ValueError(f"initial {self.initial} of the vocoder cannot be halved {len(self.rates)} times")

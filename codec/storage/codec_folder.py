@@ -1,4 +1,4 @@
-"""A codec on disk: one folder of safetensors files, each of which says what it is, and `codec.json` over them."""
+"""A codec on disk: a folder with a safetensors file for each part, and `codec.json` with their description."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,9 +68,9 @@ def describe_codec(
     provenance: Mapping[str, Any] | None = None,
     weights: Mapping[str, Array] | None = None,
 ) -> CodecInfo:
-    """Return the description of a codec that consists of these parts.
+    """Return the description of a codec with these parts.
 
-    weights: float32 arrays to hash in place of those of the acoustic encoder, if it is stored rounded.
+    weights: float32 arrays to hash in place of those of the acoustic encoder, if they are stored rounded.
 
     Raises:
         ValueError: the codebooks were made with another encoder, have different rates, or do not fit the acoustic
@@ -84,7 +84,7 @@ def describe_codec(
     for book in codebooks:
         if book.centroids.shape[1] != width:
             raise ValueError(
-                f"centroids of width {book.centroids.shape[1]} do not fit an acoustic encoder of features of "
+                f"centroids of width {book.centroids.shape[1]} do not fit an acoustic encoder for features of "
                 f"width {width}"
             )
     stack, arrays = stacks.pop(), _token_weights(acoustic) if weights is None else weights
@@ -95,21 +95,22 @@ def describe_codec(
 def save_codec(
     folder: Path, parts: CodecParts, dtype: type[np.floating[Any]] = np.float32, *, overwrite: bool = False
 ) -> CodecInfo:
-    """Write a codec to a folder, which is there when all of it is written and not before; return its description.
+    """Write a codec to a folder, which appears when it is complete, and return the description of the codec.
 
     Args:
-        folder: its name need not be that of the codec.
-        parts: what to write; tensors are taken one by one.
-        dtype: of the weights; float16 halves the size. The codec that is read back is the rounded one, whose hash is
-            stored. Encoders keep their values.
-        overwrite: replace a codec that is there.
+        folder: folder to write; its name can differ from that of the codec.
+        parts: parts of the codec. Tensors are read one by one.
+        dtype: type of the weights, except those of the feature encoder; float16 halves the size. The description
+            contains the hash of the rounded weights.
+        overwrite: replace an existing codec.
 
     Raises:
-        ValueError: the folder is there, or parts do not fit each other. DiskFullError.
+        ValueError: the folder exists.
+        DiskFullError: the disk is full; no folder is written.
     """
     if os.path.lexists(folder) and not (overwrite and (folder / INFO_FILE).is_file()):
-        what = " and is no codec" if overwrite else ""
-        raise ValueError(f"{folder} is there already{what}: choose another name, or remove it")
+        kind = ", and it is not a codec" if overwrite else ""
+        raise ValueError(f"{folder} exists already{kind}: choose another name, or remove it")
     with whole_folder(folder) as temporary:
         return _write(temporary, parts, dtype)
 
@@ -124,7 +125,9 @@ def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> Co
     vocoder: Any = decoder.vocoder
     save_part(folder / "vocoder.safetensors", kind, arrays_of(vocoder), vocoder.config, dtype)
     encoder = tokens.encoder.name
-    if encoder not in BUNDLED or load_weights(encoder).hash != tokens.encoder.hash:  # only the name may be bundled
+    if (
+        encoder not in BUNDLED or load_weights(encoder).hash != tokens.encoder.hash
+    ):  # another encoder can have the same name
         save_weights(folder / ENCODER_FILE, tokens.encoder.build(), tokens.encoder.metadata, np.float32)
         encoder = ENCODER_FILE
     for book in tokens.codebooks:
@@ -140,33 +143,33 @@ def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> Co
 
 
 def load_codec(name_or_path: str | Path = "mini") -> CodecParts:
-    """Load a codec: `mini` (bundled), or the folder of one.
+    """Load a codec, given its folder or `mini`, the bundled codec.
 
     Raises:
-        ValueError: there is none, or a part is missing, damaged, of another codec, or has tensors missing, unknown or
-            misshapen, all of which are named.
+        ValueError: the codec does not exist, or a part is missing, damaged, belongs to another codec, or has tensors
+            that are missing, unknown or misshapen.
     """
-    with _opened(name_or_path) as (folder, stored):
+    with _open_folder(name_or_path) as (folder, stored):
         tokens = _load_token_parts(folder, stored)
         _check_decoder(folder, stored)
         return CodecParts(tokens, load_decoder(folder))
 
 
 def load_token_parts(name_or_path: str | Path = "mini") -> TokenParts:
-    """Load what of a codec makes tokens, without its decoder. Raises as `load_codec`."""
-    with _opened(name_or_path) as (folder, stored):
+    """Load the parts of a codec that make tokens, without its decoder. Raises like `load_codec`."""
+    with _open_folder(name_or_path) as (folder, stored):
         return _load_token_parts(folder, stored)
 
 
 def load_codebooks(name_or_path: str | Path = "mini") -> tuple[Codebook, ...]:
-    """Load the semantic codebooks of a codec alone. Raises as `load_codec`."""
-    with _opened(name_or_path) as (folder, stored):
+    """Load only the semantic codebooks of a codec. Raises like `load_codec`."""
+    with _open_folder(name_or_path) as (folder, stored):
         return tuple(load_codebook(folder / name) for name in stored["codebooks"])
 
 
 @contextmanager
-def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder of a codec and its description; what is missing there is named."""
+def _open_folder(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder of a codec and its description. Convert errors about missing files and keys."""
     with ExitStack() as stack:
         if not isinstance(name_or_path, str | os.PathLike):
             raise ValueError(f"{name_or_path!r} is neither the name nor the folder of a codec")
@@ -182,31 +185,30 @@ def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         stored = read_json(folder / INFO_FILE)
         check_format(folder / INFO_FILE, stored, CODEC_FORMAT, CODEC_VERSION)
         if not isinstance(stored.get("codebooks"), dict) or stored.get("condition_order") not in get_args(Order):
-            raise damaged(folder / INFO_FILE, "codebooks or condition_order is none")
+            raise damaged(folder / INFO_FILE, "codebooks or condition_order is invalid")
         if stored.get("encoder") not in (ENCODER_FILE, *BUNDLED):
-            raise damaged(folder / INFO_FILE, f"its encoder is neither {ENCODER_FILE} nor {' or '.join(BUNDLED)}")
+            raise damaged(folder / INFO_FILE, f"encoder is neither {ENCODER_FILE} nor {' or '.join(BUNDLED)}")
         if not all(is_file_name(name) for name in stored["codebooks"]):
-            raise damaged(folder / INFO_FILE, "its codebooks are not files of this folder")
+            raise damaged(folder / INFO_FILE, "codebooks are not files in this folder")
         try:
             yield folder, stored
         except FileNotFoundError as error:
-            missing = f"{error.filename} is missing; make or import it again"
-            raise ValueError(f"{folder} is no whole codec: {missing}") from None
+            raise ValueError(f"{folder}: {error.filename} is missing; make or import the codec again") from None
         except KeyError as error:
             raise damaged(folder / INFO_FILE, f"{error} is missing") from None
 
 
 def _load_token_parts(folder: Path, stored: Mapping[str, Any]) -> TokenParts:
-    named = stored["encoder"]
-    encoder = load_weights(folder / named if named == ENCODER_FILE else named)
+    name = stored["encoder"]
+    encoder = load_weights(folder / name if name == ENCODER_FILE else name)
     books = tuple(load_codebook(folder / name) for name in stored["codebooks"])
     acoustic, _ = read_part(folder / "acoustic.safetensors", ("acoustic",))
     assert isinstance(acoustic, AcousticEncoder)
     info = describe_codec(stored["name"], encoder, books, acoustic, stored["condition_order"], stored["provenance"])
     if info.token_hash != stored["token_hash"]:
         raise FormatError(
-            f"{folder} holds parts of another codec ({info.token_hash}) than its {INFO_FILE} says "
-            f"({stored['token_hash']}); make or import it again"
+            f"{folder} has parts of another codec ({info.token_hash}) than its {INFO_FILE} describes "
+            f"({stored['token_hash']}); make or import the codec again"
         )
     return TokenParts(encoder, books, acoustic, info)
 
@@ -215,8 +217,8 @@ def _check_decoder(folder: Path, stored: Mapping[str, Any]) -> None:
     for name in DECODER_FILES:
         if hash_file(folder / name) != stored["decoder_hashes"][name]:
             raise FormatError(
-                f"{folder / name} is not the file that {INFO_FILE} knows: it is damaged, or of another codec; make or "
-                "import the codec again"
+                f"{folder / name} is not the file that {INFO_FILE} describes: it is damaged or belongs to another "
+                "codec; make or import the codec again"
             )
 
 
@@ -257,14 +259,14 @@ def save_decoder(path: Path, decoder: DecoderParts, dtype: type[np.floating[Any]
 
 
 def load_decoder(folder: Path) -> DecoderParts:
-    """Load the decoder of a codec folder. Raises as `read_part`."""
+    """Load the decoder of a codec folder. Raises like `read_part`."""
     path = folder / "decoder.safetensors"
     arrays, metadata = map_tensors(path, format_name=PART_FORMAT, version=PART_VERSION)
     if metadata.get("kind") != "decoder":
-        raise FormatError(f"{path} is a part of the kind {metadata.get('kind')!r}, not a decoder")
+        raise FormatError(f"{path} is a part of kind {metadata.get('kind')!r}, not a decoder")
     configs = metadata.get("configs")
     if not isinstance(configs, dict) or not {"unet"} <= set(configs) <= {"unet", "grid"}:
-        raise damaged(path, f"its configs are {configs!r}")
+        raise damaged(path, f"configs are {configs!r}")
     modules = {kind: build(path, kind, config, _below(arrays, f"{kind}.")) for kind, config in configs.items()}
     unet, grid = modules["unet"], modules.get("grid")
     assert isinstance(unet, TUNet)

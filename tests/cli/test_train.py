@@ -116,7 +116,7 @@ def failure(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (["--codebooks", "8,99"], "no merged codebook of 99 centroids at 25 tokens per second"),
         (["--codebooks", "other.safetensors"], "for 50 tokens per second, the codec for 25"),
         (["--codebooks", "cut.safetensors"], "extracted with --padding keep"),
-        (["--vae", "vocoder.safetensors"], "vocoder.safetensors is a part of the kind 'istft', not vae"),
+        (["--vae", "vocoder.safetensors"], "vocoder.safetensors is a part of kind 'istft', not vae"),
         (["--vocoder", "nowhere"], "nowhere"),
     ],
 )

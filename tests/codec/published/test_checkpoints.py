@@ -12,6 +12,12 @@ from sctok.codec.published.files import find_published
 from .standins import SMALL_LAYOUTS, small_checkpoints, write_checkpoints
 
 
+@pytest.fixture(autouse=True)
+def small_layouts(monkeypatch):
+    """Replace the published sizes by small ones."""
+    monkeypatch.setattr("sctok.codec.published.checkpoints.LAYOUTS", SMALL_LAYOUTS)
+
+
 @pytest.fixture
 def tensors():
     """The tensors of encoder.ckpt and decoder.ckpt."""
@@ -24,7 +30,7 @@ def read(tmp_path, tensors):
 
     def read_again(**options):
         folder = write_checkpoints(tmp_path / "published", *tensors)
-        return read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS, **options)
+        return read_published(find_published(str(folder)), **options)
 
     return read_again
 
@@ -61,7 +67,7 @@ def test_features_are_computed_in_the_published_steps(read):
 
 
 def test_another_rate_than_expected(read):
-    with pytest.raises(ValueError, match=r"encoder.ckpt is of 50 tokens per second, not 100"):
+    with pytest.raises(ValueError, match=r"encoder.ckpt has 50 tokens per second, not 100"):
         read(rate=100)
 
 
@@ -117,8 +123,8 @@ def test_a_codebook_of_another_width(read, tmp_path):
     read()
     np.save(tmp_path / "wide.npy", np.zeros((5, 96), np.float32))
     files = find_published(str(tmp_path / "published"), codebooks=tmp_path / "wide.npy")
-    with pytest.raises(ValueError, match=r"wide.npy has vectors of 96 values.* need 64"):
-        read_published(files, layouts=SMALL_LAYOUTS)
+    with pytest.raises(ValueError, match=r"wide.npy has vectors of 96 values.* needs 64"):
+        read_published(files)
 
 
 class Malicious:
@@ -131,7 +137,7 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused(name, read, tmp_path):
     read()
     torch.save({"x": Malicious()}, tmp_path / "published" / name)
     with pytest.raises(ValueError, match=f"{name} is not a checkpoint that loads without running code"):
-        read_published(find_published(str(tmp_path / "published")), layouts=SMALL_LAYOUTS)
+        read_published(find_published(str(tmp_path / "published")))
 
 
 UNET_TENSOR = "model.diffusion_model.time_embed.0.weight"
@@ -141,11 +147,11 @@ UNET_TENSOR = "model.diffusion_model.time_embed.0.weight"
     ("name", "change", "message"),
     [
         (UNET_TENSOR, lambda t: t * float("nan"), f"{UNET_TENSOR} is not finite"),
-        (UNET_TENSOR, lambda t: t.to_sparse(), f"{UNET_TENSOR} is no plain array of numbers"),
-        (UNET_TENSOR, lambda t: t.to(torch.complex64), f"{UNET_TENSOR} is no plain array of numbers"),
-        (UNET_TENSOR, lambda t: t.to("meta"), f"{UNET_TENSOR} is no plain array of numbers"),
-        ("scale_factor", lambda t: t.expand(3), "scale_factor is no finite number"),
-        ("scale_factor", lambda t: t.to_sparse(), "scale_factor is no finite number"),
+        (UNET_TENSOR, lambda t: t.to_sparse(), f"{UNET_TENSOR} is not a plain array of numbers"),
+        (UNET_TENSOR, lambda t: t.to(torch.complex64), f"{UNET_TENSOR} is not a plain array of numbers"),
+        (UNET_TENSOR, lambda t: t.to("meta"), f"{UNET_TENSOR} is not a plain array of numbers"),
+        ("scale_factor", lambda t: t.expand(3), "scale_factor is not a finite number"),
+        ("scale_factor", lambda t: t.to_sparse(), "scale_factor is not a finite number"),
         ("alphas_cumprod", lambda t: t * 0, "alphas_cumprod must decrease"),
     ],
 )
@@ -171,12 +177,12 @@ def test_two_codebooks_of_one_size_are_refused(tmp_path, tensors):
     folder = write_checkpoints(tmp_path / "published", *tensors)
     for share in (1, 2):
         (folder / f"codebook_{share}_0.npy").write_bytes((folder / "codebook.npy").read_bytes())
-    with pytest.raises(ValueError, match=r"codebooks of 40, 40 rows in .* one with --codebooks"):
-        read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS)
+    with pytest.raises(ValueError, match=r"has codebooks of 40, 40 rows.* one with --codebooks"):
+        read_published(find_published(str(folder)))
 
 
 def test_nobody_is_told_to_let_code_run(tmp_path, tensors):
     folder = write_checkpoints(tmp_path / "published", *tensors)
     torch.save({"x": os.system}, folder / "encoder.ckpt")
     with pytest.raises(ValueError, match=r"without running code \(Trying to load unsupported GLOBAL \w+.system"):
-        read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS)
+        read_published(find_published(str(folder)))

@@ -222,7 +222,7 @@ def test_hub_name_is_read_from_the_local_cache(kept, vae_folder, hub_cache):
 
 
 def test_without_network_the_message_says_what_to_do(hub_cache):
-    with pytest.raises(ValueError, match=r"cannot fetch vae/.*give its folder") as caught:
+    with pytest.raises(ValueError, match=r"cannot fetch vae/.*give the folder") as caught:
         load_diffusers_vae("cvssp/audioldm2")
     assert "\n" not in str(caught.value)
 

@@ -107,7 +107,7 @@ def test_a_codec_that_cannot_be_written_whole_leaves_the_one_that_is_there(folde
 
 def test_a_codec_is_replaced_only_when_asked_to(folder, parts):
     (folder / "more").touch()
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         save_codec(folder, parts)
     save_codec(folder, parts, overwrite=True)
     assert not (folder / "more").exists()
@@ -117,7 +117,7 @@ def test_a_codec_is_replaced_only_when_asked_to(folder, parts):
 @pytest.mark.parametrize("make", [lambda path: path.write_text("mine"), lambda path: path.mkdir()])
 def test_what_is_no_codec_is_not_replaced(parts, tmp_path, make):
     make(tmp_path / "x")
-    with pytest.raises(ValueError, match="is no codec"):
+    with pytest.raises(ValueError, match="it is not a codec"):
         save_codec(tmp_path / "x", parts, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -140,7 +140,7 @@ def test_an_unknown_name_says_what_there_is(tmp_path):
 
 
 def test_one_part_in_place_of_another_is_refused(folder):
-    with pytest.raises(FormatError, match="of the kind 'vae'"):
+    with pytest.raises(FormatError, match="of kind 'vae'"):
         load_vocoder(folder / "vae.safetensors")
 
 
@@ -152,7 +152,7 @@ def _change(path, **changes):
 @pytest.mark.parametrize("changes", [{"codebooks": 3}, {"codebooks": None}, {"condition_order": "other"}])
 def test_a_damaged_description_is_named(folder, changes):
     _change(folder / "codec.json", **changes)
-    with pytest.raises(FormatError, match=r"codec\.json is damaged \(codebooks or condition_order is none"):
+    with pytest.raises(FormatError, match=r"codec\.json is damaged \(codebooks or condition_order is invalid"):
         load_codec(folder)
 
 
@@ -181,5 +181,5 @@ def test_damaged_sizes_are_named(folder, part, changes):
 def test_the_decoder_of_another_codec_is_refused(folder, tmp_path, name):
     save_codec(tmp_path / "other", tiny_parts(2, seed=1))
     (tmp_path / "other" / f"{name}.safetensors").replace(folder / f"{name}.safetensors")
-    with pytest.raises(FormatError, match=rf"{name}.safetensors is not the file that codec.json knows"):
+    with pytest.raises(FormatError, match=rf"{name}.safetensors is not the file that codec.json describes"):
         load_codec(folder)

@@ -26,7 +26,7 @@ def test_files_of_their_own(tmp_path: Path) -> None:
     save_part(tmp_path / "b.safetensors", "istft", arrays_of(vocoder), vocoder.config)
     assert same(open_vae(str(tmp_path / "a.safetensors")), vae)
     assert same(open_vocoder(str(tmp_path / "b.safetensors")), vocoder)
-    with pytest.raises(ValueError, match=r"b\.safetensors is a part of the kind 'istft', not vae"):
+    with pytest.raises(ValueError, match=r"b\.safetensors is a part of kind 'istft', not vae"):
         open_vae(str(tmp_path / "b.safetensors"))
 
 
