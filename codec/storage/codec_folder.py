@@ -125,9 +125,8 @@ def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> Co
     vocoder: Any = decoder.vocoder
     save_part(folder / "vocoder.safetensors", kind, arrays_of(vocoder), vocoder.config, dtype)
     encoder = tokens.encoder.name
-    if (
-        encoder not in BUNDLED or load_weights(encoder).hash != tokens.encoder.hash
-    ):  # another encoder can have the same name
+    # An encoder with the name of a bundled one can be another one.
+    if encoder not in BUNDLED or load_weights(encoder).hash != tokens.encoder.hash:
         save_weights(folder / ENCODER_FILE, tokens.encoder.build(), tokens.encoder.metadata, np.float32)
         encoder = ENCODER_FILE
     for book in tokens.codebooks:
