@@ -34,7 +34,6 @@ from .waves import is_whole, mono_blocks
 DECODED_AT_ONCE = {"cpu": 4, "cuda": 16}  # windows
 
 Key = TypeVar("Key")
-T = TypeVar("T")
 WindowProgress = Callable[[float], object]  # called with the number of windows finished since the last call
 
 
@@ -261,9 +260,9 @@ class Codec:
         Raises:
             ValueError: tokens do not fit the codec. Use `check` to find out beforehand.
         """
-        decoded = self._decode_windows(_batched(self._windows(files), self.batch_windows), sampler, progress)
+        decoded = self._decode_windows(self._windows(files), sampler, progress)
         for file, group in itertools.groupby(decoded, key=lambda pair: pair[0].file):
-            yield file.key, cross_fade((self._finite(window, wave) for (_, window), wave in group), file.samples)
+            yield file.key, cross_fade((self._check_finite(each.window, wave) for each, wave in group), file.samples)
 
     def _windows(self, files: Iterable[tuple[Key, CodecTokens]]) -> "Iterator[_FileWindow[Key]]":
         for key, tokens in files:
@@ -274,22 +273,19 @@ class Codec:
                 yield _FileWindow(file, TokenWindow(pairs, book, number))
 
     def _decode_windows(
-        self,
-        batches: "Iterable[list[_FileWindow[Key]]]",
-        sampler: SamplerConfig | None,
-        progress: WindowProgress | None,
+        self, windows: "Iterator[_FileWindow[Key]]", sampler: SamplerConfig | None, progress: WindowProgress | None
     ) -> "Iterator[tuple[_FileWindow[Key], NDArray[np.float32]]]":
         sampler = SamplerConfig() if sampler is None else sampler
         if not isinstance(sampler, SamplerConfig):
             raise ValueError(f"the sampler must be a SamplerConfig, not {sampler!r}")
         steps = len(visited_steps(sampler, len(self._parts.decoder.schedule)))
-        for batch in batches:
+        while batch := list(itertools.islice(windows, self.batch_windows)):
             share = len(batch) / steps
             on_step = None if progress is None else lambda count, share=share: progress(count * share)
-            waves = self._decoder.decode([placed.window for placed in batch], sampler, on_step)
+            waves = self._decoder.decode([each.window for each in batch], sampler, on_step)
             yield from zip(batch, waves, strict=True)
 
-    def _finite(self, window: TokenWindow, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _check_finite(self, window: TokenWindow, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         if np.isfinite(wave).all():
             return wave
         advice = "try fp32" if self.precision != "fp32" else "the codec may be damaged"
@@ -362,9 +358,3 @@ class _FileWindow(NamedTuple, Generic[Key]):
 
     file: _File[Key]
     window: TokenWindow
-
-
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

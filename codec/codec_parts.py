@@ -21,10 +21,8 @@ from .noise_schedule import NoiseSchedule
 class CodecInfo:
     """The name, the token rate and the origin of a codec.
 
-    Attributes:
-        token_hash: hash of everything except the codebook that decides the tokens; empty until the codec is saved.
-        order: order of the vectors in the context of the T-UNet.
-        provenance: JSON values that say where the codec came from.
+    token_hash: hash of everything except the codebook that decides the tokens; empty until the codec is saved. order:
+    order of the vectors in the context of the T-UNet. provenance: JSON values about the origin of the codec.
     """
 
     name: str
@@ -49,9 +47,7 @@ class TokenParts:
 class DecoderParts:
     """The parts that decode tokens. Modules are on the CPU in evaluation mode.
 
-    Attributes:
-        grid: optional condition of the T-UNet as a feature map.
-        scale_factor: number by which the T-UNet's latents are larger than those of the VAE.
+    scale_factor: factor between the latents of the VAE and those of the T-UNet, which are larger.
     """
 
     unet: TUNet
@@ -64,11 +60,7 @@ class DecoderParts:
 
 @dataclass(frozen=True, eq=False)
 class CodecParts:
-    """All parts of a codec.
-
-    Raises:
-        ValueError: parts do not fit each other. The message lists every mismatch.
-    """
+    """All parts of a codec. Raises ValueError with every mismatch if they do not fit each other."""
 
     tokens: TokenParts
     decoder: DecoderParts

@@ -25,10 +25,8 @@ DECODER = Use("the decoder", "sctok.codec.capabilities:decoder_steps")
 class TokenWindow:
     """A window to decode.
 
-    Attributes:
-        pairs: semantic and acoustic tokens, int64 (512 / stack factor, 2), padded with -1.
-        codebook: codebook of the semantic tokens.
-        number: index of the window in its file, which determines its noise.
+    pairs: semantic and acoustic tokens, int64 (512 / stack factor, 2), padded with -1. codebook: codebook of the
+    semantic tokens. number: index of the window in its file, which determines its noise.
     """
 
     pairs: TokenPairs

@@ -28,13 +28,9 @@ AUDIO_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 class Outcome:
     """The outcome of one input.
 
-    Attributes:
-        source: name of the input in messages.
-        target: path of the result.
-        samples: length of the audio at 16 kHz.
-        token_bits: size of the tokens in bits.
-        bytes_written: size of the result, or of its tokens in a token shard; 0 if the result existed already.
-        reason: why there is no result, one line.
+    source: name of the input in messages. target: path of the result. samples: length of the audio at 16 kHz.
+    token_bits: size of the tokens in bits. bytes_written: size of the result, or of its tokens in a token shard; 0 if
+    the result existed already. reason: why there is no result, one line.
     """
 
     source: str
@@ -64,12 +60,8 @@ def encode_files(
 ) -> Iterator[Outcome]:
     """Encode audio to `.sct` files and yield the outcome of each. Unreadable files come first.
 
-    Args:
-        codec: codec to encode with.
-        jobs: audio and the paths of the results.
-        reading: how to read and encode the audio.
-        skip_existing: keep existing results that are complete and made with this codec and codebook.
-        progress: see `Codec.encode_many`.
+    skip_existing: keep existing results that are complete and made with this codec and codebook. progress: see
+    `Codec.encode_many`.
 
     Raises:
         DiskFullError: the disk is full; all files written so far are complete.
@@ -158,14 +150,9 @@ def decode_files(
     skip_existing: bool = False,
     progress: WindowProgress | None = None,
 ) -> Iterator[Outcome]:
-    """Decode tokens to audio files and yield the outcome of each.
+    """Decode tokens to audio files, WAV or FLAC of 16 bits according to their suffix, and yield the outcome of each.
 
-    Args:
-        codec: codec to decode with.
-        jobs: tokens and the paths of the results. The suffix of a path selects WAV or FLAC, both of 16 bits.
-        sampler: settings of the sampler.
-        skip_existing: keep existing audio of the right length.
-        progress: see `Codec.decode_blocks`.
+    skip_existing: keep existing audio of the right length. progress: see `Codec.decode_blocks`.
 
     Raises:
         DiskFullError: the disk is full; all files written so far are complete.

@@ -12,11 +12,7 @@ COSINE_OFFSET = 8e-3  # Nichol and Dhariwal (2021)
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The share of the signal's power at each step.
-
-    Attributes:
-        alphas_cumprod: ᾱ, float32 (steps,), decreasing from almost 1.
-    """
+    """The share ᾱ of the signal's power at each step, float32 (steps,), decreasing from almost 1."""
 
     alphas_cumprod: Tensor
 

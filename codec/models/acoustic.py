@@ -1,6 +1,6 @@
 """The acoustic encoder of SemantiCodec: a bidirectional LSTM over features and their centroids, then a quantizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -21,12 +21,8 @@ PUBLISHED_LAYERS = {100: 4, 50: 3, 25: 2}  # by token rate
 class AcousticConfig:
     """Sizes and training of the acoustic encoder. `published` returns those of the published codecs.
 
-    Attributes:
-        feature_width: width F of a stacked feature.
-        hidden: width of the LSTM in each direction; 2F by default.
-        acoustic_width: width of the acoustic vectors; F by default.
-
-    The other attributes are those of `VQConfig`.
+    feature_width: width F of a stacked feature. hidden: width of the LSTM in each direction; 2F by default.
+    acoustic_width: width of the acoustic vectors; F by default. The other attributes are those of `VQConfig`.
     """
 
     feature_width: int = 768
@@ -60,15 +56,8 @@ class AcousticConfig:
     @property
     def quantizer(self) -> VQConfig:
         """Configuration of the quantizer."""
-        return VQConfig(
-            self.feature_width if self.acoustic_width is None else self.acoustic_width,
-            self.codebook_size,
-            self.decay,
-            self.commitment,
-            self.restart_threshold,
-            self.init,
-            self.padding_counts,
-        )
+        width = self.feature_width if self.acoustic_width is None else self.acoustic_width
+        return VQConfig(width, **{each.name: getattr(self, each.name) for each in fields(VQConfig)[1:]})
 
 
 class AcousticOutput(NamedTuple):

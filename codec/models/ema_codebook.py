@@ -21,15 +21,10 @@ FRESH_SIZE = 1.0  # initial moving average of the uses of a code
 class VQConfig:
     """Sizes and training of a quantizer. The defaults are those of the published acoustic codebook, except for `dim`.
 
-    Attributes:
-        dim: width of a vector.
-        codebook_size: number of codes.
-        decay: decay of the moving averages per step.
-        commitment: weight of the commitment loss.
-        restart_threshold: a code is replaced by a vector of the batch when its moving average of uses per step falls
-            below this value; 0, the published value, disables it.
-        init: "random", as published, or "rows" to take vectors of the first batches as codes.
-        padding_counts: include padded positions in the averages and the loss, as the published code does.
+    decay: decay of the moving averages per step. commitment: weight of the commitment loss. restart_threshold: a code
+    is replaced by a vector of the batch when its moving average of uses per step falls below this value; 0, as
+    published, for never. init: "random", as published, or "rows" to take vectors of the first batches as codes.
+    padding_counts: whether the averages and the loss include padded positions, as in the published code.
     """
 
     dim: int

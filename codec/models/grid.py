@@ -14,11 +14,9 @@ NORM_GROUPS = 8
 class GridConfig:
     """Sizes of a grid condition. The published codecs have no grid condition.
 
-    Attributes:
-        context_width: width of the T-UNet's context.
-        stack_factor: number of patches in a token; 64 x 8 patches are a window.
-        latent_shape: (channels, time, frequency) of the latent, whose grid the map has.
-        features: channels that the T-UNet gets in addition to the estimate of the latent.
+    context_width: width of the T-UNet's context. stack_factor: number of patches in a token; 64 x 8 patches are a
+    window. latent_shape: (channels, time, frequency) of the latent, whose grid the map has. features: number of
+    channels that the T-UNet gets in addition to the estimate of the latent.
     """
 
     context_width: int

@@ -16,11 +16,9 @@ LAST_SLOPE = 0.01  # the published code uses PyTorch's default before the last c
 class HifiGanConfig:
     """Sizes of the vocoder; the defaults are those of the published checkpoint.
 
-    Attributes:
-        initial: number of channels before the first upsampling; each upsampling halves it.
-        rates, kernels: strides and kernel sizes of the upsampling convolutions.
-        res_kernels: kernel sizes of the residual blocks, whose outputs are averaged.
-        dilations: dilations of the convolutions in each residual block.
+    initial: number of channels before the first upsampling; each upsampling halves it. rates, kernels: strides and
+    kernel sizes of the upsampling convolutions. res_kernels: kernel sizes of the residual blocks, whose outputs are
+    averaged. dilations: dilations of the convolutions in each residual block.
     """
 
     initial: int = 1024

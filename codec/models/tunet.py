@@ -21,10 +21,9 @@ KeysValues = tuple[Tensor, Tensor]
 class TUNetConfig:
     """Sizes of a T-UNet; the defaults are those of the published decoder at 100 tokens per second.
 
-    Attributes:
-        extra_channels: channels that are concatenated with the latent at the input.
-        attention_levels: resolutions with transformers; 0 is that of the latent.
-        context_width: width of the tokens that are attended to. The published ones are 1728, 3264 and 6336.
+    extra_channels: channels that are concatenated with the latent at the input. attention_levels: resolutions with
+    transformers; 0 is that of the latent. context_width: width of the tokens that are attended to (1728, 3264 and 6336
+    in the published decoders).
     """
 
     latent_channels: int = 8
