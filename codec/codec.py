@@ -15,7 +15,7 @@ from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk
 from sctok.audio.packing import FileEnd, encode_files
 from sctok.audio.pieces import cut_pieces, empty_span, window_rows
-from sctok.audio.transfer import lanes_for
+from sctok.audio.transfer import DirectLanes
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE, token_count
 from sctok.codec.storage.codec_folder import load_codec
 from sctok.features.extractor import ENCODER, FeatureExtractor
@@ -170,14 +170,14 @@ class Codec:
             self._quantizers[name] = SemanticQuantizer(book, self.device)
         encoder, quantizer = self._encoder, self._quantizers[name]
         chunks = centred(chunks) if encoder.published_steps else chunks
-        with lanes_for(partial(encoder.encode, quantizer=quantizer), encoder.batch_size, self.device) as lanes:
-            for event in encode_files(chunks, lanes, _EncodedFile):
-                if isinstance(event, FileEnd):
-                    yield event.item, event.reason or self._finish(event.clip.tokens, event.samples, codebook)
-                    continue
-                event.clip.tokens.append(event.values.astype(np.int32))
-                if progress is not None:
-                    progress(1)
+        lanes = DirectLanes(partial(encoder.encode, quantizer=quantizer), encoder.batch_size)
+        for event in encode_files(chunks, lanes, _EncodedFile):
+            if isinstance(event, FileEnd):
+                yield event.item, event.reason or self._finish(event.clip.tokens, event.samples, codebook)
+                continue
+            event.clip.tokens.append(event.values.astype(np.int32))
+            if progress is not None:
+                progress(1)
 
     def _finish(self, tokens: list[NDArray[np.int32]], samples: int, codebook: int | str | None) -> CodecTokens | str:
         pairs = np.concatenate(tokens)[: token_count(samples, self.stack_factor)]
@@ -241,7 +241,7 @@ class Codec:
     ) -> Iterator[NDArray[np.float32]]:
         """Decode tokens to blocks (n,) of at most 10.24 s. Memory: `batch_windows` windows.
 
-        progress: called with the share of windows sampled since the last call.
+        progress: called with the number of windows sampled since the last call, which can be a fraction.
         """
         for _, blocks in self.decode_many([(None, tokens)], sampler, progress):
             yield from blocks

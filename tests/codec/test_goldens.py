@@ -1,4 +1,4 @@
-"""What the published code computes, from an imported codec with stand-in weights at 100 tokens per second."""
+"""Compares an imported codec with the published code, with stand-in weights at 100 tokens per second."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ from .standins import golden_condition, initial_noise, relative_error
 
 pytestmark = pytest.mark.slow
 
-CONTRACTION = 0.3  # of the recurrent weights: the stand-ins themselves turn a last bit into other tokens
+CONTRACTION = 0.3  # of the recurrent weights; with unscaled stand-ins, rounding changes tokens
 
 
 @pytest.fixture(scope="module")
 def checkpoints(reference, tmp_path_factory):
-    """A folder with both checkpoints, 2.4 GB, and the codebook; the recurrence is contractive."""
+    """A folder with both checkpoints, 2.4 GB, and the codebook. The recurrence is contractive."""
     folder = tmp_path_factory.mktemp("published")
     for name in ("encoder", "decoder"):
         tensors = reference.state_dict(name, 100)
@@ -38,7 +38,7 @@ def checkpoints(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(checkpoints, tmp_path_factory):
-    """The codec that the command makes of them."""
+    """The parts of the imported codec."""
     root = tmp_path_factory.mktemp("root")
     assert main(["import-checkpoint", str(checkpoints), "--root", str(root)]) == 0
     yield load_codec(root / "codecs" / "semanticodec-100")
@@ -59,7 +59,7 @@ def tokens(codec, reference):
 
 @pytest.fixture(scope="module")
 def contractive():
-    """What the published code computed with these weights on another CPU."""
+    """Results of the published code with these weights on another CPU."""
     return dict(np.load(REFERENCE / "golden_contractive_100.npz"))
 
 
@@ -81,10 +81,10 @@ def test_acoustic_tokens_of_another_cpu(tokens, contractive):
     assert (tokens[:, 1] == expected).mean() >= 0.999
 
 
-def test_the_published_operators_on_this_cpu(codec, parts, tokens, signal_windows):
-    """Features and what is quantized are equal to the bit, in the first window: tokens then differ at near ties only.
+def test_published_operators_on_this_cpu(codec, parts, tokens, signal_windows):
+    """In the first window, features and quantized vectors are bit-identical, so that tokens differ only at near ties.
 
-    Ours are the exactly nearest codes, the published ones those of the smallest float32 distance.
+    sctok returns the exact nearest codes, the published code those with the smallest float32 distance.
     """
     waves, last = (torch.from_numpy(each) for each in signal_windows)
     waves = centre(waves)[:1]
@@ -119,7 +119,7 @@ def test_waveform(parts, mel, golden):
     assert wave.square().mean().sqrt().item() == pytest.approx(float(golden[100]["waveform_rms"]), rel=1e-4)
 
 
-def test_parts_of_a_checkpoint_by_themselves(parts, checkpoints):
+def test_parts_of_a_checkpoint_can_be_loaded_separately(parts, checkpoints):
     vae, vocoder = (load(checkpoints / "decoder.ckpt") for load in (load_published_vae, load_published_vocoder))
     for alone, imported in ((vae, parts.decoder.vae), (vocoder, parts.decoder.vocoder)):
         expected = imported.state_dict()

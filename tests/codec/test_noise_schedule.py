@@ -52,6 +52,6 @@ def test_latent_and_noise_follow_from_the_velocity():
         torch.tensor([0.9]),
     ],
 )
-def test_invalid_schedules_are_refused(alphas):
+def test_invalid_schedules_are_rejected(alphas):
     with pytest.raises(ValueError, match="alphas_cumprod"):
         NoiseSchedule(alphas)

@@ -1,4 +1,4 @@
-"""The encoders of the published codec, written plainly from PyTorch's operators, for any CPU to compare with."""
+"""Plain PyTorch implementation of the published encoders, as a reference on any CPU."""
 
 from collections.abc import Mapping
 
