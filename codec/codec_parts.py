@@ -47,7 +47,7 @@ class TokenParts:
 class DecoderParts:
     """The parts that decode tokens. Modules are on the CPU in evaluation mode.
 
-    scale_factor: factor between the latents of the VAE and those of the T-UNet, which are larger.
+    scale_factor: factor by which the latents of the VAE are multiplied for the T-UNet.
     """
 
     unet: TUNet

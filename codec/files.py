@@ -191,7 +191,7 @@ def decode_files(
 
 
 def _skip(codec: Codec, job: DecodeTask, skip_existing: bool) -> Outcome | None:
-    """Return the outcome of a job if there is nothing to decode."""
+    """Return the outcome of a job that needs no decoding, else None."""
     if isinstance(job.tokens, str):
         return Outcome(job.source, job.target, reason=job.tokens)
     try:
@@ -271,7 +271,7 @@ class _Sink:
 def _encode(
     codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: WindowProgress | None
 ) -> Iterator[tuple[AudioJob, CodecTokens | str]]:
-    """Yield each job with its tokens, or with the reason why there are none. Unlistable audio comes first."""
+    """Yield each job with its tokens, or with the reason why there are none. Jobs without readable audio come first."""
     readable = []
     for job in jobs:
         if isinstance(job.item, BadItem):

@@ -5,8 +5,8 @@ and uses other windows of the same length, which overlap by 6.25 % or 0.64 s (Se
 512, 256 or 128 tokens at stack factor 1, 2 or 4, of which it shares 32, 16 or 8 with the next.
 
 In the published code, the vocoder returns 32 samples too many per window. Its output therefore lags by 2 ms more with
-every window, and its length is rounded to 0.16 s. Here every window starts at its tokens, the output is as long as the
-input, and there is no window for only those tokens that follow the end of the input.
+every window, and its length is rounded to 0.16 s. Here every window starts at its tokens, and the output is as long as
+the input. Windows that would contain only padding are not decoded.
 """
 
 from collections.abc import Iterable, Iterator

@@ -139,7 +139,7 @@ def sample(
         model: the T-UNet.
         schedule: noise schedule that the T-UNet was trained with.
         config: settings of the sampler.
-        condition: condition of the B latents. Its device is where the latents are computed.
+        condition: condition of the B latents, on the device of the computation.
         shape: (B, z, H, W).
         generators: B generators of the initial noise and of DDIM's fresh noise; by default those of the windows 0…B-1.
         noise: initial noise; by default drawn from the generators.

@@ -121,6 +121,6 @@ def test_waveform(parts, mel, golden):
 
 def test_parts_of_a_checkpoint_can_be_loaded_separately(parts, checkpoints):
     vae, vocoder = (load(checkpoints / "decoder.ckpt") for load in (load_published_vae, load_published_vocoder))
-    for alone, imported in ((vae, parts.decoder.vae), (vocoder, parts.decoder.vocoder)):
+    for loaded, imported in ((vae, parts.decoder.vae), (vocoder, parts.decoder.vocoder)):
         expected = imported.state_dict()
-        assert all(torch.equal(value, expected[name]) for name, value in alone.state_dict().items())
+        assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())

@@ -85,8 +85,8 @@ def test_assigned_weights_are_stored_channels_last(small):
 
 def test_windows_of_a_batch_are_independent(small):
     latent, context, steps = torch.randn(3, 2, 8, 4), torch.randn(3, 5, 6), torch.tensor([3, 900, 7])
-    alone = torch.cat([small(latent[i : i + 1], steps[i : i + 1], context[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(small(latent, steps, context), alone)
+    separate = torch.cat([small(latent[i : i + 1], steps[i : i + 1], context[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(small(latent, steps, context), separate)
 
 
 def test_output_depends_on_the_context(small):

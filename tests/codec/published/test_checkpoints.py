@@ -106,11 +106,11 @@ def test_missing_average_is_an_error_only_if_it_is_selected(read, tensors):
 def test_checkpoints_of_a_training_can_be_read(read, tensors):
     encoder, decoder = tensors
     nested = {f"cond_stage_models.0.{name}": value for name, value in encoder.items()}
-    beside = {"cond_stage_models.1.x": torch.zeros(1), "clap.model.y": torch.zeros(1), "loss.logvar": torch.zeros(1)}
+    unrelated = {"cond_stage_models.1.x": torch.zeros(1), "clap.model.y": torch.zeros(1), "loss.logvar": torch.zeros(1)}
     expected = read().info
     encoder.clear()
     encoder |= {"state_dict": nested | {"cond_stage_models.0.pos_embed.pe": torch.zeros(1)}, "epoch": 3}
-    decoder |= {"state_dict": dict(decoder) | beside, "global_step": 4}
+    decoder |= {"state_dict": dict(decoder) | unrelated, "global_step": 4}
     assert read().info == expected
 
 
