@@ -101,5 +101,5 @@ def check_codebooks(encoder: EncoderWeights, codebooks: Sequence[Codebook]) -> N
             raise ValueError(
                 f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
                 f"({book.metadata.encoder_hash}), not with {encoder.name} ({encoder.hash}); cluster features "
-                "of that encoder that were extracted with --padding keep"
+                "of that encoder, extracted with --padding keep"
             )
