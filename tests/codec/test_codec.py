@@ -12,6 +12,7 @@ from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import load_windows
 from sctok.audio.windows import WINDOW_SAMPLES, token_count
 from sctok.codec.codec import Codec, DecodingError
+from sctok.codec.decoding import WindowDecoder
 from sctok.codec.models.condition import mark_out
 from sctok.codec.overlap import HOP_SAMPLES, decode_window_count
 from sctok.codec.samplers import SamplerConfig
@@ -263,14 +264,14 @@ def test_progress_adds_up_to_the_number_of_windows(codec: Codec, long_tokens: Co
 
 def test_nonfinite_output_is_an_error_of_one_file_only(codec: Codec, long_tokens: CodecTokens, monkeypatch) -> None:
     short = codec.encode(noise(9_000), 16_000)
-    decode = codec._decoder.decode
+    decode = WindowDecoder.decode
 
-    def break_third(windows, *rest):
-        waves = decode(windows, *rest)
+    def break_third(self, windows, *rest):
+        waves = decode(self, windows, *rest)
         waves[[window.number == 2 for window in windows]] = np.nan
         return waves
 
-    monkeypatch.setattr(codec._decoder, "decode", break_third)
+    monkeypatch.setattr(WindowDecoder, "decode", break_third)
     decoded = codec.decode_many([("long", long_tokens), ("short", short)], QUICK)
     with pytest.raises(DecodingError, match="window 2 decodes to values that are not finite in fp32"):
         list(next(decoded)[1])

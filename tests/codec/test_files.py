@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sctok.audio.errors import AudioError
 from sctok.codec.codec import Codec
-from sctok.codec.decoding import TokenWindow
+from sctok.codec.decoding import TokenWindow, WindowDecoder
 from sctok.codec.files import decode_files, write_audio
 from sctok.codec.listing import DecodeTask
 from sctok.codec.samplers import SamplerConfig
@@ -81,14 +81,14 @@ def test_unwritable_path_fails_only_one_file(codec: Codec, tmp_path: Path) -> No
 
 
 def test_nonfinite_output_fails_only_one_file(codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = codec._decoder.decode
+    decode = WindowDecoder.decode
 
-    def broken(windows: list[TokenWindow], *rest: Any) -> NDArray[np.float32]:
-        waves = decode(windows, *rest)
+    def broken(self: WindowDecoder, windows: list[TokenWindow], *rest: Any) -> NDArray[np.float32]:
+        waves = decode(self, windows, *rest)
         waves[0] = np.nan
         return waves
 
-    monkeypatch.setattr(codec._decoder, "decode", broken)
+    monkeypatch.setattr(WindowDecoder, "decode", broken)
     outcomes = list(decode_files(codec, jobs(codec, tmp_path, 3), QUICK))
     assert "not finite" in str(outcomes[0].reason)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["1.wav", "2.wav"]

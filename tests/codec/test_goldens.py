@@ -9,9 +9,11 @@ from tests.conftest import REFERENCE
 from sctok.audio.published_filterbank import centre, published_filterbank
 from sctok.cli.app import main
 from sctok.codec.codec import Codec
+from sctok.codec.encoding import WindowEncoder
 from sctok.codec.models.condition import mark_out
 from sctok.codec.published.checkpoints import load_published_vae, load_published_vocoder
 from sctok.codec.storage.codec_folder import load_codec
+from sctok.features.extractor import FeatureExtractor
 
 from .standins import golden_condition, initial_noise, relative_error
 
@@ -81,23 +83,26 @@ def test_acoustic_tokens_of_another_cpu(tokens, contractive):
     assert (tokens[:, 1] == expected).mean() >= 0.999
 
 
-def test_published_operators_on_this_cpu(codec, parts, tokens, signal_windows):
+def test_published_operators_on_this_cpu(parts, tokens, signal_windows):
     """In the first window, features and quantized vectors are bit-identical, so that tokens differ only at near ties.
 
     sctok returns the exact nearest codes, the published code those with the smallest float32 distance.
     """
     waves, last = (torch.from_numpy(each) for each in signal_windows)
     waves = centre(waves)[:1]
-    embedded, semantic = codec._encoder.embed(waves, last[:1]), torch.from_numpy(parts.tokens.codebooks[0].centroids)
-    acoustic = Acoustic(parts.tokens.acoustic.state_dict())
+    extractor = FeatureExtractor(parts.tokens.encoder, torch.device("cpu"), "fp32")
+    embedded = WindowEncoder(extractor, parts.tokens.acoustic, 1, torch.device("cpu")).embed(waves, last[:1])
+    semantic = torch.from_numpy(parts.tokens.codebooks[0].centroids)
+    acoustic, quantized = Acoustic(parts.tokens.acoustic.state_dict()), []
+    parts.tokens.acoustic.quantizer.register_forward_pre_hook(lambda module, inputs: quantized.append(inputs[0]))
     with torch.inference_mode():
         mel = published_filterbank(waves, last[:1])
         plain, padded = features(parts.tokens.encoder.tensors, mel), mark_out(mel, 512)
         assert torch.equal(embedded.features, plain)
         centroids = semantic[torch.cdist(plain, semantic).argmin(dim=-1)]
         vectors = acoustic(plain, centroids, padded)
-        ours = parts.tokens.acoustic._before_quantizer(acoustic.inputs(plain, centroids, padded))
-    assert torch.equal(ours, vectors)
+        parts.tokens.acoustic(plain, centroids, padded)
+    assert torch.equal(quantized[0], vectors)
     assert (acoustic.tokens(vectors)[0].numpy() == tokens[:512, 1]).mean() >= 0.999
 
 
