@@ -43,11 +43,8 @@ def list_audio_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
 
     An input whose result would replace an input or another result becomes a BadItem.
 
-    Args:
-        inputs: audio files, folders, manifests and tar shards.
-        out: a file that ends in `suffix`, for a single input; a folder, in which the paths of the results follow from
-            the keys of the inputs; or None to write results next to their inputs.
-        suffix: suffix of the results.
+    out: a file that ends in `suffix`, for a single input; a folder, in which results have the keys of their inputs; or
+    None to write results next to their inputs.
 
     Raises:
         AudioError: an input does not exist or contains no audio.
@@ -95,11 +92,8 @@ def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str)
 
     If a file cannot be read, or its audio would replace other audio, the task has the reason in place of tokens.
 
-    Args:
-        inputs: `.sct` files, token shards, and folders of them.
-        out: a file that ends in `suffix`, for a single `.sct`; a folder; or None to write `<name>.decoded<suffix>` next
-            to each input, so that the original audio is kept.
-        suffix: suffix of the audio files.
+    inputs: `.sct` files, token shards, and folders of them. out: a file that ends in `suffix`, for a single `.sct`; a
+    folder; or None to write `<name>.decoded<suffix>` next to each input, so that the original audio is kept.
 
     Raises:
         ValueError: a folder contains no tokens, `out` is a file and there are several inputs, or it is None and an

@@ -38,19 +38,15 @@ class Denoiser(Protocol):
 class SamplerConfig:
     """Settings of the sampler. The defaults are those of the published code.
 
-    Attributes:
-        name: "ddim", "dpm++" or "unipc".
-        steps: number of steps; see `spacing`.
-        eta: share of fresh noise that DDIM adds at every step, 0 to 1. The other samplers add none.
-        guidance: scale s in u + s·(c - u), where u and c are v without and with the condition. 1 disables guidance.
-        guidance_form: "published", or "paper" for (1-w)·c + w·u, which is Eq. 10 of the paper as printed. It equals the
-            published form with s = 1 - w. The scale of 3 in the paper's Figure 6 is only plausible as s = 3.
-        spacing: steps that DDIM visits. "published" visits 1, 1 + q, 1 + 2q, … below the length N of the schedule, with
-            q = N // steps. As in the published code, that is 31 visits for `steps=30`, and never the noisiest step. If
-            the published code would visit N itself and crash (`steps=300`), that visit is left out. "trailing"
-            visits `steps` evenly spaced steps down from N - 1 (Lin et al., 2024). The other samplers are always
-            trailing.
-        seed: seed of the noise.
+    eta: share of fresh noise that DDIM adds at every step, 0 to 1; the other samplers add none. guidance: scale s in
+    u + s·(c - u), where u and c are v without and with the condition; 1 disables guidance. guidance_form: "published",
+    or "paper" for (1-w)·c + w·u, Eq. 10 of the paper as printed, which equals the published form with s = 1 - w. The
+    scale of 3 in the paper's Figure 6 is only plausible as s = 3.
+
+    spacing: steps that DDIM visits; the other samplers are always trailing. "published" visits 1, 1 + q, 1 + 2q, …
+    below the length N of the schedule, with q = N // steps. As in the published code, that is 31 visits for `steps=30`,
+    and never the noisiest step. A visit of N itself, with which the published code crashes (`steps=300`), is left out.
+    "trailing" visits `steps` evenly spaced steps down from N - 1 (Lin et al., 2024).
     """
 
     name: Sampler = "ddim"
@@ -88,11 +84,8 @@ class SamplerConfig:
 class Condition:
     """The condition of a batch of windows.
 
-    Attributes:
-        context: (B, L, C).
-        unconditional: context without a condition, (B, L, C) or (1, L, C); required for guidance.
-        extra: (B, extra channels, H, W) if the T-UNet takes extra channels.
-        unconditional_extra: extra channels without a condition, with a batch of B or 1; required for guidance.
+    context is (B, L, C), extra (B, extra channels, H, W) if the T-UNet takes extra channels. Guidance needs the
+    unconditional forms, with a batch of B or 1.
     """
 
     context: Tensor

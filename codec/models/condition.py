@@ -24,14 +24,8 @@ def positional_encoding(length: int, width: int = PE_WIDTH) -> Tensor:
 def mark_out(mel: Tensor, length: int) -> Tensor:
     """Mark the positions of each window that lie after the end of its sound, as the published code does.
 
-    The sound ends with the last frame that is not flat. A window with only one such frame counts as empty.
-
-    Args:
-        mel: normalized filterbanks (B, frames, bins).
-        length: number of positions in a window.
-
-    Returns:
-        bool (B, length), True after the end.
+    Takes normalized filterbanks (B, frames, bins) and returns bool (B, length). The sound ends with the last frame that
+    is not flat. A window with only one such frame counts as empty.
     """
     frames = mel.shape[1]
     sounding = mel.std(dim=-1) > FLAT
@@ -44,13 +38,10 @@ def mark_out(mel: Tensor, length: int) -> Tensor:
 def build_condition(
     acoustic: Tensor, semantic: Tensor, padded: Tensor | None = None, *, order: Order = "published"
 ) -> Tensor:
-    """Build the context of the T-UNet, (B, L, A + F + 192).
+    """Build the context of the T-UNet, (B, L, A + F + 192), from acoustic (B, L, A) and semantic (B, L, F) vectors.
 
-    Args:
-        acoustic: acoustic vectors (B, L, A).
-        semantic: semantic vectors (B, L, F).
-        padded: bool (B, L), True at positions without a token.
-        order: "published" for [acoustic, semantic, position], "paper" for [semantic, acoustic, position].
+    padded: bool (B, L), True at positions without a token. order: "published" for [acoustic, semantic, position],
+    "paper" for [semantic, acoustic, position].
     """
     parts = (acoustic, semantic) if order == "published" else (semantic, acoustic)
     vectors = torch.cat(parts, dim=-1)
