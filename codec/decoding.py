@@ -10,15 +10,26 @@ from torch import Tensor
 
 from sctok.audio.windows import WINDOW_FRAMES, WINDOW_SAMPLES
 from sctok.codec.models.condition import build_condition, unconditional
+from sctok.codec.models.grid import GridCondition, GridConfig
+from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
+from sctok.codec.models.tunet import TUNet, TUNetConfig
+from sctok.codec.models.vae import AutoencoderKL, VAEConfig
+from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
 from sctok.formats.codebooks import Codebook
 from sctok.formats.sct import TokenPairs
 from sctok.runtime.devices import DTYPES, Use
+from sctok.runtime.low_precision import Step, filled, forward_step
 
 from .codec_parts import CodecParts
 from .overlap import NO_TOKEN
 from .samplers import Condition, SamplerConfig, sample, window_generators
 
-DECODER = Use("the decoder", "sctok.codec.capabilities:decoder_steps")
+DECODER = Use("the decoder", "sctok.codec.decoding:decoder_steps")
+
+# Sizes of the modules with which low precision is tested.
+_PROBE_FRAMES, PROBE_TOKENS, PROBE_CONTEXT = 128, 128, 256
+_PROBE_VAE = VAEConfig(32, (1, 2), 1, 8, patch=4)
+PROBE_GRID = GridConfig(PROBE_CONTEXT, 4, _PROBE_VAE.latent_shape(1024), 16, 4, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +108,27 @@ class WindowDecoder:
 def _centroids(window: TokenWindow) -> NDArray[np.float32]:
     """Return the centroids (L, F) of the semantic tokens of a window. Padding gets the first centroid."""
     return window.codebook.centroids[window.pairs[:, 0].clip(min=0)]
+
+
+def decoder_steps() -> list[Step]:
+    """Return small computations of every kind that decoding uses, to test low precision on a CPU."""
+    unet, grid = filled(probe_unet()).eval(), filled(GridCondition(PROBE_GRID)).eval()
+    vae, mel = filled(AutoencoderKL(_PROBE_VAE)).eval(), torch.randn(1, _PROBE_FRAMES, 64)
+    hifigan = filled(HifiGan(HifiGanConfig(32, (5, 4, 2, 2, 2), (16, 16, 8, 4, 4), (3,), (1,)))).eval()
+    return [
+        forward_step("T-UNet", unet, *probe_unet_inputs()),
+        forward_step("grid", grid, torch.randn(1, PROBE_TOKENS, PROBE_CONTEXT)),
+        forward_step("VAE", vae.decode, torch.randn(1, *_PROBE_VAE.latent_shape(_PROBE_FRAMES))),
+        forward_step("HiFi-GAN vocoder", hifigan, mel),
+        forward_step("iSTFT vocoder", filled(IstftVocoder(VocoderConfig(64, 1, 2))).eval(), mel),
+    ]
+
+
+def probe_unet() -> TUNet:
+    """Return a small T-UNet."""
+    return TUNet(TUNetConfig(8, 0, 32, (1, 2), 1, (1,), 32, PROBE_CONTEXT))
+
+
+def probe_unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Return a latent, a timestep and a context for the small T-UNet."""
+    return torch.randn(1, 8, 64, 16), torch.tensor([500]), torch.randn(1, PROBE_TOKENS, PROBE_CONTEXT)
