@@ -66,7 +66,7 @@ def encode_files(
         and results of a few batches.
     """
     queue = _Queue[ClipT](lanes)
-    for _, pieces in itertools.groupby(chunks, key=lambda chunk: chunk.item.key):
+    for _, pieces in itertools.groupby(chunks, key=lambda chunk: chunk.item):
         end: FileEnd[ClipT] | None = None
         for chunk in pieces:
             if end is None:

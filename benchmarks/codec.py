@@ -30,6 +30,7 @@ from kmeans_systems import set_threads
 from sctok.audio.decoding.decode import stream_audio
 from sctok.audio.windows import WINDOW_PATCHES
 from sctok.codec.codec import Codec
+from sctok.codec.codec_parts import CodecParts
 from sctok.codec.decoding import DECODER
 from sctok.codec.models.acoustic import AcousticConfig
 from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
@@ -37,7 +38,7 @@ from sctok.codec.models.tunet import TUNetConfig
 from sctok.codec.models.vae import VAEConfig
 from sctok.codec.overlap import decode_window_count
 from sctok.codec.samplers import SamplerConfig, visited_steps
-from sctok.codec.storage.codec_folder import CodecParts, load_codec
+from sctok.codec.storage.codec_folder import load_codec
 from sctok.features.encoder import EncoderConfig
 from sctok.features.extractor import ENCODER
 from sctok.formats.sct import CodecTokens
@@ -116,7 +117,7 @@ def measure_decode(
     """Return the decoding time per window: the sum of its stages, and of a whole call."""
     note(f"decode, whole call: {sampler.name}, {sampler.steps} steps")
     seconds = median_seconds(lambda: codec.decode(tokens, sampler), repeats, codec.device, warm_up=False)
-    visited = len(visited_steps(sampler, len(parts.schedule)))
+    visited = len(visited_steps(sampler, len(parts.decoder.schedule)))
     summed = _sum(stages, "decode") + visited * _sum(stages, "step")
     windows = decode_window_count(tokens.samples)
     return asdict(sampler) | {"stages": summed, "whole": seconds / windows, "windows": windows}
@@ -128,8 +129,10 @@ def _sum(stages: dict[str, Any], half: str) -> float:
 
 def describe_codec(parts: CodecParts) -> dict[str, Any]:
     """Return the name and the sizes of a codec as JSON values."""
-    modules = {"acoustic encoder": parts.acoustic, "T-UNet": parts.unet, "VAE": parts.vae, "vocoder": parts.vocoder}
-    counts = {"AudioMAE": sum(value.numel() for value in parts.encoder.tensors.values())}
+    decoder = parts.decoder
+    modules = {"acoustic encoder": parts.tokens.acoustic, "T-UNet": decoder.unet}
+    modules |= {"VAE": decoder.vae, "vocoder": decoder.vocoder}
+    counts = {"AudioMAE": sum(value.numel() for value in parts.tokens.encoder.tensors.values())}
     counts |= {name: sum(value.numel() for value in each.parameters()) for name, each in modules.items()}
     info = parts.info
     return {
@@ -143,12 +146,13 @@ def describe_codec(parts: CodecParts) -> dict[str, Any]:
 
 def has_published_sizes(parts: CodecParts) -> bool:
     """Return whether the published figures are for modules of the same sizes."""
-    unet = TUNetConfig(context_width=parts.unet.config.context_width)
+    decoder = parts.decoder
+    unet = TUNetConfig(context_width=decoder.unet.config.context_width)
     return (
-        (parts.encoder.config, parts.unet.config, parts.vae.config) == (EncoderConfig(), unet, VAEConfig())
-        and parts.acoustic.config.layers == AcousticConfig.published(parts.info.token_rate).layers
-        and isinstance(parts.vocoder, HifiGan)
-        and parts.vocoder.config == HifiGanConfig()
+        (parts.tokens.encoder.config, decoder.unet.config, decoder.vae.config) == (EncoderConfig(), unet, VAEConfig())
+        and parts.tokens.acoustic.config.layers == AcousticConfig.published(parts.info.token_rate).layers
+        and isinstance(decoder.vocoder, HifiGan)
+        and decoder.vocoder.config == HifiGanConfig()
     )
 
 

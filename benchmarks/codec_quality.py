@@ -19,8 +19,8 @@ from sctok.audio.mel import log_mel
 from sctok.audio.spectral_distances import mel_distance
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES
 from sctok.codec.codec import Codec
+from sctok.codec.codec_parts import CodecParts
 from sctok.codec.samplers import SamplerConfig
-from sctok.codec.storage.codec_folder import CodecParts
 from sctok.formats.sct import CodecTokens
 
 SAMPLERS: tuple[dict[str, Any], ...] = (
@@ -119,17 +119,17 @@ def measure_floors(parts: CodecParts, clips: Sequence[Clip]) -> dict[str, Any]:
     """Return the distances of the vocoder, and of VAE and vocoder, given perfect latents."""
 
     def through_vae(mel: Tensor) -> Tensor:
-        return parts.vae.decode(parts.vae.encode(mel[:, None])[0])[:, 0]
+        return parts.decoder.vae.decode(parts.decoder.vae.encode(mel[:, None])[0])[:, 0]
 
     routes: dict[str, Callable[[Tensor], Tensor]] = {"vocoder": lambda mel: mel, "VAE and vocoder": through_vae}
-    device = next(parts.vae.parameters()).device
+    device = next(parts.decoder.vae.parameters()).device
     floors = {}
     for name, route in routes.items():
         distances = []
         for clip in clips:
             windows = torch.from_numpy(np.pad(clip.wave, (0, -len(clip.wave) % WINDOW_SAMPLES))).to(device)
             with torch.inference_mode():
-                waves = parts.vocoder(route(log_mel(windows.view(-1, WINDOW_SAMPLES))))[:, :WINDOW_SAMPLES]
+                waves = parts.decoder.vocoder(route(log_mel(windows.view(-1, WINDOW_SAMPLES))))[:, :WINDOW_SAMPLES]
             distances.append(_distance(waves.flatten().cpu().numpy()[: len(clip.wave)], clip.wave))
         floors[name] = _summary(distances)
     return floors

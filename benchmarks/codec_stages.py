@@ -24,10 +24,10 @@ from sctok.audio.loader import load_windows
 from sctok.audio.mel import DECODER_BINS
 from sctok.audio.pieces import empty_span, window_rows
 from sctok.audio.windows import FRAME_SHIFT, MEL_BINS, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
+from sctok.codec.codec_parts import CodecParts, DecoderParts
 from sctok.codec.encoding import BATCH
 from sctok.codec.models.condition import PE_WIDTH, build_condition, mark_out, unconditional
 from sctok.codec.samplers import Condition, Denoise, guided
-from sctok.codec.storage.codec_folder import CodecParts
 from sctok.features.extractor import GPU_BATCH
 from sctok.features.tokenizer import SemanticQuantizer
 from sctok.formats.codebooks import Codebook
@@ -66,12 +66,12 @@ def workload(windows: int) -> Iterator[tuple[AudioItem, Audio]]:
 
 def largest_codebook(parts: CodecParts) -> Codebook:
     """Return the default semantic codebook of a codec."""
-    return max(parts.codebooks, key=lambda book: book.k)
+    return max(parts.tokens.codebooks, key=lambda book: book.k)
 
 
 def encode_stages(parts: CodecParts, item: AudioItem, audio: Audio, device: torch.device) -> list[Stage]:
     """Return the stages from a file to tokens. Each gets its input from the previous ones."""
-    encoder, acoustic = parts.encoder.build().to(device), parts.acoustic.to(device)
+    encoder, acoustic = parts.tokens.encoder.build().to(device), parts.tokens.acoustic.to(device)
     book, stack = largest_codebook(parts), parts.info.stack_factor
     waves, last = torch.from_numpy(audio).to(device), torch.zeros(len(audio), dtype=torch.bool, device=device)
     last[-1] = True
@@ -99,35 +99,36 @@ def encode_stages(parts: CodecParts, item: AudioItem, audio: Audio, device: torc
 def decode_stages(parts: CodecParts, pairs: Tensor, at_once: int) -> list[Stage]:
     """Return the stages from tokens int64 (w, L, 2) to waveforms, with `at_once` windows in a batch of the T-UNet."""
     device, cpu = pairs.device, pairs.device.type == "cpu"
-    for module in (parts.acoustic, parts.unet, parts.grid, parts.vae, parts.vocoder):
+    decoder = parts.decoder
+    for module in (parts.tokens.acoustic, decoder.unet, decoder.grid, decoder.vae, decoder.vocoder):
         if module is not None:
             module.to(device)
     semantic = torch.from_numpy(largest_codebook(parts).centroids).to(device)[pairs[..., 0]]
-    acoustic = parts.acoustic.quantizer.decode(pairs[..., 1])
+    acoustic = parts.tokens.acoustic.quantizer.decode(pairs[..., 1])
     context = build_condition(acoustic, semantic, order=parts.info.order)
-    latent = torch.randn(len(pairs), *parts.vae.config.latent_shape(WINDOW_FRAMES), device=device)
+    latent = torch.randn(len(pairs), *decoder.vae.config.latent_shape(WINDOW_FRAMES), device=device)
     contexts, latents, pieces = context.split(at_once), latent.split(at_once), latent.split(1 if cpu else at_once)
-    steps = [guided_step(parts, each) for each in contexts]
-    mels = [parts.vae.decode(each)[:, 0] for each in pieces]
-    condition, unet, vae, vocoder = (count / 1e9 for count in decode_flops(parts, context.shape[1]))
+    steps = [guided_step(decoder, each) for each in contexts]
+    mels = [decoder.vae.decode(each)[:, 0] for each in pieces]
+    condition, unet, vae, vocoder = (count / 1e9 for count in decode_flops(decoder, context.shape[1]))
     return [
-        Stage("condition", "decode", lambda: [guided_step(parts, each) for each in contexts], condition),
+        Stage("condition", "decode", lambda: [guided_step(decoder, each) for each in contexts], condition),
         Stage(
             "T-UNet step with guidance",
             "step",
             lambda: [step(each, TIMESTEP) for step, each in zip(steps, latents, strict=True)],
             unet,
         ),
-        Stage("VAE", "decode", lambda: [parts.vae.decode(each) for each in pieces], vae),
-        Stage("vocoder", "decode", lambda: [parts.vocoder(each) for each in mels], vocoder),
+        Stage("VAE", "decode", lambda: [decoder.vae.decode(each) for each in pieces], vae),
+        Stage("vocoder", "decode", lambda: [decoder.vocoder(each) for each in mels], vocoder),
     ]
 
 
-def guided_step(parts: CodecParts, context: Tensor) -> Denoise:
+def guided_step(decoder: DecoderParts, context: Tensor) -> Denoise:
     """Return guided v as a function of latents and step, as the samplers compute it for a context (B, L, C)."""
     nothing = unconditional(context.shape[1], context.shape[2] - PE_WIDTH).to(context)
-    maps = (None, None) if parts.grid is None else (parts.grid(context), parts.grid(nothing))
-    return guided(parts.unet, GUIDANCE, Condition(context, nothing, *maps))
+    maps = (None, None) if decoder.grid is None else (decoder.grid(context), decoder.grid(nothing))
+    return guided(decoder.unet, GUIDANCE, Condition(context, nothing, *maps))
 
 
 def _batches(rows: Tensor, size: int) -> list[Tensor]:
@@ -156,10 +157,11 @@ def acoustic_flops(acoustic: Any, length: int) -> float:
     return recurrent + 2.0 * length * (linear.weight.numel() + config.dim * config.codebook_size)
 
 
-def decode_flops(parts: CodecParts, length: int) -> tuple[float, float, float, float]:
+def decode_flops(decoder: DecoderParts, length: int) -> tuple[float, float, float, float]:
     """Return the operations for one window of the condition, one guided step, the VAE and the vocoder."""
-    grid = None if parts.grid is None else _twin(parts.grid)
-    twin = replace(parts, unet=_twin(parts.unet), vae=_twin(parts.vae), vocoder=_twin(parts.vocoder), grid=grid)
+    modules = (decoder.unet, decoder.vae, decoder.vocoder, decoder.grid)
+    unet, vae, vocoder, grid = (None if module is None else _twin(module) for module in modules)
+    twin = replace(decoder, unet=unet, vae=vae, vocoder=vocoder, grid=grid)
     with torch.device("meta"):
         context = torch.empty(1, length, twin.unet.config.context_width)
         latent = torch.empty(1, *twin.vae.config.latent_shape(WINDOW_FRAMES))

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from sctok.codec.codec_parts import CodecInfo, CodecParts, DecoderParts, TokenParts
 from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
 from sctok.codec.models.condition import PE_WIDTH
 from sctok.codec.models.hifigan import HifiGan, HifiGanConfig
 from sctok.codec.models.tunet import TUNet, TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL, VAEConfig
-from sctok.codec.noise_schedule import Schedule
-from sctok.codec.storage.codec_folder import CodecInfo, CodecParts
+from sctok.codec.noise_schedule import NoiseSchedule
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, CodebookInfo
@@ -41,18 +41,21 @@ def stand_in(rate: int, rows: int, small: bool = False) -> CodecParts:
     weights = EncoderWeights(NAME, encoder, dict(_ready(AudioMAE(encoder)).state_dict()), {})
     centroids = np.random.default_rng(0).standard_normal((rows, width), np.float32)
     book = CodebookInfo("merged", (), stack, NAME, weights.hash)
-    return CodecParts(
+    tokens = TokenParts(
         encoder=weights,
         codebooks=(Codebook(centroids, np.zeros(rows, np.int64), book),),
         acoustic=_ready(AcousticEncoder(acoustic)),
+        info=CodecInfo(f"{NAME}-{rate}", rate, stack, token_hash="0" * 16),
+    )
+    decoder = DecoderParts(
         unet=_ready(TUNet(unet)),
         grid=None,
-        schedule=Schedule.cosine(),
+        schedule=NoiseSchedule.cosine(),
         scale_factor=SCALE_FACTOR,
         vae=_ready(AutoencoderKL(VAEConfig(channels=8 if small else 128))),
         vocoder=_ready(HifiGan(HifiGanConfig(initial=32 if small else 1024))),
-        info=CodecInfo(f"{NAME}-{rate}", rate, stack, token_hash="0" * 16),
     )
+    return CodecParts(tokens, decoder)
 
 
 def _ready(module: Module) -> Module:

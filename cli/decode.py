@@ -44,5 +44,5 @@ def decode(
     loaded = codec.load("decoder", batch_windows=decoding.batch_size)
     reporter = FileReporter("decode", lengths, decode_window_count)
     jobs = list_token_jobs(tokens, out, suffix)
-    reporter.take(decode_files(loaded, jobs, config, keep=skip_existing, progress=reporter.windows))
+    reporter.take(decode_files(loaded, jobs, config, skip_existing=skip_existing, progress=reporter.windows))
     reporter.show(loaded, as_json)

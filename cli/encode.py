@@ -49,5 +49,5 @@ def encode(
                 "be resumed"
             ) from None
     else:
-        reporter.take(encode_files(loaded, jobs, chosen, keep=skip_existing, progress=reporter.windows))
+        reporter.take(encode_files(loaded, jobs, chosen, skip_existing=skip_existing, progress=reporter.windows))
     reporter.show(loaded, as_json)

@@ -13,7 +13,7 @@ from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, OverwriteOption, 
 from sctok.cli.shared.terminal import StartsOver, emit, say
 
 if TYPE_CHECKING:
-    from sctok.codec.storage.codec_folder import CodecInfo
+    from sctok.codec.codec_parts import CodecInfo
     from sctok.formats.codebooks import Codebook
 
 
@@ -69,7 +69,7 @@ def import_checkpoint(
         info = save_codec(folder, parts, overwrite=options.overwrite)
     except KeyboardInterrupt:
         raise StartsOver("an incomplete codec is not kept; run the same command again") from None
-    _show(info, folder, parts.codebooks, parts.info.provenance["licence"], as_json)
+    _show(info, folder, parts.tokens.codebooks, parts.info.provenance["licence"], as_json)
 
 
 def _show(info: "CodecInfo", folder: Path, codebooks: "Sequence[Codebook]", licence: str, as_json: bool) -> None:

@@ -44,5 +44,7 @@ def reconstruct(
     loaded = codec.load("encoder", "decoder", batch_windows=decoding.batch_size)
     chosen = reading.for_codec(loaded, len(jobs))
     reporter = FileReporter("reconstruct", audio_lengths(jobs), decode_window_count)
-    reporter.take(reconstruct_files(loaded, jobs, chosen, config, keep=skip_existing, progress=reporter.windows))
+    reporter.take(
+        reconstruct_files(loaded, jobs, chosen, config, skip_existing=skip_existing, progress=reporter.windows)
+    )
     reporter.show(loaded, as_json)

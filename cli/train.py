@@ -195,10 +195,10 @@ def _load_parts(plan: "TrainingPlan", codecs: Path, options: PartOptions) -> "Tr
         return TrainingParts(load_weights(plan.parts.encoder), chosen, vae, vocoder)
     first, given = load_codec(find_codec(options.initial, codecs) or options.initial), options.given()
     return TrainingParts(
-        first.encoder,
-        books(first.encoder) if "codebooks" in given else first.codebooks,
-        open_vae(plan.parts.vae, codecs) if "vae" in given else first.vae,
-        open_vocoder(plan.parts.vocoder, codecs) if "vocoder" in given else first.vocoder,
+        first.tokens.encoder,
+        books(first.tokens.encoder) if "codebooks" in given else first.tokens.codebooks,
+        open_vae(plan.parts.vae, codecs) if "vae" in given else first.decoder.vae,
+        open_vocoder(plan.parts.vocoder, codecs) if "vocoder" in given else first.decoder.vocoder,
         first,
     )
 

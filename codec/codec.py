@@ -1,9 +1,9 @@
-"""A codec: audio to semantic and acoustic tokens, and back."""
+"""The codec: audio to semantic and acoustic tokens, and back."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -13,16 +13,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from sctok.audio.inputs.sources import AudioItem
 from sctok.audio.loader import Chunk
+from sctok.audio.packing import FileEnd, encode_files
 from sctok.audio.pieces import cut_pieces, empty_span, window_rows
+from sctok.audio.transfer import DirectLanes
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE, token_count
-from sctok.codec.storage.codec_folder import CodecParts, load_codec
+from sctok.codec.storage.codec_folder import load_codec
 from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.features.tokenizer import UNDECIDED, SemanticQuantizer
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.sct import CodecTokens
 from sctok.runtime.devices import Use, resolve_device, resolve_precision
 
-from .decoding import DECODER, DecoderParts, TokenWindow, WindowDecoder
+from .codec_parts import CodecParts
+from .decoding import DECODER, TokenWindow, WindowDecoder
 from .encoding import WindowEncoder, centred
 from .overlap import cross_fade, decode_window_count, window_tokens
 from .samplers import SamplerConfig, visited_steps
@@ -31,21 +34,19 @@ from .waves import is_whole, mono_blocks
 DECODED_AT_ONCE = {"cpu": 4, "cuda": 16}  # windows
 
 Key = TypeVar("Key")
-T = TypeVar("T")
-Progress = Callable[[float], object]
+WindowProgress = Callable[[float], object]  # called with the number of windows finished since the last call
 
 
 class DecodingError(ValueError):
-    """Tokens of one file that decode to values that are not finite."""
+    """The tokens of a file decode to values that are not finite."""
 
 
 class Codec:
-    """An encoder and a decoder on one device, each set up when it is first used.
+    """An encoder and a decoder on one device. Each is set up at its first use.
 
-    The tokens of a file depend on the file, the codec, the codebook and the precision (of the feature encoder; the
-    acoustic encoder keeps to float32) alone. The sound that they are
-    decoded to depends on them, the sampler and its seed, and by rounding alone (tested to 1e-4 of full scale) on which
-    windows were decoded together.
+    The tokens of a file depend only on the file, the codec, the codebook and the precision of the feature encoder. The
+    acoustic encoder always computes in float32. Decoded audio depends on the tokens and the sampler with its seed.
+    Which windows are decoded together changes it only by rounding (tested to 1e-4 of full scale).
     """
 
     sample_rate = SAMPLE_RATE
@@ -54,11 +55,11 @@ class Codec:
         self, parts: CodecParts, device: torch.device, precision: str, batch_windows: int | None = None
     ) -> None:
         if batch_windows is not None and not (is_whole(batch_windows) and batch_windows >= 1):
-            raise ValueError(f"batch_windows must be a whole number of at least 1, not {batch_windows!r}")
+            raise ValueError(f"batch_windows must be an integer of at least 1, not {batch_windows!r}")
         self.info, self.device, self.precision = parts.info, device, precision
         self.batch_windows = batch_windows or DECODED_AT_ONCE[device.type]
         self._parts = parts
-        self._books = {codebook_hash(book): book for book in parts.codebooks}
+        self._books = {codebook_hash(book): book for book in parts.tokens.codebooks}
         self._quantizers: dict[str, SemanticQuantizer] = {}
 
     @classmethod
@@ -76,12 +77,12 @@ class Codec:
             name_or_path: "mini" (bundled) or the folder of a codec.
             device: auto, cpu, cuda or cuda:N.
             precision: auto, fp32, bf16 or fp16.
-            batch_windows: windows of 10.24 s that are decoded at once; 4 on a CPU and 16 on a GPU where None.
-            uses: what the codec will be used for. If this CPU fails at one of them in low precision, all of them are
-                computed in fp32, with a warning.
+            batch_windows: number of windows of 10.24 s to decode at once; by default 4 on a CPU and 16 on a GPU.
+            uses: planned uses of the codec. If one of them fails in low precision on this CPU, all of them are computed
+                in fp32, with a warning.
 
         Raises:
-            ValueError: the codec, device or precision is unknown, or the codec's files do not fit each other.
+            ValueError: the codec, device or precision is unknown, or the files of the codec do not fit each other.
         """
         chosen = resolve_device(device)
         return cls(load_codec(name_or_path), chosen, resolve_precision(precision, chosen, uses), batch_windows)
@@ -93,162 +94,154 @@ class Codec:
 
     @property
     def stack_factor(self) -> int:
-        """Patch embeddings behind each token: 1, 2 or 4."""
+        """Number of patch embeddings per token: 1, 2 or 4."""
         return self.info.stack_factor
 
     @property
     def hash(self) -> str:
-        """Hash of all that decides about tokens, but for the codebook."""
+        """Hash of everything except the codebook that decides the tokens."""
         return self.info.token_hash
 
     @cached_property
     def encoder_hash(self) -> str:
         """Hash of the weights of the feature encoder."""
-        return self._parts.encoder.hash
+        return self._parts.tokens.encoder.hash
 
     @property
     def codebooks(self) -> dict[int, str]:
-        """The semantic codebooks: their hashes by their number of rows."""
+        """Hashes of the semantic codebooks by their number of rows."""
         return {book.k: name for name, book in self._books.items()}
 
     def codebook_hash(self, codebook: int | str | None = None) -> str:
-        """Return the hash of a codebook by its number of rows or hash, the largest where None; else ValueError."""
+        """Return the hash of a codebook, given its rows or hash; by default of the largest. Raises ValueError."""
         return self._book(codebook)[0]
 
     def codebook_sizes(self, codebook: int | str | None = None) -> tuple[int, int]:
-        """Return the rows of a semantic codebook, chosen as in `codebook_hash`, and of the acoustic one."""
-        return self._book(codebook)[1].k, len(self._parts.acoustic.quantizer.codes)
+        """Return the rows of a semantic codebook, chosen as in `codebook_hash`, and of the acoustic codebook."""
+        return self._book(codebook)[1].k, len(self._parts.tokens.acoustic.quantizer.codes)
 
     def encode(
         self, wave: ArrayLike, sample_rate: int, *, codebook: int | str | None = None, channel: int | None = None
     ) -> CodecTokens:
-        """Return the tokens of audio in memory.
+        """Encode audio in memory.
 
         Args:
-            wave: (n,), (channels, n) or (n, channels), the shorter axis being the channels; floating, full scale at 1,
-                or signed integers, full scale at the ends of their range. Silence has tokens like any other sound.
-            sample_rate: of the wave, 1,000 to 10,000,000 Hz.
-            codebook: rows or hash of the semantic codebook; the largest where None.
-            channel: the one to encode; the mean of all where None.
+            wave: (n,), (channels, n) or (n, channels); the shorter axis is the channels. Full scale is 1 for floating
+                types, and the largest value for signed integers. Silence is encoded like any other sound.
+            sample_rate: sample rate of the wave, 1,000 to 10,000,000 Hz.
+            codebook: rows or hash of the semantic codebook; by default the largest.
+            channel: channel to encode; by default the mean of all channels.
 
         Raises:
-            ValueError: another shape or rate, no samples, a sample that is not finite or beyond 2^31, or a codebook or
-                channel that is not there.
+            ValueError: the shape or the rate is invalid, there are no samples, a sample is not finite or beyond 2^31,
+                or the codebook or the channel does not exist.
         """
         return self.encode_blocks(mono_blocks(wave, sample_rate, channel), codebook)
 
     def encode_blocks(self, blocks: Iterable[NDArray[np.float32]], codebook: int | str | None = None) -> CodecTokens:
-        """Return the tokens of audio of any length, given as mono blocks float32 (n,) at 16 kHz.
+        """Encode audio of any length, given as mono blocks, float32 (n,) at 16 kHz.
 
-        `sctok.audio.decoding.decode.stream_audio` yields such blocks of a file. Memory: some windows, and the tokens.
-        Raises ValueError as `encode`.
+        `sctok.audio.decoding.decode.stream_audio` yields the blocks of a file. Memory: a few batches of windows, and
+        the tokens. Raises ValueError like `encode`.
         """
-        ((_, found),) = self.encode_many(_chunks(blocks, self._encoder.batch_size), codebook)
-        if isinstance(found, str):
-            raise ValueError(found)
-        return found
+        ((_, result),) = self.encode_many(_cut_chunks(blocks, self._encoder.batch_size), codebook)
+        if isinstance(result, str):
+            raise ValueError(result)
+        return result
 
     def encode_many(
-        self, chunks: Iterable[Chunk], codebook: int | str | None = None, progress: Progress | None = None
+        self, chunks: Iterable[Chunk], codebook: int | str | None = None, progress: WindowProgress | None = None
     ) -> Iterator[tuple[AudioItem, CodecTokens | str]]:
-        """Yield the files whose windows `sctok.audio.loader.load_windows` gives, each with its tokens, in their order.
+        """Encode files, packing the windows of several files into each batch.
 
-        Where a file cannot be read or encoded, the reason takes the place of its tokens. Windows of several files are
-        encoded together. progress: is told how many have been. Raises ValueError for a codebook that is not there.
-        """
-        chunks = centred(chunks) if self._encoder.published_steps else chunks
-        batches = _batched(_clip_windows(chunks), self._encoder.batch_size)
-        encoded = (pair for batch in batches for pair in self._encode_batch(batch, codebook, progress))
-        for clip, group in itertools.groupby(encoded, key=lambda pair: pair[0]):
-            tokens = [window.astype(np.int32) for _, window in group if window is not None]
-            yield clip.item, clip.reason or self._finish(tokens, clip.samples, codebook)
+        Args:
+            chunks: windows of the files, as `sctok.audio.loader.load_windows` yields them.
+            codebook: rows or hash of the semantic codebook; by default the largest.
+            progress: called with the number of windows encoded since the last call.
 
-    def _encode_batch(
-        self, batch: "list[tuple[_Clip, _Window | None]]", codebook: int | str | None, progress: Progress | None
-    ) -> "Iterator[tuple[_Clip, NDArray[np.int64] | None]]":
-        windows = [window for _, window in batch if window is not None]
-        tokens: Iterator[NDArray[np.int64]] = iter(())
-        if windows:
-            waves, last = np.stack([each.wave for each in windows]), np.array([each.last for each in windows])
-            tokens = iter(self.encode_windows(waves, last, codebook))
-            if progress is not None:
-                progress(len(windows))
-        for clip, window in batch:
-            yield clip, None if window is None else next(tokens)
+        Yields:
+            Each file in order with its tokens, or with the reason why it cannot be read or encoded.
 
-    def _finish(self, tokens: list[NDArray[np.int32]], samples: int, codebook: int | str | None) -> CodecTokens | str:
-        pairs = np.concatenate(tokens)[: token_count(samples, self.stack_factor)]
-        if (pairs == UNDECIDED).any():
-            return "the encoder gives features that are not finite; check the audio"
-        return self._describe(pairs, samples, codebook)
-
-    def encode_windows(
-        self, waves: NDArray[np.float32], last: NDArray[np.bool_], codebook: int | str | None = None
-    ) -> NDArray[np.int64]:
-        """Return the tokens int64 (w, 512 / stack factor, 2) of windows (w, 164,080), whatever files they are of.
-
-        last: bool (w,), true where a window ends its file. Tokens are -1 throughout a window of which the encoder gives
-        a feature that is not finite. Raises ValueError for a codebook that is not there.
+        Raises:
+            ValueError: the codebook does not exist.
         """
         name, book = self._book(codebook)
         if name not in self._quantizers:
             self._quantizers[name] = SemanticQuantizer(book, self.device)
-        return self._encoder.encode(waves, last, self._quantizers[name])
+        encoder, quantizer = self._encoder, self._quantizers[name]
+        chunks = centred(chunks) if encoder.published_steps else chunks
+        lanes = DirectLanes(partial(encoder.encode, quantizer=quantizer), encoder.batch_size)
+        for event in encode_files(chunks, lanes, _EncodedFile):
+            if isinstance(event, FileEnd):
+                yield event.item, event.reason or self._finish(event.clip.tokens, event.samples, codebook)
+                continue
+            event.clip.tokens.append(event.values.astype(np.int32))
+            if progress is not None:
+                progress(1)
+
+    def _finish(self, tokens: list[NDArray[np.int32]], samples: int, codebook: int | str | None) -> CodecTokens | str:
+        pairs = np.concatenate(tokens)[: token_count(samples, self.stack_factor)]
+        if (pairs == UNDECIDED).any():
+            return "the encoder returns features that are not finite; check the audio"
+        return self._describe(pairs, samples, codebook)
 
     def tokens(self, pairs: ArrayLike, samples: int | None = None, *, codebook: int | str | None = None) -> CodecTokens:
-        """Return pairs of tokens, integers (n, 2), from wherever they come, as `decode` takes them.
+        """Convert pairs of tokens from any source, integers (n, 2), to `CodecTokens`.
 
-        samples: how much audio at 16 kHz they stand for; all that n tokens can where None.
-        Raises ValueError for another shape, tokens outside the codebooks, and samples that need other tokens.
+        samples: length of their audio at 16 kHz; by default the longest that n tokens can have.
+
+        Raises:
+            ValueError: the shape is invalid, a token is outside its codebook, or the samples do not fit the tokens.
         """
         try:
-            given = np.asarray(pairs.cpu() if isinstance(pairs, torch.Tensor) else pairs)
+            array = np.asarray(pairs.cpu() if isinstance(pairs, torch.Tensor) else pairs)
         except (ValueError, TypeError) as error:
             raise ValueError(f"tokens must be integers (n, 2), semantic and acoustic: {error}") from None
-        if given.ndim != 2:
-            raise ValueError(f"tokens must be integers (n, 2), semantic and acoustic, not {given.dtype} {given.shape}")
+        if array.ndim != 2:
+            raise ValueError(f"tokens must be integers (n, 2), semantic and acoustic, not {array.dtype} {array.shape}")
         if samples is not None and not is_whole(samples):
-            raise ValueError(f"samples must be a whole number, not {samples!r}")
-        length = len(given) * self._token_samples if samples is None else samples
-        described = self._describe(given, length, codebook)
-        self.check(described)
-        return described
+            raise ValueError(f"samples must be an integer, not {samples!r}")
+        length = len(array) * self._token_samples if samples is None else samples
+        tokens = self._describe(array, length, codebook)
+        self.check(tokens)
+        return tokens
 
     def check(self, tokens: CodecTokens) -> None:
-        """Raise ValueError, saying what does not fit, unless this codec made the tokens, or could have."""
+        """Raise ValueError with the reason if this codec cannot decode the tokens."""
         if not isinstance(tokens, CodecTokens):
-            what = type(tokens).__name__
-            raise ValueError(f"{what} is not CodecTokens, as encode, tokens and read_sct return them")
+            kind = type(tokens).__name__
+            raise ValueError(f"decoding takes CodecTokens, as encode, tokens and read_sct return them, not {kind}")
         if tokens.token_rate != self.token_rate:
             raise ValueError(
-                f"the tokens are of {tokens.token_rate} per second, the codec {self.info.name} of {self.token_rate}"
+                f"the tokens have a rate of {tokens.token_rate} per second, but the codec {self.info.name} has a rate "
+                f"of {self.token_rate}"
             )
         if tokens.codec_hash != self.hash:
             raise ValueError(
                 f"the tokens were made with the codec {tokens.codec_hash}, not with {self.info.name} ({self.hash}); "
-                "name that codec with --codec"
+                "give that codec with --codec"
             )
         self._describe(tokens.tokens, tokens.samples, tokens.codebook_hash)  # checks the codebook and the ranges
         count, samples = len(tokens.tokens), tokens.samples
         if not samples:
-            raise ValueError("the tokens stand for no audio")
+            raise ValueError("the tokens have no samples of audio")
         if not -(-samples // self._token_samples) <= count <= token_count(samples, self.stack_factor):
             needed = token_count(samples, self.stack_factor)
-            raise ValueError(f"{count} tokens do not fit {samples} samples of audio, which have {needed}")
+            raise ValueError(f"{count} tokens do not fit {samples} samples of audio, which need {needed} tokens")
 
     def decode(self, tokens: CodecTokens, sampler: SamplerConfig | None = None) -> NDArray[np.float32]:
-        """Return the audio of tokens, float32 (samples,) at 16 kHz, as long as what was encoded.
+        """Decode tokens to audio, float32 (samples,) at 16 kHz, as long as the encoded audio.
 
-        Raises ValueError as `check` does, and DecodingError where a window decodes to values that are not finite.
+        Raises ValueError like `check`, and DecodingError if a window decodes to values that are not finite.
         """
         return np.concatenate(list(self.decode_blocks(tokens, sampler)))
 
     def decode_blocks(
-        self, tokens: CodecTokens, sampler: SamplerConfig | None = None, progress: Progress | None = None
+        self, tokens: CodecTokens, sampler: SamplerConfig | None = None, progress: WindowProgress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield what `decode` returns in blocks (n,) of at most 10.24 s. Memory: `batch_windows` windows.
+        """Decode tokens to blocks (n,) of at most 10.24 s. Memory: `batch_windows` windows.
 
-        progress: is told how many windows' worth of sampling has been done since it was last called.
+        progress: called with the number of windows sampled since the last call, which can be a fraction.
         """
         for _, blocks in self.decode_many([(None, tokens)], sampler, progress):
             yield from blocks
@@ -257,40 +250,42 @@ class Codec:
         self,
         files: Iterable[tuple[Key, CodecTokens]],
         sampler: SamplerConfig | None = None,
-        progress: Progress | None = None,
+        progress: WindowProgress | None = None,
     ) -> Iterator[tuple[Key, Iterator[NDArray[np.float32]]]]:
-        """Yield for each (key, tokens) the key and the blocks that `decode_blocks` yields, in their order.
+        """Decode files, given as (key, tokens), packing windows of several short files into a batch.
 
-        Windows of several files are decoded together where files are short. The blocks of a file have to be taken
-        before the next file is asked for. They raise DecodingError where a window is not finite, after which the next
-        file can be taken. Raises ValueError as `check`, which can be asked beforehand.
+        Yields each key with its blocks, as `decode_blocks` yields them, in order. Take the blocks of a file before the
+        next file. They raise DecodingError if a window is not finite; the next file can still be taken.
+
+        Raises:
+            ValueError: tokens do not fit the codec. Use `check` to find out beforehand.
         """
-        decoded = self._decode_windows(_batched(self._windows(files), self.batch_windows), sampler, progress)
+        decoded = self._decode_windows(self._windows(files), sampler, progress)
         for file, group in itertools.groupby(decoded, key=lambda pair: pair[0].file):
-            yield file.key, cross_fade((self._finite(window, wave) for (_, window), wave in group), file.samples)
+            yield file.key, cross_fade((self._check_finite(each.window, wave) for each, wave in group), file.samples)
 
-    def _windows(self, files: Iterable[tuple[Key, CodecTokens]]) -> "Iterator[_Placed[Key]]":
+    def _windows(self, files: Iterable[tuple[Key, CodecTokens]]) -> "Iterator[_FileWindow[Key]]":
         for key, tokens in files:
             self.check(tokens)
             file, (_, book) = _File(key, tokens.samples), self._book(tokens.codebook_hash)
             for number in range(decode_window_count(tokens.samples)):
                 pairs = window_tokens(tokens.tokens, number, self.stack_factor)
-                yield _Placed(file, TokenWindow(pairs, book, number))
+                yield _FileWindow(file, TokenWindow(pairs, book, number))
 
     def _decode_windows(
-        self, batches: "Iterable[list[_Placed[Key]]]", sampler: SamplerConfig | None, progress: Progress | None
-    ) -> "Iterator[tuple[_Placed[Key], NDArray[np.float32]]]":
+        self, windows: "Iterator[_FileWindow[Key]]", sampler: SamplerConfig | None, progress: WindowProgress | None
+    ) -> "Iterator[tuple[_FileWindow[Key], NDArray[np.float32]]]":
         sampler = SamplerConfig() if sampler is None else sampler
         if not isinstance(sampler, SamplerConfig):
             raise ValueError(f"the sampler must be a SamplerConfig, not {sampler!r}")
-        steps = len(visited_steps(sampler, len(self._parts.schedule)))
-        for batch in batches:
+        steps = len(visited_steps(sampler, len(self._parts.decoder.schedule)))
+        while batch := list(itertools.islice(windows, self.batch_windows)):
             share = len(batch) / steps
-            told = None if progress is None else lambda count, share=share: progress(count * share)
-            waves = self._decoder.decode([placed.window for placed in batch], sampler, told)
+            on_step = None if progress is None else lambda count, share=share: progress(count * share)
+            waves = self._decoder.decode([each.window for each in batch], sampler, on_step)
             yield from zip(batch, waves, strict=True)
 
-    def _finite(self, window: TokenWindow, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _check_finite(self, window: TokenWindow, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         if np.isfinite(wave).all():
             return wave
         advice = "try fp32" if self.precision != "fp32" else "the codec may be damaged"
@@ -300,39 +295,28 @@ class Codec:
 
     @property
     def _token_samples(self) -> int:
-        """Samples of audio that a token stands for: 320, 640 or 1,280."""
+        """Number of samples per token: 320, 640 or 1,280."""
         return COLUMN_SAMPLES // PATCH_ROWS * self.stack_factor
 
     @cached_property
     def _encoder(self) -> WindowEncoder:
-        parts = self._parts
-        extractor = FeatureExtractor(parts.encoder, self.device, self.precision)
-        return WindowEncoder(extractor, parts.acoustic, self.stack_factor, self.device)
+        tokens = self._parts.tokens
+        extractor = FeatureExtractor(tokens.encoder, self.device, self.precision)
+        return WindowEncoder(extractor, tokens.acoustic, self.stack_factor, self.device)
 
     @cached_property
     def _decoder(self) -> WindowDecoder:
-        parts = self._parts
-        decoder = DecoderParts(
-            parts.acoustic.quantizer,
-            parts.unet,
-            parts.grid,
-            parts.schedule,
-            parts.scale_factor,
-            parts.vae,
-            parts.vocoder,
-            parts.info.order,
-        )
-        return WindowDecoder(decoder, self.device, self.precision)
+        return WindowDecoder(self._parts, self.device, self.precision)
 
     def _book(self, wanted: int | str | None) -> tuple[str, Codebook]:
-        """Return hash and codebook by its number of rows or its hash, the largest where None."""
+        """Return the hash and the codebook, given its number of rows or its hash; by default the largest."""
         if not (wanted is None or isinstance(wanted, str) or is_whole(wanted)):
             raise ValueError(f"codebook must be a number of rows or a hash, not {wanted!r:.80}")
-        fitting = [(name, book) for name, book in self._books.items() if wanted in (None, name, book.k)]
-        if fitting:
-            return max(fitting, key=lambda found: found[1].k)
-        there = ", ".join(f"{name} ({rows} rows)" for rows, name in sorted(self.codebooks.items()))
-        raise ValueError(f"the codec {self.info.name} has no codebook {wanted}; it has {there}")
+        matching = [(name, book) for name, book in self._books.items() if wanted in (None, name, book.k)]
+        if matching:
+            return max(matching, key=lambda match: match[1].k)
+        existing = ", ".join(f"{name} ({rows} rows)" for rows, name in sorted(self.codebooks.items()))
+        raise ValueError(f"the codec {self.info.name} has no codebook {wanted}; it has {existing}")
 
     def _describe(self, pairs: NDArray[Any], samples: int, codebook: int | str | None) -> CodecTokens:
         sizes, name = self.codebook_sizes(codebook), self.codebook_hash(codebook)
@@ -340,35 +324,19 @@ class Codec:
 
 
 @dataclass(eq=False)
-class _Clip:
-    """A file that is being encoded; length and fault are known when its last chunk has come. Equal to itself alone."""
+class _EncodedFile:
+    """The tokens of the windows of one file so far."""
 
     item: AudioItem
-    samples: int = 0
-    reason: str | None = None
+    tokens: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def wants(self, window: int, samples: int | None) -> bool:
+        """Return True: every window is encoded."""
+        return True
 
 
-class _Window(NamedTuple):
-    wave: NDArray[np.float32]
-    last: bool
-
-
-def _clip_windows(chunks: Iterable[Chunk]) -> Iterator[tuple[_Clip, _Window | None]]:
-    """Yield the windows of files; None stands for one of a file that has come to its end without any."""
-    for _, pieces in itertools.groupby(chunks, key=lambda chunk: chunk.item):
-        clip: _Clip | None = None
-        for chunk in pieces:
-            clip = clip or _Clip(chunk.item)
-            clip.samples = chunk.samples or 0
-            clip.reason = chunk.error or ("it holds no samples" if chunk.last and not chunk.samples else None)
-            for row, wave in enumerate(chunk.waves if clip.reason is None else ()):
-                yield clip, _Window(wave, chunk.last and row == len(chunk.waves) - 1)
-            if clip.reason is not None:
-                yield clip, None
-
-
-def _chunks(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterator[Chunk]:
-    """Yield the windows of audio in memory as those of a file."""
+def _cut_chunks(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterator[Chunk]:
+    """Cut audio in memory into chunks of windows, like those of a file."""
     item, first = AudioItem("audio", "audio"), 0
     for piece in cut_pieces(blocks, size):
         span = empty_span(piece.windows)
@@ -379,20 +347,14 @@ def _chunks(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterator[Chunk]
 
 @dataclass(frozen=True, eq=False)
 class _File(Generic[Key]):
-    """A file to decode: what the caller calls it, and its length; equal to itself alone."""
+    """A file to decode: the caller's key and its length. Compared by identity."""
 
     key: Key
     samples: int
 
 
-class _Placed(NamedTuple, Generic[Key]):
-    """A window to decode and the file that it is of."""
+class _FileWindow(NamedTuple, Generic[Key]):
+    """A window to decode, and its file."""
 
     file: _File[Key]
     window: TokenWindow
-
-
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

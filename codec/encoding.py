@@ -1,4 +1,4 @@
-"""Windows of audio to pairs of tokens on one device, the same for a window in whatever batch it comes."""
+"""Windows of audio to pairs of tokens on one device. The tokens of a window do not depend on its batch."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -12,21 +12,19 @@ from torch import Tensor
 
 from sctok.audio.loader import Chunk
 from sctok.audio.published_filterbank import centre
-from sctok.codec.models.acoustic import AcousticEncoder, windows_alone
+from sctok.audio.transfer import Ends, Waves
+from sctok.codec.models.acoustic import AcousticEncoder, is_batch_invariant
 from sctok.codec.models.condition import mark_out
 from sctok.features.extractor import FeatureExtractor
 from sctok.features.tokenizer import UNDECIDED, SemanticQuantizer
 from sctok.formats.stacking import stack_patches
 
-BATCH = {
-    "cpu": 16,
-    "cuda": 16,
-}  # windows that the acoustic encoder takes at once: as many share a reading of its weights
-CENTRED_WINDOWS = 128  # of a file, 22 minutes; more are not held
+BATCH = {"cpu": 16, "cuda": 16}  # windows in a batch of the acoustic encoder, which reads its weights once per batch
+CENTRED_WINDOWS = 128  # longest file whose mean is removed: 22 minutes, all of which are in memory
 
 
 class Embedded(NamedTuple):
-    """Windows, embedded: stacked features float32 (w, L, F), and positions without audio bool (w, L), on the device."""
+    """Embedded windows on the device: stacked features, float32 (w, L, F), and padding, bool (w, L)."""
 
     features: Tensor
     padded: Tensor
@@ -42,65 +40,60 @@ class WindowEncoder:
         self._acoustic = acoustic.to(device).eval().requires_grad_(False)
         self.batch_size = BATCH[device.type]
         self.published_steps = extractor.published_steps
-        # Matrix libraries round otherwise for other batch shapes. So that a token depends on its window alone, batches
-        # are filled up with empty windows where they matter.
-        self._filled = 1 if windows_alone(device) else self.batch_size
+        # Matrix libraries round differently for other batch shapes. To make tokens depend only on their window, batches
+        # are padded with empty windows unless the encoder is batch-invariant.
+        self._padded_size = 1 if is_batch_invariant(device) else self.batch_size
 
-    def encode(
-        self, waves: NDArray[np.float32], last: NDArray[np.bool_], quantizer: SemanticQuantizer
-    ) -> NDArray[np.int64]:
+    def encode(self, waves: Waves, last: Ends, quantizer: SemanticQuantizer) -> NDArray[np.int64]:
         """Return the tokens of windows.
 
         Args:
-            waves: float32 (w, 164,080) samples at 16 kHz, w > 0.
-            last: bool (w,), true where the window is its file's last one.
+            waves: float32 (w, 164,080) samples at 16 kHz, w > 0; array, or tensor on any device.
+            last: bool (w,), True for the last window of a file.
             quantizer: the semantic codebook, on the device.
 
         Returns:
-            int64 (w, 512 / stack factor, 2), semantic and acoustic; -1 throughout a window of which the encoder gives
-            a feature that is not finite.
+            Semantic and acoustic tokens, int64 (w, 512 / stack factor, 2). All tokens of a window with a feature that
+            is not finite are -1.
         """
         embedded = self.embed(waves, last)
         return self.pair(embedded, quantizer.labels(embedded.features), quantizer)
 
     @torch.inference_mode()
-    def embed(self, waves: NDArray[np.float32] | Tensor, last: NDArray[np.bool_] | Tensor) -> Embedded:
-        """Return windows as `pair` takes them, with as many codebooks as there are.
-
-        Arguments as of `encode`, or tensors of the same, on any device.
-        """
+    def embed(self, waves: Waves, last: Ends) -> Embedded:
+        """Embed windows, as `encode` takes them, for `pair` with any number of codebooks."""
         patches, mel = self._extractor.embed_with_mel(waves, last)
         features = stack_patches(torch.as_tensor(patches, device=self._device), self._stack)
         return Embedded(features, mark_out(torch.as_tensor(mel), features.shape[1]).to(self._device))
 
     @torch.inference_mode()
     def pair(self, embedded: Embedded, semantic: Tensor, quantizer: SemanticQuantizer) -> NDArray[np.int64]:
-        """Return what `encode` does, of the labels (w, L) that the quantizer gives the features."""
-        lost = (semantic == UNDECIDED).any(dim=1)[:, None]
-        semantic, features = semantic.masked_fill(lost, 0), embedded.features.masked_fill(lost[..., None], 0.0)
+        """Return the tokens that `encode` returns, given the labels (w, L) of the features."""
+        invalid = (semantic == UNDECIDED).any(dim=1)[:, None]
+        semantic, features = semantic.masked_fill(invalid, 0), embedded.features.masked_fill(invalid[..., None], 0.0)
         acoustic = self._acoustic_tokens(features, quantizer.vectors(semantic), embedded.padded)
-        return torch.stack([semantic, acoustic], dim=-1).masked_fill(lost[..., None], UNDECIDED).cpu().numpy()
+        return torch.stack([semantic, acoustic], dim=-1).masked_fill(invalid[..., None], UNDECIDED).cpu().numpy()
 
     def _acoustic_tokens(self, features: Tensor, quantized: Tensor, padded: Tensor) -> Tensor:
-        """Return int64 (w, L) of features and their centroids (w, L, F) and padded bool (w, L)."""
+        """Return acoustic tokens, int64 (w, L), given features and centroids (w, L, F) and padding, bool (w, L)."""
         found = []
         for start in range(0, len(features), self.batch_size):
             part = slice(start, start + self.batch_size)
-            batch = [_filled(each[part], self._filled) for each in (features, quantized, padded)]
+            batch = [_pad_batch(each[part], self._padded_size) for each in (features, quantized, padded)]
             found.append(self._acoustic(*batch).indices[: len(features[part])])
         return torch.cat(found)
 
 
-def _filled(rows: Tensor, size: int) -> Tensor:
-    """Return rows (w, …) with zeros behind them, (size, …)."""
+def _pad_batch(rows: Tensor, size: int) -> Tensor:
+    """Append zeros to rows (w, …) up to (size, …)."""
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])]) if len(rows) < size else rows
 
 
 def centred(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Yield the windows of files without the mean of their file, as published codecs read them.
+    """Subtract the mean of each file from its windows, as published codecs do.
 
-    That is rounding, mostly: a frame's mean is removed later on. Files of more than 128 windows are left as they are,
-    so that memory stays bounded.
+    This changes little, because the mean of every frame is removed later. To bound memory, files of more than
+    128 windows are not changed.
     """
     for _, group in itertools.groupby(chunks, key=lambda chunk: chunk.item):
         pieces = iter(group)

@@ -1,4 +1,4 @@
-"""Files of audio to files of tokens and back: what can be done is done, what fails is reported."""
+"""Audio files to token files and back. Files that fail are reported, and all others are processed."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -17,7 +17,7 @@ from sctok.formats.files import DiskFullError, FormatError, atomic_path, remove_
 from sctok.formats.sct import CodecTokens, read_sct, write_sct
 from sctok.formats.token_shards import TokenShardWriter
 
-from .codec import Codec, DecodingError, Progress
+from .codec import Codec, DecodingError, WindowProgress
 from .listing import STREAMS, AudioJob, DecodeTask
 from .samplers import SamplerConfig
 
@@ -26,11 +26,11 @@ AUDIO_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input.
+    """The outcome of one input.
 
-    source: what messages call it. target: where the result is. reason: why there is none, one line. samples: of audio
-    at 16 kHz. token_bits: of its tokens. bytes_written: of the result, or of its tokens where many share a file;
-    0 where it was there already.
+    source: name of the input in messages. target: path of the result. samples: length of the audio at 16 kHz.
+    token_bits: size of the tokens in bits. bytes_written: size of the result, or of its tokens in a token shard; 0 if
+    the result existed already. reason: why there is no result, one line.
     """
 
     source: str
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reading:
-    """How audio is read and encoded: rows or hash of the codebook, the channel (None for all), decoding processes."""
+    """How to read and encode audio: codebook (rows or hash), channel (None for all) and number of worker processes."""
 
     codebook: int | str | None = None
     channel: int | None = None
@@ -51,65 +51,70 @@ class Reading:
 
 
 def encode_files(
-    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, *, keep: bool = False, progress: Progress | None = None
+    codec: Codec,
+    jobs: Sequence[AudioJob],
+    reading: Reading,
+    *,
+    skip_existing: bool = False,
+    progress: WindowProgress | None = None,
 ) -> Iterator[Outcome]:
-    """Write the tokens of audio to `.sct` files and yield what became of each, unreadable ones first.
+    """Encode audio to `.sct` files and yield the outcome of each. Unreadable files come first.
 
-    keep: leave a result that is there already, whole and of this codec and codebook, as it is. progress: see
+    skip_existing: keep existing results that are complete and made with this codec and codebook. progress: see
     `Codec.encode_many`.
 
     Raises:
-        DiskFullError: what has been written is whole.
-        LoaderError: a decoding process died.
+        DiskFullError: the disk is full; all files written so far are complete.
+        LoaderError: a worker process died.
     """
     codebook = codec.codebook_hash(reading.codebook)
-    left, done = [], []
+    remaining, done = [], []
     for job in jobs:
-        there = _tokens_there(job.target) if keep and isinstance(job.item, AudioItem) else None
-        if there is not None and (there.codec_hash, there.codebook_hash) == (codec.hash, codebook):
-            done.append(Outcome(_name(job), job.target, there.samples))
+        existing = _existing_tokens(job.target) if skip_existing and isinstance(job.item, AudioItem) else None
+        if existing is not None and (existing.codec_hash, existing.codebook_hash) == (codec.hash, codebook):
+            done.append(Outcome(_name(job), job.target, existing.samples))
         else:
-            left.append(job)
+            remaining.append(job)
     yield from done
-    tidy = _Tidy()
-    for job, found in _encoded(codec, left, reading, progress):
-        if isinstance(found, str):
-            yield Outcome(_name(job), job.target, reason=found)
+    cleaner = _TemporaryCleaner()
+    for job, tokens in _encode(codec, remaining, reading, progress):
+        if isinstance(tokens, str):
+            yield Outcome(_name(job), job.target, reason=tokens)
             continue
         try:
-            tidy(job.target)
-            yield _done(_name(job), job.target, found, write_sct(job.target, found))
+            cleaner.clean(job.target)
+            yield _done(_name(job), job.target, tokens, write_sct(job.target, tokens))
         except OSError as error:
             yield _not_written(_name(job), job.target, error)
 
 
 def encode_to_shard(
-    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, path: Path, progress: Progress | None = None
+    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, path: Path, progress: WindowProgress | None = None
 ) -> Iterator[Outcome]:
-    """Write the tokens of audio to one token shard, as `encode_files` does to files; it appears when all is done.
+    """Encode audio to one token shard, which appears when it is complete. See `encode_files`.
 
-    What a killed call for the same shard left beside it is removed.
+    Temporary files that a killed call for the same shard left behind are removed.
     """
     remove_stale_temporaries(path.parent, path.name)
     sizes = codec.codebook_sizes(reading.codebook)
     with TokenShardWriter(path, codebook_sizes=sizes) as writer:
-        for job, found in _encoded(codec, jobs, reading, progress):
-            if isinstance(found, str):
-                yield Outcome(_name(job), path, reason=found)
+        for job, tokens in _encode(codec, jobs, reading, progress):
+            if isinstance(tokens, str):
+                yield Outcome(_name(job), path, reason=tokens)
                 continue
             info = {
-                "samples": found.samples,
+                "samples": tokens.samples,
                 "sample_rate": SAMPLE_RATE,
-                "token_rate": found.token_rate,
+                "token_rate": tokens.token_rate,
                 "streams": STREAMS,
-                "codebook_hash": found.codebook_hash,
-                "codec_hash": found.codec_hash,
+                "codebook_hash": tokens.codebook_hash,
+                "codec_hash": tokens.codec_hash,
                 "encoder_hash": codec.encoder_hash,
                 "source": {**job.item.metadata, "path": job.item.path} if isinstance(job.item, AudioItem) else {},
             }
             try:
-                writer.add(job.item.key, found.tokens, info)
-                yield _done(_name(job), path, found, found.tokens.size * (2 if max(sizes) <= 1 << 16 else 4))
+                writer.add(job.item.key, tokens.tokens, info)
+                yield _done(_name(job), path, tokens, tokens.tokens.size * (2 if max(sizes) <= 1 << 16 else 4))
             except FormatError as error:
                 yield Outcome(_name(job), path, reason=str(error).removeprefix(f"{path}: "))
 
@@ -120,20 +125,20 @@ def reconstruct_files(
     reading: Reading,
     sampler: SamplerConfig,
     *,
-    keep: bool = False,
-    progress: Progress | None = None,
+    skip_existing: bool = False,
+    progress: WindowProgress | None = None,
 ) -> Iterator[Outcome]:
-    """Encode audio, decode its tokens and write the result, WAV or FLAC after the suffix of its target.
+    """Encode audio, decode its tokens and write the result. See `decode_files`.
 
-    Arguments, results and errors are those of `decode_files`.
+    skip_existing: keep existing audio of any length.
     """
-    left = []
+    remaining = []
     for job in jobs:
-        if keep and isinstance(job.item, AudioItem) and _is_audio(job.target):
+        if skip_existing and isinstance(job.item, AudioItem) and _is_audio(job.target):
             yield Outcome(job.item.name, job.target, soundfile.info(job.target).frames)
         else:
-            left.append(job)
-    encoded = (DecodeTask(_name(job), found, job.target) for job, found in _encoded(codec, left, reading, None))
+            remaining.append(job)
+    encoded = (DecodeTask(_name(job), tokens, job.target) for job, tokens in _encode(codec, remaining, reading, None))
     yield from decode_files(codec, encoded, sampler, progress=progress)
 
 
@@ -142,69 +147,69 @@ def decode_files(
     jobs: Iterable[DecodeTask],
     sampler: SamplerConfig,
     *,
-    keep: bool = False,
-    progress: Progress | None = None,
+    skip_existing: bool = False,
+    progress: WindowProgress | None = None,
 ) -> Iterator[Outcome]:
-    """Write the audio of tokens, WAV or FLAC (16 bits) after the suffix of its target, and yield what became of each.
+    """Decode tokens to audio files, WAV or FLAC of 16 bits according to their suffix, and yield the outcome of each.
 
-    keep: leave audio that is there already, and of the right length, as it is. progress: see `Codec.decode_blocks`.
+    skip_existing: keep existing audio of the right length. progress: see `Codec.decode_blocks`.
 
     Raises:
-        DiskFullError: what has been written is whole.
+        DiskFullError: the disk is full; all files written so far are complete.
     """
-    tidy = _Tidy()
-    aside: list[Outcome] = []
-    stopped: list[Exception] = []
+    cleaner = _TemporaryCleaner()
+    skipped: list[Outcome] = []
+    errors: list[Exception] = []
 
-    def fitting() -> Iterator[tuple[DecodeTask, CodecTokens]]:
+    def decodable() -> Iterator[tuple[DecodeTask, CodecTokens]]:
         try:
             for job in jobs:
-                outcome = _settled(codec, job, keep)
+                outcome = _skip(codec, job, skip_existing)
                 if outcome is not None:
-                    aside.append(outcome)
+                    skipped.append(outcome)
                 else:
                     assert isinstance(job.tokens, CodecTokens)
                     yield job, job.tokens
-        except (ValueError, OSError) as error:  # of listing or encoding: what came before is finished first
-            stopped.append(error)
+        except (ValueError, OSError) as error:  # of listing or encoding; raised after the earlier jobs are finished
+            errors.append(error)
 
-    for job, blocks in codec.decode_many(fitting(), sampler, progress):
-        yield from aside
-        aside.clear()
+    for job, blocks in codec.decode_many(decodable(), sampler, progress):
+        yield from skipped
+        skipped.clear()
         assert isinstance(job.tokens, CodecTokens)
-        sizes = codec.codebook_sizes(job.tokens.codebook_hash)  # which token shards do not record
+        sizes = codec.codebook_sizes(job.tokens.codebook_hash)  # token shards do not record them
         try:
-            tidy(job.target)
+            cleaner.clean(job.target)
             yield _done(
                 job.source, job.target, replace(job.tokens, codebook_sizes=sizes), write_audio(job.target, blocks)
             )
         except (OSError, DecodingError) as error:
             yield _not_written(job.source, job.target, error)
-    yield from aside
-    if stopped:
-        raise stopped[0]
+    yield from skipped
+    if errors:
+        raise errors[0]
 
 
-def _settled(codec: Codec, job: DecodeTask, keep: bool) -> Outcome | None:
-    """Return what became of a job that has nothing to decode."""
+def _skip(codec: Codec, job: DecodeTask, skip_existing: bool) -> Outcome | None:
+    """Return the outcome of a job that needs no decoding, else None."""
     if isinstance(job.tokens, str):
         return Outcome(job.source, job.target, reason=job.tokens)
     try:
         codec.check(job.tokens)
     except ValueError as error:
         return Outcome(job.source, job.target, reason=str(error))
-    if keep and _is_audio(job.target, job.tokens.samples):
+    if skip_existing and _is_audio(job.target, job.tokens.samples):
         return Outcome(job.source, job.target, job.tokens.samples)
     return None
 
 
 def write_audio(path: Path, blocks: Iterable[NDArray[np.float32]]) -> int:
-    """Write mono blocks float32 (n,) at 16 kHz to a WAV or FLAC file of 16 bits, atomically, and return its size.
+    """Write mono blocks, float32 (n,) at 16 kHz, atomically to a WAV or FLAC file of 16 bits, and return its size.
 
-    What exceeds full scale is clipped. Raises ValueError for another suffix; DiskFullError; OSError.
+    Values beyond full scale are clipped. Raises ValueError for another suffix, DiskFullError and OSError.
     """
     if path.suffix.lower() not in AUDIO_FORMATS:
-        raise ValueError(f"{path}: audio is written as {' or '.join(AUDIO_FORMATS)}")
+        raise ValueError(f"{path}: audio can only be written as {' or '.join(AUDIO_FORMATS)}")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         sink = _Sink(file)
         kind = AUDIO_FORMATS[path.suffix.lower()]
@@ -215,7 +220,7 @@ def write_audio(path: Path, blocks: Iterable[NDArray[np.float32]]) -> int:
         except soundfile.LibsndfileError as error:
             if sink.failure is None:
                 raise OSError(f"{path} cannot be written: {error}") from error
-        except AssertionError:  # soundfile's own where less than all was taken
+        except AssertionError:  # raised by soundfile after a partial write
             if sink.failure is None:
                 raise
         if sink.failure is not None:
@@ -223,22 +228,22 @@ def write_audio(path: Path, blocks: Iterable[NDArray[np.float32]]) -> int:
     return path.stat().st_size
 
 
-class _Tidy:
-    """Removes what writers that were killed left beside a file that is to be written."""
+class _TemporaryCleaner:
+    """Removes the temporary files that killed writers left behind. Lists each folder only once."""
 
     def __init__(self) -> None:
-        self._left: dict[Path, set[str]] = {}
+        self._stale: dict[Path, set[str]] = {}
 
-    def __call__(self, path: Path) -> None:
+    def clean(self, path: Path) -> None:
         folder = path.parent
-        if folder not in self._left:
-            self._left[folder] = {each.name.rpartition(".tmp-")[0] for each in folder.glob("*.tmp-*")}
-        if path.name in self._left[folder]:
+        if folder not in self._stale:
+            self._stale[folder] = {each.name.rpartition(".tmp-")[0] for each in folder.glob("*.tmp-*")}
+        if path.name in self._stale[folder]:
             remove_stale_temporaries(folder, path.name)
 
 
 class _Sink:
-    """A binary file as libsndfile's callbacks need it: an error is kept, as none may leave a callback."""
+    """A binary file for libsndfile's callbacks. It stores errors, because callbacks must not raise."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -247,7 +252,7 @@ class _Sink:
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
-            return self._file.seek(offset, whence)  # writes what is buffered
+            return self._file.seek(offset, whence)  # flushes the buffer, which can fail
         except OSError as error:
             self.failure = error
             return 0
@@ -260,25 +265,25 @@ class _Sink:
             return 0
 
     def read(self, size: int) -> bytes:
-        raise NotImplementedError  # soundfile asks for the method, not for a byte
+        raise NotImplementedError  # soundfile requires the method but does not call it
 
 
-def _encoded(
-    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: Progress | None
+def _encode(
+    codec: Codec, jobs: Sequence[AudioJob], reading: Reading, progress: WindowProgress | None
 ) -> Iterator[tuple[AudioJob, CodecTokens | str]]:
-    """Yield the tokens of audio, or why there are none; first what cannot be read at all."""
-    good = []
+    """Yield each job with its tokens, or with the reason why there are none. Jobs without readable audio come first."""
+    readable = []
     for job in jobs:
         if isinstance(job.item, BadItem):
             yield job, job.item.reason
         else:
-            good.append((job, job.item))
-    chunks = load_windows([item for _, item in good], workers=reading.workers, channel=reading.channel)
-    assert isinstance(chunks, Generator)  # so that its workers can be ended
+            readable.append((job, job.item))
+    chunks = load_windows([item for _, item in readable], workers=reading.workers, channel=reading.channel)
+    assert isinstance(chunks, Generator)  # closing it ends the worker processes
     with closing(chunks):
         encoded = codec.encode_many(chunks, reading.codebook, progress)
-        for (job, item), (_, found) in zip(good, encoded, strict=True):
-            yield job, found.removeprefix(f"{item.name}: ") if isinstance(found, str) else found
+        for (job, item), (_, tokens) in zip(readable, encoded, strict=True):
+            yield job, tokens.removeprefix(f"{item.name}: ") if isinstance(tokens, str) else tokens
 
 
 def _name(job: AudioJob) -> str:
@@ -296,7 +301,7 @@ def _not_written(source: str, target: Path, error: OSError | DecodingError) -> O
     return Outcome(source, target, reason=reason)
 
 
-def _tokens_there(path: Path) -> CodecTokens | None:
+def _existing_tokens(path: Path) -> CodecTokens | None:
     try:
         return read_sct(path)
     except (FormatError, OSError):
@@ -304,9 +309,9 @@ def _tokens_there(path: Path) -> CodecTokens | None:
 
 
 def _is_audio(path: Path, samples: int | None = None) -> bool:
-    """Return whether there is audio at 16 kHz, of so many samples."""
+    """Return whether a file contains audio at 16 kHz, with the given number of samples if it is given."""
     try:
-        found = soundfile.info(path) if path.is_file() else None  # opening a pipe would wait for its writer
+        info = soundfile.info(path) if path.is_file() else None  # opening a pipe would wait for its writer
     except (soundfile.LibsndfileError, OSError):
         return False
-    return found is not None and found.samplerate == SAMPLE_RATE and samples in (None, found.frames)
+    return info is not None and info.samplerate == SAMPLE_RATE and samples in (None, info.frames)

@@ -1,4 +1,4 @@
-"""What there is to encode or decode, and where the results go."""
+"""Lists the inputs of encoding and decoding, and chooses the paths of the results."""
 
 import math
 import os
@@ -23,7 +23,7 @@ SHARD_SUFFIX = ".tar"
 
 @dataclass(frozen=True)
 class AudioJob:
-    """Audio to read, or why it cannot be, and where the result goes."""
+    """Audio to encode, or the reason why it cannot be read, and the path of the result."""
 
     item: AudioItem | BadItem
     target: Path
@@ -31,7 +31,7 @@ class AudioJob:
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """Tokens to decode, or why there are none, and where the audio goes; `source` is what messages call them."""
+    """Tokens to decode, or the reason why there are none, their name in messages, and the path of the audio."""
 
     source: str
     tokens: CodecTokens | str
@@ -39,20 +39,22 @@ class DecodeTask:
 
 
 def list_audio_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> list[AudioJob]:
-    """Return the audio in `inputs`, as `list_audio` lists it, and where each result goes.
+    """List the audio in `inputs`, as `list_audio` does, and choose the path of each result.
 
-    out: a file that ends in `suffix`, for a single input; a folder, below which results get the keys of their inputs;
-    or None, for beside their inputs. An input whose result would replace itself or another's becomes a BadItem.
+    An input whose result would replace an input or another result becomes a BadItem.
+
+    out: a file that ends in `suffix`, for a single input; a folder, in which results have the keys of their inputs; or
+    None to write results next to their inputs.
 
     Raises:
-        AudioError: an input does not exist or holds no audio.
-        ValueError: `out` is a file and there are several inputs, or it is None and an input lies in a tar shard.
+        AudioError: an input does not exist or contains no audio.
+        ValueError: `out` is a file and there are several inputs, or it is None and an input is in a tar shard.
     """
     groups: list[Sequence[str | Path]] = [[each] for each in inputs] if out is None else [inputs]
     _check_out(out, (suffix, SHARD_SUFFIX) if suffix == SCT_SUFFIX else (suffix,))
     listed = [item for group in groups for item in list_audio(group)]
     if _is_file(out, suffix) and len(listed) > 1:
-        raise ValueError(f"{out}: {len(listed)} inputs cannot go to one file; name a folder")
+        raise ValueError(f"{out}: {len(listed)} inputs cannot be written to one file; give a folder")
     taken: set[Path] = set()
     return [_audio_job(item, out, suffix, taken) for item in listed]
 
@@ -62,64 +64,65 @@ def _audio_job(item: AudioItem | BadItem, out: Path | None, suffix: str, taken: 
         return AudioJob(item, out or Path(item.path))
     if out is None:
         if item.offset is not None:
-            raise ValueError(f"{item.path} is a tar shard: name a folder for the results with --out")
+            raise ValueError(f"{item.path} is a tar shard: give a folder for the results with --out")
         target = Path(item.path).with_suffix(suffix)
     else:
         try:
             target = out if _is_file(out, suffix) else path_inside(out, item.key, suffix)
         except FormatError as error:
             return AudioJob(BadItem(item.key, item.path, str(error)), out)
-    place = Path(os.path.realpath(target))
-    if place == Path(os.path.realpath(item.path)):
-        return AudioJob(BadItem(item.key, item.path, "its result would replace it; name another place"), target)
-    if place in taken:
-        reason = f"{target} is the place of another input's result; name a folder with --out"
+    path = Path(os.path.realpath(target))
+    if path == Path(os.path.realpath(item.path)):
+        return AudioJob(BadItem(item.key, item.path, "its result would replace it; give another path"), target)
+    if path in taken:
+        reason = f"{target} is already the result of another input; give a folder with --out"
         return AudioJob(BadItem(item.key, item.path, reason), target)
-    taken.add(place)
+    taken.add(path)
     return AudioJob(item, target)
 
 
 def audio_lengths(jobs: Sequence[AudioJob]) -> list[int] | None:
-    """Return the samples at 16 kHz that the headers of audio promise; None where one of them promises nothing."""
+    """Return the lengths in samples at 16 kHz according to the headers, or None if any length is unknown."""
     seconds = [audio_seconds(job.item) for job in jobs if isinstance(job.item, AudioItem)]
     return None if None in seconds else [math.ceil(each * SAMPLE_RATE) for each in seconds if each is not None]
 
 
 def list_token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[DecodeTask]:
-    """Yield the tokens in `inputs`: `.sct` files, token shards and folders that hold them, in the order of their paths.
+    """Yield the tokens in `inputs` in the order of their paths, one file in memory at a time.
 
-    out: a file that ends in `suffix`, for a single `.sct`; a folder; or None, for beside their inputs, as
-    `<name>.decoded<suffix>`, so that the audio that was encoded there stays. The tokens of one file are in memory at a
-    time. A file that cannot be read, or whose audio would replace another's, has the reason in place of its tokens.
+    If a file cannot be read, or its audio would replace other audio, the task has the reason in place of tokens.
+
+    inputs: `.sct` files, token shards, and folders of them. out: a file that ends in `suffix`, for a single `.sct`; a
+    folder; or None to write `<name>.decoded<suffix>` next to each input, so that the original audio is kept.
 
     Raises:
-        ValueError: a folder holds no tokens, `out` is a file and there are several inputs, or it is None and there is a
-            token shard.
+        ValueError: a folder contains no tokens, `out` is a file and there are several inputs, or it is None and an
+            input is a token shard.
         FileNotFoundError: an input does not exist.
     """
     taken: set[Path] = set()
     for job in _token_jobs(inputs, out, suffix):
-        place = Path(os.path.realpath(job.target))
+        path = Path(os.path.realpath(job.target))
         if isinstance(job.tokens, str):
             yield job
-        elif place in taken:
-            yield replace(job, tokens=f"{job.target} is the place of another input's result; name another --out for it")
+        elif path in taken:
+            yield replace(job, tokens=f"{job.target} is already the result of another input; give it another --out")
         else:
-            taken.add(place)
+            taken.add(path)
             yield job
 
 
 def _token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> Iterator[DecodeTask]:
     _check_out(out, (suffix,))
     if "" in inputs:
-        raise ValueError("one of the inputs is an empty name; write . for the current folder")
-    places = [place for each in inputs for place in _token_places(Path(each))]
-    shards = [path for path, _ in places if path.suffix == SHARD_SUFFIX]
-    if _is_file(out, suffix) and (len(places) > 1 or shards):
-        raise ValueError(f"{out}: several inputs, or a token shard, cannot go to one file; name a folder")
+        raise ValueError("one of the inputs is an empty name; use . for the current folder")
+    files = [file for each in inputs for file in _token_files(Path(each))]
+    shards = [path for path, _ in files if path.suffix == SHARD_SUFFIX]
+    if _is_file(out, suffix) and (len(files) > 1 or shards):
+        raise ValueError(f"{out}: several inputs, or a token shard, cannot be written to one file; give a folder")
     if out is None and shards:
-        raise ValueError(f"{shards[0]} is a token shard: name a folder for the audio with --out")
-    for path, relative in places:
+        raise ValueError(f"{shards[0]} is a token shard: give a folder for the audio with --out")
+    for path, relative in files:
         if path.suffix == SHARD_SUFFIX:
             assert out is not None
             yield from _shard_jobs(path, out, suffix)
@@ -128,28 +131,28 @@ def _token_jobs(inputs: Sequence[str | Path], out: Path | None, suffix: str) -> 
         elif _is_file(out, suffix):
             yield _sct_job(path, out)
         else:
-            yield _placed(_sct_job(path, out), out, str(relative.with_suffix("")), suffix)
+            yield _with_target(_sct_job(path, out), out, str(relative.with_suffix("")), suffix)
 
 
 def _check_out(out: Path | None, suffixes: Sequence[str]) -> None:
-    """Raise ValueError where `out` is meant as a file of a kind that is not written, rather than as a folder."""
+    """Raise ValueError if `out` is not a folder and has the suffix of another kind of file."""
     kinds = {*FFMPEG_SUFFIXES, *SOUNDFILE_SUFFIXES, SCT_SUFFIX, SHARD_SUFFIX} - set(suffixes)
     if out is not None and out.suffix.lower() in kinds and not out.is_dir():
-        raise ValueError(f"{out}: the result is written as {' or '.join(suffixes)}; name such a file, or a folder")
+        raise ValueError(f"{out}: results can only be written as {' or '.join(suffixes)}; give such a file or a folder")
 
 
 def _is_file(out: Path | None, suffix: str) -> bool:
     return out is not None and out.suffix.lower() == suffix and not out.is_dir()
 
 
-def _token_places(path: Path) -> list[tuple[Path, Path]]:
-    """Return the token files that an input means, each with its path below the input."""
+def _token_files(path: Path) -> list[tuple[Path, Path]]:
+    """Return the token files of an input, each with its path relative to the input."""
     if not path.is_dir():
-        os.stat(path)  # noqa: PTH116  # raises where there is nothing
+        os.stat(path)  # noqa: PTH116  # raises FileNotFoundError
         return [(path, Path(path.name))]
     found = sorted(each for each in path.rglob("*") if each.suffix in (SCT_SUFFIX, SHARD_SUFFIX) and each.is_file())
     if not found:
-        raise FormatError(f"{path}: no {SCT_SUFFIX} files or token shards in this folder or below it")
+        raise FormatError(f"{path}: no {SCT_SUFFIX} files or token shards in this folder or its subfolders")
     return [(each, each.relative_to(path)) for each in found]
 
 
@@ -165,13 +168,13 @@ def _sct_job(path: Path, target: Path) -> DecodeTask:
 def _shard_jobs(path: Path, out: Path, suffix: str) -> Iterator[DecodeTask]:
     try:
         for key, tokens, info in read_token_shard(path):
-            yield _placed(DecodeTask(f"{path}:{key}", _shard_tokens(tokens, info), out), out, key, suffix)
+            yield _with_target(DecodeTask(f"{path}:{key}", _shard_tokens(tokens, info), out), out, key, suffix)
     except FormatError as error:
         yield DecodeTask(str(path), str(error).removeprefix(f"{path} "), out)
 
 
-def _placed(job: DecodeTask, out: Path, key: str, suffix: str) -> DecodeTask:
-    """Return a job whose audio goes below `out`, or one that says why it cannot."""
+def _with_target(job: DecodeTask, out: Path, key: str, suffix: str) -> DecodeTask:
+    """Set the target of a job to a path in `out`, or its tokens to the reason why that is impossible."""
     try:
         return replace(job, target=path_inside(out, key, suffix))
     except FormatError as error:
@@ -181,12 +184,12 @@ def _placed(job: DecodeTask, out: Path, key: str, suffix: str) -> DecodeTask:
 def _shard_tokens(tokens: NDArray[Any], info: dict[str, Any]) -> CodecTokens | str:
     if info.get("streams") != STREAMS:
         return f"has the streams {info.get('streams')}, not {STREAMS}: encode the audio with a codec"
-    sizes = (MAX_ROWS, MAX_ROWS)  # not recorded there; the codec knows them by the hashes
+    sizes = (MAX_ROWS, MAX_ROWS)  # token shards do not record them; the codec finds them by the hashes
     try:
         return CodecTokens(
             tokens, info["samples"], info["token_rate"], sizes, info["codebook_hash"], info["codec_hash"]
         )
     except KeyError as error:
-        return f"its description lacks {error}"
+        return f"its description has no {error}"
     except (ValueError, TypeError) as error:
         return f"its description is damaged: {error}"

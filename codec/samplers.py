@@ -1,4 +1,4 @@
-"""From noise to latents: DDIM as published, and two solvers that need fewer steps."""
+"""Samplers that turn noise into latents: the published DDIM, and DPM-Solver++ and UniPC, which need fewer steps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,43 +10,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sctok.codec.models.tunet import PreparedContext, as_many
+from sctok.codec.models.tunet import PreparedContext, repeat_to_batch
 
-from .noise_schedule import Schedule
+from .noise_schedule import NoiseSchedule
 
 Sampler = Literal["ddim", "dpm++", "unipc"]
 GuidanceForm = Literal["published", "paper"]
 Spacing = Literal["published", "trailing"]
 
-SMALLEST_ALPHA = 2.0**-24  # stands for no signal at all in solvers that work with the logarithm of the signal
+SMALLEST_ALPHA = 2.0**-24  # replaces 0 in the solvers, which take the logarithm of the signal
 SOLVER_ORDER = 2
 
 Denoise = Callable[[Tensor, int], Tensor]
 
 
 class Denoiser(Protocol):
-    """What a sampler needs of a T-UNet."""
+    """The part of a T-UNet's interface that samplers use."""
 
     def prepare(self, context: Tensor) -> PreparedContext:
-        """Return what can be computed once per context."""
+        """Precompute everything that depends only on the context."""
 
     def __call__(self, latent: Tensor, timestep: Tensor, context: PreparedContext, extra: Tensor | None) -> Tensor:
-        """Predict v for as many contexts as there are, with the latents repeated if they are fewer."""
+        """Predict v for each context. If there are fewer latents than contexts, the latents are repeated."""
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How latents are drawn; the defaults are those of the published code.
+    """Settings of the sampler. The defaults are those of the published code.
 
-    `eta` is DDIM's share of fresh noise at every step, 0…1; the other two samplers add none. `guidance` is s in
-    u + s·(c - u), where u and c are v without and with the condition; 1 leaves guidance out. With the form "paper" it
-    is w in (1-w)·c + w·u, the paper's Eq. 10 as printed, which is the same with s = 1 - w: what the paper plots as a
-    scale of 3 (Figure 6) makes sense as s = 3 alone, not as w = 3.
+    eta: share of fresh noise that DDIM adds at every step, 0 to 1; the other samplers add none. guidance: scale s in
+    u + s·(c - u), where u and c are v without and with the condition; 1 disables guidance. guidance_form: "published",
+    or "paper" for (1-w)·c + w·u, Eq. 10 of the paper as printed, which equals the published form with s = 1 - w. The
+    scale of 3 in the paper's Figure 6 is only plausible as s = 3.
 
-    DDIM's `spacing` "published" visits 1, 1 + q, 1 + 2q … below the schedule's length N for q = N // steps, which are
-    the steps of the published code (31 for `steps=30`, and never the noisiest); where that would visit N itself
-    (`steps=300`), which crashes there, the visit is left out. "trailing" visits `steps` evenly spaced steps down from
-    N - 1 (Lin et al., 2024), as the other two samplers always do.
+    spacing: steps that DDIM visits; the other samplers are always trailing. "published" visits 1, 1 + q, 1 + 2q, …
+    below the length N of the schedule, with q = N // steps. As in the published code, that is 31 visits for `steps=30`,
+    and never the noisiest step. A visit of N itself, with which the published code crashes (`steps=300`), is left out.
+    "trailing" visits `steps` evenly spaced steps down from N - 1 (Lin et al., 2024).
     """
 
     name: Sampler = "ddim"
@@ -64,13 +64,13 @@ class SamplerConfig:
         for name, whole in (("steps", True), ("seed", True), ("eta", False), ("guidance", False)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-                raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r:.80}")
+                raise ValueError(f"{name} must be {'an integer' if whole else 'a number'}, not {value!r:.80}")
         if self.steps < 1:
             raise ValueError(f"steps {self.steps} is below 1")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta {self.eta} is not between 0 and 1")
         if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance {self.guidance} is not a number")
+            raise ValueError(f"guidance {self.guidance} is not finite")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed} is negative")
 
@@ -82,10 +82,10 @@ class SamplerConfig:
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What a batch of windows is decoded from.
+    """The condition of a batch of windows.
 
-    `context` is (B, L, C), `extra` (B, extra channels, H, W) where the T-UNet takes one. The unconditional forms, of
-    the same shapes or with a batch of 1, are needed for guidance.
+    context is (B, L, C), extra (B, extra channels, H, W) if the T-UNet takes extra channels. Guidance needs the
+    unconditional forms, with a batch of B or 1.
     """
 
     context: Tensor
@@ -95,29 +95,29 @@ class Condition:
 
 
 def visited_steps(config: SamplerConfig, length: int) -> list[int]:
-    """Return the steps that sampling visits in a schedule of `length` steps, noisiest first."""
+    """Return the steps of a schedule of `length` steps that sampling visits, noisiest first."""
     if config.steps > length:
-        raise ValueError(f"steps {config.steps} is above the {length} of the schedule")
+        raise ValueError(f"steps {config.steps} is more than the {length} steps of the schedule")
     if config.name == "ddim" and config.spacing == "published":
         return [step + 1 for step in range(0, length, length // config.steps) if step + 1 < length][::-1]
     return [round(length - index * length / config.steps) - 1 for index in range(config.steps)]
 
 
 def window_generators(seed: int, windows: Sequence[int]) -> list[torch.Generator]:
-    """Return a CPU generator for each window index; its numbers depend on `seed` and that index alone."""
+    """Return a CPU generator for each window index. Its numbers depend only on the seed and the index."""
     states = (np.random.SeedSequence((seed, window)).generate_state(1, np.uint64) for window in windows)
     return [torch.Generator().manual_seed(int(state[0] >> np.uint64(1))) for state in states]
 
 
 def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return float32 Gaussian noise (B, …), each row from its own generator."""
+    """Draw float32 Gaussian noise (B, …), each row from its own generator."""
     return torch.stack([torch.randn(tuple(shape[1:]), generator=generator) for generator in generators]).to(device)
 
 
 @torch.inference_mode()
 def sample(
     model: Denoiser,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     config: SamplerConfig,
     condition: Condition,
     *,
@@ -126,16 +126,28 @@ def sample(
     noise: Tensor | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Draw latents float32 `shape` = (B, z, H, W) on the condition's device.
+    """Sample latents.
 
-    `generators` (default: of the windows 0…B-1) give the initial noise, unless `noise` is given, and DDIM's fresh
-    noise. `progress` is called with 1 after each of `len(visited_steps(…))` steps. Raises ValueError where guidance
-    lacks an unconditional form or the schedule has fewer steps than asked for.
+    Args:
+        model: the T-UNet.
+        schedule: noise schedule that the T-UNet was trained with.
+        config: settings of the sampler.
+        condition: condition of the B latents, on the device of the computation.
+        shape: (B, z, H, W).
+        generators: B generators of the initial noise and of DDIM's fresh noise; by default those of the windows 0…B-1.
+        noise: initial noise; by default drawn from the generators.
+        progress: called with 1 after each of the `len(visited_steps(…))` steps.
+
+    Returns:
+        Latents, float32 of the given shape.
+
+    Raises:
+        ValueError: guidance lacks an unconditional form, or the schedule has fewer steps than `config`.
     """
     generators = window_generators(config.seed, range(shape[0])) if generators is None else generators
     if len(generators) != shape[0] or len(condition.context) != shape[0]:
         raise ValueError(
-            f"{shape[0]} latents need as many generators and contexts, not {len(generators)} and "
+            f"{shape[0]} latents need {shape[0]} generators and contexts, not {len(generators)} and "
             f"{len(condition.context)}"
         )
     device = condition.context.device
@@ -156,20 +168,20 @@ def sample(
 
 
 def _ddim_step(latent: Tensor, velocity: Tensor, alpha: float, following: float, eta: float) -> tuple[Tensor, float]:
-    """Return the latent at the following step but for its fresh noise, and the deviation of that (Song et al., 2021).
+    """Return the latent at the following step without fresh noise, and the deviation of that noise (Song et al., 2021).
 
-    `alpha` and `following` are ᾱ at both steps; the last one leads to ᾱ_0, not to 1, as published.
+    alpha, following: ᾱ at this and at the following step. As published, the last step leads to ᾱ_0, not to 1.
     """
     signal, spread = math.sqrt(alpha), math.sqrt(1 - alpha)
     clean = signal * latent - spread * velocity
     direction = signal * velocity + spread * latent
     fresh = eta * math.sqrt((1 - following) / (1 - alpha) * (1 - alpha / following))
-    kept = math.sqrt(max(1 - following - fresh**2, 0.0))
-    return math.sqrt(following) * clean + kept * direction, fresh
+    remaining = math.sqrt(max(1 - following - fresh**2, 0.0))
+    return math.sqrt(following) * clean + remaining * direction, fresh
 
 
 def guided(model: Denoiser, scale: float, condition: Condition) -> Denoise:
-    """Return v under guidance as a function of latents and step; both halves run as one batch."""
+    """Return a function that predicts v with guidance. Both halves of the guidance run as one batch."""
     batch = len(condition.context)
     context, extra = model.prepare(condition.context), condition.extra
     if scale != 1:
@@ -181,7 +193,7 @@ def guided(model: Denoiser, scale: float, condition: Condition) -> Denoise:
             extra = torch.cat((condition.unconditional_extra.expand_as(extra), extra))
 
     def denoise(latent: Tensor, step: int) -> Tensor:
-        latents = latent if extra is None else as_many(latent, extra)
+        latents = latent if extra is None else repeat_to_batch(latent, extra)
         steps = torch.full((len(latents),), step, dtype=torch.int64, device=latent.device)
         velocity = model(latents, steps, context, extra).float()
         if scale == 1:
@@ -194,13 +206,13 @@ def guided(model: Denoiser, scale: float, condition: Condition) -> Denoise:
 
 def _solve(
     denoise: Denoise,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     config: SamplerConfig,
     steps: list[int],
     latent: Tensor,
     progress: Callable[[int], object] | None,
 ) -> Tensor:
-    """Return the latent at the end of DPM-Solver++ (Lu et al., 2022) or UniPC (Zhao et al., 2023), both of order 2."""
+    """Sample with DPM-Solver++ (Lu et al., 2022) or UniPC (Zhao et al., 2023), both of order 2."""
     scheduler = _solver(config.name, schedule)
     scheduler.set_timesteps(len(steps), device=latent.device)
     if scheduler.timesteps.tolist() != steps:
@@ -212,8 +224,8 @@ def _solve(
     return latent
 
 
-def _solver(name: Sampler, schedule: Schedule) -> Any:
-    """Return the diffusers scheduler for a schedule; a last step without signal keeps a trace of it."""
+def _solver(name: Sampler, schedule: NoiseSchedule) -> Any:
+    """Return the diffusers scheduler for a schedule. A step without signal gets `SMALLEST_ALPHA` of it."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     alphas = schedule.alphas_cumprod.double().clamp(min=SMALLEST_ALPHA)

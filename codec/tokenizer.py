@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 
 from sctok.audio.loader import Chunk
-from sctok.codec.storage.codec_folder import TokenParts, load_token_parts
+from sctok.codec.codec_parts import TokenParts
+from sctok.codec.storage.codec_folder import load_token_parts
 from sctok.features.extractor import ENCODER, FeatureExtractor
 from sctok.features.tokenizer import SemanticQuantizer, Tokens, TokenStreams, check_codebook
 from sctok.formats.codebooks import Codebook, codebook_hash

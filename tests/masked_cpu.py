@@ -32,7 +32,7 @@ NUMERIC = (
     "tests/training/test_codec.py::test_a_grid_learns_to_estimate_the_latent",
     "tests/codec/test_goldens.py::test_semantic_tokens",
     "tests/codec/test_goldens.py::test_acoustic_tokens_of_another_cpu",
-    "tests/codec/test_goldens.py::test_the_published_operators_on_this_cpu",
+    "tests/codec/test_goldens.py::test_published_operators_on_this_cpu",
 )
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from sctok.audio.filterbank import filterbank
 from sctok.audio.mel import log_mel
 from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
-from sctok.codec.capabilities import CONTEXT, GRID, TOKENS, probe_unet, probe_unet_inputs
+from sctok.codec.decoding import PROBE_CONTEXT, PROBE_GRID, PROBE_TOKENS, probe_unet, probe_unet_inputs
 from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
 from sctok.codec.models.condition import PE_WIDTH, Order, build_condition, mark_out, unconditional
 from sctok.codec.models.grid import GridCondition, GridConfig
 from sctok.codec.models.tunet import TUNet, TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL, sample_posterior
-from sctok.codec.noise_schedule import Schedule
+from sctok.codec.noise_schedule import NoiseSchedule
 from sctok.features.encoder import AudioMAE
 from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_factor, stack_patches
@@ -136,7 +136,7 @@ class TrainedParts(nn.Module):
             losses["estimate"] = (self.grid.estimate(extra).float() - latent).square().mean()
         return losses
 
-    def losses(self, batch: Batch, noise: Tensor, timestep: Tensor, schedule: Schedule, dropped: bool) -> Losses:
+    def losses(self, batch: Batch, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule, dropped: bool) -> Losses:
         """Return the losses of `denoise` and the commitment loss (paper Eq. 4), each ()."""
         context, commitment = self.condition(batch, dropped)
         noisy = schedule.add_noise(batch.latent, noise, timestep)
@@ -166,7 +166,7 @@ class CodecTraining(MixedPrecisionTask):
     ) -> None:
         super().__init__(config.precision, device, CODEC_TRAINING, group)
         self.config, self.crops = config, crops
-        self.schedule = Schedule.cosine()
+        self.schedule = NoiseSchedule.cosine()
         self.stack = stack_factor(config.token_rate)
         self.encoder = frozen.encoder.to(device).eval().requires_grad_(False)
         self.vae = frozen.vae.to(device).eval().requires_grad_(False)
@@ -352,9 +352,13 @@ def _seed(*numbers: int) -> int:
 def training_codec_steps() -> list[Step]:
     """Return small training steps of LSTM, T-UNet and grid, to test low precision on a CPU."""
     acoustic = AcousticEncoder(AcousticConfig(64, 64, 2, 32, 64))
-    features = torch.randn(2, TOKENS, 2 * 64)
+    features = torch.randn(2, PROBE_TOKENS, 2 * 64)
     unet = filled(probe_unet()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs, grid, context = probe_unet_inputs(), filled(GridCondition(GRID)), torch.randn(1, TOKENS, CONTEXT)
+    inputs, grid, context = (
+        probe_unet_inputs(),
+        filled(GridCondition(PROBE_GRID)),
+        torch.randn(1, PROBE_TOKENS, PROBE_CONTEXT),
+    )
     return [
         *training_steps("LSTM", acoustic.encoder, lambda: acoustic.encoder(features)[0]),
         *training_steps("T-UNet", unet, lambda: unet(*inputs)),

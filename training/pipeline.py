@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sctok.audio.spectral_distances import mel_distance
+from sctok.codec.codec_parts import CodecParts, DecoderParts, TokenParts
 from sctok.codec.models.acoustic import AcousticConfig
 from sctok.codec.models.condition import PE_WIDTH, unconditional
 from sctok.codec.models.grid import GridConfig
 from sctok.codec.models.tunet import TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.samplers import Condition, SamplerConfig, sample
-from sctok.codec.storage.codec_folder import CodecParts, describe_codec, save_codec
+from sctok.codec.storage.codec_folder import describe_codec, save_codec
 from sctok.codec.storage.parts import module_hash
 from sctok.features.checkpoints import EncoderWeights
 from sctok.features.tokenizer import check_codebook
@@ -50,7 +51,7 @@ class TrainingParts:
         books = [codebook_hash(book) for book in self.codebooks]
         found = {"encoder": self.encoder.hash, "codebooks": books, "vae": module_hash(self.vae)}
         if self.initial:
-            tensors = _trained_tensors(self.initial) | self.initial.schedule.buffers()
+            tensors = _trained_tensors(self.initial) | self.initial.decoder.schedule.buffers()
             found["initial"] = hash_arrays({name: value.numpy() for name, value in tensors.items()})
         return found
 
@@ -67,17 +68,17 @@ class TrainingParts:
             self._check_initial(self.initial, config)
 
     def _check_initial(self, codec: CodecParts, config: CodecTrainingConfig) -> None:
-        name = codec.info.name
-        if codec.encoder.hash != self.encoder.hash:
-            raise ValueError(f"{name} was trained with the encoder {codec.encoder.hash}, not with {self.encoder.hash}")
+        name, tokens, decoder = codec.info.name, codec.tokens, codec.decoder
+        if tokens.encoder.hash != self.encoder.hash:
+            raise ValueError(f"{name} was trained with the encoder {tokens.encoder.hash}, not with {self.encoder.hash}")
         ours = _sizes(config.acoustic, config.unet, config.grid) | {"order": config.order}
-        theirs = _sizes(codec.acoustic.config, codec.unet.config, codec.grid.config if codec.grid else None)
+        theirs = _sizes(tokens.acoustic.config, decoder.unet.config, decoder.grid.config if decoder.grid else None)
         theirs["order"] = codec.info.order
         if differing := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
             told = ", ".join(f"{key} {theirs.get(key)} instead of {ours.get(key)}" for key in differing)
             raise ValueError(f"{name} has other settings than the configuration ({told}): train with its settings")
         for part in ("encoder", "quant_conv"):
-            if module_hash(getattr(self.vae, part)) != module_hash(getattr(codec.vae, part)):
+            if module_hash(getattr(self.vae, part)) != module_hash(getattr(decoder.vae, part)):
                 raise ValueError(
                     f"the VAE has other latents than the VAE of {name}: give one of which only the decoder was trained "
                     "further (sctok pretrain vae --decoder-of)"
@@ -109,7 +110,7 @@ class CodecRun:
         settings = {**asdict(config), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
         self.run = TrainingRun(self.task, folder, settings, group)
         if parts.initial:
-            self.task.schedule = parts.initial.schedule
+            self.task.schedule = parts.initial.decoder.schedule
             if self.run.step == 0:
                 for model in (self.task.model, self.task.average):
                     model.load_state_dict(_trained_tensors(parts.initial))
@@ -126,17 +127,11 @@ class CodecRun:
         average = self.task.average.cpu().eval()
         encoder, books = self.parts.encoder, tuple(self.parts.codebooks)
         provenance = self.run.provenance(self.collection.hours)
+        info = describe_codec(name, encoder, books, average.acoustic, self.config.order, provenance)
+        scale, vae, vocoder = float(average.scale_factor), self.parts.vae.cpu(), self.parts.vocoder.cpu()
         codec = CodecParts(
-            encoder=encoder,
-            codebooks=books,
-            acoustic=average.acoustic,
-            unet=average.unet,
-            grid=average.grid,
-            schedule=self.task.schedule,
-            scale_factor=float(average.scale_factor),
-            vae=self.parts.vae.cpu(),
-            vocoder=self.parts.vocoder.cpu(),
-            info=describe_codec(name, encoder, books, average.acoustic, self.config.order, provenance),
+            TokenParts(encoder, books, average.acoustic, info),
+            DecoderParts(average.unet, average.grid, self.task.schedule, scale, vae, vocoder),
         )
         save_codec(folder, codec, overwrite=True)
         return codec
@@ -151,9 +146,12 @@ def _sizes(acoustic: AcousticConfig, unet: TUNetConfig, grid: GridConfig | None)
 
 
 def _trained_tensors(codec: CodecParts) -> dict[str, Tensor]:
-    modules = {"acoustic": codec.acoustic, "unet": codec.unet} | ({"grid": codec.grid} if codec.grid else {})
+    decoder = codec.decoder
+    modules = {"acoustic": codec.tokens.acoustic, "unet": decoder.unet} | (
+        {"grid": decoder.grid} if decoder.grid else {}
+    )
     tensors = {f"{name}.{key}": value for name, each in modules.items() for key, value in each.state_dict().items()}
-    return tensors | {"scale_factor": torch.tensor(codec.scale_factor)}
+    return tensors | {"scale_factor": torch.tensor(decoder.scale_factor)}
 
 
 @dataclass(frozen=True, eq=False)

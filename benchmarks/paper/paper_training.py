@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from paper_common import DOMAINS, say
 
-from sctok.codec.storage.codec_folder import CodecParts, load_codec
+from sctok.codec.codec_parts import CodecParts
+from sctok.codec.storage.codec_folder import load_codec
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.files import hash_json
 from sctok.training.clips import Collection, open_collection
@@ -84,7 +85,7 @@ def _plan(variant: Variant, budget: Budget, seed: int) -> TrainingPlan:
 def _train(
     variant: Variant, plan: TrainingPlan, start: CodecParts, collection: Collection, run_folder: Path, folder: Path
 ) -> None:
-    parts = TrainingParts(start.encoder, variant.codebooks, start.vae, start.vocoder)
+    parts = TrainingParts(start.tokens.encoder, variant.codebooks, start.decoder.vae, start.decoder.vocoder)
     completed = plan.complete(parts.encoder.config.width, parts.vae.config, "fp32")
     run = CodecRun(plan, completed, parts, collection, run_folder, torch.device("cpu"))
     if run.run.step == 0:
@@ -103,13 +104,13 @@ def _train(
 def _begin(model: TrainedParts, start: CodecParts, fresh: bool) -> None:
     """Load the weights of a codec into a model, except for the acoustic codebook."""
     assert model.grid is not None
-    assert start.grid is not None
-    model.unet.load_state_dict(start.unet.state_dict())
-    model.grid.load_state_dict(start.grid.state_dict())
-    model.scale_factor.fill_(start.scale_factor)
+    assert start.decoder.grid is not None
+    model.unet.load_state_dict(start.decoder.unet.state_dict())
+    model.grid.load_state_dict(start.decoder.grid.state_dict())
+    model.scale_factor.fill_(start.decoder.scale_factor)
     if not fresh:
         ours = model.acoustic.state_dict()
-        given = {name: value for name, value in start.acoustic.state_dict().items() if "_codebook" not in name}
+        given = {name: value for name, value in start.tokens.acoustic.state_dict().items() if "_codebook" not in name}
         model.acoustic.load_state_dict(ours | given)
 
 

@@ -13,7 +13,7 @@ from paper_codecs import held_out, score
 from paper_common import Report, add_options
 from paper_training import Budget, Variant, codec_spec, train_all
 
-from sctok.codec.storage.codec_folder import load_codec
+from sctok.codec.storage.codec_folder import load_codebooks
 
 SIZES, QUICK_SIZES = (512, 2048, 8192), (64, 256)
 METRICS = ("mel_dac", "mel_db")
@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))
     budget, work = Budget.of(options.quick, options.steps), options.work / "table_v"
-    books = load_codec("mini").codebooks
+    books = load_codebooks("mini")
     variants = [Variant(f"acoustic-{k}", books, {"codebook_size": k}) for k in sizes]
     for name in (ONE_WAY, TWO_WAY):
         variants.append(Variant(name, books, {"codebook_size": sizes[-1]}, fresh=True, one_way=name == ONE_WAY))

@@ -20,7 +20,7 @@ from paper_features import DomainFeatures, embedded, feature_root, fit_all, prob
 from paper_training import Budget, Variant, codec_spec, train_all
 from table_iv import lost_variance
 
-from sctok.codec.models.vq import EMAVectorQuantizer, VQConfig
+from sctok.codec.models.ema_codebook import EMAVectorQuantizer, VQConfig
 from sctok.evaluation.probe.features import EncoderSystem
 from sctok.evaluation.probe.mlp import ProbeConfig
 from sctok.features.checkpoints import load_weights

@@ -1,7 +1,7 @@
-"""The acoustic encoder of SemantiCodec: a bidirectional LSTM over features and their centroids, and a quantizer."""
+"""The acoustic encoder of SemantiCodec: a bidirectional LSTM over features and their centroids, then a quantizer."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,19 @@ from sctok.formats.stacking import stack_factor
 from sctok.kernels.cpu.lstm import bidirectional_lstm
 from sctok.runtime.jit import jit_works
 
-from .vq import EMAVectorQuantizer, VQConfig
+from .ema_codebook import EMAVectorQuantizer, VQConfig
 
-PADDING = -1.0  # what the published code writes to positions without audio
-PUBLISHED_WIDTH = 768  # of the AudioMAE base encoder
+PADDING = -1.0  # input at positions without audio, as in the published code
+PUBLISHED_WIDTH = 768  # width of the AudioMAE base encoder
 PUBLISHED_LAYERS = {100: 4, 50: 3, 25: 2}  # by token rate
 
 
 @dataclass(frozen=True)
 class AcousticConfig:
-    """Sizes and training of the acoustic encoder; `published` gives those of the published codecs.
+    """Sizes and training of the acoustic encoder. `published` returns those of the published codecs.
 
-    feature_width: F, of a stacked feature. hidden: of the LSTM in each direction, 2F where None. acoustic_width: of the
-    acoustic vectors, F where None. The others are those of `VQConfig`.
+    feature_width: width F of a stacked feature. hidden: width of the LSTM in each direction; 2F by default.
+    acoustic_width: width of the acoustic vectors; F by default. The other attributes are those of `VQConfig`.
     """
 
     feature_width: int = 768
@@ -45,7 +45,7 @@ class AcousticConfig:
 
     @classmethod
     def published(cls, token_rate: int) -> "AcousticConfig":
-        """Return the sizes of the published codec of 100, 50 or 25 tokens a second. Raises ValueError for others."""
+        """Return the sizes of the published codec with a token rate of 100, 50 or 25. Raises ValueError for others."""
         return cls(feature_width=PUBLISHED_WIDTH * stack_factor(token_rate), layers=PUBLISHED_LAYERS[token_rate])
 
     @property
@@ -56,38 +56,27 @@ class AcousticConfig:
     @property
     def quantizer(self) -> VQConfig:
         """Configuration of the quantizer."""
-        return VQConfig(
-            self.feature_width if self.acoustic_width is None else self.acoustic_width,
-            self.codebook_size,
-            self.decay,
-            self.commitment,
-            self.restart_threshold,
-            self.init,
-            self.padding_counts,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the configuration as a JSON object."""
-        return asdict(self)
+        width = self.feature_width if self.acoustic_width is None else self.acoustic_width
+        return VQConfig(width, **{each.name: getattr(self, each.name) for each in fields(VQConfig)[1:]})
 
 
 class AcousticOutput(NamedTuple):
-    """vectors (B, L, A) float32, quantized; indices int64 (B, L), the acoustic tokens; commit_loss ()."""
+    """Quantized vectors, float32 (B, L, A); indices (acoustic tokens), int64 (B, L); and commitment loss ()."""
 
     vectors: Tensor
     indices: Tensor
     commit_loss: Tensor
 
 
-def windows_alone(device: torch.device) -> bool:
-    """Return whether, in inference in float32, windows are encoded as if each were alone, whatever the batch."""
+def is_batch_invariant(device: torch.device) -> bool:
+    """Return whether float32 inference encodes a window identically in every batch."""
     return device.type == "cpu" and jit_works()
 
 
 class AcousticEncoder(nn.Module):
-    """What the semantic tokens leave out of the features, as tokens of its own (paper, Section III-B).
+    """Encodes as acoustic tokens what the semantic tokens leave out of the features (paper, section III-B).
 
-    Parameter names are those of the published checkpoints.
+    Parameters have the names of the published checkpoints.
     """
 
     def __init__(self, config: AcousticConfig) -> None:
@@ -103,12 +92,12 @@ class AcousticEncoder(nn.Module):
 
         Args:
             features: (B, L, F) stacked features.
-            quantized: (B, L, F), the centroid of each feature.
-            padded: bool (B, L), positions that hold no audio. They read -1 as input; their outputs are quantized like
-                the others, as in the published code.
+            quantized: (B, L, F) centroid of each feature.
+            padded: bool (B, L), True at positions without audio. Their input is -1. Their outputs are quantized like
+                all others, as in the published code.
 
         Raises:
-            ValueError: shapes that do not fit, or NaN in the features.
+            ValueError: the shapes do not match, or the features contain NaN.
         """
         shape = (*features.shape[:2], self.config.feature_width)
         if features.shape != shape or quantized.shape != shape or padded.shape != shape[:2]:
@@ -120,8 +109,8 @@ class AcousticEncoder(nn.Module):
         return AcousticOutput(*self.quantizer(self._before_quantizer(inputs), padded))
 
     def _before_quantizer(self, inputs: Tensor) -> Tensor:
-        """Return what is quantized, (B, L, A); on CPUs, in inference, each window's depends on it alone."""
-        if torch.is_grad_enabled() or inputs.dtype != torch.float32 or not windows_alone(inputs.device):
+        """Return the vectors to quantize, (B, L, A). In inference on a CPU, they depend only on their window."""
+        if torch.is_grad_enabled() or inputs.dtype != torch.float32 or not is_batch_invariant(inputs.device):
             return self.encoder_output_linear(self.encoder(inputs)[0])
         hidden = bidirectional_lstm(self.encoder, inputs)
         return torch.stack([self.encoder_output_linear(each) for each in hidden])

@@ -1,7 +1,6 @@
-"""The condition laid out as a map: what lets a small T-UNet learn in hours where each token belongs."""
+"""The condition as a feature map in time and frequency. It lets a small T-UNet learn token positions within hours."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,11 +12,11 @@ NORM_GROUPS = 8
 
 @dataclass(frozen=True)
 class GridConfig:
-    """Sizes of a grid condition; the published codecs have none.
+    """Sizes of a grid condition. The published codecs have no grid condition.
 
-    Tokens stand for places in time and frequency: `stack_factor` says how the 64 x 8 patches of a window became
-    tokens, and `latent_shape` (channels, time, frequency) what their map is laid on. `features` channels go to the
-    T-UNet beside those of the latent's estimate.
+    context_width: width of the T-UNet's context. stack_factor: number of patches in a token; 64 x 8 patches are a
+    window. latent_shape: (channels, time, frequency) of the latent, whose grid the map has. features: number of
+    channels that the T-UNet gets in addition to the estimate of the latent.
     """
 
     context_width: int
@@ -30,38 +29,32 @@ class GridConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
         if self.stack_factor not in TOKEN_RATES:
-            raise ValueError(f"stack factor {self.stack_factor} is none of {', '.join(map(str, TOKEN_RATES))}")
+            raise ValueError(f"stack factor {self.stack_factor} is not one of {', '.join(map(str, TOKEN_RATES))}")
         if min(self.context_width, self.hidden, self.features, self.blocks, *self.latent_shape) < 1:
             raise ValueError(f"sizes of a grid condition must be positive: {self}")
         if self.hidden % (2 * NORM_GROUPS):
             raise ValueError(f"hidden {self.hidden} of the grid condition is not a multiple of {2 * NORM_GROUPS}")
         if self.latent_shape[1] % self.columns or self.latent_shape[2] % self.rows:
-            raise ValueError(
-                f"a latent of {self.latent_shape} is not a multiple of {self.columns} x {self.rows} tokens"
-            )
+            raise ValueError(f"the latent {self.latent_shape} is not a multiple of {self.columns} x {self.rows} tokens")
 
     @property
     def columns(self) -> int:
-        """Tokens of a window in time."""
+        """Number of tokens of a window in time."""
         return 64 // (2 if self.stack_factor == 4 else 1)
 
     @property
     def rows(self) -> int:
-        """Tokens of a window in frequency."""
+        """Number of tokens of a window in frequency."""
         return PATCHES_PER_COLUMN // min(self.stack_factor, 2)
 
     @property
     def channels(self) -> int:
-        """Channels that the T-UNet gets beside the noisy latent."""
+        """Number of channels that the T-UNet gets in addition to the noisy latent."""
         return self.latent_shape[0] + self.features
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the sizes as a JSON object."""
-        return asdict(self)
 
 
 class GridCondition(nn.Module):
-    """A small convolutional decoder from tokens to the latent's grid, whose first channels estimate the latent."""
+    """A small convolutional decoder from tokens to the grid of the latent. The first channels estimate the latent."""
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
@@ -78,7 +71,7 @@ class GridCondition(nn.Module):
         return self.config.latent_shape[1] // self.config.columns, self.config.latent_shape[2] // self.config.rows
 
     def forward(self, context: Tensor) -> Tensor:
-        """Return the map (B, z + features, H, W) of a context (B, L, context width), L = columns · rows."""
+        """Map a context (B, L, context width), L = columns · rows, to the grid (B, z + features, H, W)."""
         config = self.config
         x = context.mT.reshape(len(context), -1, config.columns, config.rows)
         x = self.enter(x)
@@ -89,12 +82,12 @@ class GridCondition(nn.Module):
         return self.leave(F.silu(self.refine(x)))
 
     def estimate(self, grid: Tensor) -> Tensor:
-        """Return the latent (B, z, H, W) that the map expects, trained to be its mean given the tokens."""
+        """Return the estimate of the latent (B, z, H, W) in a grid, trained to be its mean given the tokens."""
         return grid[:, : self.config.latent_shape[0]]
 
 
 class _Block(nn.Module):
-    """A residual step over 5 columns and 3 rows."""
+    """A residual block with kernels of 5 columns and 3 rows."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

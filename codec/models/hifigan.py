@@ -9,15 +9,16 @@ from torch.nn import functional as F
 from sctok.audio.mel import DECODER_BINS
 
 SLOPE = 0.1
-LAST_SLOPE = 0.01  # before the last convolution the published code uses PyTorch's default
+LAST_SLOPE = 0.01  # the published code uses PyTorch's default before the last convolution
 
 
 @dataclass(frozen=True)
 class HifiGanConfig:
     """Sizes of the vocoder; the defaults are those of the published checkpoint.
 
-    initial: channels before the first upsampling, halved by each. rates and kernels: of the upsampling convolutions.
-    res_kernels: of the residual blocks, whose outputs are averaged; dilations: of the steps of each.
+    initial: number of channels before the first upsampling; each upsampling halves it. rates, kernels: strides and
+    kernel sizes of the upsampling convolutions. res_kernels: kernel sizes of the residual blocks, whose outputs are
+    averaged. dilations: dilations of the convolutions in each residual block.
     """
 
     initial: int = 1024
@@ -33,7 +34,7 @@ class HifiGanConfig:
                 raise ValueError(f"{name} {getattr(self, name)} of the vocoder must be positive")
         if len(self.rates) != len(self.kernels) or any(k < r for k, r in zip(self.kernels, self.rates, strict=True)):
             raise ValueError(
-                f"kernels {self.kernels} of the vocoder must be as many as rates {self.rates}, none smaller"
+                f"each rate of the vocoder needs a kernel at least as large: rates {self.rates}, kernels {self.kernels}"
             )
         if self.initial < 1 or self.initial % 2 ** len(self.rates):
             raise ValueError(f"initial {self.initial} of the vocoder cannot be halved {len(self.rates)} times")
@@ -42,7 +43,7 @@ class HifiGanConfig:
 
 
 class HifiGan(nn.Module):
-    """Upsampling convolutions, each followed by residual blocks of several receptive fields."""
+    """Upsampling convolutions, each followed by residual blocks with several receptive fields."""
 
     def __init__(self, config: HifiGanConfig) -> None:
         super().__init__()
@@ -57,11 +58,11 @@ class HifiGan(nn.Module):
         self.conv_post = nn.Conv1d(width, 1, 7, padding=3)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Return waveforms (B, n) at 16 kHz of log-mels (B, T, 64).
+        """Map log-mels (B, T, 64) to waveforms (B, n) at 16 kHz.
 
-        n is 160 T + 32 with the published sizes: the first rate is odd and its kernel even.
+        With the published sizes n is 160 T + 32, because the first rate is odd and its kernel even.
         """
-        # As maps of height 1 that store channels last, which convolutions on CPUs read 1.4 times as fast.
+        # Maps of height 1 in channels-last memory: CPUs convolve them 1.4 times as fast.
         x = mel.mT[:, :, None].contiguous(memory_format=torch.channels_last)
         x = _convolve(self.conv_pre, x)
         blocks = len(self.config.res_kernels)
@@ -93,14 +94,14 @@ class _ResBlock(nn.Module):
 
 
 def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what a Conv1d makes of x (B, C, 1, T)."""
+    """Apply a Conv1d to x (B, C, 1, T)."""
     assert isinstance(layer, nn.Conv1d)
     padding, dilation = (0, int(layer.padding[0])), (1, layer.dilation[0])
     return F.conv2d(x, layer.weight[:, :, None], layer.bias, padding=padding, dilation=dilation)
 
 
 def _upsample(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what a ConvTranspose1d makes of x (B, C, 1, T)."""
+    """Apply a ConvTranspose1d to x (B, C, 1, T)."""
     assert isinstance(layer, nn.ConvTranspose1d)
     stride, padding = (1, layer.stride[0]), (0, int(layer.padding[0]))
     return F.conv_transpose2d(x, layer.weight[:, :, None], layer.bias, stride, padding)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ TIME_BASE = 10000.0  # longest period of the sinusoidal time embedding
 NORM_GROUPS = 32
 RES_NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
-NARROW = 2  # width of the maps on which CPUs convolve faster by one matrix product
+NARROW = 2  # maps up to this width are convolved on CPUs by one matrix product, which is faster
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -21,8 +21,9 @@ KeysValues = tuple[Tensor, Tensor]
 class TUNetConfig:
     """Sizes of a T-UNet; the defaults are those of the published decoder at 100 tokens per second.
 
-    `extra_channels` join the latent's at the input, `attention_levels` are the resolutions (0 is the latent's own)
-    with transformers, and `context_width` is the width of the tokens attended to (1728, 3264, 6336 as published).
+    extra_channels: channels that are concatenated with the latent at the input. attention_levels: resolutions with
+    transformers; 0 is that of the latent. context_width: width of the tokens that are attended to (1728, 3264 and 6336
+    in the published decoders).
     """
 
     latent_channels: int = 8
@@ -41,21 +42,17 @@ class TUNetConfig:
         if min(positive) < 1 or self.extra_channels < 0 or not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"sizes of a T-UNet must be positive: {self}")
         if self.model_channels % 2:
-            raise ValueError(f"model_channels {self.model_channels} is odd; the time embedding needs pairs")
+            raise ValueError(f"model_channels {self.model_channels} is odd: the time embedding needs an even number")
         for level in self.attention_levels:
             if not 0 <= level < len(self.multipliers):
                 raise ValueError(f"attention level {level} is not one of the {len(self.multipliers)} levels")
         for level in {*self.attention_levels, len(self.multipliers) - 1}:
             if self.channels(level) % self.head_width:
-                raise ValueError(f"{self.channels(level)} channels are not whole heads of {self.head_width}")
+                raise ValueError(f"{self.channels(level)} channels are not a multiple of head_width {self.head_width}")
 
     def channels(self, level: int) -> int:
-        """Return the channels at a level."""
+        """Return the number of channels at a level."""
         return self.model_channels * self.multipliers[level]
-
-    def to_json(self) -> dict[str, int | tuple[int, ...]]:
-        """Return the sizes as a JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,35 +67,35 @@ class PreparedContext:
         return len(self.pairs[0][0])
 
     def expand(self, batch: int) -> "PreparedContext":
-        """Return a context of batch 1 seen `batch` times, without copying."""
+        """Repeat a context of batch 1 `batch` times, without copying."""
         return PreparedContext(tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.pairs))
 
     def join(self, other: "PreparedContext") -> "PreparedContext":
-        """Return both batches in one, `other` behind."""
+        """Concatenate two batches of contexts."""
         pairs = zip(self.pairs, other.pairs, strict=True)
         return PreparedContext(tuple((torch.cat((k, k2)), torch.cat((v, v2))) for (k, v), (k2, v2) in pairs))
 
 
 def time_embedding(timestep: Tensor, width: int) -> Tensor:
-    """Return cosines, then sines, of timesteps (B,) at width / 2 frequencies from 1 down to 1/10000: (B, width)."""
+    """Embed timesteps (B,) as cosines, then sines, at width / 2 frequencies from 1 down to 1/10000: (B, width)."""
     half = width // 2
     frequencies = torch.exp(-math.log(TIME_BASE) * torch.arange(half, device=timestep.device) / half)
     angles = timestep[:, None].float() * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-def as_many(value: Tensor, like: Tensor) -> Tensor:
-    """Return `value` (b, …) repeated to the batch of `like`, a multiple of b."""
+def repeat_to_batch(value: Tensor, like: Tensor) -> Tensor:
+    """Repeat `value` (b, …) to the batch of `like`, a multiple of b."""
     return value if len(value) == len(like) else value.repeat(len(like) // len(value), *[1] * (value.ndim - 1))
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Return a norm over 32 groups, or as many as divide channels that are no multiple of 32."""
+    """Return a group norm with the greatest common divisor of 32 and the channels as its number of groups."""
     return nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=eps)
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """Return a layer that starts training at zero, so that a new block passes its input on unchanged."""
+    """Set the parameters of a layer to zero, so that a new block returns its input unchanged."""
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -106,7 +103,7 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class Conv3x3(nn.Conv2d):
-    """A convolution that keeps the size of its map, made for maps stored channels last."""
+    """A 3 × 3 convolution that keeps the size of its map, optimized for channels-last memory."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
@@ -138,12 +135,12 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Map x (B, inputs, H, W) and time (B, time width) to (B, outputs, H, W)."""
         hidden = self.in_layers(x)
-        hidden += self.emb_layers(as_many(time, x))[:, :, None, None]
+        hidden += self.emb_layers(repeat_to_batch(time, x))[:, :, None, None]
         return self.out_layers(hidden).add_(self.skip_connection(x))
 
 
 class TokenAttention(nn.Module):
-    """Multi-head attention of (B, N, width) to itself or to keys and values made by `keys_values`."""
+    """Multi-head attention of (B, N, width) to itself or to the result of `keys_values`."""
 
     def __init__(self, width: int, context_width: int, head_width: int) -> None:
         super().__init__()
@@ -154,11 +151,11 @@ class TokenAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
     def heads(self, x: Tensor) -> Tensor:
-        """Return (B, N, width) as (B, heads, N, head width)."""
+        """Reshape (B, N, width) to (B, heads, N, head width)."""
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """Return keys and values of a context (B, L, context width), each (B, heads, L, head width)."""
+        """Return the keys and values of a context (B, L, context width), each (B, heads, L, head width)."""
         return self.heads(self.to_k(context)), self.heads(self.to_v(context))
 
     def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
@@ -169,7 +166,7 @@ class TokenAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A linear layer whose second half gates the first through an exact GELU."""
+    """A linear layer whose second half gates the first half through an exact GELU."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -182,7 +179,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A gated hidden layer four times as wide."""
+    """A feed-forward network with a gated hidden layer of four times the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -194,7 +191,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, a second attention (to the context where there is one) and a feed-forward, all pre-norm."""
+    """Self-attention, a second attention (to the context if there is one) and a feed-forward network, all pre-norm."""
 
     def __init__(self, width: int, context_width: int | None, head_width: int) -> None:
         super().__init__()
@@ -209,36 +206,36 @@ class TransformerBlock(nn.Module):
         """Map (B, N, width) to (B, N, width)."""
         x = self.attn1(self.norm1(x)).add_(x)
         if keys_values is not None:
-            x = as_many(x, keys_values[0])  # from here on they differ
+            x = repeat_to_batch(x, keys_values[0])  # from here on, latents with different contexts differ
         x = self.attn2(self.norm2(x), keys_values).add_(x)
         return self.ff(self.norm3(x)).add_(x)
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the positions of a feature map; without `context_width` it attends to itself only."""
+    """A transformer block over the positions of a feature map. Without `context_width` it attends only to itself."""
 
     def __init__(self, width: int, context_width: int | None, head_width: int) -> None:
         super().__init__()
-        self.crosses = context_width is not None
+        self.is_cross = context_width is not None
         self.norm = group_norm(width, TRANSFORMER_NORM_EPS)
         self.proj_in = nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, context_width, head_width)])
         self.proj_out = zeroed(nn.Conv2d(width, width, 1))
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """Return keys and values of a context (B, L, context width), each (B, heads, L, head width)."""
+        """Return the keys and values of a context (B, L, context width), each (B, heads, L, head width)."""
         block = self.transformer_blocks[0]
         assert isinstance(block, TransformerBlock)
         return block.attn2.keys_values(context)
 
     def forward(self, x: Tensor, keys_values: KeysValues | None) -> Tensor:
         """Map (B, width, H, W) to (B, width, H, W)."""
-        rows = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # no copy where the map is stored channels last
+        rows = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # no copy if the map is stored channels last
         rows = F.linear(rows, self.proj_in.weight.flatten(1), self.proj_in.bias)
         for block in self.transformer_blocks:
             rows = block(rows, keys_values)
         rows = F.linear(rows, self.proj_out.weight.flatten(1), self.proj_out.bias)
-        return rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).add_(as_many(x, rows))
+        return rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).add_(repeat_to_batch(x, rows))
 
 
 class Downsample(nn.Module):
@@ -254,7 +251,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repetition of every row and column, then a convolution."""
+    """Nearest-neighbor upsampling by 2, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -266,29 +263,29 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Layers applied in turn, each given what its kind needs; a list, so that names are the published ones."""
+    """Layers applied one after the other. A ModuleList, so that tensors have their published names."""
 
     def forward(self, x: Tensor, time: Tensor, pairs: Iterator[KeysValues]) -> Tensor:
-        """Map (B, C, H, W) to the output of the last layer; a cross-attention takes the next of `pairs`."""
+        """Map (B, C, H, W) to the output of the last layer. Each cross-attention takes the next item of `pairs`."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, time)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, next(pairs) if layer.crosses else None)
+                x = layer(x, next(pairs) if layer.is_cross else None)
             else:
                 x = layer(x)
         return x
 
 
 def store_channels_last(module: nn.Module, *_: object) -> None:
-    """Store convolution weights as channels-last maps need them, so that no call rearranges them."""
+    """Store the weights of convolutions channels last, so that no call has to convert them."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class TUNet(nn.Module):
-    """The denoiser: v of a noisy latent, conditioned on tokens by cross-attention (paper, section III-D).
+    """The denoiser: predicts v of a noisy latent, conditioned on tokens by cross-attention (paper, section III-D).
 
-    The names of its tensors are those behind `model.diffusion_model.` in a published checkpoint.
+    Tensors have the names that follow `model.diffusion_model.` in a published checkpoint.
     """
 
     def __init__(self, config: TUNetConfig) -> None:
@@ -335,10 +332,10 @@ class TUNet(nn.Module):
         return [SpatialTransformer(width, context_width, self.config.head_width) for context_width in widths]
 
     def prepare(self, context: Tensor) -> PreparedContext:
-        """Return the keys and values of a context (B, L, context width), for any number of calls."""
+        """Compute the keys and values of a context (B, L, context width), to be used in any number of calls."""
         if context.ndim != 3 or context.shape[-1] != self.config.context_width:
-            raise ValueError(f"a context is (B, L, {self.config.context_width}), not {tuple(context.shape)}")
-        crossing = [layer for layer in self.modules() if isinstance(layer, SpatialTransformer) and layer.crosses]
+            raise ValueError(f"a context must be (B, L, {self.config.context_width}), not {tuple(context.shape)}")
+        crossing = [layer for layer in self.modules() if isinstance(layer, SpatialTransformer) and layer.is_cross]
         return PreparedContext(tuple(layer.keys_values(context) for layer in crossing))
 
     def forward(
@@ -346,10 +343,15 @@ class TUNet(nn.Module):
     ) -> Tensor:
         """Predict v.
 
-        Takes the noisy latent (b, latent channels, H, W) float32, timesteps (b,) int64 in 0…999, the context
-        (B, L, context width) or what `prepare` made of it, and, where the configuration has extra channels, those
-        (b, extra channels, H, W). Returns (B, latent channels, H, W). B is b or a multiple of it: then the latents
-        meet the contexts b at a time, and what does not depend on the context is computed once.
+        Args:
+            latent: noisy latents, float32 (b, latent channels, H, W).
+            timestep: int64 (b,), in 0…999.
+            context: (B, L, context width), or the result of `prepare`. B is a multiple of b: the latents are repeated,
+                and everything that does not depend on the context is computed once.
+            extra: (b, extra channels, H, W) if the configuration has extra channels.
+
+        Returns:
+            v, (B, latent channels, H, W).
         """
         prepared = context if isinstance(context, PreparedContext) else self.prepare(context)
         self._check(latent, extra, prepared.batch)
@@ -363,17 +365,17 @@ class TUNet(nn.Module):
             skips.append(x)
         x = self.middle_block(x, time, pairs)
         for stage in self.output_blocks:
-            x = stage(torch.cat((x, as_many(skips.pop(), x)), dim=1), time, pairs)
+            x = stage(torch.cat((x, repeat_to_batch(skips.pop(), x)), dim=1), time, pairs)
         return self.out(x).contiguous()
 
     def _check(self, latent: Tensor, extra: Tensor | None, contexts: int) -> None:
         divisor = 2 ** (len(self.config.multipliers) - 1)
         if latent.shape[1] != self.config.latent_channels or latent.shape[2] % divisor or latent.shape[3] % divisor:
             raise ValueError(
-                f"a latent is (B, {self.config.latent_channels}, H, W) with H and W multiples of {divisor}, "
+                f"a latent must be (B, {self.config.latent_channels}, H, W) with H and W multiples of {divisor}, "
                 f"not {tuple(latent.shape)}"
             )
         if (0 if extra is None else extra.shape[1]) != self.config.extra_channels:
-            raise ValueError(f"{self.config.extra_channels} extra channels are needed beside the latent")
+            raise ValueError(f"the T-UNet needs {self.config.extra_channels} extra channels")
         if contexts % len(latent):
-            raise ValueError(f"{contexts} contexts are no multiple of {len(latent)} latents")
+            raise ValueError(f"the number of contexts, {contexts}, is not a multiple of the {len(latent)} latents")

@@ -17,8 +17,8 @@ MAX_GROUPS = 32
 class VAEConfig:
     """Sizes of the autoencoder; the defaults are those of the published checkpoint.
 
-    patch: side of the squares of the spectrogram that are one pixel of the first layer; 1 as published, more makes a
-    small model fast.
+    patch: side of the squares of the spectrogram that become one pixel of the first layer. The published value is 1;
+    larger values make a small model fast.
     """
 
     channels: int = 128
@@ -33,22 +33,24 @@ class VAEConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} of the VAE is not positive")
         if not self.multipliers or self.channels % 4:
-            raise ValueError(f"a VAE needs levels and channels in fours, not {self.multipliers} and {self.channels}")
+            raise ValueError(
+                f"a VAE needs multipliers and a multiple of 4 channels, not {self.multipliers} and {self.channels}"
+            )
         if DECODER_BINS % self.factor:
-            raise ValueError(f"the VAE divides {DECODER_BINS} mel bins by {self.factor}, which leaves a rest")
+            raise ValueError(f"{DECODER_BINS} mel bins are not divisible by the factor {self.factor} of the VAE")
 
     @property
     def factor(self) -> int:
-        """How many frames, and how many mel bins, one position of the latent stands for."""
+        """Number of frames, and of mel bins, per position of the latent."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
     @property
     def groups(self) -> int:
-        """Groups of the normalisation layers: 32 as published, fewer in small models."""
+        """Number of groups in the normalization layers: 32 as published, fewer in small models."""
         return min(MAX_GROUPS, self.channels // 4)
 
     def latent_shape(self, frames: int) -> tuple[int, int, int]:
-        """Return the (channels, time, frequency) of the latent of `frames` mel frames."""
+        """Return the shape (channels, time, frequency) of the latent of `frames` mel frames."""
         return self.latent_channels, frames // self.factor, DECODER_BINS // self.factor
 
 
@@ -64,18 +66,18 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance, each (B, z, T / factor, 64 / factor), of log-mels (B, 1, T, 64)."""
+        """Encode log-mels (B, 1, T, 64) to a mean and a log variance, each (B, z, T / factor, 64 / factor)."""
         moments = self.quant_conv(self.encoder(F.pixel_unshuffle(mel, self.config.patch)))
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Return the log-mel (B, 1, T, 64) of a latent (B, z, T / factor, 64 / factor)."""
+        """Decode a latent (B, z, T / factor, 64 / factor) to a log-mel (B, 1, T, 64)."""
         return F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.config.patch)
 
 
 def sample_posterior(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """Return mean + deviation · noise, all of one shape."""
+    """Return mean + deviation · noise, all of the same shape."""
     return mean + torch.exp(0.5 * log_variance) * noise
 
 

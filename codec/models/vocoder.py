@@ -11,12 +11,12 @@ from sctok.audio.mel import DECODER_BINS, hann_window
 from sctok.audio.windows import FRAME_SHIFT
 
 FFT_SIZE = 4 * FRAME_SHIFT
-MAX_LOG_MAGNITUDE = 6.0  # of one STFT bin; a full-scale sine has ln(160) = 5.1
+MAX_LOG_MAGNITUDE = 6.0  # per STFT bin; a full-scale sine has ln(160) = 5.1
 
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Sizes of the vocoder: `blocks` ConvNeXt blocks of `width` channels, whose inner layer is `expansion` as wide."""
+    """Sizes of the vocoder: `blocks` ConvNeXt blocks of `width` channels with inner layers of `expansion · width`."""
 
     width: int = 256
     blocks: int = 6
@@ -29,7 +29,7 @@ class VocoderConfig:
 
 
 class IstftVocoder(nn.Module):
-    """Predicts magnitude and phase of every 10 ms frame and adds the frames up (Vocos, Siuzdak 2023)."""
+    """Predicts the magnitude and phase of every 10 ms frame and overlap-adds the frames (Vocos, Siuzdak 2023)."""
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ class IstftVocoder(nn.Module):
         self.blocks = nn.ModuleList(_ConvNeXt(config) for _ in range(config.blocks))
         self.final_norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, FFT_SIZE + 2)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Return waveforms (B, T · 160) at 16 kHz of log-mels (B, T, 64)."""
+        """Map log-mels (B, T, 64) to waveforms (B, T · 160) at 16 kHz."""
         x = self.norm(self.embed(mel.mT).mT)
         for block in self.blocks:
             x = block(x)
@@ -52,9 +52,9 @@ class IstftVocoder(nn.Module):
 
 
 def inverse_stft(spectrum: Tensor) -> Tensor:
-    """Return the waveforms (B, T · 160) of frames complex (B, T, 321), centred on their 160 samples.
+    """Convert frames, complex (B, T, 321), to waveforms (B, T · 160).
 
-    Unlike torch.istft it gives every frame its 160 samples, the first and the last included.
+    Each frame is centered on its 160 samples. Unlike torch.istft, this includes the first and the last frame.
     """
     window = hann_window(FFT_SIZE, spectrum.device)
     frames = torch.fft.irfft(spectrum, FFT_SIZE) * window
@@ -70,7 +70,7 @@ def _overlap_add(frames: Tensor) -> Tensor:
     batch, count, size = frames.shape
     parts = size // FRAME_SHIFT
     pieces = frames.reshape(batch, count, parts, FRAME_SHIFT)
-    # Part p of frame t lies at hop t + p.
+    # Part p of frame t belongs to hop t + p.
     return sum(F.pad(pieces[:, :, p], (0, 0, p, parts - 1 - p)) for p in range(parts)).reshape(batch, -1)  # type: ignore[union-attr]
 
 
@@ -89,7 +89,7 @@ class _ConvNeXt(nn.Module):
         return x + self.scale * self.narrow(F.gelu(self.widen(h)))
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv1d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=min(0.02, 1 / math.sqrt(module.weight[0].numel())))
         assert module.bias is not None

@@ -1,4 +1,4 @@
-"""The VAE and the vocoder of AudioLDM 2 as `AudioLDM2Pipeline.save_pretrained` stores them, in sctok's modules."""
+"""Loads the VAE and the vocoder of AudioLDM 2, as `AudioLDM2Pipeline.save_pretrained` stores them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +18,15 @@ from sctok.features.checkpoints import load_pickle
 from sctok.formats.files import is_repository, read_json
 from sctok.formats.tensors import check_header
 
+from .files import fetch_file, first_line
+
 Config = TypeVar("Config")
 
 CONFIG_FILE = "config.json"
 VOCODER_FILES = ("model.safetensors", "pytorch_model.bin")
 VAE_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
-# Settings of diffusers' AutoencoderKL: the default, and the only value that our module can express.
+# Settings of diffusers' AutoencoderKL: the default, and the only value that our module supports.
 _VAE_SETTINGS: Mapping[str, tuple[Any, Any]] = {
     "_class_name": ("AutoencoderKL", "AutoencoderKL"),
     "in_channels": (3, 1),
@@ -37,14 +39,14 @@ _VAE_SETTINGS: Mapping[str, tuple[Any, Any]] = {
     "use_post_quant_conv": (True, True),
     "mid_block_add_attention": (True, True),
 }
-# The same of transformers' SpeechT5HifiGan.
+# The same for transformers' SpeechT5HifiGan.
 _VOCODER_SETTINGS: Mapping[str, tuple[Any, Any]] = {
     "architectures": (["SpeechT5HifiGan"], ["SpeechT5HifiGan"]),
     "model_in_dim": (80, DECODER_BINS),
     "sampling_rate": (16_000, SAMPLE_RATE),
     "leaky_relu_slope": (0.1, SLOPE),
 }
-# Its sizes and their defaults.
+# Sizes of SpeechT5HifiGan and their defaults.
 _VOCODER_SIZES: Mapping[str, Any] = {
     "upsample_initial_channel": 512,
     "upsample_rates": [4, 4, 4, 4],
@@ -52,9 +54,9 @@ _VOCODER_SIZES: Mapping[str, Any] = {
     "resblock_kernel_sizes": [3, 7, 11],
     "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
 }
-# What PyTorch called magnitude and direction of a normalised weight, and what it calls them now.
+# Old and new names in PyTorch of the magnitude and the direction of a normalized weight.
 _WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
-# Parts of our names and what diffusers calls them.
+# Parts of our names, and their names in diffusers.
 _VAE_NAMES = (
     ("mid.block_1.", "mid_block.resnets.0."),
     ("mid.block_2.", "mid_block.resnets.1."),
@@ -69,7 +71,7 @@ _VAE_NAMES = (
     (".downsample.", ".downsamplers.0."),
     (".upsample.", ".upsamplers.0."),
 )
-# In older files, and now.
+# Names in older files, and in new ones.
 _OLD_ATTENTION = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
 
@@ -77,15 +79,15 @@ def load_diffusers_vae(source: str | Path) -> tuple[AutoencoderKL, float]:
     """Load the VAE of a diffusers pipeline.
 
     Args:
-        source: the pipeline's folder, which has a folder `vae`, or that folder itself, or a repository `owner/name` of
-            the Hugging Face hub such as `cvssp/audioldm2`.
+        source: folder of the pipeline, its subfolder `vae`, or a repository `owner/name` of the Hugging Face hub such
+            as `cvssp/audioldm2`.
 
     Returns:
-        The VAE in evaluation mode, float32 on the CPU, and the factor that its latents are multiplied by.
+        The VAE in evaluation mode, float32 on the CPU, and the factor by which its latents are multiplied.
 
     Raises:
-        ValueError: files are missing or unreadable, settings are beyond our module, or tensors are missing, unexpected
-            or of another shape; all of them are listed.
+        ValueError: files are missing or unreadable, our module does not support the settings, or tensors are missing,
+            unknown or misshapen. The message lists all of them.
     """
     folder = _part_folder(source, "vae", VAE_FILES)
     config, scale = _vae_config(folder / CONFIG_FILE)
@@ -101,14 +103,13 @@ def load_diffusers_vocoder(source: str | Path) -> HifiGan:
     """Load the vocoder of a diffusers pipeline, a SpeechT5HifiGan of transformers for 64 mel bins at 16 kHz.
 
     Args:
-        source: the pipeline's folder, which has a folder `vocoder`, or that folder itself, or a repository
-            `owner/name` of the Hugging Face hub such as `cvssp/audioldm2`.
+        source: folder of the pipeline, its subfolder `vocoder`, or a hub repository, as in `load_diffusers_vae`.
 
     Returns:
-        The vocoder in evaluation mode, float32 on the CPU, weight norms folded into the weights.
+        The vocoder in evaluation mode, float32 on the CPU, with weight norms folded into the weights.
 
     Raises:
-        ValueError: as `load_diffusers_vae`.
+        ValueError: as in `load_diffusers_vae`.
     """
     folder = _part_folder(source, "vocoder", VOCODER_FILES)
     path = folder / CONFIG_FILE
@@ -119,13 +120,13 @@ def load_diffusers_vocoder(source: str | Path) -> HifiGan:
     tensors = _fold_weight_norms(_read_tensors(folder, VOCODER_FILES))
     mean, scale = tensors.pop("mean", torch.zeros(1)), tensors.pop("scale", torch.ones(1))
     if settings.get("normalize_before", True) and (mean.any() or (scale != 1).any()):
-        _refuse(path, ["normalize_before true (only false is possible, or a mean of 0 and a scale of 1)"])
+        _refuse(path, ["normalize_before true (must be false, unless the mean is 0 and the scale is 1)"])
     _fill(model, {name: name.replace("ups.", "upsampler.") for name in model.state_dict()}, tensors, folder)
     return model
 
 
 def _vocoder_config(path: Path, settings: Mapping[str, Any]) -> HifiGanConfig:
-    problems = _fixed(settings, _VOCODER_SETTINGS)
+    problems = _unsupported(settings, _VOCODER_SETTINGS)
     sizes = {name: settings.get(name, default) for name, default in _VOCODER_SIZES.items()}
     initial, rates, kernels, res_kernels, dilations = sizes.values()
     if not _is_size(initial):
@@ -136,15 +137,15 @@ def _vocoder_config(path: Path, settings: Mapping[str, Any]) -> HifiGanConfig:
     if _are_sizes(rates) and math.prod(rates) != FRAME_SHIFT:
         problems.append(f"upsample_rates {rates!r} (their product must be {FRAME_SHIFT})")
     if not isinstance(dilations, list) or not dilations or any(row != dilations[0] for row in dilations):
-        problems.append(f"resblock_dilation_sizes {dilations!r} (must be the same for all kernels)")
+        problems.append(f"resblock_dilation_sizes {dilations!r} (must be equal for all kernels)")
     elif not _are_sizes(dilations[0]) or (_are_sizes(res_kernels) and len(dilations) != len(res_kernels)):
-        problems.append(f"resblock_dilation_sizes {dilations!r} (must be positive, one row for each kernel)")
+        problems.append(f"resblock_dilation_sizes {dilations!r} (must be positive integers, one row for each kernel)")
     _refuse(path, problems)
-    return _built(path, HifiGanConfig, initial, rates, kernels, res_kernels, dilations[0])
+    return _build_config(path, HifiGanConfig, initial, rates, kernels, res_kernels, dilations[0])
 
 
 def _fold_weight_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with weights in place of their magnitudes and directions (Salimans and Kingma, 2016)."""
+    """Replace magnitudes and directions by weights (Salimans and Kingma, 2016)."""
     folded = dict(tensors)
     for magnitude, direction in _WEIGHT_NORMS:
         for layer in [name.removesuffix(magnitude) for name in tensors if name.endswith(f".{magnitude}")]:
@@ -157,10 +158,10 @@ def _fold_weight_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _vae_config(path: Path) -> tuple[VAEConfig, float]:
     settings = _read_settings(path)
-    problems = _fixed(settings, _VAE_SETTINGS)
+    problems = _unsupported(settings, _VAE_SETTINGS)
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if any(each != kind for each in settings.get(name, [kind])):
-            problems.append(f"{name} {settings[name]!r} (only {kind} is possible)")
+            problems.append(f"{name} {settings[name]!r} (must be {kind})")
     sizes = {
         "layers_per_block": settings.get("layers_per_block", 1),
         "latent_channels": settings.get("latent_channels", 4),
@@ -173,16 +174,16 @@ def _vae_config(path: Path) -> tuple[VAEConfig, float]:
         problems.append(f"scaling_factor {scale!r} (must be a positive number)")
     widths: Any = settings.get("block_out_channels")
     if not _are_sizes(widths) or any(width % widths[0] for width in widths):
-        problems.append(f"block_out_channels {widths!r} (must be multiples of the first)")
+        problems.append(f"block_out_channels {widths!r} (must be multiples of the first value)")
     _refuse(path, problems)
     multipliers = tuple(width // widths[0] for width in widths)
-    config = _built(path, VAEConfig, widths[0], multipliers, sizes["layers_per_block"], sizes["latent_channels"])
-    _refuse(path, _fixed(settings, {"norm_num_groups": (32, config.groups)}))
+    config = _build_config(path, VAEConfig, widths[0], multipliers, sizes["layers_per_block"], sizes["latent_channels"])
+    _refuse(path, _unsupported(settings, {"norm_num_groups": (32, config.groups)}))
     return config, float(scale)
 
 
 def _vae_name(name: str, levels: int) -> str:
-    """Return diffusers' name of one of our tensors; it counts the decoder's levels from the latent."""
+    """Return the diffusers name of one of our tensors. diffusers counts the decoder's levels from the latent."""
     parts = name.split(".")
     if parts[1] == "down":
         parts[1] = "down_blocks"
@@ -200,13 +201,13 @@ def _renamed(name: str, replacements: Sequence[tuple[str, str]]) -> str:
 def _read_settings(path: Path) -> dict[str, Any]:
     settings = read_json(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}, not the settings of a model")
+        raise ValueError(f"{path} contains a {type(settings).__name__}, not the settings of a model")
     return settings
 
 
-def _fixed(settings: Mapping[str, Any], allowed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def _unsupported(settings: Mapping[str, Any], allowed: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [
-        f"{name} {settings.get(name, default)!r} (only {needed!r} is possible)"
+        f"{name} {settings.get(name, default)!r} (must be {needed!r})"
         for name, (default, needed) in allowed.items()
         if settings.get(name, default) != needed
     ]
@@ -222,19 +223,19 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 def _refuse(path: Path, problems: Sequence[str]) -> None:
     if problems:
-        raise ValueError(f"{path} has settings that sctok's module cannot express: {'; '.join(problems)}")
+        raise ValueError(f"{path} has settings that sctok does not support: {'; '.join(problems)}")
 
 
-def _built(path: Path, kind: Callable[..., Config], *sizes: Any) -> Config:
-    """Return a configuration of ours; what is wrong with its sizes is wrong with the file."""
+def _build_config(path: Path, kind: Callable[..., Config], *sizes: Any) -> Config:
+    """Build a configuration from sizes. Errors name the file."""
     try:
         return kind(*sizes)
     except ValueError as error:
-        raise ValueError(f"{path} has settings that sctok's module cannot express: {error}") from error
+        raise ValueError(f"{path} has settings that sctok does not support: {error}") from error
 
 
 def _read_tensors(folder: Path, filenames: Sequence[str]) -> dict[str, Tensor]:
-    """Return the float32 tensors of the first of the files that is there; no code in it is run."""
+    """Read the tensors of the first existing file as float32, without running code in it."""
     path = next(folder / name for name in filenames if (folder / name).is_file())
     try:
         if path.suffix == ".safetensors":
@@ -243,18 +244,18 @@ def _read_tensors(folder: Path, filenames: Sequence[str]) -> dict[str, Tensor]:
         else:
             loaded = load_pickle(path)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} holds no tensors that load without running code ({_first_line(error)})") from error
+        raise ValueError(f"{path} has no tensors that load without running code ({first_line(error)})") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} is not a dictionary of tensors")
     return {name: value.float() for name, value in loaded.items()}
 
 
 def _fill(model: nn.Module, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Load tensors by their foreign names, `names` of our own, into a model on the meta device."""
+    """Load tensors into a model on the meta device. `names` maps our names to those of the tensors."""
     state, problems = {}, []
     for ours, target in model.state_dict().items():
         theirs = names[ours]
-        # An attention's projections are linear layers there and convolutions of one point here.
+        # diffusers has linear layers for the projections of attention, sctok has 1 × 1 convolutions.
         shape = target.shape[:2] if ".attentions." in theirs else target.shape
         if theirs not in tensors:
             problems.append(f"{theirs} is missing")
@@ -270,42 +271,29 @@ def _fill(model: nn.Module, names: Mapping[str, str], tensors: Mapping[str, Tens
 
 
 def _part_folder(source: str | Path, part: str, filenames: Sequence[str]) -> Path:
-    """Return the folder of a part of a pipeline, from the hub where the source is no folder."""
+    """Return the folder of a part of a pipeline. Download it from the hub if the source is not a folder."""
     path = Path(source)
     if path.exists():
         folders = [path / part, path]
     elif is_repository(source):
-        folders = [_fetch(str(source), part, filenames) / part]
+        folders = [_fetch(str(source), part, filenames)]
     else:
         raise ValueError(f"{source} is neither a folder nor a hub repository owner/name")
     for folder in folders:
         if (folder / CONFIG_FILE).is_file():
             if any((folder / name).is_file() for name in filenames):
                 return folder
-            raise ValueError(f"{folder} has none of {', '.join(filenames)} beside its {CONFIG_FILE}")
-    raise ValueError(f"{source} has no {part}/{CONFIG_FILE}: it is no pipeline of diffusers with such a part")
+            raise ValueError(f"{folder} has a {CONFIG_FILE}, but none of {', '.join(filenames)}")
+    raise ValueError(f"{source} has no {part}/{CONFIG_FILE}: it is not a diffusers pipeline with this part")
 
 
 def _fetch(repository: str, part: str, filenames: Sequence[str]) -> Path:
-    """Return the local folder of a hub repository with one of the files of a part, downloaded where not cached."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    reason: Exception | None = None
+    """Return the local folder of a part in a hub repository, with its settings and the first available file."""
+    fetch_file(repository, f"{part}/{CONFIG_FILE}")
+    errors = []
     for filename in filenames:
-        patterns = [f"{part}/{name}" for name in (CONFIG_FILE, filename)]
         try:
-            folder = Path(snapshot_download(repository, allow_patterns=patterns))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = error
-        else:
-            if (folder / part / filename).is_file():
-                return folder
-    raise ValueError(
-        f"cannot fetch {part}/{' or '.join(filenames)} of {repository} from the Hugging Face hub"
-        f"{f' ({_first_line(reason)})' if reason else ''}: download it where there is a network and give its folder"
-    ) from reason
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+            return fetch_file(repository, f"{part}/{filename}").parent
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]

@@ -1,24 +1,23 @@
-"""A codec on disk: one folder of safetensors files, each of which says what it is, and `codec.json` over them."""
+"""A codec on disk: a folder with a safetensors file for each part, and `codec.json` with their description."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import nn
 
 from sctok import __version__
-from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
-from sctok.codec.models.condition import PE_WIDTH, Order
+from sctok.codec.codec_parts import CodecInfo, CodecParts, DecoderParts, TokenParts
+from sctok.codec.models.acoustic import AcousticEncoder
+from sctok.codec.models.condition import Order
 from sctok.codec.models.grid import GridCondition
 from sctok.codec.models.tunet import TUNet
-from sctok.codec.models.vae import AutoencoderKL
-from sctok.codec.noise_schedule import Schedule
+from sctok.codec.noise_schedule import NoiseSchedule
 from sctok.features.checkpoints import BUNDLED, EncoderWeights, load_weights, save_weights
 from sctok.features.tokenizer import check_codebook
 from sctok.formats.codebooks import Codebook, codebook_hash, load_codebook, save_codebook
@@ -53,96 +52,11 @@ from .parts import (
     save_part,
 )
 
-__all__ = [
-    "BUNDLED_CODECS",
-    "INFO_FILE",
-    "KINDS",
-    "VOCODERS",
-    "CodecInfo",
-    "CodecParts",
-    "TokenParts",
-    "describe_codec",
-    "load_codebooks",
-    "load_codec",
-    "load_token_parts",
-    "load_vae",
-    "load_vocoder",
-    "read_part",
-    "save_codec",
-    "save_part",
-]
-
 CODEC_FORMAT, CODEC_VERSION = "sctok-codec", 1
 INFO_FILE = "codec.json"
 ENCODER_FILE = "encoder.safetensors"
 DECODER_FILES = ("decoder.safetensors", "vae.safetensors", "vocoder.safetensors")
 BUNDLED_CODECS = ("mini",)
-
-
-@dataclass(frozen=True)
-class CodecInfo:
-    """What a codec is: its rate, the hash of all but the codebook that decides its tokens, the order of its condition.
-
-    provenance: JSON values about where it came from. Without a hash it is of a codec that was never saved.
-    """
-
-    name: str
-    token_rate: int
-    stack_factor: int
-    token_hash: str = ""
-    order: Order = "published"
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class TokenParts:
-    """What of a codec makes tokens; modules lie on the CPU in evaluation mode."""
-
-    encoder: EncoderWeights
-    codebooks: Sequence[Codebook]
-    acoustic: AcousticEncoder
-    info: CodecInfo
-
-
-@dataclass(frozen=True, eq=False)
-class CodecParts:
-    """Everything that a codec consists of; modules lie on the CPU in evaluation mode.
-
-    Raises ValueError, saying everything, where parts do not fit each other.
-    """
-
-    encoder: EncoderWeights
-    codebooks: Sequence[Codebook]
-    acoustic: AcousticEncoder
-    unet: TUNet
-    grid: GridCondition | None
-    schedule: Schedule
-    scale_factor: float
-    vae: AutoencoderKL
-    vocoder: nn.Module
-    info: CodecInfo
-
-    def __post_init__(self) -> None:
-        problems = list(_misfits(self))
-        if problems:
-            raise ValueError(f"the parts of the codec {self.info.name} do not fit each other: {'; '.join(problems)}")
-
-
-def _misfits(parts: CodecParts) -> Iterator[str]:
-    features, width = parts.acoustic.config.feature_width, parts.encoder.config.width * parts.info.stack_factor
-    context = features + parts.acoustic.config.quantizer.dim + PE_WIDTH
-    unet, grid = parts.unet.config, parts.grid.config if parts.grid else None
-    for what, found, needed in (
-        ("acoustic encoder's features", features, width),
-        ("T-UNet's context", unet.context_width, context),
-        ("grid's context", grid.context_width if grid else context, context),
-        ("T-UNet's latent", unet.latent_channels, parts.vae.config.latent_channels),
-        ("T-UNet's extra channels", unet.extra_channels, grid.channels if grid else 0),
-    ):
-        if found != needed:
-            yield f"the {what} has width {found}, not {needed}"
-    if not 0 < parts.scale_factor < float("inf"):
-        yield f"the scale factor is {parts.scale_factor}"
 
 
 def describe_codec(
@@ -152,120 +66,109 @@ def describe_codec(
     acoustic: AcousticEncoder,
     order: Order = "published",
     provenance: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Array] | None = None,
 ) -> CodecInfo:
-    """Return the description of a codec of these parts.
+    """Return the description of a codec with these parts.
 
-    Raises ValueError where the codebooks are of another encoder, of different rates, or do not fit the acoustic
-    encoder.
+    weights: float32 arrays to hash in place of those of the acoustic encoder, if they are stored rounded.
+
+    Raises:
+        ValueError: the codebooks were made with another encoder, have different rates, or do not fit the acoustic
+            encoder.
     """
-    return _describe(name, encoder, codebooks, acoustic.config, _decisive(acoustic), order, provenance or {})
-
-
-def _describe(
-    name: str,
-    encoder: EncoderWeights,
-    codebooks: Sequence[Codebook],
-    config: AcousticConfig,
-    arrays: Mapping[str, Array],
-    order: Order,
-    provenance: Mapping[str, Any],
-) -> CodecInfo:
-    """Do what `describe_codec` does, with the float32 arrays of an acoustic encoder that decide about tokens."""
-    known = encoder.hash
     stacks = {book.metadata.stack_factor for book in codebooks}
     if len(stacks) != 1:
         raise ValueError(f"a codec needs codebooks of one token rate, not of stack factors {sorted(stacks)}")
+    width = acoustic.config.feature_width
     for book in codebooks:
-        check_codebook(book, encoder.name, known)
-        if book.centroids.shape[1] != config.feature_width:
+        check_codebook(book, encoder.name, encoder.hash)
+        if book.centroids.shape[1] != width:
             raise ValueError(
-                f"centroids of width {book.centroids.shape[1]} do not fit an acoustic encoder of features of "
-                f"width {config.feature_width}"
+                f"centroids of width {book.centroids.shape[1]} do not fit an acoustic encoder for features of "
+                f"width {width}"
             )
-    stack = stacks.pop()
-    token_hash = hash_json({"encoder": known, "acoustic": hash_arrays(arrays), "stack_factor": stack})
-    return CodecInfo(name, token_rate(stack), stack, token_hash, order, provenance)
+    stack, arrays = stacks.pop(), _token_weights(acoustic) if weights is None else weights
+    token_hash = hash_json({"encoder": encoder.hash, "acoustic": hash_arrays(arrays), "stack_factor": stack})
+    return CodecInfo(name, token_rate(stack), stack, token_hash, order, provenance or {})
 
 
 def save_codec(
     folder: Path, parts: CodecParts, dtype: type[np.floating[Any]] = np.float32, *, overwrite: bool = False
 ) -> CodecInfo:
-    """Write a codec to a folder, which is there when all of it is written and not before; return its description.
+    """Write a codec to a folder, which appears when it is complete, and return the description of the codec.
 
     Args:
-        folder: its name need not be that of the codec.
-        parts: what to write; tensors are taken one by one.
-        dtype: of the weights; float16 halves the size. The codec that is read back is the rounded one, whose hash is
-            stored. Encoders keep their values.
-        overwrite: replace a codec that is there.
+        folder: folder to write; its name can differ from that of the codec.
+        parts: parts of the codec. Tensors are read one by one.
+        dtype: type of the weights, except those of the feature encoder; float16 halves the size. The description
+            contains the hash of the rounded weights.
+        overwrite: replace an existing codec.
 
     Raises:
-        ValueError: the folder is there, or parts do not fit each other. DiskFullError.
+        ValueError: the folder exists.
+        DiskFullError: the disk is full; no folder is written.
     """
     if os.path.lexists(folder) and not (overwrite and (folder / INFO_FILE).is_file()):
-        what = " and is no codec" if overwrite else ""
-        raise ValueError(f"{folder} is there already{what}: choose another name, or remove it")
+        kind = ", and it is not a codec" if overwrite else ""
+        raise ValueError(f"{folder} exists already{kind}: choose another name, or remove it")
     with whole_folder(folder) as temporary:
         return _write(temporary, parts, dtype)
 
 
 def _write(folder: Path, parts: CodecParts, dtype: type[np.floating[Any]]) -> CodecInfo:
-    acoustic = _decisive(parts.acoustic)
-    save_part(folder / "acoustic.safetensors", "acoustic", acoustic, parts.acoustic.config, dtype)
-    save_decoder(folder / "decoder.safetensors", parts, dtype)
-    save_part(folder / "vae.safetensors", "vae", arrays_of(parts.vae), parts.vae.config, dtype)
-    kind = next(kind for kind in VOCODERS if isinstance(parts.vocoder, KINDS[kind][1]))
-    vocoder: Any = parts.vocoder
+    tokens, decoder = parts.tokens, parts.decoder
+    acoustic = _token_weights(tokens.acoustic)
+    save_part(folder / "acoustic.safetensors", "acoustic", acoustic, tokens.acoustic.config, dtype)
+    save_decoder(folder / "decoder.safetensors", decoder, dtype)
+    save_part(folder / "vae.safetensors", "vae", arrays_of(decoder.vae), decoder.vae.config, dtype)
+    kind = next(kind for kind in VOCODERS if isinstance(decoder.vocoder, KINDS[kind][1]))
+    vocoder: Any = decoder.vocoder
     save_part(folder / "vocoder.safetensors", kind, arrays_of(vocoder), vocoder.config, dtype)
-    encoder: str = parts.encoder.name
-    if encoder not in BUNDLED or load_weights(encoder).hash != parts.encoder.hash:  # a file of that name is another one
-        save_weights(folder / ENCODER_FILE, parts.encoder.build(), parts.encoder.metadata, np.float32)
+    encoder = tokens.encoder.name
+    # An encoder with the name of a bundled one can be another one.
+    if encoder not in BUNDLED or load_weights(encoder).hash != tokens.encoder.hash:
+        save_weights(folder / ENCODER_FILE, tokens.encoder.build(), tokens.encoder.metadata, np.float32)
         encoder = ENCODER_FILE
-    for book in parts.codebooks:
-        save_codebook(folder / _book_file(book), book)
-    rounded = Cast(Cast(acoustic, dtype), np.float32)
-    old = parts.info
-    info = _describe(
-        old.name, parts.encoder, parts.codebooks, parts.acoustic.config, rounded, old.order, old.provenance
+    for book in tokens.codebooks:
+        save_codebook(folder / _codebook_file(book), book)
+    old, rounded = parts.info, Cast(Cast(acoustic, dtype), np.float32)
+    info = describe_codec(
+        old.name, tokens.encoder, tokens.codebooks, tokens.acoustic, old.order, old.provenance, rounded
     )
-    described = _to_json(info, encoder, parts)
+    described = _to_json(info, encoder, tokens)
     described["decoder_hashes"] = {name: hash_file(folder / name) for name in DECODER_FILES}
     write_json(folder / INFO_FILE, described)
     return info
 
 
 def load_codec(name_or_path: str | Path = "mini") -> CodecParts:
-    """Load a codec: `mini` (bundled), or the folder of one.
+    """Load a codec, given its folder or `mini`, the bundled codec.
 
     Raises:
-        ValueError: there is none, or a part is missing, damaged, of another codec, or has tensors missing, unknown or
-            misshapen, all of which are named.
+        ValueError: the codec does not exist, or a part is missing, damaged, belongs to another codec, or has tensors
+            that are missing, unknown or misshapen.
     """
-    with _opened(name_or_path) as (folder, stored):
-        made = _load_token_parts(folder, stored)
+    with _open_folder(name_or_path) as (folder, stored):
+        tokens = _load_token_parts(folder, stored)
         _check_decoder(folder, stored)
-        unet, grid, schedule, scale = read_decoder(folder / "decoder.safetensors")
-        vae, vocoder = load_vae(folder / "vae.safetensors"), load_vocoder(folder / "vocoder.safetensors")
-        return CodecParts(
-            made.encoder, made.codebooks, made.acoustic, unet, grid, schedule, scale, vae, vocoder, made.info
-        )
+        return CodecParts(tokens, load_decoder(folder))
 
 
 def load_token_parts(name_or_path: str | Path = "mini") -> TokenParts:
-    """Load what of a codec makes tokens, without its decoder. Raises as `load_codec`."""
-    with _opened(name_or_path) as (folder, stored):
+    """Load the parts of a codec that make tokens, without its decoder. Raises like `load_codec`."""
+    with _open_folder(name_or_path) as (folder, stored):
         return _load_token_parts(folder, stored)
 
 
 def load_codebooks(name_or_path: str | Path = "mini") -> tuple[Codebook, ...]:
-    """Load the semantic codebooks of a codec alone. Raises as `load_codec`."""
-    with _opened(name_or_path) as (folder, stored):
+    """Load only the semantic codebooks of a codec. Raises like `load_codec`."""
+    with _open_folder(name_or_path) as (folder, stored):
         return tuple(load_codebook(folder / name) for name in stored["codebooks"])
 
 
 @contextmanager
-def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder of a codec and its description; what is missing there is named."""
+def _open_folder(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder of a codec and its description. Convert errors about missing files and keys."""
     with ExitStack() as stack:
         if not isinstance(name_or_path, str | os.PathLike):
             raise ValueError(f"{name_or_path!r} is neither the name nor the folder of a codec")
@@ -281,31 +184,30 @@ def _opened(name_or_path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         stored = read_json(folder / INFO_FILE)
         check_format(folder / INFO_FILE, stored, CODEC_FORMAT, CODEC_VERSION)
         if not isinstance(stored.get("codebooks"), dict) or stored.get("condition_order") not in get_args(Order):
-            raise damaged(folder / INFO_FILE, "codebooks or condition_order is none")
+            raise damaged(folder / INFO_FILE, "codebooks or condition_order is invalid")
         if stored.get("encoder") not in (ENCODER_FILE, *BUNDLED):
-            raise damaged(folder / INFO_FILE, f"its encoder is neither {ENCODER_FILE} nor {' or '.join(BUNDLED)}")
+            raise damaged(folder / INFO_FILE, f"encoder is neither {ENCODER_FILE} nor {' or '.join(BUNDLED)}")
         if not all(is_file_name(name) for name in stored["codebooks"]):
-            raise damaged(folder / INFO_FILE, "its codebooks are not files of this folder")
+            raise damaged(folder / INFO_FILE, "codebooks are not files in this folder")
         try:
             yield folder, stored
         except FileNotFoundError as error:
-            missing = f"{error.filename} is missing; make or import it again"
-            raise ValueError(f"{folder} is no whole codec: {missing}") from None
+            raise ValueError(f"{folder}: {error.filename} is missing; make or import the codec again") from None
         except KeyError as error:
             raise damaged(folder / INFO_FILE, f"{error} is missing") from None
 
 
 def _load_token_parts(folder: Path, stored: Mapping[str, Any]) -> TokenParts:
-    named = stored["encoder"]
-    encoder = load_weights(folder / named if named == ENCODER_FILE else named)
+    name = stored["encoder"]
+    encoder = load_weights(folder / name if name == ENCODER_FILE else name)
     books = tuple(load_codebook(folder / name) for name in stored["codebooks"])
     acoustic, _ = read_part(folder / "acoustic.safetensors", ("acoustic",))
     assert isinstance(acoustic, AcousticEncoder)
     info = describe_codec(stored["name"], encoder, books, acoustic, stored["condition_order"], stored["provenance"])
     if info.token_hash != stored["token_hash"]:
         raise FormatError(
-            f"{folder} holds parts of another codec ({info.token_hash}) than its {INFO_FILE} says "
-            f"({stored['token_hash']}); make or import it again"
+            f"{folder} has parts of another codec ({info.token_hash}) than its {INFO_FILE} describes "
+            f"({stored['token_hash']}); make or import the codec again"
         )
     return TokenParts(encoder, books, acoustic, info)
 
@@ -314,12 +216,12 @@ def _check_decoder(folder: Path, stored: Mapping[str, Any]) -> None:
     for name in DECODER_FILES:
         if hash_file(folder / name) != stored["decoder_hashes"][name]:
             raise FormatError(
-                f"{folder / name} is not the file that {INFO_FILE} knows: it is damaged, or of another codec; make or "
-                "import the codec again"
+                f"{folder / name} is not the file that {INFO_FILE} describes: it is damaged or belongs to another "
+                "codec; make or import the codec again"
             )
 
 
-def _to_json(info: CodecInfo, encoder: str, parts: CodecParts) -> dict[str, Any]:
+def _to_json(info: CodecInfo, encoder: str, parts: TokenParts) -> dict[str, Any]:
     return {
         "format": CODEC_FORMAT,
         "format_version": CODEC_VERSION,
@@ -329,53 +231,55 @@ def _to_json(info: CodecInfo, encoder: str, parts: CodecParts) -> dict[str, Any]
         "stack_factor": info.stack_factor,
         "encoder": encoder,
         "encoder_hash": parts.encoder.hash,
-        "codebooks": {_book_file(book): codebook_hash(book) for book in parts.codebooks},
+        "codebooks": {_codebook_file(book): codebook_hash(book) for book in parts.codebooks},
         "token_hash": info.token_hash,
         "condition_order": info.order,
         "provenance": dict(info.provenance),
     }
 
 
-def _book_file(book: Codebook) -> str:
+def _codebook_file(book: Codebook) -> str:
     return f"codebook-{book.k}.safetensors"
 
 
-def save_decoder(path: Path, parts: CodecParts, dtype: type[np.floating[Any]] = np.float32) -> None:
-    """Write T-UNet, grid, schedule and scale of a codec to one file, atomically. The schedule stays float32."""
-    modules = {"unet": parts.unet, "grid": parts.grid}
-    present = {name: module for name, module in modules.items() if module is not None}
+def save_decoder(path: Path, decoder: DecoderParts, dtype: type[np.floating[Any]] = np.float32) -> None:
+    """Write the T-UNet, grid, schedule and scale of a codec to one file, atomically. The schedule stays float32."""
+    modules = {name: module for name, module in (("unet", decoder.unet), ("grid", decoder.grid)) if module is not None}
     tensors = {
         f"{name}.{key}": value.astype(dtype)
-        for name, module in present.items()
+        for name, module in modules.items()
         for key, value in arrays_of(module).items()
     }
-    tensors |= {f"schedule.{key}": value.numpy() for key, value in parts.schedule.buffers().items()}
-    tensors["scale_factor"] = np.array([parts.scale_factor], np.float32)
-    configs = {name: asdict(module.config) for name, module in present.items()}
-    about = {"kind": "decoder", "configs": configs, "sctok_version": __version__}
-    save_tensors(path, tensors, format_name=PART_FORMAT, version=PART_VERSION, metadata=about)
+    tensors |= {f"schedule.{key}": value.numpy() for key, value in decoder.schedule.buffers().items()}
+    tensors["scale_factor"] = np.array([decoder.scale_factor], np.float32)
+    configs = {name: asdict(module.config) for name, module in modules.items()}
+    metadata = {"kind": "decoder", "configs": configs, "sctok_version": __version__}
+    save_tensors(path, tensors, format_name=PART_FORMAT, version=PART_VERSION, metadata=metadata)
 
 
-def read_decoder(path: Path) -> tuple[TUNet, GridCondition | None, Schedule, float]:
-    """Return what `save_decoder` wrote. Raises as `read_part`."""
+def load_decoder(folder: Path) -> DecoderParts:
+    """Load the decoder of a codec folder. Raises like `read_part`."""
+    path = folder / "decoder.safetensors"
     arrays, metadata = map_tensors(path, format_name=PART_FORMAT, version=PART_VERSION)
     if metadata.get("kind") != "decoder":
-        raise FormatError(f"{path} is a part of the kind {metadata.get('kind')!r}, not a decoder")
+        raise FormatError(f"{path} is a part of kind {metadata.get('kind')!r}, not a decoder")
     configs = metadata.get("configs")
     if not isinstance(configs, dict) or not {"unet"} <= set(configs) <= {"unet", "grid"}:
-        raise damaged(path, f"its configs are {configs!r}")
+        raise damaged(path, f"configs are {configs!r}")
     modules = {kind: build(path, kind, config, _below(arrays, f"{kind}.")) for kind, config in configs.items()}
     unet, grid = modules["unet"], modules.get("grid")
     assert isinstance(unet, TUNet)
     assert grid is None or isinstance(grid, GridCondition)
     buffers = {key: torch.from_numpy(value) for key, value in _below(arrays, "schedule.").items()}
     try:
-        return unet, grid, Schedule.from_buffers(buffers), float(arrays["scale_factor"][0])
+        schedule, scale = NoiseSchedule.from_buffers(buffers), float(arrays["scale_factor"][0])
     except (KeyError, IndexError, ValueError) as error:
         raise damaged(path, f"{error} in its schedule or scale factor") from None
+    vae, vocoder = load_vae(folder / "vae.safetensors"), load_vocoder(folder / "vocoder.safetensors")
+    return DecoderParts(unet, grid, schedule, scale, vae, vocoder)
 
 
-def _decisive(acoustic: AcousticEncoder) -> dict[str, Array]:
+def _token_weights(acoustic: AcousticEncoder) -> dict[str, Array]:
     return {key: value for key, value in arrays_of(acoustic).items() if key not in TRAINING_ONLY}
 
 

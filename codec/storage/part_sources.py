@@ -1,4 +1,4 @@
-"""The VAE and the vocoder of a training: files of their own, codecs, published checkpoints, diffusers folders."""
+"""Loads a VAE or a vocoder from its own file, a codec, a published checkpoint or a diffusers pipeline."""
 
 from pathlib import Path
 
@@ -15,43 +15,36 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def open_vae(source: str, codecs: Path | None = None) -> AutoencoderKL:
-    """Return a VAE on the CPU, float32 in evaluation mode.
+    """Load a VAE on the CPU, float32 in evaluation mode.
 
     Args:
-        source: `mini`, a codec's folder or its name in the folder `codecs`, a `vae.safetensors` of sctok, a published
-            `decoder.ckpt`, or the folder or hub name of a diffusers pipeline or of its part.
-        codecs: where codecs are looked up by name.
+        source: `mini`, the folder of a codec or its name in the folder `codecs`, a `vae.safetensors` of sctok, a
+            published `decoder.ckpt`, or a diffusers pipeline or its part, as a folder or a name on the hub.
+        codecs: folder in which codecs are found by name.
 
     Raises:
-        ValueError: there is none, or it is damaged or no VAE; the message says what.
+        ValueError: the source does not exist, is damaged, or is not a VAE.
     """
-    place = find_codec(source, codecs)
-    if place is not None:
-        return load_codec(place).vae
-    path = Path(source)
+    path, codec = Path(source), find_codec(source, codecs)
+    if codec is not None:
+        return load_codec(codec).decoder.vae
     if not path.is_file():
         return load_diffusers_vae(source)[0]
-    if path.suffix in PICKLES:
-        return load_published_vae(path)
-    return load_vae(path)
+    return load_published_vae(path) if path.suffix in PICKLES else load_vae(path)
 
 
 def open_vocoder(source: str, codecs: Path | None = None) -> nn.Module:
-    """Return a vocoder on the CPU, float32 in evaluation mode; arguments and errors are those of `open_vae`."""
-    place = find_codec(source, codecs)
-    if place is not None:
-        return load_codec(place).vocoder
-    path = Path(source)
+    """Load a vocoder on the CPU, float32 in evaluation mode. See `open_vae`."""
+    path, codec = Path(source), find_codec(source, codecs)
+    if codec is not None:
+        return load_codec(codec).decoder.vocoder
     if not path.is_file():
         return load_diffusers_vocoder(source)
-    if path.suffix in PICKLES:
-        return load_published_vocoder(path)
-    return load_vocoder(path)
+    return load_published_vocoder(path) if path.suffix in PICKLES else load_vocoder(path)
 
 
 def find_codec(source: str, codecs: Path | None) -> Path | str | None:
-    """Return what `load_codec` takes where a source is a codec: one of the user's own comes before a bundled one."""
-    for folder in [codecs / source] if codecs else []:
-        if (folder / INFO_FILE).is_file():
-            return folder
+    """Return the argument of `load_codec` if a source is a codec. The user's codecs hide bundled ones."""
+    if codecs and (codecs / source / INFO_FILE).is_file():
+        return codecs / source
     return source if source in BUNDLED_CODECS or (Path(source) / INFO_FILE).is_file() else None

@@ -1,4 +1,4 @@
-"""One part of a codec in one file: what kind it is, its sizes and its tensors."""
+"""The file of a part of a codec, with its kind, its sizes and its tensors."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +24,11 @@ from sctok.formats.tensors import map_tensors, mismatches, save_tensors
 Array = NDArray[Any]
 
 PART_FORMAT, PART_VERSION = "sctok-codec-part", 1
-# Averages that only training needs; they are made up from the codes when a codec is loaded.
+# Averages that only training needs. Loading a codec sets them from the codes.
 CODES = "quantizer._codebook."
 TRAINING_ONLY = (f"{CODES}initted", f"{CODES}cluster_size", f"{CODES}embed_avg")
 
-# What the metadata of a part calls its kind, and the class of its sizes and of its module.
+# Kinds of parts in metadata, with the classes of their sizes and modules.
 KINDS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "acoustic": (AcousticConfig, AcousticEncoder),
     "unet": (TUNetConfig, TUNet),
@@ -48,56 +48,58 @@ def save_part(
     dtype: type[np.floating[Any]] = np.float32,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the tensors of one part, a kind of `KINDS`, with its sizes, atomically. Raises DiskFullError."""
-    about = {**(metadata or {}), "kind": kind, "config": asdict(config), "sctok_version": __version__}
-    save_tensors(path, Cast(arrays, dtype), format_name=PART_FORMAT, version=PART_VERSION, metadata=about)
+    """Write the tensors and the sizes of a part to a file, atomically. `kind` is a key of `KINDS`."""
+    metadata = {**(metadata or {}), "kind": kind, "config": asdict(config), "sctok_version": __version__}
+    save_tensors(path, Cast(arrays, dtype), format_name=PART_FORMAT, version=PART_VERSION, metadata=metadata)
 
 
 def read_part(path: Path, kinds: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the module of a part of one of `kinds`, float32 in evaluation mode, and the file's metadata.
+    """Load a part as a module, float32 in evaluation mode, with the metadata of its file.
 
-    Tensors that are stored as float32 are mapped into memory: they are read from the file when they are used.
-    Raises FileNotFoundError; FormatError naming `path` for another kind or version, and every tensor that is missing,
-    unknown or misshapen.
+    Tensors that are stored as float32 are mapped into memory and read when they are used.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        FormatError: the kind is not in `kinds`, the version is unknown, or tensors are missing, unknown or misshapen.
     """
     arrays, metadata = map_tensors(path, format_name=PART_FORMAT, version=PART_VERSION)
     if metadata.get("kind") not in kinds:
-        raise FormatError(f"{path} is a part of the kind {metadata.get('kind')!r}, not {' or '.join(kinds)}")
+        raise FormatError(f"{path} is a part of kind {metadata.get('kind')!r}, not {' or '.join(kinds)}")
     return build(path, metadata["kind"], metadata["config"], arrays), metadata
 
 
 def load_vae(path: Path) -> AutoencoderKL:
-    """Return the VAE of a file that sctok wrote. Raises as `read_part`."""
+    """Load a VAE that sctok wrote. Raises like `read_part`."""
     vae, _ = read_part(path, ("vae",))
     assert isinstance(vae, AutoencoderKL)
     return vae
 
 
 def load_vocoder(path: Path) -> nn.Module:
-    """Return the vocoder of a file that sctok wrote, iSTFT or HiFi-GAN. Raises as `read_part`."""
+    """Load a vocoder that sctok wrote, iSTFT or HiFi-GAN. Raises like `read_part`."""
     return read_part(path, VOCODERS)[0]
 
 
 def build(path: Path, kind: str, sizes: Any, arrays: Mapping[str, Array]) -> nn.Module:
-    """Return the module of a kind with its tensors. Raises FormatError naming `path` and all that do not fit."""
+    """Build a module of a kind from its tensors. Raises FormatError with all tensors that do not fit."""
     config_class, module_class = KINDS[kind]
     try:
         with torch.device("meta"):
             module = module_class(config_class(**sizes))
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise damaged(path, f"no {kind} has these sizes: {error}") from None
+        raise damaged(path, f"the sizes of the {kind} are invalid: {error}") from None
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     tensors = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
     if kind == "acoustic" and f"{CODES}embed" in tensors:
         tensors |= _training_state(tensors[f"{CODES}embed"])
     if problems := mismatches(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
-        raise FormatError(f"{path} does not fit its own sizes: {'; '.join(problems)}")
+        raise FormatError(f"{path} has tensors that do not fit its sizes: {'; '.join(problems)}")
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)
 
 
 def _training_state(codes: Tensor) -> dict[str, Tensor]:
-    """Return averages as if every code (1, k, D) had been used once a step."""
+    """Return the averages for which every code (1, k, D) has been used once per step."""
     return {
         f"{CODES}initted": torch.tensor(True),
         f"{CODES}cluster_size": torch.ones(codes.shape[:2]),
@@ -106,7 +108,7 @@ def _training_state(codes: Tensor) -> dict[str, Tensor]:
 
 
 class Cast(Mapping[str, Array]):
-    """Arrays as another floating type, each made when it is asked for."""
+    """A mapping that converts floating-point arrays to another type on access."""
 
     def __init__(self, arrays: Mapping[str, Array], dtype: type[np.floating[Any]]) -> None:
         self._arrays, self._dtype = arrays, dtype
@@ -123,7 +125,7 @@ class Cast(Mapping[str, Array]):
 
 
 def arrays_of(module: nn.Module) -> dict[str, Array]:
-    """Return the tensors of a module by name; on a CPU they share its memory."""
+    """Return the tensors of a module by name. On a CPU, they share its memory."""
     return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
 
 

@@ -119,7 +119,7 @@ def test_token_shards_are_decoded_too(sctok, tokens, file, tmp_path):
     [
         ({"streams": ["semantic"]}, "has the streams ['semantic']"),
         ({"codec_hash": None}, "description is damaged"),
-        ({"token_rate": 50}, "the tokens are of 50 per second, the codec tiny of 25"),
+        ({"token_rate": 50}, "the tokens have a rate of 50 per second, but the codec tiny has a rate of 25"),
         ({"samples": 5}, "do not fit 5 samples"),
     ],
 )
@@ -148,11 +148,17 @@ def test_places_that_do_not_fit_are_refused(sctok, file, tokens, tmp_path):
     shard(tmp_path / "s.tar", tokens)
     (tmp_path / "empty").mkdir()
     for arguments, reason in [
-        ([file, file, "--out", tmp_path / "b.wav"], "cannot go to one file"),
-        ([tmp_path / "s.tar"], "name a folder for the audio with --out"),
-        ([tmp_path / "s.tar", "--out", tmp_path / "b.wav"], "a token shard, cannot go to one file"),
-        ([file, "--out", tmp_path / "b.mp3"], "b.mp3: the result is written as .wav; name such a file, or a folder"),
-        ([file, "--out", tmp_path / "b.sct"], "b.sct: the result is written as .wav; name such a file, or a folder"),
+        ([file, file, "--out", tmp_path / "b.wav"], "cannot be written to one file"),
+        ([tmp_path / "s.tar"], "give a folder for the audio with --out"),
+        ([tmp_path / "s.tar", "--out", tmp_path / "b.wav"], "a token shard, cannot be written to one file"),
+        (
+            [file, "--out", tmp_path / "b.mp3"],
+            "b.mp3: results can only be written as .wav; give such a file",
+        ),
+        (
+            [file, "--out", tmp_path / "b.sct"],
+            "b.sct: results can only be written as .wav; give such a file",
+        ),
         ([tmp_path / "empty"], "no .sct files or token shards in this folder"),
         ([tmp_path / "nowhere.sct"], "nowhere.sct: No such file or directory"),
     ]:
@@ -185,5 +191,5 @@ def test_audio_does_not_replace_that_of_another_input(sctok, file, tokens, tmp_p
     write_sct(tmp_path / "b" / "a.sct", tokens)
     code, printed, said = sctok("decode", file, tmp_path / "b" / "a.sct", "--out", tmp_path / "out", *QUICK, "--json")
     assert code == 1
-    assert "a.wav is the place of another input's result; name another --out for it" in said
+    assert "a.wav is already the result of another input; give it another --out" in said
     assert json.loads(printed)["files"] == 1

@@ -97,10 +97,10 @@ def test_two_inputs_with_one_place_are_told_apart(sctok, tmp_path):
     inputs = [write_noise(tmp_path / name, 8_000) for name in ("a.wav", "a.flac")]
     code, printed, _ = sctok("encode", *inputs, "--json")
     assert code == 1
-    assert "place of another input's result" in json.loads(printed)["failed"][0]["reason"]
+    assert "already the result of another input" in json.loads(printed)["failed"][0]["reason"]
     code, _, said = sctok("encode", *inputs, "--out", tmp_path / "b.sct")
     assert code == 1
-    assert "2 inputs cannot go to one file" in said
+    assert "2 inputs cannot be written to one file" in said
 
 
 def test_tar_shards_need_a_folder(sctok, tmp_path):

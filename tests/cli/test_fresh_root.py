@@ -97,7 +97,7 @@ def test_train_with_bundled_parts(sctok: Sctok) -> None:
     assert "using the bundled codebook merged-4096-r50 (encoder mini)" in err
     assert "using the VAE and vocoder of the bundled codec mini" in err
     made = load_codec("sctok-data/codecs/my-short")
-    assert [codebook_hash(book) for book in made.codebooks] == [codebook_hash(bundled_codebook(50))]
+    assert [codebook_hash(book) for book in made.tokens.codebooks] == [codebook_hash(bundled_codebook(50))]
 
 
 @pytest.mark.parametrize("config", ["paper-25", "paper-50", "paper-100"])

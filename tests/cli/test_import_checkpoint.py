@@ -40,7 +40,7 @@ def test_a_codec_that_loads(run, source, tmp_path):
         "codec_hash": parts.info.token_hash,
         "codebooks": [40],
     }
-    assert parts.encoder.published_steps
+    assert parts.tokens.encoder.published_steps
     assert "CC-BY-NC" in parts.info.provenance["licence"]
 
 
@@ -61,7 +61,7 @@ def test_a_codec_of_this_name_is_replaced_only_when_asked_to(run, source):
     assert run(source, "--name", "mine")[0] == 0
     code, _, said = run(source, "--name", "mine")
     assert code == 1
-    assert "is there already" in said
+    assert "exists already" in said
     assert run(source, "--name", "mine", "--ema", "--overwrite")[0] == 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from tests.codec.tiny import ACOUSTIC_SIZE, CODEBOOK_SIZES, tiny_parts
+from tests.codec.tiny import ACOUSTIC_SIZE, CODEBOOK_SIZES, replace_parts, tiny_parts
 
 from sctok.cli.app import main
 from sctok.codec.encoding import WindowEncoder
@@ -180,7 +180,10 @@ def test_decode_turns_a_run_back_into_sound(sctok, tmp_path):
 
 def test_the_windows_of_a_published_codec_are_those_of_encode(tmp_path, monkeypatch):
     parts = tiny_parts()
-    save_codec(tmp_path / "codec", replace(parts, encoder=replace(parts.encoder, metadata={"published_steps": True})))
+    save_codec(
+        tmp_path / "codec",
+        replace_parts(parts, encoder=replace(parts.tokens.encoder, metadata={"published_steps": True})),
+    )
     embedded = []
     embed = WindowEncoder.embed
 
@@ -214,7 +217,7 @@ def test_what_does_not_fit_the_codec_is_wrong_usage(sctok, corpus, tmp_path, opt
 
 
 def test_a_codebook_file_has_to_be_the_codecs(sctok, corpus, small_codec, tmp_path):
-    own = tiny_parts().codebooks[0]
+    own = tiny_parts().tokens.codebooks[0]
     save_codebook(tmp_path / "own.safetensors", own)
     save_codebook(tmp_path / "other.safetensors", replace(own, centroids=own.centroids + 1))
     options = ("--out", tmp_path / "run", "--workers", 0, "--json")
@@ -233,7 +236,7 @@ def test_a_folder_of_another_codec_is_refused(sctok, corpus, tokenized, tmp_path
 
 
 def test_a_folder_of_one_stream_is_refused(sctok, corpus, codec_folder, tokenized, tmp_path, capsys):
-    book = tiny_parts().codebooks[1]
+    book = tiny_parts().tokens.codebooks[1]
     save_codebook(tmp_path / "book.safetensors", book)
     encoder = codec_folder / "encoder.safetensors"
     options = ["--codebook", tmp_path / "book.safetensors", "--encoder", encoder, "--out", tokenized, *SHARDED]
@@ -243,7 +246,7 @@ def test_a_folder_of_one_stream_is_refused(sctok, corpus, codec_folder, tokenize
 
 
 def test_a_codebook_of_features_without_padding_is_no_codecs(sctok, corpus, tmp_path):
-    own = tiny_parts().codebooks[0]
+    own = tiny_parts().tokens.codebooks[0]
     cut = replace(own, metadata=replace(own.metadata, encoder_hash=f"{own.metadata.encoder_hash}-cut"))
     save_codebook(tmp_path / "cut.safetensors", cut)
     code, _, said = sctok("tokenize", corpus, "--out", tmp_path / "run", "--codebook", tmp_path / "cut.safetensors")

@@ -75,8 +75,8 @@ def test_a_training_that_begins_with_a_codec(folder: Path, capsys: pytest.Captur
         (folder / part).unlink()  # the codec has its own
     assert main([*further, "--device", "cpu"]) == 0
     first, second = (load_codec(f"sctok-data/codecs/{name}") for name in ("my-tiny", "second"))
-    assert sorted(book.k for book in second.codebooks) == [8, 12]
-    assert second.encoder.hash == first.encoder.hash
+    assert sorted(book.k for book in second.tokens.codebooks) == [8, 12]
+    assert second.tokens.encoder.hash == first.tokens.encoder.hash
     assert second.info.token_hash != first.info.token_hash
     assert "initial" in second.info.provenance["trained"]["parts"]
     capsys.readouterr()
@@ -116,7 +116,7 @@ def failure(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (["--codebooks", "8,99"], "no merged codebook of 99 centroids at 25 tokens per second"),
         (["--codebooks", "other.safetensors"], "for 50 tokens per second, the codec for 25"),
         (["--codebooks", "cut.safetensors"], "extracted with --padding keep"),
-        (["--vae", "vocoder.safetensors"], "vocoder.safetensors is a part of the kind 'istft', not vae"),
+        (["--vae", "vocoder.safetensors"], "vocoder.safetensors is a part of kind 'istft', not vae"),
         (["--vocoder", "nowhere"], "nowhere"),
     ],
 )
@@ -199,6 +199,6 @@ def test_under_torchrun_two_ranks_train_as_one_with_the_doubled_batch(folder: Pa
     assert json.loads(shared.stdout)["codec"] == "sctok-data/codecs/two"  # one rank prints
     assert main(arguments("--name", "one", "--batch-size", "4")) == 0
     one, two = (load_codec(f"sctok-data/codecs/{name}") for name in ("one", "two"))
-    for ours, theirs in ((one.unet, two.unet), (one.acoustic, two.acoustic)):
+    for ours, theirs in ((one.decoder.unet, two.decoder.unet), (one.tokens.acoustic, two.tokens.acoustic)):
         for name, value in ours.state_dict().items():
             np.testing.assert_allclose(theirs.state_dict()[name], value, rtol=0, atol=1e-4, err_msg=name)

@@ -1,4 +1,4 @@
-"""Codecs for the tests of this folder."""
+"""Fixtures for the tests of this folder."""
 
 import pytest
 import torch
@@ -10,5 +10,5 @@ from .tiny import tiny_parts
 
 @pytest.fixture(scope="session")
 def codec() -> Codec:
-    """An untrained codec of 25 tokens per second."""
+    """An untrained codec with 25 tokens per second."""
     return Codec(tiny_parts(), torch.device("cpu"), "fp32", batch_windows=3)

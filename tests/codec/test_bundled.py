@@ -1,4 +1,4 @@
-"""The weights in the package: their size, and that the codec's tokens say what a clip sounds like."""
+"""The bundled weights: their size, and reconstruction of a clip from both streams of tokens."""
 
 from dataclasses import replace
 from importlib.resources import files
@@ -17,7 +17,7 @@ PACKAGE_BYTES = 60_000_000
 QUICK = SamplerConfig(name="dpm++", steps=5)
 
 
-def test_weights_are_small_enough_for_the_package():
+def test_weights_fit_into_the_package():
     weights = Path(str(files("sctok.weights")))
     assert sum(part.stat().st_size for part in weights.rglob("*.*") if part.suffix != ".pyc") <= PACKAGE_BYTES
 
@@ -41,7 +41,7 @@ def distance(codec, wave, tokens):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [0, 1], ids=["semantic", "acoustic"])
-def test_a_clip_comes_back_and_both_streams_matter(codec, clip, stream):
+def test_clip_is_reconstructed_from_both_streams(codec, clip, stream):
     wave, tokens = clip
     shuffled = tokens.tokens.copy()
     np.random.default_rng(0).shuffle(shuffled[:, stream])

@@ -13,11 +13,11 @@ from sctok.codec import encoding
 from sctok.codec.codec import Codec
 from sctok.codec.encoding import centred
 
-from .tiny import tiny_parts
+from .tiny import replace_parts, tiny_parts
 
 
 def chunks_of(name: str, waves: NDArray[np.float32], size: int, error: str | None = None) -> Iterator[Chunk]:
-    """Yield the windows (n, 164,080) of a file, some at a time."""
+    """Yield the windows (n, 164,080) of a file in chunks of `size` windows."""
     for start in range(0, len(waves), size):
         last = start + size >= len(waves)
         samples = 1000 if last and error is None else None
@@ -28,7 +28,7 @@ def random_windows(count: int) -> NDArray[np.float32]:
     return np.random.default_rng(count).standard_normal((count, WINDOW_SPAN), np.float32) + 0.5
 
 
-def test_the_mean_of_each_file_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_of_each_file_is_subtracted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "CENTRED_WINDOWS", 5)
     files = {"a": random_windows(1), "b": random_windows(5), "long": random_windows(6)}
     given = [chunk for name, waves in files.items() for chunk in chunks_of(name, waves, 2)]
@@ -42,14 +42,14 @@ def test_the_mean_of_each_file_is_removed(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_allclose(result, waves - mean, atol=1e-6)
 
 
-def test_files_that_break_off_pass_unchanged() -> None:
+def test_truncated_files_are_not_changed() -> None:
     given = list(chunks_of("a", random_windows(3), 2, error="truncated"))
     for before, after in zip(given, centred(given), strict=True):
         assert after.error == before.error
         np.testing.assert_array_equal(after.waves, before.waves)
 
 
-def test_long_files_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_files_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "CENTRED_WINDOWS", 2)
     taken = []
 
@@ -62,9 +62,9 @@ def test_long_files_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(taken) == 3
 
 
-def test_an_offset_changes_nothing_for_published_steps() -> None:
+def test_published_steps_ignore_an_offset() -> None:
     parts = tiny_parts()
-    encoder = replace(parts.encoder, metadata={**parts.encoder.metadata, "published_steps": True})
-    codec = Codec(replace(parts, encoder=encoder), torch.device("cpu"), "fp32")
+    encoder = replace(parts.tokens.encoder, metadata={**parts.tokens.encoder.metadata, "published_steps": True})
+    codec = Codec(replace_parts(parts, encoder=encoder), torch.device("cpu"), "fp32")
     wave = np.random.default_rng(0).standard_normal(200_000).astype(np.float32) * 0.1
     np.testing.assert_array_equal(codec.encode(wave, 16_000).tokens, codec.encode(wave + 0.25, 16_000).tokens)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sctok.audio.errors import AudioError
 from sctok.codec.codec import Codec
-from sctok.codec.decoding import TokenWindow
+from sctok.codec.decoding import TokenWindow, WindowDecoder
 from sctok.codec.files import decode_files, write_audio
 from sctok.codec.listing import DecodeTask
 from sctok.codec.samplers import SamplerConfig
@@ -20,7 +20,7 @@ QUICK = SamplerConfig(steps=1)
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".wav", "WAV"), (".FLAC", "FLAC")])
-def test_blocks_become_a_file_of_16_bits(tmp_path: Path, suffix: str, kind: str) -> None:
+def test_blocks_are_written_with_16_bits(tmp_path: Path, suffix: str, kind: str) -> None:
     blocks = [np.array([0.5, -0.5], np.float32), np.array([3.0, -3.0, 0.25], np.float32)]
     path = tmp_path / f"a{suffix}"
     assert write_audio(path, blocks) == path.stat().st_size
@@ -29,14 +29,14 @@ def test_blocks_become_a_file_of_16_bits(tmp_path: Path, suffix: str, kind: str)
     np.testing.assert_allclose(soundfile.read(path)[0], [0.5, -0.5, 1, -1, 0.25], atol=1e-4)
 
 
-def test_other_suffixes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.mp3: audio is written as \.wav or \.flac"):
+def test_other_suffixes_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.mp3: audio can only be written as \.wav or \.flac"):
         write_audio(tmp_path / "a.mp3", [])
 
 
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
-    """A limit on the size of files, which makes writing fail as a full disk does."""
+    """Limit the size of files, so that writing fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     yield
@@ -45,7 +45,7 @@ def small_files_only() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files_only")
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
+def test_full_disk_keeps_the_old_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"old")
     noise = np.random.default_rng(0).standard_normal((4, 16_000)).astype(np.float32)
@@ -55,13 +55,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
 
 
 def jobs(codec: Codec, folder: Path, count: int) -> Iterator[DecodeTask]:
-    """Yield the tokens of short sounds."""
+    """Yield tasks with the tokens of short sounds."""
     for number in range(count):
         wave = np.random.default_rng(number).standard_normal(3_000) * 0.1
         yield DecodeTask(f"sound {number}", codec.encode(wave, 16_000), folder / f"{number}.wav")
 
 
-def test_what_was_read_before_a_failure_is_finished(codec: Codec, tmp_path: Path) -> None:
+def test_tasks_before_an_error_are_finished(codec: Codec, tmp_path: Path) -> None:
     def failing() -> Iterator[DecodeTask]:
         yield from jobs(codec, tmp_path, 2)
         raise AudioError("sound 2", "the worker process that was decoding it died")
@@ -73,30 +73,30 @@ def test_what_was_read_before_a_failure_is_finished(codec: Codec, tmp_path: Path
     assert soundfile.info(tmp_path / "1.wav").frames == 3_000
 
 
-def test_a_place_that_cannot_be_written_fails_its_file_alone(codec: Codec, tmp_path: Path) -> None:
+def test_unwritable_path_fails_only_one_file(codec: Codec, tmp_path: Path) -> None:
     (tmp_path / "1.wav").mkdir()
     outcomes = list(decode_files(codec, jobs(codec, tmp_path, 3), QUICK))
     assert [outcome.reason is None for outcome in outcomes] == [True, False, True]
     assert "Is a directory" in str(outcomes[1].reason)
 
 
-def test_what_is_not_finite_fails_its_file_alone(codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = codec._decoder.decode
+def test_nonfinite_output_fails_only_one_file(codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = WindowDecoder.decode
 
-    def broken(windows: list[TokenWindow], *rest: Any) -> NDArray[np.float32]:
-        waves = decode(windows, *rest)
+    def broken(self: WindowDecoder, windows: list[TokenWindow], *rest: Any) -> NDArray[np.float32]:
+        waves = decode(self, windows, *rest)
         waves[0] = np.nan
         return waves
 
-    monkeypatch.setattr(codec._decoder, "decode", broken)
+    monkeypatch.setattr(WindowDecoder, "decode", broken)
     outcomes = list(decode_files(codec, jobs(codec, tmp_path, 3), QUICK))
     assert "not finite" in str(outcomes[0].reason)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["1.wav", "2.wav"]
 
 
 @pytest.mark.usefixtures("small_files_only")
-def test_a_disk_that_fills_up_at_the_end_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is written last waits in a buffer until libsndfile goes back to the header, in a callback.
+def test_disk_full_while_closing_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The last block stays in a buffer until libsndfile seeks to the header in a callback.
     ignored: list[Any] = []
     monkeypatch.setattr("sys.unraisablehook", ignored.append)
     with pytest.raises(DiskFullError):

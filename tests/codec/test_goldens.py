@@ -1,4 +1,4 @@
-"""What the published code computes, from an imported codec with stand-in weights at 100 tokens per second."""
+"""Compares an imported codec with the published code, with stand-in weights at 100 tokens per second."""
 
 import numpy as np
 import pytest
@@ -9,20 +9,22 @@ from tests.conftest import REFERENCE
 from sctok.audio.published_filterbank import centre, published_filterbank
 from sctok.cli.app import main
 from sctok.codec.codec import Codec
+from sctok.codec.encoding import WindowEncoder
 from sctok.codec.models.condition import mark_out
 from sctok.codec.published.checkpoints import load_published_vae, load_published_vocoder
 from sctok.codec.storage.codec_folder import load_codec
+from sctok.features.extractor import FeatureExtractor
 
 from .standins import golden_condition, initial_noise, relative_error
 
 pytestmark = pytest.mark.slow
 
-CONTRACTION = 0.3  # of the recurrent weights: the stand-ins themselves turn a last bit into other tokens
+CONTRACTION = 0.3  # of the recurrent weights; with unscaled stand-ins, rounding changes tokens
 
 
 @pytest.fixture(scope="module")
 def checkpoints(reference, tmp_path_factory):
-    """A folder with both checkpoints, 2.4 GB, and the codebook; the recurrence is contractive."""
+    """A folder with both checkpoints, 2.4 GB, and the codebook. The recurrence is contractive."""
     folder = tmp_path_factory.mktemp("published")
     for name in ("encoder", "decoder"):
         tensors = reference.state_dict(name, 100)
@@ -38,7 +40,7 @@ def checkpoints(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(checkpoints, tmp_path_factory):
-    """The codec that the command makes of them."""
+    """The parts of the imported codec."""
     root = tmp_path_factory.mktemp("root")
     assert main(["import-checkpoint", str(checkpoints), "--root", str(root)]) == 0
     yield load_codec(root / "codecs" / "semanticodec-100")
@@ -59,7 +61,7 @@ def tokens(codec, reference):
 
 @pytest.fixture(scope="module")
 def contractive():
-    """What the published code computed with these weights on another CPU."""
+    """Results of the published code with these weights on another CPU."""
     return dict(np.load(REFERENCE / "golden_contractive_100.npz"))
 
 
@@ -68,7 +70,7 @@ def mel(parts, golden):
     """The VAE's decoding (1, 1, 1024, 64) of the published latent."""
     latent = torch.from_numpy(golden[100]["ddim4_eta0_cfg2_latent"])
     with torch.inference_mode():
-        return parts.vae.decode(latent / parts.scale_factor)
+        return parts.decoder.vae.decode(latent / parts.decoder.scale_factor)
 
 
 def test_semantic_tokens(tokens, golden, contractive):
@@ -81,30 +83,33 @@ def test_acoustic_tokens_of_another_cpu(tokens, contractive):
     assert (tokens[:, 1] == expected).mean() >= 0.999
 
 
-def test_the_published_operators_on_this_cpu(codec, parts, tokens, signal_windows):
-    """Features and what is quantized are equal to the bit, in the first window: tokens then differ at near ties only.
+def test_published_operators_on_this_cpu(parts, tokens, signal_windows):
+    """In the first window, features and quantized vectors are bit-identical, so that tokens differ only at near ties.
 
-    Ours are the exactly nearest codes, the published ones those of the smallest float32 distance.
+    sctok returns the exact nearest codes, the published code those with the smallest float32 distance.
     """
     waves, last = (torch.from_numpy(each) for each in signal_windows)
     waves = centre(waves)[:1]
-    embedded, semantic = codec._encoder.embed(waves, last[:1]), torch.from_numpy(parts.codebooks[0].centroids)
-    acoustic = Acoustic(parts.acoustic.state_dict())
+    extractor = FeatureExtractor(parts.tokens.encoder, torch.device("cpu"), "fp32")
+    embedded = WindowEncoder(extractor, parts.tokens.acoustic, 1, torch.device("cpu")).embed(waves, last[:1])
+    semantic = torch.from_numpy(parts.tokens.codebooks[0].centroids)
+    acoustic, quantized = Acoustic(parts.tokens.acoustic.state_dict()), []
+    parts.tokens.acoustic.quantizer.register_forward_pre_hook(lambda module, inputs: quantized.append(inputs[0]))
     with torch.inference_mode():
         mel = published_filterbank(waves, last[:1])
-        plain, padded = features(parts.encoder.tensors, mel), mark_out(mel, 512)
+        plain, padded = features(parts.tokens.encoder.tensors, mel), mark_out(mel, 512)
         assert torch.equal(embedded.features, plain)
         centroids = semantic[torch.cdist(plain, semantic).argmin(dim=-1)]
         vectors = acoustic(plain, centroids, padded)
-        ours = parts.acoustic._before_quantizer(acoustic.inputs(plain, centroids, padded))
-    assert torch.equal(ours, vectors)
+        parts.tokens.acoustic(plain, centroids, padded)
+    assert torch.equal(quantized[0], vectors)
     assert (acoustic.tokens(vectors)[0].numpy() == tokens[:512, 1]).mean() >= 0.999
 
 
 def test_velocity(parts, golden, reference):
     context = golden_condition(reference, 100, golden[100])
     with torch.inference_mode():
-        velocity = parts.unet(initial_noise(), torch.tensor([500]), context)
+        velocity = parts.decoder.unet(initial_noise(), torch.tensor([500]), context)
     assert relative_error(velocity, golden[100]["unet_v_at_500"]) < 1e-4
 
 
@@ -114,13 +119,13 @@ def test_spectrogram(mel, golden):
 
 def test_waveform(parts, mel, golden):
     with torch.inference_mode():
-        wave = parts.vocoder(mel[:, 0])
+        wave = parts.decoder.vocoder(mel[:, 0])
     assert relative_error(wave[:, None, :16_000], golden[100]["waveform_first_second"]) < 1e-4
     assert wave.square().mean().sqrt().item() == pytest.approx(float(golden[100]["waveform_rms"]), rel=1e-4)
 
 
-def test_parts_of_a_checkpoint_by_themselves(parts, checkpoints):
+def test_parts_of_a_checkpoint_can_be_loaded_separately(parts, checkpoints):
     vae, vocoder = (load(checkpoints / "decoder.ckpt") for load in (load_published_vae, load_published_vocoder))
-    for alone, imported in ((vae, parts.vae), (vocoder, parts.vocoder)):
+    for loaded, imported in ((vae, parts.decoder.vae), (vocoder, parts.decoder.vocoder)):
         expected = imported.state_dict()
-        assert all(torch.equal(value, expected[name]) for name, value in alone.state_dict().items())
+        assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())

@@ -15,14 +15,14 @@ lengths = st.one_of(st.sampled_from(EDGES), st.integers(0, 6 * WINDOW_SAMPLES))
 
 
 def windows_of(signal: NDArray[np.float32], extra: int = 0) -> Iterator[NDArray[np.float32]]:
-    """Cut a signal as a perfect decoder would give it back, behind its end silence."""
+    """Yield the windows of a signal as a perfect decoder would return them, padded with silence."""
     for window in range(decode_window_count(len(signal))):
         wave = signal[window * HOP_SAMPLES : window * HOP_SAMPLES + WINDOW_SAMPLES]
         yield np.pad(wave, (0, WINDOW_SAMPLES + extra - len(wave)))
 
 
 @pytest.mark.parametrize("stack", [1, 2, 4])
-def test_windows_share_as_many_tokens_as_samples(stack: int) -> None:
+def test_windows_overlap_equally_in_tokens_and_samples(stack: int) -> None:
     tokens = np.arange(2 * 2000).reshape(2000, 2)
     first, second = window_tokens(tokens, 0, stack), window_tokens(tokens, 1, stack)
     shared = {1: 32, 2: 16, 4: 8}[stack]
@@ -31,7 +31,7 @@ def test_windows_share_as_many_tokens_as_samples(stack: int) -> None:
     assert len(first) * stack * COLUMN_SAMPLES // PATCH_ROWS == WINDOW_SAMPLES
 
 
-def test_short_windows_are_filled() -> None:
+def test_short_windows_are_padded() -> None:
     filled = window_tokens(np.array([[3, 4]]), 0, 4)
     assert filled.shape == (128, 2)
     assert filled[0].tolist() == [3, 4]
@@ -39,7 +39,7 @@ def test_short_windows_are_filled() -> None:
 
 
 @given(samples=lengths, stack=st.sampled_from([1, 2, 4]))
-def test_windows_cover_the_audio_and_each_has_tokens_of_its_own(samples: int, stack: int) -> None:
+def test_windows_cover_the_audio_and_each_has_new_tokens(samples: int, stack: int) -> None:
     count = decode_window_count(samples)
     covered = (count - 1) * HOP_SAMPLES + WINDOW_SAMPLES if count else 0
     assert covered - HOP_SAMPLES < samples <= covered or samples <= WINDOW_SAMPLES
@@ -51,7 +51,7 @@ def test_windows_cover_the_audio_and_each_has_tokens_of_its_own(samples: int, st
 
 @settings(max_examples=30, deadline=None)
 @given(samples=lengths, extra=st.sampled_from([0, 32]))
-def test_windows_of_a_signal_fade_back_to_it(samples: int, extra: int) -> None:
+def test_cross_fade_reconstructs_the_signal(samples: int, extra: int) -> None:
     signal = np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
     blocks = list(cross_fade(windows_of(signal, extra), samples))
     assert all(0 < len(block) <= WINDOW_SAMPLES for block in blocks)
@@ -59,7 +59,7 @@ def test_windows_of_a_signal_fade_back_to_it(samples: int, extra: int) -> None:
     np.testing.assert_array_equal(np.concatenate([np.empty(0), *blocks]), signal)
 
 
-def test_the_fade_is_linear() -> None:
+def test_fade_is_linear() -> None:
     waves = [np.zeros(WINDOW_SAMPLES, np.float32), np.ones(WINDOW_SAMPLES, np.float32)]
     faded = np.concatenate(list(cross_fade(waves, HOP_SAMPLES + WINDOW_SAMPLES)))
     np.testing.assert_allclose(faded[HOP_SAMPLES:WINDOW_SAMPLES], np.linspace(0, 1, OVERLAP_SAMPLES), atol=1e-7)
@@ -67,19 +67,19 @@ def test_the_fade_is_linear() -> None:
     assert (faded[WINDOW_SAMPLES:] == 1).all()
 
 
-def test_a_block_is_given_out_before_the_next_window_is_asked_for() -> None:
-    asked = []
+def test_each_block_is_yielded_before_the_next_window_is_requested() -> None:
+    requested = []
 
     def waves() -> Iterator[NDArray[np.float32]]:
         for window in range(4):
-            asked.append(window)
+            requested.append(window)
             yield np.zeros(WINDOW_SAMPLES, np.float32)
 
-    for given_out, _ in enumerate(cross_fade(waves(), 3 * HOP_SAMPLES + WINDOW_SAMPLES)):
-        assert len(asked) == given_out + 1
+    for yielded, _ in enumerate(cross_fade(waves(), 3 * HOP_SAMPLES + WINDOW_SAMPLES)):
+        assert len(requested) == yielded + 1
 
 
-def test_the_decoded_windows_are_left_alone() -> None:
+def test_input_windows_are_not_changed() -> None:
     waves = [np.zeros(WINDOW_SAMPLES, np.float32), np.ones(WINDOW_SAMPLES, np.float32)]
     list(cross_fade(waves, HOP_SAMPLES + WINDOW_SAMPLES))
     assert (waves[1] == 1).all()
@@ -88,5 +88,5 @@ def test_the_decoded_windows_are_left_alone() -> None:
 def test_missing_samples_and_windows_are_an_error() -> None:
     with pytest.raises(ValueError, match="a window decodes to 163839 samples, not 163840"):
         list(cross_fade([np.zeros(WINDOW_SAMPLES - 1, np.float32)], 10))
-    with pytest.raises(ValueError, match="1 of 163841 samples lie behind the last window"):
-        list(cross_fade([np.zeros(WINDOW_SAMPLES, np.float32)] * 1, WINDOW_SAMPLES + 1))
+    with pytest.raises(ValueError, match="163841 samples need 2 windows, but there are fewer"):
+        list(cross_fade([np.zeros(WINDOW_SAMPLES, np.float32)], WINDOW_SAMPLES + 1))

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.codec.tiny import replace_parts
 
+from sctok.codec.codec_parts import CodecParts
 from sctok.codec.models.tunet import TUNet
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
-from sctok.codec.noise_schedule import Schedule as NoiseSchedule
-from sctok.codec.storage.codec_folder import CodecParts, load_codec
+from sctok.codec.noise_schedule import NoiseSchedule
+from sctok.codec.storage.codec_folder import load_codec
 from sctok.features.checkpoints import EncoderWeights
 from sctok.training.clips import open_collection
 from sctok.training.config import read_plan
@@ -50,11 +52,11 @@ def test_the_codec_has_the_averages(inputs: list[str], tmp_path: Path) -> None:
     run.save(tmp_path / "codecs" / "mine", "mine")
     codec = load_codec(tmp_path / "codecs" / "mine")
     for name, value in run.task.average.unet.state_dict().items():
-        assert torch.equal(codec.unet.state_dict()[name], value)
-    assert torch.equal(codec.acoustic.quantizer.codes, run.task.average.acoustic.quantizer.codes)
-    assert codec.scale_factor == pytest.approx(float(run.task.model.scale_factor))
-    assert torch.equal(codec.schedule.alphas_cumprod, run.task.schedule.alphas_cumprod)
-    assert (codec.info.name, codec.info.token_rate, len(codec.codebooks)) == ("mine", 25, 2)
+        assert torch.equal(codec.decoder.unet.state_dict()[name], value)
+    assert torch.equal(codec.tokens.acoustic.quantizer.codes, run.task.average.acoustic.quantizer.codes)
+    assert codec.decoder.scale_factor == pytest.approx(float(run.task.model.scale_factor))
+    assert torch.equal(codec.decoder.schedule.alphas_cumprod, run.task.schedule.alphas_cumprod)
+    assert (codec.info.name, codec.info.token_rate, len(codec.tokens.codebooks)) == ("mine", 25, 2)
     assert codec.info.provenance["steps"] == 4
     assert codec.info.provenance["trained"]["parts"] == run.parts.hashes()
 
@@ -100,25 +102,27 @@ def begun(inputs: list[str], folder: Path, **settings: Any) -> tuple[CodecRun, C
     first.train()
     first.save(folder / "codec", "first")
     codec = load_codec(folder / "codec")
-    linear = replace(codec, schedule=NoiseSchedule.linear())
-    parts = TrainingParts(linear.encoder, linear.codebooks, linear.vae, linear.vocoder, linear)
+    linear = replace_parts(codec, schedule=NoiseSchedule(torch.linspace(0.99, 0.0, 1000)))
+    parts = TrainingParts(
+        linear.tokens.encoder, linear.tokens.codebooks, linear.decoder.vae, linear.decoder.vocoder, linear
+    )
     return tiny_run(inputs, folder, parts, **settings), linear
 
 
 def test_a_training_begins_with_a_codec(inputs: list[str], tmp_path: Path) -> None:
     run, codec = begun(inputs, tmp_path)
     for model in (run.task.model, run.task.average):
-        for name, value in codec.unet.state_dict().items():
+        for name, value in codec.decoder.unet.state_dict().items():
             assert torch.equal(model.unet.state_dict()[name], value)
-        assert torch.equal(model.acoustic.quantizer.codes, codec.acoustic.quantizer.codes)
-        assert float(model.scale_factor) == pytest.approx(codec.scale_factor)
+        assert torch.equal(model.acoustic.quantizer.codes, codec.tokens.acoustic.quantizer.codes)
+        assert float(model.scale_factor) == pytest.approx(codec.decoder.scale_factor)
     assert run.train() == 0
     again = tiny_run(inputs, tmp_path, run.parts, steps=5)
     assert again.run.step == 4
     assert torch.equal(again.task.model.unet.state_dict()[name], run.task.model.unet.state_dict()[name])
     assert not torch.equal(again.task.model.unet.state_dict()[name], value)
-    assert torch.equal(again.task.schedule.alphas_cumprod, codec.schedule.alphas_cumprod)
-    for other in (None, replace(codec, schedule=NoiseSchedule.cosine())):
+    assert torch.equal(again.task.schedule.alphas_cumprod, codec.decoder.schedule.alphas_cumprod)
+    for other in (None, replace_parts(codec, schedule=NoiseSchedule.cosine())):
         with pytest.raises(ValueError, match=r"other settings \(parts\.initial\)"):
             tiny_run(inputs, tmp_path, replace(run.parts, initial=other))
 
@@ -127,17 +131,17 @@ def test_an_initial_codec_with_other_settings_is_refused(inputs: list[str], tmp_
     run, codec = begun(inputs, tmp_path)
     beginnings = {
         r"other settings .*\(\[unet\] model_channels 12 instead of 8, \[unet\] head_width 4 instead of 8\): train": {
-            "unet": TUNet(replace(codec.unet.config, head_width=4, model_channels=12))
+            "unet": TUNet(replace(codec.decoder.unet.config, head_width=4, model_channels=12))
         },
         "the VAE has other latents than the VAE of first": {"vae": AutoencoderKL(VAE)},
         "first was trained with the encoder .*, not with": {
-            "encoder": EncoderWeights("other", ENCODER, {k: v + 1 for k, v in codec.encoder.tensors.items()}, {})
+            "encoder": EncoderWeights("other", ENCODER, {k: v + 1 for k, v in codec.tokens.encoder.tensors.items()}, {})
         },
         r"\(order paper instead of published\)": {"info": replace(codec.info, order="paper")},
     }
     for message, changes in beginnings.items():
         with pytest.raises(ValueError, match=message):
-            replace(run.parts, initial=replace(codec, **changes)).check(run.config)
+            replace(run.parts, initial=replace_parts(codec, **changes)).check(run.config)
 
 
 def test_codebooks_of_another_encoder_or_rate_are_refused(inputs: list[str], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_published_layout(rate, reference):
     assert {key: list(value.shape) for key, value in ours.items()} == published
 
 
-def test_padded_positions_read_minus_one():
+def test_input_of_padded_positions_is_minus_one():
     torch.manual_seed(0)
     encoder = AcousticEncoder(SMALL).eval()
     features, quantized, padded = small_batch()
@@ -34,7 +34,7 @@ def test_padded_positions_read_minus_one():
     assert torch.equal(encoder(features, quantized, padded).indices, expected)
 
 
-def test_everything_trains():
+def test_training_changes_all_parameters_and_codes():
     torch.manual_seed(0)
     encoder = AcousticEncoder(SMALL).train()
     features, quantized, padded = small_batch()
@@ -45,13 +45,13 @@ def test_everything_trains():
     assert not torch.equal(encoder.quantizer.codes, before)
 
 
-def test_shapes_that_do_not_fit():
+def test_mismatched_shapes_are_rejected():
     features, quantized, padded = small_batch()
     with pytest.raises(ValueError, match=r"\(3, 7, 6\)"):
         AcousticEncoder(SMALL)(features, quantized[:, 1:], padded)
 
 
 @pytest.mark.parametrize("settings", [{"layers": 0}, {"feature_width": 0}, {"hidden": 0}, {"acoustic_width": 0}])
-def test_bad_sizes(settings):
+def test_invalid_sizes_are_rejected(settings):
     with pytest.raises(ValueError, match="at least 1"):
         AcousticConfig(**settings)

@@ -1,4 +1,4 @@
-"""The condition as a map: each token at its place in time and frequency."""
+"""The grid condition: each token at its position in time and frequency."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from sctok.formats.stacking import stack_patches
 
 
 @pytest.mark.parametrize(("stack", "columns", "rows"), [(1, 64, 8), (2, 64, 4), (4, 32, 4)])
-def test_tokens_lie_where_their_patches_do(stack, columns, rows):
+def test_tokens_are_at_the_position_of_their_patches(stack, columns, rows):
     config = GridConfig(2 * stack, stack, (3, 128, 8), hidden=16)
     assert (config.columns, config.rows) == (columns, rows)
     time, frequency = torch.meshgrid(torch.arange(64.0), torch.arange(8.0), indexing="ij")
@@ -23,7 +23,7 @@ def test_tokens_lie_where_their_patches_do(stack, columns, rows):
     assert torch.equal(grid[0, :2], (first * scale).float())
 
 
-def test_positions_of_the_latent_belong_to_the_token_below_them():
+def test_positions_of_the_latent_belong_to_the_token_at_the_same_place():
     torch.manual_seed(0)
     config = GridConfig(4, 2, (3, 128, 8), hidden=16, features=2, blocks=1)
     model = GridCondition(config)
@@ -36,7 +36,7 @@ def test_positions_of_the_latent_belong_to_the_token_below_them():
     assert (time // 2, frequency // 2) == (40, 1)
 
 
-def test_the_estimate_is_the_first_channels():
+def test_estimate_is_the_first_channels():
     torch.manual_seed(0)
     config = GridConfig(4, 4, (3, 64, 4), hidden=16, features=2)
     grid = GridCondition(config)(torch.randn(2, 128, 4))
@@ -45,7 +45,7 @@ def test_the_estimate_is_the_first_channels():
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "message"),
     [
         ((4, 3, (3, 64, 4)), "stack factor 3"),
         ((0, 2, (3, 64, 4)), "positive"),
@@ -54,6 +54,6 @@ def test_the_estimate_is_the_first_channels():
         ((4, 2, (3, 128, 4), 24), "24 .* multiple of 16"),
     ],
 )
-def test_impossible_sizes_are_refused(settings, named):
-    with pytest.raises(ValueError, match=named):
+def test_invalid_sizes_are_rejected(settings, message):
+    with pytest.raises(ValueError, match=message):
         GridConfig(*settings)

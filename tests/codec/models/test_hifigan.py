@@ -1,4 +1,4 @@
-"""The HiFi-GAN vocoder: its layout and its arithmetic."""
+"""The HiFi-GAN vocoder: layout and arithmetic."""
 
 import json
 
@@ -13,7 +13,7 @@ PREFIX = "first_stage_model.vocoder."
 
 
 def by_definition(model, mel):
-    """Return what one-dimensional convolutions in PyTorch's usual layout give."""
+    """Compute the vocoder with one-dimensional convolutions in the usual memory layout of PyTorch."""
     x = model.conv_pre(mel.mT)
     for index, up in enumerate(model.ups):
         x = up(F.leaky_relu(x, 0.1))
@@ -46,12 +46,12 @@ def test_published_length():
         assert HifiGan(HifiGanConfig())(torch.empty(2, 1024, 64)).shape == (2, 163_872)
 
 
-def test_the_same_as_by_definition(model):
+def test_output_equals_the_definition(model):
     mel = torch.randn(3, 20, 64)
     torch.testing.assert_close(model(mel), by_definition(model, mel), rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_are_those_of_the_definition(model):
+def test_gradients_equal_those_of_the_definition(model):
     mel = torch.randn(1, 9, 64)
     found = torch.autograd.grad(model(mel).square().sum(), list(model.parameters()))
     expected = torch.autograd.grad(by_definition(model, mel).square().sum(), list(model.parameters()))
@@ -69,6 +69,6 @@ def test_gradients_are_those_of_the_definition(model):
         {"dilations": ()},
     ],
 )
-def test_bad_sizes(settings):
+def test_invalid_sizes_are_rejected(settings):
     with pytest.raises(ValueError, match=list(settings)[-1]):
         HifiGanConfig(**settings)

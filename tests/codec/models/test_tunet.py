@@ -1,7 +1,7 @@
-"""The T-UNet: the published layout and output, its prepared contexts, small configurations."""
+"""The T-UNet: published layout and output, prepared contexts, small configurations."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ SMALL = TUNetConfig(
 
 @pytest.fixture
 def small() -> TUNet:
-    """A small T-UNet with no layer at zero, as after training."""
+    """A small T-UNet in which no layer is zero, as after training."""
     torch.manual_seed(0)
     model = TUNet(SMALL)
     for parameter in model.parameters():
@@ -31,7 +31,7 @@ def small() -> TUNet:
     return model
 
 
-def test_names_and_shapes_are_the_published_ones(reference):
+def test_names_and_shapes_equal_the_published_ones(reference):
     layout = json.loads((reference.HERE / "layout_decoder_100.json").read_text())
     expected = {key.removeprefix(PREFIX): tuple(shape) for key, (shape, _) in layout.items() if key.startswith(PREFIX)}
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def test_names_and_shapes_are_the_published_ones(reference):
 
 
 @pytest.mark.slow
-def test_velocity_is_the_published_one(reference, golden):
+def test_velocity_equals_the_published_one(reference, golden):
     model = published_unet(reference, 100)
     context = golden_condition(reference, 100, golden[100])
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_time_embedding_by_hand():
     torch.testing.assert_close(time_embedding(torch.tensor([0, 2]), 4), expected)
 
 
-def test_a_prepared_context_gives_the_same_velocity(small):
+def test_prepared_context_gives_the_same_velocity(small):
     latent, context, steps = torch.randn(2, 2, 8, 4), torch.randn(2, 5, 6), torch.tensor([3, 900])
     torch.testing.assert_close(small(latent, steps, small.prepare(context)), small(latent, steps, context))
 
@@ -65,13 +65,13 @@ def test_expanded_and_joined_contexts(small):
     torch.testing.assert_close(small(latent, steps, joined), small(latent, steps, torch.cat((one, one, two))))
 
 
-def test_latents_meet_several_contexts_each(small):
+def test_each_latent_can_have_several_contexts(small):
     latent, steps, context = torch.randn(2, 2, 8, 4), torch.tensor([3, 900]), torch.randn(4, 5, 6)
     apart = torch.cat([small(latent, steps, part) for part in context.chunk(2)])
     torch.testing.assert_close(small(latent, steps, context), apart)
 
 
-def test_narrow_maps_are_convolved_alike():
+def test_convolution_of_narrow_maps_gives_the_same_result():
     layer = Conv3x3(6, 10)
     x = torch.randn(3, 6, 5, 2)
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
@@ -83,19 +83,19 @@ def test_assigned_weights_are_stored_channels_last(small):
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
-def test_windows_of_a_batch_do_not_mix(small):
+def test_windows_of_a_batch_are_independent(small):
     latent, context, steps = torch.randn(3, 2, 8, 4), torch.randn(3, 5, 6), torch.tensor([3, 900, 7])
-    alone = torch.cat([small(latent[i : i + 1], steps[i : i + 1], context[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(small(latent, steps, context), alone)
+    separate = torch.cat([small(latent[i : i + 1], steps[i : i + 1], context[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(small(latent, steps, context), separate)
 
 
-def test_the_context_matters(small):
+def test_output_depends_on_the_context(small):
     latent, steps = torch.randn(1, 2, 8, 4), torch.tensor([3])
     context = torch.randn(1, 5, 6)
     assert not torch.allclose(small(latent, steps, context), small(latent, steps, context.flip(2)))
 
 
-def test_extra_channels_matter():
+def test_output_depends_on_the_extra_channels():
     model = TUNet(replace(SMALL, extra_channels=3))
     torch.nn.init.normal_(model.out[-1].weight)
     latent, steps, context = torch.randn(1, 2, 8, 4), torch.tensor([3]), torch.randn(1, 5, 6)
@@ -116,7 +116,7 @@ def test_every_parameter_gets_a_gradient(small):
     assert [name for name, value in small.named_parameters() if value.grad is None or not value.grad.any()] == []
 
 
-def test_a_new_unet_predicts_zero():
+def test_untrained_unet_predicts_zero():
     latent = torch.randn(1, 2, 8, 4)
     assert not TUNet(SMALL)(latent, torch.tensor([3]), torch.randn(1, 5, 6)).any()
 
@@ -132,26 +132,26 @@ def test_a_new_unet_predicts_zero():
         {"head_width": 5},
     ],
 )
-def test_bad_sizes_are_refused(change):
+def test_invalid_sizes_are_rejected(change):
     with pytest.raises(ValueError, match=r".+"):
         replace(SMALL, **change)
 
 
-def test_configurations_survive_json():
-    assert TUNetConfig(**json.loads(json.dumps(SMALL.to_json()))) == SMALL
+def test_configuration_round_trips_through_json():
+    assert TUNetConfig(**json.loads(json.dumps(asdict(SMALL)))) == SMALL
 
 
 @pytest.mark.parametrize(
     ("latent", "context", "extra", "message"),
     [
         ((1, 2, 7, 4), (1, 5, 6), None, "multiples of 2"),
-        ((1, 3, 8, 4), (1, 5, 6), None, "a latent is"),
-        ((1, 2, 8, 4), (1, 5, 7), None, "a context is"),
+        ((1, 3, 8, 4), (1, 5, 6), None, "a latent must be"),
+        ((1, 2, 8, 4), (1, 5, 7), None, "a context must be"),
         ((1, 2, 8, 4), (1, 5, 6), (1, 1, 8, 4), "extra channels"),
-        ((2, 2, 8, 4), (3, 5, 6), None, "multiple of 2"),
+        ((2, 2, 8, 4), (3, 5, 6), None, "multiple of the 2 latents"),
     ],
 )
-def test_bad_shapes_are_refused(latent, context, extra, message, small):
+def test_invalid_shapes_are_rejected(latent, context, extra, message, small):
     with pytest.raises(ValueError, match=message):
         small(
             torch.zeros(latent),

@@ -1,4 +1,4 @@
-"""The VAE: published layout, small sizes, and what its configuration refuses."""
+"""The VAE: published layout, small sizes, invalid configurations."""
 
 import json
 
@@ -35,21 +35,21 @@ def test_shapes():
     assert model.decode(mean).shape == (2, 1, 32, 64)
 
 
-def test_a_sample_of_the_posterior():
+def test_sample_of_the_posterior():
     mean, noise = torch.full((1,), 2.0), torch.full((1,), -1.0)
     assert sample_posterior(mean, torch.log(torch.tensor([9.0])), noise).item() == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "message"),
     [
         ({"channels": 0}, "channels 0"),
         ({"channels": 6}, "6"),
-        ({"multipliers": ()}, "levels"),
+        ({"multipliers": ()}, "multipliers"),
         ({"patch": 0}, "patch 0"),
-        ({"patch": 3}, "rest"),
+        ({"patch": 3}, "not divisible"),
     ],
 )
-def test_impossible_sizes_are_refused(settings, named):
-    with pytest.raises(ValueError, match=named):
+def test_invalid_sizes_are_rejected(settings, message):
+    with pytest.raises(ValueError, match=message):
         VAEConfig(**settings)

@@ -1,4 +1,4 @@
-"""The iSTFT vocoder: lengths, the exact inverse of its STFT, and that every frame counts."""
+"""The iSTFT vocoder: lengths, the inverse of the STFT, training."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SMALL = VocoderConfig(width=8, blocks=1, expansion=2)
 
 
 def spectrum_of(waves):
-    """Frames complex (B, T, 321), centred on their 160 samples, silence on both sides."""
+    """Return frames, complex (B, T, 321), centered on their 160 samples, with silence on both sides."""
     around = (FFT_SIZE - 160) // 2
     frames = torch.nn.functional.pad(waves, (around, around)).unfold(1, FFT_SIZE, 160)
     return torch.fft.rfft(frames * hann_window(FFT_SIZE, waves.device))
@@ -25,7 +25,7 @@ def test_inverse_of_the_stft():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 1024])
-def test_every_frame_gives_its_samples(frames):
+def test_every_frame_becomes_160_samples(frames):
     torch.manual_seed(0)
     assert IstftVocoder(SMALL)(torch.randn(1, frames, 64)).shape == (1, frames * 160)
 
@@ -38,7 +38,7 @@ def test_loud_predictions_stay_finite():
     assert bool(waves.isfinite().all())
 
 
-def test_all_parameters_learn():
+def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
     model = IstftVocoder(SMALL)
     model(torch.randn(1, 9, 64)).square().mean().backward()
@@ -46,6 +46,6 @@ def test_all_parameters_learn():
 
 
 @pytest.mark.parametrize("name", ["width", "blocks", "expansion"])
-def test_impossible_sizes_are_refused(name):
+def test_invalid_sizes_are_rejected(name):
     with pytest.raises(ValueError, match=f"{name} 0"):
         VocoderConfig(**{name: 0})

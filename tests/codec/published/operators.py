@@ -1,4 +1,4 @@
-"""The encoders of the published codec, written plainly from PyTorch's operators, for any CPU to compare with."""
+"""Plain PyTorch implementation of the published encoders, as a reference on any CPU."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ def features(tensors: Mapping[str, Tensor], mel: Tensor) -> Tensor:
 
 
 class Acoustic(nn.Module):
-    """The acoustic encoder at 100 tokens per second, with tensors under the published names."""
+    """The acoustic encoder at 100 tokens per second, with the published names of tensors."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ class Acoustic(nn.Module):
         self.load_state_dict(mine, assign=True)
 
     def forward(self, embedded: Tensor, centroids: Tensor, padded: Tensor) -> Tensor:
-        """Return what is quantized (1, 512, 768) of features and centroids (1, 512, 768) and padded bool (1, 512)."""
+        """Return the vectors to quantize (1, 512, 768), of features, centroids (1, 512, 768) and padded (1, 512)."""
         return self.encoder_output_linear(self.encoder(self.inputs(embedded, centroids, padded))[0])
 
     def inputs(self, embedded: Tensor, centroids: Tensor, padded: Tensor) -> Tensor:
-        """Return what the LSTM reads, (1, 512, 1536)."""
+        """Return the input of the LSTM, (1, 512, 1536)."""
         return torch.cat([embedded, centroids], dim=-1).masked_fill(padded[..., None], -1.0)
 
     def tokens(self, vectors: Tensor) -> Tensor:
-        """Return the codes (1, 512) of the smallest float32 distance."""
+        """Return the codes (1, 512) with the smallest float32 distance."""
         return torch.cdist(vectors, self.codes).argmin(dim=-1)

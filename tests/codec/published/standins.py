@@ -18,7 +18,7 @@ BUFFERS = ("betas", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "posterior_mea
 
 
 def small_layout(rate: int) -> Layout:
-    """Return sizes like the published ones."""
+    """Return small sizes with the structure of the published ones."""
     features = WIDTH * (100 // rate)
     return Layout(
         EncoderConfig(WIDTH, 3, 2),
@@ -33,7 +33,7 @@ SMALL_LAYOUTS = {rate: small_layout(rate) for rate in (100, 50)}
 
 
 def small_checkpoints(rate: int = 50) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return the tensors of encoder.ckpt and decoder.ckpt, everything in them that the published ones have."""
+    """Return the tensors of encoder.ckpt and decoder.ckpt, with all names of the published files."""
     torch.manual_seed(rate)
     layout = small_layout(rate)
     encoder = _below("audiomae.model.", AudioMAE(layout.encoder)) | _below("", AcousticEncoder(layout.acoustic))
@@ -51,7 +51,7 @@ def small_checkpoints(rate: int = 50) -> tuple[dict[str, torch.Tensor], dict[str
 def write_checkpoints(
     folder: Path, encoder: dict[str, torch.Tensor], decoder: dict[str, torch.Tensor], rate: int = 50
 ) -> Path:
-    """Write both, and a codebook, to a folder, and return it."""
+    """Write both checkpoints and a codebook to a folder and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(encoder, folder / "encoder.ckpt")
     torch.save(decoder, folder / "decoder.ckpt")

@@ -1,4 +1,4 @@
-"""Published checkpoints: what of them goes where, and what is refused."""
+"""Published checkpoints: where their tensors go, and which files are rejected."""
 
 import os
 
@@ -10,6 +10,12 @@ from sctok.codec.published.checkpoints import read_published
 from sctok.codec.published.files import find_published
 
 from .standins import SMALL_LAYOUTS, small_checkpoints, write_checkpoints
+
+
+@pytest.fixture(autouse=True)
+def small_layouts(monkeypatch):
+    """Replace the published sizes by small ones."""
+    monkeypatch.setattr("sctok.codec.published.checkpoints.LAYOUTS", SMALL_LAYOUTS)
 
 
 @pytest.fixture
@@ -24,54 +30,54 @@ def read(tmp_path, tensors):
 
     def read_again(**options):
         folder = write_checkpoints(tmp_path / "published", *tensors)
-        return read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS, **options)
+        return read_published(find_published(str(folder)), **options)
 
     return read_again
 
 
-def test_every_tensor_goes_where_it_belongs(read, tensors):
+def test_every_tensor_is_loaded(read, tensors):
     encoder, decoder = tensors
     parts = read()
     places = [
-        (dict(parts.encoder.tensors), encoder, "audiomae.model."),
-        (parts.acoustic.state_dict(), encoder, ""),
-        (parts.unet.state_dict(), decoder, "model.diffusion_model."),
-        (parts.vae.state_dict(), decoder, "first_stage_model."),
-        (parts.vocoder.state_dict(), decoder, "first_stage_model.vocoder."),
+        (dict(parts.tokens.encoder.tensors), encoder, "audiomae.model."),
+        (parts.tokens.acoustic.state_dict(), encoder, ""),
+        (parts.decoder.unet.state_dict(), decoder, "model.diffusion_model."),
+        (parts.decoder.vae.state_dict(), decoder, "first_stage_model."),
+        (parts.decoder.vocoder.state_dict(), decoder, "first_stage_model.vocoder."),
     ]
     for ours, theirs, prefix in places:
         assert ours
         assert all(torch.equal(value, theirs[prefix + name]) for name, value in ours.items())
 
 
-def test_schedule_and_scale_are_read_and_not_rebuilt(read, tensors):
+def test_schedule_and_scale_are_read_from_the_checkpoint(read, tensors):
     parts = read()
-    assert torch.equal(parts.schedule.alphas_cumprod, tensors[1]["alphas_cumprod"])
-    assert parts.scale_factor == 0.75
+    assert torch.equal(parts.decoder.schedule.alphas_cumprod, tensors[1]["alphas_cumprod"])
+    assert parts.decoder.scale_factor == 0.75
 
 
-def test_the_token_rate_shows_in_the_shapes(read):
+def test_token_rate_follows_from_the_shapes(read):
     info = read().info
     assert (info.name, info.token_rate, info.stack_factor) == ("semanticodec-50", 50, 2)
-    assert read().codebooks[0].centroids.shape == (40, 64)
+    assert read().tokens.codebooks[0].centroids.shape == (40, 64)
 
 
-def test_features_are_computed_in_the_published_steps(read):
-    assert read().encoder.published_steps
+def test_features_use_the_published_steps(read):
+    assert read().tokens.encoder.published_steps
 
 
-def test_another_rate_than_expected(read):
-    with pytest.raises(ValueError, match=r"encoder.ckpt is of 50 tokens per second, not 100"):
+def test_unexpected_rate_is_rejected(read):
+    with pytest.raises(ValueError, match=r"encoder.ckpt has 50 tokens per second, not 100"):
         read(rate=100)
 
 
-def test_averaged_weights_are_taken_when_asked_for(read, tensors):
+def test_averaged_weights_can_be_selected(read, tensors):
     weight = tensors[1]["model.diffusion_model.out.2.bias"]
-    assert torch.equal(read().unet.out[2].bias, weight)
-    assert torch.equal(read(average=True).unet.out[2].bias, weight + 1)
+    assert torch.equal(read().decoder.unet.out[2].bias, weight)
+    assert torch.equal(read(average=True).decoder.unet.out[2].bias, weight + 1)
 
 
-def test_all_that_does_not_fit_is_in_one_error(read, tensors):
+def test_all_mismatches_are_in_one_error(read, tensors):
     encoder, decoder = tensors
     del encoder["encoder.weight_ih_l0"]
     encoder["surplus"] = torch.zeros(1)
@@ -90,35 +96,35 @@ def test_all_that_does_not_fit_is_in_one_error(read, tensors):
         assert phrase in str(caught.value)
 
 
-def test_an_average_that_is_missing_counts_only_where_it_is_asked_for(read, tensors):
+def test_missing_average_is_an_error_only_if_it_is_selected(read, tensors):
     del tensors[1]["model_ema.diffusion_modelout2bias"]
     read()
     with pytest.raises(ValueError, match=r"model.diffusion_model.out.2.bias is missing"):
         read(average=True)
 
 
-def test_checkpoints_of_the_training(read, tensors):
+def test_checkpoints_of_a_training_can_be_read(read, tensors):
     encoder, decoder = tensors
     nested = {f"cond_stage_models.0.{name}": value for name, value in encoder.items()}
-    beside = {"cond_stage_models.1.x": torch.zeros(1), "clap.model.y": torch.zeros(1), "loss.logvar": torch.zeros(1)}
+    unrelated = {"cond_stage_models.1.x": torch.zeros(1), "clap.model.y": torch.zeros(1), "loss.logvar": torch.zeros(1)}
     expected = read().info
     encoder.clear()
     encoder |= {"state_dict": nested | {"cond_stage_models.0.pos_embed.pe": torch.zeros(1)}, "epoch": 3}
-    decoder |= {"state_dict": dict(decoder) | beside, "global_step": 4}
+    decoder |= {"state_dict": dict(decoder) | unrelated, "global_step": 4}
     assert read().info == expected
 
 
-def test_older_quantizers_keep_a_flag_in_a_vector(read, tensors):
+def test_older_quantizers_store_a_flag_as_a_vector(read, tensors):
     tensors[0]["quantizer._codebook.initted"] = torch.ones(1)
-    assert read().acoustic.quantizer.codes.shape == (24, 64)
+    assert read().tokens.acoustic.quantizer.codes.shape == (24, 64)
 
 
-def test_a_codebook_of_another_width(read, tmp_path):
+def test_codebook_of_another_width_is_rejected(read, tmp_path):
     read()
     np.save(tmp_path / "wide.npy", np.zeros((5, 96), np.float32))
     files = find_published(str(tmp_path / "published"), codebooks=tmp_path / "wide.npy")
-    with pytest.raises(ValueError, match=r"wide.npy has vectors of 96 values.* need 64"):
-        read_published(files, layouts=SMALL_LAYOUTS)
+    with pytest.raises(ValueError, match=r"wide.npy has vectors of 96 values.* needs 64"):
+        read_published(files)
 
 
 class Malicious:
@@ -127,11 +133,11 @@ class Malicious:
 
 
 @pytest.mark.parametrize("name", ["encoder.ckpt", "decoder.ckpt"])
-def test_a_pickle_that_needs_more_than_tensors_is_refused(name, read, tmp_path):
+def test_pickle_with_more_than_tensors_is_rejected(name, read, tmp_path):
     read()
     torch.save({"x": Malicious()}, tmp_path / "published" / name)
     with pytest.raises(ValueError, match=f"{name} is not a checkpoint that loads without running code"):
-        read_published(find_published(str(tmp_path / "published")), layouts=SMALL_LAYOUTS)
+        read_published(find_published(str(tmp_path / "published")))
 
 
 UNET_TENSOR = "model.diffusion_model.time_embed.0.weight"
@@ -141,42 +147,42 @@ UNET_TENSOR = "model.diffusion_model.time_embed.0.weight"
     ("name", "change", "message"),
     [
         (UNET_TENSOR, lambda t: t * float("nan"), f"{UNET_TENSOR} is not finite"),
-        (UNET_TENSOR, lambda t: t.to_sparse(), f"{UNET_TENSOR} is no plain array of numbers"),
-        (UNET_TENSOR, lambda t: t.to(torch.complex64), f"{UNET_TENSOR} is no plain array of numbers"),
-        (UNET_TENSOR, lambda t: t.to("meta"), f"{UNET_TENSOR} is no plain array of numbers"),
-        ("scale_factor", lambda t: t.expand(3), "scale_factor is no finite number"),
-        ("scale_factor", lambda t: t.to_sparse(), "scale_factor is no finite number"),
-        ("alphas_cumprod", lambda t: t * 0, "alphas_cumprod must fall"),
+        (UNET_TENSOR, lambda t: t.to_sparse(), f"{UNET_TENSOR} is not a plain array of numbers"),
+        (UNET_TENSOR, lambda t: t.to(torch.complex64), f"{UNET_TENSOR} is not a plain array of numbers"),
+        (UNET_TENSOR, lambda t: t.to("meta"), f"{UNET_TENSOR} is not a plain array of numbers"),
+        ("scale_factor", lambda t: t.expand(3), "scale_factor is not a finite number"),
+        ("scale_factor", lambda t: t.to_sparse(), "scale_factor is not a finite number"),
+        ("alphas_cumprod", lambda t: t * 0, "alphas_cumprod must decrease"),
     ],
 )
-def test_tensors_that_are_no_weights_are_named(read, tensors, name, change, message):
+def test_invalid_tensors_are_reported(read, tensors, name, change, message):
     tensors[1][name] = change(tensors[1][name])
     with pytest.raises(ValueError, match=f"published does not fit the published layout: {message}"):
         read()
 
 
-def test_a_flag_of_another_shape_is_named(read, tensors):
+def test_flag_of_another_shape_is_reported(read, tensors):
     tensors[0]["quantizer._codebook.initted"] = torch.zeros(5)
     with pytest.raises(ValueError, match=r"initted has shape \(5,\) instead of \(\)"):
         read()
 
 
-def test_what_is_called_by_no_name_is_left_out(read, tensors):
+def test_entries_without_a_name_are_ignored(read, tensors):
     for each in tensors:
         each[1] = torch.zeros(2)
     assert read().info.token_rate == 50
 
 
-def test_two_codebooks_of_one_size_are_refused(tmp_path, tensors):
+def test_two_codebooks_of_one_size_are_rejected(tmp_path, tensors):
     folder = write_checkpoints(tmp_path / "published", *tensors)
     for share in (1, 2):
         (folder / f"codebook_{share}_0.npy").write_bytes((folder / "codebook.npy").read_bytes())
-    with pytest.raises(ValueError, match=r"codebooks of 40, 40 rows in .* one with --codebooks"):
-        read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS)
+    with pytest.raises(ValueError, match=r"has codebooks of 40, 40 rows.* one with --codebooks"):
+        read_published(find_published(str(folder)))
 
 
-def test_nobody_is_told_to_let_code_run(tmp_path, tensors):
+def test_message_does_not_suggest_to_run_code(tmp_path, tensors):
     folder = write_checkpoints(tmp_path / "published", *tensors)
     torch.save({"x": os.system}, folder / "encoder.ckpt")
     with pytest.raises(ValueError, match=r"without running code \(Trying to load unsupported GLOBAL \w+.system"):
-        read_published(find_published(str(folder)), layouts=SMALL_LAYOUTS)
+        read_published(find_published(str(folder)))

@@ -1,4 +1,4 @@
-"""The VAE and the vocoder of AudioLDM 2 from folders in the layout of diffusers."""
+"""Loading the VAE and the vocoder of AudioLDM 2 from diffusers folders."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def foreign_vae(sizes):
 
 @pytest.fixture(scope="module")
 def saved_vae(tmp_path_factory):
-    """A small VAE of diffusers, in the folder of a pipeline."""
+    """The folder of a pipeline with a small VAE of diffusers."""
     folder = tmp_path_factory.mktemp("pipeline")
     foreign_vae(SMALL_VAE).save_pretrained(folder / "vae")
     return folder
@@ -63,7 +63,7 @@ def change_settings(folder, **changes):
 
 @pytest.fixture
 def vae_folder(saved_vae, tmp_path):
-    """A copy of the small VAE's folder, to be damaged."""
+    """A copy of the folder of the small VAE, which tests can damage."""
     folder = tmp_path / "vae"
     folder.mkdir()
     for path in (saved_vae / "vae").iterdir():
@@ -81,7 +81,7 @@ def assert_same(model, foreign, frames):
         torch.testing.assert_close(model.decode(mean), foreign.decode(mean).sample, atol=1e-5, rtol=1e-5)
 
 
-def test_vae_computes_what_diffusers_computes(saved_vae):
+def test_vae_equals_that_of_diffusers(saved_vae):
     model, scale = load_diffusers_vae(saved_vae)
     assert scale == 0.41
     assert_same(model, foreign_vae(SMALL_VAE), 32)
@@ -107,7 +107,7 @@ def test_folder_of_the_vae_itself_and_older_files(vae_folder):
     assert_same(load_diffusers_vae(vae_folder)[0], foreign_vae(SMALL_VAE), 16)
 
 
-def test_vae_of_half_precision_is_read_as_float32(vae_folder):
+def test_half_precision_vae_is_read_as_float32(vae_folder):
     save_file({name: value.half() for name, value in load_file(vae_folder / VAE_FILE).items()}, vae_folder / VAE_FILE)
     assert {value.dtype for value in load_diffusers_vae(vae_folder)[0].state_dict().values()} == {torch.float32}
 
@@ -131,19 +131,19 @@ def test_vae_of_half_precision_is_read_as_float32(vae_folder):
         ("scaling_factor", 0),
     ],
 )
-def test_setting_of_a_vae_beyond_our_module_is_named(name, value, vae_folder):
+def test_unsupported_setting_of_a_vae_is_reported(name, value, vae_folder):
     change_settings(vae_folder, **{name: value})
     with pytest.raises(ValueError, match=rf"config\.json.*{name}"):
         load_diffusers_vae(vae_folder)
 
 
-def test_all_settings_beyond_our_module_are_named(vae_folder):
+def test_all_unsupported_settings_are_reported(vae_folder):
     change_settings(vae_folder, in_channels=3, act_fn="gelu")
     with pytest.raises(ValueError, match=r"in_channels 3.*act_fn 'gelu'"):
         load_diffusers_vae(vae_folder)
 
 
-def test_tensors_of_a_vae_that_do_not_fit_are_all_listed(vae_folder):
+def test_all_mismatched_tensors_of_a_vae_are_listed(vae_folder):
     tensors = load_file(vae_folder / VAE_FILE)
     del tensors["encoder.mid_block.attentions.0.to_q.bias"]
     tensors["decoder.up_blocks.0.resnets.0.conv1.weight"] = torch.zeros(3)
@@ -165,39 +165,39 @@ class Malicious:
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps(Malicious(), 2), pickle.dumps([1], 2)])
-def test_weights_that_would_run_code_or_are_none_are_refused(content, vae_folder):
+def test_invalid_or_malicious_weights_are_rejected(content, vae_folder):
     (vae_folder / VAE_FILE).unlink()
     (vae_folder / "diffusion_pytorch_model.bin").write_bytes(content)
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin"):
         load_diffusers_vae(vae_folder)
 
 
-def test_truncated_safetensors(vae_folder):
+def test_truncated_safetensors_are_rejected(vae_folder):
     data = (vae_folder / VAE_FILE).read_bytes()
     (vae_folder / VAE_FILE).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors"):
         load_diffusers_vae(vae_folder)
 
 
-def test_folder_without_weights_says_which_files_would_do(vae_folder):
+def test_missing_weights_are_reported_with_possible_names(vae_folder):
     (vae_folder / VAE_FILE).unlink()
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors, diffusion_pytorch_model\.bin"):
         load_diffusers_vae(vae_folder)
 
 
-def test_folder_of_something_else(tmp_path):
+def test_other_folders_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"vae/config\.json"):
         load_diffusers_vae(tmp_path)
 
 
-def test_neither_folder_nor_hub_name():
+def test_unknown_source_is_rejected():
     with pytest.raises(ValueError, match="neither a folder nor a hub repository"):
         load_diffusers_vae("no/such/folder")
 
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """An offline Hugging Face cache, with nothing in it."""
+    """An empty, offline Hugging Face cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path
@@ -212,9 +212,9 @@ def put_in_cache(cache, repository, folder):
     (stored / "snapshots" / revision).symlink_to(folder)
 
 
-@pytest.mark.parametrize("kept", ["safetensors", "bin"])
-def test_hub_name_is_read_from_the_local_cache(kept, vae_folder, hub_cache):
-    if kept == "bin":
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_hub_name_is_read_from_the_cache(kind, vae_folder, hub_cache):
+    if kind == "bin":
         torch.save(load_file(vae_folder / VAE_FILE), vae_folder / "diffusion_pytorch_model.bin")
         (vae_folder / VAE_FILE).unlink()
     put_in_cache(hub_cache, "cvssp/audioldm2", vae_folder.parent)
@@ -222,7 +222,7 @@ def test_hub_name_is_read_from_the_local_cache(kept, vae_folder, hub_cache):
 
 
 def test_without_network_the_message_says_what_to_do(hub_cache):
-    with pytest.raises(ValueError, match=r"cannot fetch vae/.*give its folder") as caught:
+    with pytest.raises(ValueError, match=r"cannot fetch vae/.*give the folder") as caught:
         load_diffusers_vae("cvssp/audioldm2")
     assert "\n" not in str(caught.value)
 
@@ -241,7 +241,7 @@ def save_vocoder(folder, tensors):
 
 @pytest.fixture
 def vocoder_folder(tmp_path):
-    """A small vocoder in the layout of transformers, in the folder of a pipeline."""
+    """The folder of a small vocoder of transformers in a pipeline."""
     save_vocoder(tmp_path / "vocoder", our_vocoder().state_dict())
     return tmp_path / "vocoder"
 
@@ -253,7 +253,7 @@ def assert_vocoder(loaded):
 
 
 @pytest.mark.parametrize("of_pipeline", [True, False])
-def test_vocoder_is_the_one_of_the_same_weights_in_published_names(of_pipeline, vocoder_folder):
+def test_vocoder_equals_ours_with_the_same_weights(of_pipeline, vocoder_folder):
     assert_vocoder(load_diffusers_vocoder(vocoder_folder.parent if of_pipeline else vocoder_folder))
 
 
@@ -269,18 +269,18 @@ def test_weight_norms_are_folded(norm, tmp_path):
     assert_vocoder(load_diffusers_vocoder(tmp_path))
 
 
-def test_mean_and_scale_do_not_matter_where_nothing_is_normalised(vocoder_folder):
+def test_mean_and_scale_are_ignored_without_normalization(vocoder_folder):
     tensors = load_file(vocoder_folder / VOCODER_FILE)
     save_file(tensors | {"mean": torch.full((64,), 7.0)}, vocoder_folder / VOCODER_FILE)
     assert_vocoder(load_diffusers_vocoder(vocoder_folder))
 
 
-def test_normalisation_that_changes_nothing_is_let_through(vocoder_folder):
+def test_identity_normalization_is_accepted(vocoder_folder):
     change_settings(vocoder_folder, normalize_before=True)
     assert_vocoder(load_diffusers_vocoder(vocoder_folder))
 
 
-def test_normalisation_is_refused(vocoder_folder):
+def test_normalization_is_rejected(vocoder_folder):
     change_settings(vocoder_folder, normalize_before=True)
     tensors = load_file(vocoder_folder / VOCODER_FILE)
     save_file(tensors | {"scale": torch.full((64,), 2.0)}, vocoder_folder / VOCODER_FILE)
@@ -304,13 +304,13 @@ def test_normalisation_is_refused(vocoder_folder):
         ("resblock_dilation_sizes", None, "resblock_dilation_sizes"),
     ],
 )
-def test_setting_of_a_vocoder_beyond_our_module_is_named(name, value, match, vocoder_folder):
+def test_unsupported_setting_of_a_vocoder_is_reported(name, value, match, vocoder_folder):
     change_settings(vocoder_folder, **{name: value})
     with pytest.raises(ValueError, match=rf"config\.json.*{match}"):
         load_diffusers_vocoder(vocoder_folder)
 
 
-def test_tensors_of_a_vocoder_that_do_not_fit_are_all_listed(vocoder_folder):
+def test_all_mismatched_tensors_of_a_vocoder_are_listed(vocoder_folder):
     tensors = load_file(vocoder_folder / VOCODER_FILE)
     tensors["upsampler.9.bias"] = tensors.pop("upsampler.0.bias")
     tensors["conv_post.weight"] = torch.zeros(2)
@@ -321,12 +321,12 @@ def test_tensors_of_a_vocoder_that_do_not_fit_are_all_listed(vocoder_folder):
         assert part in str(caught.value)
 
 
-def test_vocoder_of_a_hub_name_is_read_from_the_local_cache(vocoder_folder, hub_cache):
+def test_vocoder_of_a_hub_name_is_read_from_the_cache(vocoder_folder, hub_cache):
     put_in_cache(hub_cache, "cvssp/audioldm2", vocoder_folder.parent)
     assert_vocoder(load_diffusers_vocoder("cvssp/audioldm2"))
 
 
 @pytest.mark.parametrize("source", ["/nope", "./nope", "../nope"])
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source: str) -> None:
+def test_missing_path_is_not_looked_up_on_the_hub(source: str) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a hub repository"):
         load_diffusers_vae(source)

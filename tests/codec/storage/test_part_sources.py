@@ -1,4 +1,4 @@
-"""Where a VAE and a vocoder may come from."""
+"""Sources of a VAE and a vocoder."""
 
 from pathlib import Path
 
@@ -20,32 +20,32 @@ def same(one: torch.nn.Module, two: torch.nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_files_of_their_own(tmp_path: Path) -> None:
+def test_part_files(tmp_path: Path) -> None:
     vae, vocoder = AutoencoderKL(VAE), IstftVocoder(VocoderConfig(8, 1, 2))
     save_part(tmp_path / "a.safetensors", "vae", arrays_of(vae), vae.config)
     save_part(tmp_path / "b.safetensors", "istft", arrays_of(vocoder), vocoder.config)
     assert same(open_vae(str(tmp_path / "a.safetensors")), vae)
     assert same(open_vocoder(str(tmp_path / "b.safetensors")), vocoder)
-    with pytest.raises(ValueError, match=r"b\.safetensors is a part of the kind 'istft', not vae"):
+    with pytest.raises(ValueError, match=r"b\.safetensors is a part of kind 'istft', not vae"):
         open_vae(str(tmp_path / "b.safetensors"))
 
 
-def test_codecs_by_folder_and_by_name(tmp_path: Path) -> None:
+def test_codecs_by_folder_or_name(tmp_path: Path) -> None:
     parts = tiny_parts()
     save_codec(tmp_path / "mine", parts)
-    assert same(open_vae(str(tmp_path / "mine")), parts.vae)
-    assert same(open_vae("mine", tmp_path), parts.vae)
-    assert same(open_vocoder("mine", tmp_path), parts.vocoder)
+    assert same(open_vae(str(tmp_path / "mine")), parts.decoder.vae)
+    assert same(open_vae("mine", tmp_path), parts.decoder.vae)
+    assert same(open_vocoder("mine", tmp_path), parts.decoder.vocoder)
 
 
-def test_a_codec_of_the_user_comes_before_a_bundled_one(tmp_path: Path) -> None:
+def test_codec_of_the_user_hides_a_bundled_one(tmp_path: Path) -> None:
     parts = tiny_parts(seed=5)
     save_codec(tmp_path / "mini", parts)
-    assert same(open_vae("mini", tmp_path), parts.vae)
+    assert same(open_vae("mini", tmp_path), parts.decoder.vae)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "x.safetensors", "x.ckpt"])
-def test_what_is_none_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_source_is_reported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("x.safetensors", "x.ckpt"):
         Path(path).write_text("nothing")
@@ -54,7 +54,7 @@ def test_what_is_none_is_named(name: str, tmp_path: Path, monkeypatch: pytest.Mo
             reader(name)
 
 
-def test_published_checkpoints_are_read_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "decoder.ckpt"
     path.touch()
     monkeypatch.setattr(part_sources, "load_published_vae", lambda path: ("vae", path))

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tests.runtime.ranks import run_ranks
 
-from sctok.codec.models.vq import EMAVectorQuantizer, VQConfig
+from sctok.codec.models.ema_codebook import EMAVectorQuantizer, VQConfig
 
 _TRAIN = """
 import hashlib, json, torch
-from sctok.codec.models.vq import EMAVectorQuantizer, VQConfig
+from sctok.codec.models.ema_codebook import EMAVectorQuantizer, VQConfig
 config = VQConfig(4, 40, decay=0.5, restart_threshold=0.3, init="rows")
 quantizer = EMAVectorQuantizer(config).train()
 for step in range(6):
@@ -26,7 +26,7 @@ def quantizer_of(codes, **settings):
     return quantizer
 
 
-def test_codes_that_change_in_inference_mode():
+def test_changes_of_codes_in_inference_mode_take_effect():
     x = torch.tensor([[[0.0, 0.1], [1.0, 0.9]]])
     with torch.inference_mode():
         quantizer = quantizer_of([[0.0, 0.0], [1.0, 1.0]]).eval()
@@ -35,14 +35,14 @@ def test_codes_that_change_in_inference_mode():
         assert quantizer(x).indices.tolist() == [[1, 0]]
 
 
-def test_nearest_code_and_the_lowest_of_equal_ones():
+def test_nearest_code_with_the_lowest_index_is_chosen():
     quantizer = quantizer_of([[3.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]).eval()
     found = quantizer(torch.tensor([[[0.9, 0.0], [0.0, 0.0], [9.0, 0.0]]]))
     assert found.indices.tolist() == [[1, 1, 0]]
     assert torch.equal(found.vectors, quantizer.decode(found.indices))
 
 
-def test_commitment_loss_is_a_mean_and_gradients_pass_straight_through():
+def test_commitment_loss_is_a_mean_and_gradients_are_straight_through():
     quantizer = quantizer_of([[0.0, 0.0], [8.0, 8.0]], commitment=0.5).train()
     x = torch.tensor([[[1.0, 0.0], [8.0, 7.0]]], requires_grad=True)
     found = quantizer(x)
@@ -68,7 +68,7 @@ def test_evaluation_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
-def test_evaluation_sees_codes_that_training_moved():
+def test_evaluation_uses_codes_that_training_changed():
     quantizer = quantizer_of([[0.0], [10.0]], decay=0.0)
     x = torch.tensor([[[4.0], [10.0]]])
     assert quantizer.eval()(x).vectors.tolist() == [[[0.0], [10.0]]]
@@ -77,7 +77,7 @@ def test_evaluation_sees_codes_that_training_moved():
 
 
 @pytest.mark.parametrize(("counts", "size"), [(True, 2.0), (False, 1.0)])
-def test_padding_counts_as_published_unless_told_otherwise(counts, size):
+def test_padding_counts_as_published_unless_disabled(counts, size):
     quantizer = quantizer_of([[0.0], [10.0]], decay=0.0, padding_counts=counts).train()
     found = quantizer(torch.tensor([[[9.0], [7.0]]]), torch.tensor([[False, True]]))
     assert quantizer._codebook.cluster_size.tolist() == [[0.0, size]]
@@ -104,12 +104,12 @@ def test_rows_of_the_first_batches_become_the_codes():
     assert (quantizer._codebook.cluster_size > 0).all()
 
 
-def test_an_empty_codebook_cannot_quantize():
+def test_empty_codebook_cannot_quantize():
     with pytest.raises(ValueError, match="train the codec first"):
         EMAVectorQuantizer(VQConfig(2, 10, init="rows")).eval()(torch.zeros(1, 1, 2))
 
 
-def test_resuming_gives_the_codes_of_a_run_that_never_stopped():
+def test_resumed_training_gives_the_codes_of_an_uninterrupted_one():
     config = VQConfig(3, 30, restart_threshold=0.4, init="rows")
     batches = torch.randn(8, 2, 8, 3, generator=torch.Generator().manual_seed(0))
     straight = EMAVectorQuantizer(config).train()
@@ -125,7 +125,7 @@ def test_resuming_gives_the_codes_of_a_run_that_never_stopped():
 
 
 @pytest.mark.slow
-def test_two_ranks_have_the_codebook_of_one_process_with_both_batches(tmp_path):
+def test_two_ranks_get_the_codebook_of_one_process_with_both_batches(tmp_path):
     both = run_ranks(2, _TRAIN, tmp_path)
     (alone,) = run_ranks(1, _TRAIN, tmp_path)
     assert [rank.code for rank in (*both, alone)] == [0, 0, 0], both
@@ -136,12 +136,12 @@ def test_two_ranks_have_the_codebook_of_one_process_with_both_batches(tmp_path):
 
 
 @pytest.mark.parametrize("index", [-1, 2])
-def test_decoding_indices_out_of_range(index):
+def test_indices_out_of_range_are_rejected(index):
     with pytest.raises(ValueError, match=r"acoustic tokens must lie in \[0, 2\)"):
         quantizer_of([[0.0], [1.0]]).decode(torch.tensor([0, index]))
 
 
-def test_nan_is_refused():
+def test_nan_is_rejected():
     with pytest.raises(ValueError, match="NaN"):
         quantizer_of([[0.0], [1.0]]).eval()(torch.tensor([[[float("nan")]]]))
 
@@ -149,6 +149,6 @@ def test_nan_is_refused():
 @pytest.mark.parametrize(
     "settings", [{"decay": 1.0}, {"codebook_size": 0}, {"restart_threshold": 1.0}, {"init": "kmeans"}]
 )
-def test_bad_settings(settings):
+def test_invalid_settings_are_rejected(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         VQConfig(4, **settings)
