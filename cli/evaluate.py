@@ -20,6 +20,7 @@ from sctok.cli.shared.runs import RetryOption
 
 if TYPE_CHECKING:
     from sctok.evaluation.codecs.registry import CodecUnderTest
+    from sctok.evaluation.evaluate import EvaluationProgress
     from sctok.evaluation.metrics.base import Metric
 
 COSTS = {"kbps": "kbit/s", "tokens_per_second": "tokens/s", "rtf_encode": "RTF encode", "rtf_decode": "RTF decode"}
@@ -84,8 +85,7 @@ def evaluate(
     a codec or a metric fails on has the reason in its row.
     """
     from sctok.evaluation.codecs.process import CodecProcess
-    from sctok.evaluation.evaluate import Settings
-    from sctok.evaluation.evaluate import evaluate as run_evaluation
+    from sctok.evaluation.evaluate import EvaluationConfig, evaluate_codecs
     from sctok.evaluation.references import list_references, read_transcripts
     from sctok.formats.files import read_json
 
@@ -96,7 +96,7 @@ def evaluate(
     folder = out or root / "reports" / (Path(references[0]).resolve().name.split(".")[0] or "evaluation")
     with CodecProcess(device) as process, _Stages() as progress:
         codecs = {spec: process.open(spec) for spec in codec}
-        run_evaluation(listed, codecs, chosen, folder, Settings(workers, audio, retry_failed), progress)
+        evaluate_codecs(listed, codecs, chosen, folder, EvaluationConfig(workers, audio, retry_failed), progress)
     _show(folder, codecs, chosen, read_json(folder / "summary.json"), as_json)
 
 
@@ -133,14 +133,15 @@ class _Stages:
         self._done = 0
         self._bar: Progress | None = None
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
+    def __call__(self, event: "EvaluationProgress") -> None:
+        if event.stage != self._stage:
             self.__exit__()
-            self._stage, self._done = stage, 0
-            self._bar = Progress(stage, total=total, unit="metrics" if stage in ("score", "transcribe") else "files")
+            self._stage, self._done = event.stage, 0
+            unit = "metrics" if event.stage in ("score", "transcribe") else "files"
+            self._bar = Progress(event.stage, total=event.total, unit=unit)
         assert self._bar is not None
-        self._bar.update(done - self._done)
-        self._done = done
+        self._bar.update(event.done - self._done)
+        self._done = event.done
 
     def __enter__(self) -> "_Stages":
         return self

@@ -50,7 +50,7 @@ def length_problem(samples: int, sample_rate: int, seconds: float) -> str | None
     """Return what is wrong with the length of decoded audio, or None within half a second or 5 % of the reference."""
     got = samples / sample_rate
     if not samples:
-        return "the codec gave back no samples"
+        return "the codec returned no samples"
     if abs(got - seconds) > max(_SLACK_SECONDS, _SLACK_PART * seconds):
         return f"the decoded audio lasts {got:.2f} s, the reference {seconds:.2f} s"
     return None

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sctok.evaluation.run_file import RUN_FILE, read_run
+from sctok.evaluation.run_folder import RUN_FILE, SCORES_FILE, SUMMARY_FILE, read_run
 from sctok.formats.files import FormatError, check_format, damaged, read_json
 
 PROBE_FORMAT, PROBE_VERSION = "sctok-probe", 1
-PROBE_FILE, SUMMARY_FILE, SCORES_FILE = "probe.json", "summary.json", "scores.csv"
+PROBE_FILE = "probe.json"
 
 
 @dataclass(frozen=True)
