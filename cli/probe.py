@@ -26,7 +26,7 @@ from sctok.cli.shared.runs import checked_name
 
 if TYPE_CHECKING:
     from sctok.evaluation.probe.features import System
-    from sctok.evaluation.probe.run import ProbeReport, ProbeSettings
+    from sctok.evaluation.probe.run import ProbeConfig, ProbeReport
     from sctok.formats.codebooks import Codebook
 
 CHANGES = ("shift", "gain", "noise", "mp3")
@@ -113,14 +113,14 @@ def probe(
         raise typer.BadParameter("name a task, or items with --abx", param_hint="LABELS")
     folder = out or root / "reports" / checked_name(name, "--name")
 
-    from sctok.evaluation.probe.mlp import ProbeConfig
-    from sctok.evaluation.probe.run import MEASURES, ProbeReport, ProbeSettings
+    from sctok.evaluation.probe.mlp import MlpConfig
+    from sctok.evaluation.probe.run import MEASURES, ProbeConfig, ProbeReport
 
     measures = tuple(part.strip() for part in measure.split(","))
     if unknown := set(measures) - set(MEASURES):
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(MEASURES)}", param_hint="--measure")
-    mlp = ProbeConfig(folds, grid_points, search, hidden, max_epochs=epochs, seed=seed)  # type: ignore[arg-type]
-    settings = ProbeSettings(mlp, seconds, pooling, tuple(representation or ()), measures, stability_clips)
+    mlp = MlpConfig(folds, grid_points, search, hidden, max_epochs=epochs, seed=seed)  # type: ignore[arg-type]
+    settings = ProbeConfig(mlp, seconds, pooling, tuple(representation or ()), measures, stability_clips)
     wanted = [part for given in codebook or () for part in given.split(",")]
     fitting = encoder[0] if encoder and len(encoder) == 1 else None
     books = [wanted_codebook(root / "codebooks", one, token_rate, fitting) for one in wanted]
@@ -167,7 +167,7 @@ def _run_tasks(
     tables: Sequence[Path],
     audio: Path | None,
     systems: "Sequence[System]",
-    settings: "ProbeSettings",
+    settings: "ProbeConfig",
     device: str,
 ) -> None:
     """Measure each task; one that cannot be measured is named, and the others go on."""
@@ -198,7 +198,7 @@ def _measure_task(
     source: str,
     audio: Path | None,
     systems: "Sequence[System]",
-    settings: "ProbeSettings",
+    settings: "ProbeConfig",
     device: str,
     name: str,
 ) -> None:
@@ -219,7 +219,7 @@ def _measure_abx(
     path: Path,
     audio: Path | None,
     systems: "Sequence[System]",
-    settings: "ProbeSettings",
+    settings: "ProbeConfig",
     name: str,
 ) -> None:
     from sctok.evaluation.probe.abx import read_abx_items

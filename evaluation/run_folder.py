@@ -14,6 +14,7 @@ from sctok.formats.untrusted.bounds import max_input_bytes, parse_json
 
 RUN_FILE, JOURNAL, SCORES_FILE, SUMMARY_FILE = "run.json", "journal.jsonl", "scores.csv", "summary.json"
 FORMAT, VERSION = "sctok-evaluation", 1
+PROBE_FILE, PROBE_FORMAT, PROBE_VERSION = "probe.json", "sctok-probe", 1
 FACTS = ("bytes", "payload", "tokens", "seconds_encode", "seconds_decode")  # of a round trip
 _TEXTS = {"files": ("key", "domain"), "codecs": ("name", "spec"), "metrics": ("name",)}
 

@@ -1,4 +1,4 @@
-"""`sctok probe`: what features and tokens know of the sound, and what the tokens are like, task by task."""
+"""Probing of representations and tokens, task by task, with results in `probe.json`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,26 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 import sctok
+from sctok.evaluation.run_folder import PROBE_FILE, PROBE_FORMAT, PROBE_VERSION
 from sctok.formats.files import FormatError, hash_json, read_json, write_json
 
-from .abx import AbxItem, Mode, abx_error, dtw_distances, item_frames
-from .features import (
-    EmbeddedClips,
-    Progress,
-    Samples,
-    System,
-    clip_samples,
-    embed_clips,
-    name_filter,
-)
+from .abx import AbxItem, AbxMode, abx_error, dtw_distances, item_frames
+from .features import EmbeddedClips, System, clip_samples, embed_clips, encode_clip, name_filter
 from .labels import LabelledClip, LabelledTask, Rejected, fold_numbers, task_faults
-from .mlp import ProbeConfig, ProbeResult, probe_folds
-from .token_purity import token_purity
-from .token_stability import token_stability
-from .token_statistics import token_statistics
+from .mlp import MlpConfig, ProbeResult, probe_folds
+from .token_stability import sound_changes, token_stability
+from .token_statistics import token_purity, token_statistics
 
-FORMAT, FORMAT_VERSION = "sctok-probe", 1
-PROBE_FILE = "probe.json"
 MEASURES = ("probe", "tokens", "stability")
 POOLINGS = ("mean", "rows")
 STABILITY_SECONDS = 10.24
@@ -39,15 +29,19 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """What is measured of each task.
+class ProbeConfig:
+    """What to measure in each task. Raises ValueError if a value is out of range.
 
-    mlp: settings of the probes. seconds: how much of each clip is used. pooling: see `pool_clip`. representations:
-    shell patterns of those that are probed, all where empty. measures: some of probe, tokens and stability.
-    stability_clips: of a task, evenly spread, 10.24 s of each. Raises ValueError for values out of range.
+    Attributes:
+        mlp: configuration of the classifiers.
+        seconds: seconds of each clip to use, from its start.
+        pooling: see `pool_clip`.
+        representations: shell patterns of the representations to probe; empty for all.
+        measures: some of "probe", "tokens" and "stability".
+        stability_clips: clips of each task for "stability", evenly spread; 10.24 s of each are used.
     """
 
-    mlp: ProbeConfig = field(default_factory=ProbeConfig)
+    mlp: MlpConfig = field(default_factory=MlpConfig)
     seconds: float = 30.0
     pooling: str = "mean"
     representations: tuple[str, ...] = ()
@@ -65,41 +59,41 @@ class ProbeSettings:
             )
 
     def to_json(self) -> Row:
-        """Return the settings as a JSON object."""
+        """Return the configuration as a JSON object."""
         return {**asdict(self), "representations": list(self.representations), "measures": list(self.measures)}
 
 
 class ProbeReport:
-    """The results, kept in `probe.json` in a folder; it is written after each task, whole at any moment."""
+    """The results in a folder's `probe.json`, which is written atomically after each task."""
 
-    def __init__(self, folder: Path, settings: ProbeSettings, systems: Sequence[System]) -> None:
-        """Begin, or go on with what the same settings and systems have left in the folder.
+    def __init__(self, folder: Path, config: ProbeConfig, systems: Sequence[System]) -> None:
+        """Start, or resume from the folder's results if they have the same configuration and systems.
 
-        Raises FormatError if its file is another's or damaged.
+        Raises FormatError if the file has another format or is damaged.
         """
         self.path = folder / PROBE_FILE
-        about = {"settings": settings.to_json(), "systems": [dict(system.about) for system in systems]}
-        self._head = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": folder.name, **about}
+        about = {"settings": config.to_json(), "systems": [dict(system.about) for system in systems]}
+        self._head = {"format": PROBE_FORMAT, "format_version": PROBE_VERSION, "name": folder.name, **about}
         self._created = datetime.now(UTC).isoformat()
         self.sections: dict[str, list[Row]] = {section: [] for section in SECTIONS}
         if self.path.exists():
-            found = read_json(self.path)
-            if not isinstance(found, dict) or found.get("format") != FORMAT:
+            earlier = read_json(self.path)
+            if not isinstance(earlier, dict) or earlier.get("format") != PROBE_FORMAT:
                 raise FormatError(f"{self.path} is not a file of sctok probe; choose another --name")
-            whole = {"created", *SECTIONS} <= found.keys()
-            if whole and {key: found.get(key) for key in self._head} == self._head:
-                self._created = found["created"]
-                self.sections = {section: found[section] for section in SECTIONS}
+            complete = {"created", *SECTIONS} <= earlier.keys()
+            if complete and {key: earlier.get(key) for key in self._head} == self._head:
+                self._created = earlier["created"]
+                self.sections = {section: earlier[section] for section in SECTIONS}
 
     def begin(self, task: str, fingerprint: str) -> bool:
-        """Return whether a task is still to be done; results of what else had its name are forgotten then."""
+        """Return whether a task still has to be measured; if so, remove earlier results of that name."""
         if {"task": task, "fingerprint": fingerprint} in self.sections["done"]:
             return False
         self.sections = {key: [row for row in rows if row["task"] != task] for key, rows in self.sections.items()}
         return True
 
     def add(self, task: str, fingerprint: str | None, **sections: list[Row]) -> None:
-        """Add rows of a task and write the file. Without a fingerprint the task will be done again."""
+        """Add rows of a task and write the file. Without a fingerprint, the next run measures the task again."""
         for section, rows in sections.items():
             self.sections[section] += [{"task": task, **row} for row in rows]
         if fingerprint is not None:
@@ -107,12 +101,12 @@ class ProbeReport:
         write_json(self.path, self.to_json())
 
     def to_json(self) -> Row:
-        """Return all of it as a JSON object."""
+        """Return the content of the file as a JSON object."""
         return {**self._head, "created": self._created, "sctok": sctok.__version__, **self.sections}
 
 
 def task_fingerprint(clips: Sequence[LabelledClip] | Sequence[AbxItem]) -> str:
-    """Return a hash of what is listed, and of the sizes and times of the files."""
+    """Return a hash of the listed clips and of their files' sizes and times."""
     return hash_json([[repr(clip), _file_state(_path_of(clip))] for clip in clips])
 
 
@@ -131,40 +125,54 @@ def _file_state(path: Path) -> list[int]:
 def probe_task(
     task: LabelledTask,
     systems: Sequence[System],
-    settings: ProbeSettings,
-    progress: Progress = lambda count: None,
+    config: ProbeConfig,
+    progress: Callable[[int], object] = lambda clips: None,
     device: torch.device | None = None,
 ) -> dict[str, list[Row]]:
-    """Measure what `settings` say of a task and return rows by section of the report.
+    """Measure a task and return rows by section of the report.
 
-    progress: is told of every clip that has been read. device: where probes are trained.
+    Args:
+        task: from `read_task`.
+        systems: systems to probe.
+        config: what to measure.
+        progress: called with the number of clips just read.
+        device: device for training the classifiers, None for the CPU.
 
     Raises:
-        ValueError: no clip can be read, or those that can are no task: of one class, or of too few groups.
+        ValueError: no clip can be read, no representation matches, or the readable clips have too few classes or
+            groups.
     """
-    probing = "probe" in settings.measures
+    probing = "probe" in config.measures
     if probing:
-        task_faults(task.clips, settings.mlp.folds)  # before the work
-    wanted = name_filter(settings.representations) if probing else lambda name: False
+        task_faults(task.clips, config.mlp.folds)  # fail before the work
+    wanted = name_filter(config.representations) if probing else lambda name: False
     embedded = embed_clips(
-        task.clips, systems, seconds=settings.seconds, pooling=settings.pooling, wanted=wanted, progress=progress
+        task.clips, systems, seconds=config.seconds, pooling=config.pooling, wanted=wanted, progress=progress
     )
     failed = [*task.rejected, *embedded.failed]
-    if not embedded.clips:
-        raise ValueError(f"none of its {len(task.clips)} clips can be read: {failed[-1].source}: {failed[-1].reason}")
+    _check_measurable("clips", len(task.clips), failed, embedded.clips)
     rows: dict[str, list[Row]] = {"failed": [asdict(each) for each in failed]}
     if probing:
-        if not embedded.vectors:
-            raise ValueError(f"no representation is called like {', '.join(settings.representations)}")
-        rows["notes"] = [{"note": note} for note in task_faults(embedded.clips, settings.mlp.folds)]
-        rows["tasks"] = _probe_rows(task, embedded, settings.mlp, device)
-    if {"tokens", "stability"} & set(settings.measures):
-        rows["tokens"] = _token_rows(task, embedded, systems, settings)
+        _check_represented(embedded.vectors, config)
+        rows["notes"] = [{"note": note} for note in task_faults(embedded.clips, config.mlp.folds)]
+        rows["tasks"] = _probe_rows(task, embedded, config.mlp, device)
+    if {"tokens", "stability"} & set(config.measures):
+        rows["tokens"] = _token_rows(task, embedded, systems, config)
     return rows
 
 
+def _check_measurable(kind: str, total: int, failed: Sequence[Rejected], readable: Sequence[object]) -> None:
+    if not readable:
+        raise ValueError(f"none of {total} {kind} can be read: {failed[-1].source}: {failed[-1].reason}")
+
+
+def _check_represented(representations: Mapping[str, object], config: ProbeConfig) -> None:
+    if not representations:
+        raise ValueError(f"no representation matches {', '.join(config.representations)}")
+
+
 def _probe_rows(
-    task: LabelledTask, embedded: EmbeddedClips, config: ProbeConfig, device: torch.device | None
+    task: LabelledTask, embedded: EmbeddedClips, config: MlpConfig, device: torch.device | None
 ) -> list[Row]:
     clips = embedded.clips
     folds = fold_numbers(clips, config.folds, config.seed)
@@ -200,101 +208,105 @@ def _result_row(result: ProbeResult, groups: NDArray[np.str_]) -> Row:
 
 
 def _token_rows(
-    task: LabelledTask, embedded: EmbeddedClips, systems: Sequence[System], settings: ProbeSettings
+    task: LabelledTask, embedded: EmbeddedClips, systems: Sequence[System], config: ProbeConfig
 ) -> list[Row]:
     labels = [clip.label for clip in embedded.clips]
-    stable = _stability(embedded.clips, systems, settings) if "stability" in settings.measures else {}
+    stability = _stability(embedded.clips, systems, config) if "stability" in config.measures else {}
     rows = []
     for name, stream in ((name, stream) for system in systems for name, stream in system.streams.items()):
         row = {"domain": task.domain, "stream": name, **asdict(stream)}
-        if "tokens" in settings.measures:
+        if "tokens" in config.measures:
             row |= asdict(token_statistics(embedded.tokens[name], stream.size, stream.per_second))
-            row |= asdict(token_purity(embedded.tokens[name], labels, settings.mlp.seed))
-        rows.append({**row, "stability": stable.get(name, {})})
+            row |= asdict(token_purity(embedded.tokens[name], labels, config.mlp.seed))
+        rows.append({**row, "stability": stability.get(name, {})})
     return rows
 
 
 def _stability(
-    clips: Sequence[LabelledClip], systems: Sequence[System], settings: ProbeSettings
+    clips: Sequence[LabelledClip], systems: Sequence[System], config: ProbeConfig
 ) -> Mapping[str, Mapping[str, Row]]:
-    """Return by stream and change what `token_stability` finds."""
-    count = min(settings.stability_clips, len(clips))
+    """Return the results of `token_stability` by stream and change."""
+    count = min(config.stability_clips, len(clips))
     chosen = [clips[i] for i in np.linspace(0, len(clips) - 1, count).round().astype(int)]
-    sounds: list[Samples] = [clip_samples(clip.item, min(settings.seconds, STABILITY_SECONDS)) for clip in chosen]
-    found: dict[str, dict[str, Row]] = {}
-    for each in token_stability(sounds, systems, settings.mlp.seed):
+    sounds = [clip_samples(clip.item, min(config.seconds, STABILITY_SECONDS)) for clip in chosen]
+    rows: dict[str, dict[str, Row]] = {}
+    for each in token_stability(sounds, systems, config.mlp.seed, sound_changes):
         row = asdict(each)
-        found.setdefault(row.pop("stream"), {})[row.pop("change")] = row
-    return found
+        rows.setdefault(row.pop("stream"), {})[row.pop("change")] = row
+    return rows
 
 
 def probe_abx(
     items: Sequence[AbxItem],
     rejected: Sequence[Rejected],
     systems: Sequence[System],
-    settings: ProbeSettings,
-    progress: Progress = lambda count: None,
+    config: ProbeConfig,
+    progress: Callable[[int], object] = lambda clips: None,
 ) -> dict[str, list[Row]]:
-    """Return the ABX errors of each representation, within and across speakers where there are triples, by section.
+    """Compute the ABX errors of each representation, within and across speakers, and return rows by section.
 
-    rejected: what is left out already. Frames are the steps of a representation, its frequency rows beside each other.
+    The frames of an item are the steps of a representation, with concatenated frequency rows.
+
+    Args:
+        items, rejected: from `read_abx_items`.
+        systems: systems to probe.
+        config: seconds of each clip, and representations.
+        progress: called with the number of clips just read.
 
     Raises:
-        ValueError: no clip can be read, no representation is wanted, or there are no triples, or too many items.
+        ValueError: no clip can be read, no representation matches, there are no triples, or there are too many items.
     """
-    wanted = name_filter(settings.representations)
+    wanted = name_filter(config.representations)
     frames: dict[str, list[NDArray[np.float32]]] = {}
-    kept: list[AbxItem] = []
+    readable: list[AbxItem] = []
     failed = list(rejected)
     by_clip: dict[str, list[AbxItem]] = {}
     for item in items:
         by_clip.setdefault(item.clip.path, []).append(item)
     for group in by_clip.values():
-        found, faults = _clip_items(group, systems, settings.seconds, wanted)
+        vectors, faults = _clip_items(group, systems, config.seconds, wanted)
         failed += faults
-        for item, vectors in found:
-            kept.append(item)
-            for name, vector in vectors.items():
+        for item, by_name in vectors:
+            readable.append(item)
+            for name, vector in by_name.items():
                 frames.setdefault(name, []).append(vector)
         progress(1)
-    if not kept:
-        raise ValueError(f"none of {len(items)} items can be read: {failed[-1].source}: {failed[-1].reason}")
-    if not frames:
-        raise ValueError(f"no representation is called like {', '.join(settings.representations)}")
+    _check_measurable("items", len(items), failed, readable)
+    _check_represented(frames, config)
     rows: list[Row] = []
     for name, values in frames.items():
-        rows += [{"representation": name, **row} for row in _abx_rows(kept, values)]
+        rows += [{"representation": name, **row} for row in _abx_rows(readable, values)]
     return {"abx": rows, "failed": [asdict(each) for each in failed]}
 
 
 def _clip_items(
     group: Sequence[AbxItem], systems: Sequence[System], seconds: float, wanted: Callable[[str], bool]
 ) -> tuple[list[tuple[AbxItem, dict[str, NDArray[np.float32]]]], list[Rejected]]:
-    found, faults = [], []
+    """Return the frames of the items of one clip by representation, and the items that are rejected."""
+    items, faults = [], []
     try:
-        samples = clip_samples(group[0].clip, seconds)
-        codes = [system.encode(samples).vectors for system in systems]
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        return [], [Rejected(group[0].clip.key, " ".join(str(error).split()))]
+        _, encoded = encode_clip(group[0].clip, systems, seconds)
+    except ValueError as error:
+        return [], [Rejected(group[0].clip.key, str(error))]
     for item in group:
         try:
-            vectors = {
+            frames = {
                 name: item_frames(each.values.reshape(len(each.values), -1), each.seconds, item)
-                for vectors in codes
-                for name, each in vectors.items()
+                for clip in encoded
+                for name, each in clip.vectors.items()
                 if wanted(name)
             }
         except ValueError as error:
             faults.append(Rejected(item.clip.key, str(error)))
         else:
-            found.append((item, vectors))
-    return found, faults
+            items.append((item, frames))
+    return items, faults
 
 
 def _abx_rows(items: Sequence[AbxItem], frames: Sequence[NDArray[np.float32]]) -> list[Row]:
     distances = dtw_distances(frames)
     rows, reasons = [], []
-    modes: tuple[Mode, ...] = ("within", "across")
+    modes: tuple[AbxMode, ...] = ("within", "across")
     for mode in modes:
         try:
             rows.append(asdict(abx_error(items, distances, mode)))

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sctok.evaluation.run_folder import RUN_FILE, SCORES_FILE, SUMMARY_FILE, read_run
+from sctok.evaluation.run_folder import (
+    PROBE_FILE,
+    PROBE_FORMAT,
+    PROBE_VERSION,
+    RUN_FILE,
+    SCORES_FILE,
+    SUMMARY_FILE,
+    read_run,
+)
 from sctok.formats.files import FormatError, check_format, damaged, read_json
-
-PROBE_FORMAT, PROBE_VERSION = "sctok-probe", 1
-PROBE_FILE = "probe.json"
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def test_wrong_usage_is_said(classes, codec_folder, capsys, arguments, message):
 def test_patterns_that_fit_nothing_are_an_error(probe, classes):
     code, _, said = probe(classes, "--representation", "nothing", "--measure", "probe")
     assert code == 1
-    assert "no representation is called like nothing" in said
+    assert "no representation matches nothing" in said
 
 
 def test_another_file_is_not_replaced(probe, classes, tmp_path):
