@@ -196,8 +196,8 @@ def test_a_reload_keeps_ratings_order_and_place(visit, report):
     page.get_by_role("button", name="Next clip").click()
     page.get_by_label("Rating of sound 3").fill("77")
     page.reload()
-    assert page.get_by_text("Begun by Bo: 1 of 2 clips rated.").is_visible()
-    page.get_by_role("button", name="Go on").click()
+    assert page.get_by_text("Started by Bo: 1 of 2 clips rated.").is_visible()
+    page.get_by_role("button", name="Resume").click()
     assert page.locator(".trial .score").all_inner_texts() == ["–", "–", "77", "–", "–"]
     page.keyboard.press("p")
     page.get_by_role("heading", name="Clip 1 of 2").wait_for()
