@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sctok import __version__
-from sctok.cli.shared.common import StartsOver, say, show_library_messages, visible
+from sctok.cli.shared.command import mount
+from sctok.cli.shared.terminal import StartsOver, say, show_library_messages, visible
 
 from .cluster import cluster
 from .decode import decode
@@ -30,13 +31,14 @@ from .tokenize import tokenize
 from .train import train
 from .verify import verify
 
+SUMMARY = "Turn audio into discrete tokens with AudioMAE features and k-means codebooks, and tokens back into sound."
 INTERRUPTED = 128 + signal.SIGINT
 # ClickException: of the click package, or of the copy that newer versions of typer carry instead.
 CLICK_EXCEPTION: Any = typer.BadParameter.mro()[2]
 
 app = typer.Typer(
     name="sctok",
-    help="Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization.",
+    help=SUMMARY,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,16 +51,16 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Add --debug anywhere for the traceback of an error.")
+@app.callback(help=SUMMARY, epilog="Start with sctok demo. Add --debug to any command for the traceback of an error.")
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Audio to discrete tokens: AudioMAE features, k-means codebooks per domain, whole-corpus tokenization."""
+    """Take the options of sctok itself."""
 
 
-for command in (
+for each in (
     demo,
     doctor,
     inspect,
@@ -78,7 +80,7 @@ for command in (
     probe,
     report,
 ):
-    app.command()(command)
+    mount(app, each)
 app.add_typer(pretrain, name="pretrain")
 
 
@@ -107,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"error: {_one_line(error)}")
         return 1
     if code == INTERRUPTED:  # newer typer turns Ctrl-C into this code itself
-        say("interrupted: what is finished is kept; the same command goes on from there")
+        say("interrupted: finished work is kept; run the same command to resume")
     return code if isinstance(code, int) else 0
 
 

@@ -1,44 +1,33 @@
 """`sctok cluster`: k-means codebooks from feature shards, or straight from audio."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from sctok.cli.shared.common import (
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import (
     DEFAULT_ROOT,
+    EncodingOptions,
+    FileSelection,
     JsonOption,
-    MemoryOption,
+    OverwriteOption,
     RootOption,
     SeedOption,
     byte_count,
-    emit,
     one_of,
-    say,
+    split_list,
+    whole_numbers,
 )
-from sctok.cli.shared.runs import (
-    AddressOption,
-    BatchOption,
-    ChannelOption,
-    DevicesOption,
-    EncoderOption,
-    EngineOption,
-    ExcludeOption,
-    HoursOption,
-    IncludeOption,
-    MaxSecondsOption,
-    MinSecondsOption,
-    PaddingOption,
-    PatchesOption,
-    RetryOption,
-    WorkersOption,
-)
+from sctok.cli.shared.terminal import emit, say
 
-from .cluster_audio import EncoderPrecisionOption, check_inputs, cluster_from_audio
+from .cluster_audio import SampleOptions, check_inputs, cluster_from_audio
 from .cluster_report import ClusterProgress, codebook_rows, codebook_table, domain_facts
 
 if TYPE_CHECKING:
-    from sctok.kmeans_tools.domains import DomainResult
+    from sctok.kmeans_tools.config import KMeansConfig
+    from sctok.kmeans_tools.domains import DomainPlan, DomainResult
 
 DEFAULT_TOKEN_RATE = 100
 LEAST_MEMORY = 1024
@@ -49,145 +38,183 @@ ALL_DOMAINS = "all"
 PAPER_SIZES = "paper"
 
 
-def cluster(
+@dataclass(frozen=True)
+class VectorOptions:
+    """Which vectors are clustered, and where the codebooks go."""
+
     domain: Annotated[
-        list[str],
-        typer.Option("--domain", help="Names of features and codebooks (repeated or speech,music), or all."),
-    ],
+        list[str], typer.Option(help="Domain of the features, repeated or separated by commas; all takes every domain.")
+    ]
     k: Annotated[
         list[str],
-        typer.Option("--k", help="Centroids; several (repeated or 1024,2048) share each pass. paper: 1024 … 16384."),
-    ],
-    audio: Annotated[
-        list[str] | None, typer.Argument(metavar="[AUDIO...]", help="With --from-audio: what sctok extract takes.")
-    ] = None,
-    from_audio: Annotated[
-        bool,
         typer.Option(
-            "--from-audio",
-            help="Cluster a sample of AUDIO, whose features are kept only until the codebooks are there.",
+            help="Number of centroids, repeated or separated by commas; several sizes share each pass over the "
+            "vectors. paper: 1024, 2048, 4096, 8192 and 16384."
         ),
-    ] = False,
-    root: RootOption = DEFAULT_ROOT,
+    ]
     token_rate: Annotated[
-        int | None, typer.Option("--token-rate", help="100, 50 or 25 tokens per second. Default: 100.")
-    ] = None,
+        int | None, typer.Option(help="Token rate of the codebook: 100, 50 or 25 per second.", show_default="100")
+    ] = None
     stack: Annotated[
-        int | None, typer.Option("--stack", help="Patches per vector, 1, 2 or 4, instead of --token-rate.")
-    ] = None,
+        int | None, typer.Option(help="Patches in one vector, 1, 2 or 4; another way to give --token-rate.")
+    ] = None
     features: Annotated[
         Path | None,
-        typer.Option("--features", help="Folder of the shards of one domain. Default: features/DOMAIN under --root."),
-    ] = None,
+        typer.Option(help="Folder with the feature shards of one domain.", show_default="ROOT/features/DOMAIN"),
+    ] = None
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder of codebooks. Default: codebooks under --root.")
-    ] = None,
+        Path | None, typer.Option(help="Folder to write codebooks to.", show_default="ROOT/codebooks")
+    ] = None
+    overwrite: OverwriteOption = False
+    root: RootOption = DEFAULT_ROOT
+
+    def domains(self) -> list[str]:
+        """Return the names of the domains, each once; an empty list means all that exist."""
+        names = list(dict.fromkeys(split_list(self.domain)))
+        if "" in names:
+            raise typer.BadParameter("a name is empty", param_hint="--domain")
+        if self.features is not None and (len(names) > 1 or names == [ALL_DOMAINS]):
+            raise typer.BadParameter(
+                "is the folder of one domain; give --domain only that name", param_hint="--features"
+            )
+        if ALL_DOMAINS in names and len(names) > 1:
+            raise typer.BadParameter("give either all or the names of domains", param_hint="--domain")
+        return [] if names == [ALL_DOMAINS] else names
+
+    def folders(self, domains: list[str]) -> dict[str, Path]:
+        """Return the folder of the feature shards of each domain."""
+        from sctok.kmeans_tools.domains import find_domains
+
+        names = domains or find_domains(self.root / "features")
+        return {name: self.features or self.root / "features" / name for name in names}
+
+    def plan(self, fit: "FitOptions", device: str) -> "DomainPlan":
+        """Return which codebooks are trained, and how."""
+        sizes, factor = _parse_codebooks(self.k), parse_stack(self.token_rate, self.stack)
+        first = None if fit.seeding in SEEDING_NAMES else _first_centroids(fit.seeding, sizes)
+
+        from sctok.kmeans_tools.domains import DomainPlan
+
+        folder = self.output or self.root / "codebooks"
+        config = fit.config(device, first is not None)
+        return DomainPlan(factor, tuple(sizes), config, folder, first, self.overwrite)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How k-means runs."""
+
+    panel: ClassVar[str] = "K-means"
     algorithm: Annotated[
         str,
         typer.Option(
-            "--algorithm",
-            help="auto, lloyd, or minibatch (what auto takes for sets far larger than the memory).",
+            help="lloyd: full passes over all vectors. minibatch: small batches. auto: minibatch for sets far larger "
+            "than the memory, else lloyd.",
             callback=one_of(*ALGORITHM_NAMES),
         ),
-    ] = "auto",
+    ] = "auto"
     backend: Annotated[
         str,
         typer.Option(
-            "--backend",
-            help="auto (PyTorch), torch, faiss, or faiss-superkmeans (on a sample in memory).",
+            help="auto (torch), torch, faiss, or faiss-superkmeans, which clusters a sample in memory.",
             callback=one_of(*BACKEND_NAMES),
         ),
-    ] = "auto",
-    device: DevicesOption = "auto",
+    ] = "auto"
     precision: Annotated[
         str,
         typer.Option(
-            "--precision", help="exact (the float64 nearest centroid) or fp32.", callback=one_of("exact", "fp32")
+            help="exact: labels are the nearest centroids in float64. fp32: labels may differ at near ties.",
+            callback=one_of("exact", "fp32"),
         ),
-    ] = "exact",
+    ] = "exact"
     seeding: Annotated[
-        str,
-        typer.Option(
-            "--seeding", help="auto, hierarchical, kmeans++, random, or a codebook or .npy file to start from."
-        ),
-    ] = "auto",
+        str, typer.Option(help="First centroids: auto, hierarchical, kmeans++, random, or a codebook or .npy file.")
+    ] = "auto"
     iterations: Annotated[
         int | None,
-        typer.Option("--iterations", help="Passes that move centroids, at most. Default: 25, minibatch 5.", min=1),
-    ] = None,
+        typer.Option(help="Largest number of passes that move centroids.", show_default="25; 5 for minibatch", min=1),
+    ] = None
     tol: Annotated[
         float | None,
         typer.Option(
-            "--tol", help="Stop when the inertia falls by less than this share. Default: 1e-4, lloyd 1e-5.", min=0
+            help="Stop when a pass lowers the inertia by less than this share.",
+            show_default="1e-4; 1e-5 for lloyd",
+            min=0,
         ),
-    ] = None,
+    ] = None
     max_points_per_centroid: Annotated[
-        int | None, typer.Option("--max-points-per-centroid", help="Iterate on a part of the vectors.", min=1)
+        int | None,
+        typer.Option(
+            help="Iterate on a random sample with this many vectors for each centroid.",
+            show_default="all vectors",
+            min=1,
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Largest size of vectors and caches, such as 2G.", show_default="half of the free memory"),
+    ] = None
+    seed: SeedOption = 0
+
+    def config(self, device: str, is_given: bool) -> "KMeansConfig":
+        """Return the configuration for the library. is_given: the first centroids come from a file."""
+        from sctok.kmeans_tools.config import GIVEN, KMeansConfig
+
+        return KMeansConfig(
+            algorithm=self.algorithm,
+            backend=self.backend,
+            device=device,
+            precision=self.precision,
+            seeding=GIVEN if is_given else self.seeding,
+            iterations=self.iterations,
+            tol=self.tol,
+            seed=self.seed,
+            max_points_per_centroid=self.max_points_per_centroid,
+            memory=_memory(self.memory),
+        )
+
+
+@command(
+    "sctok cluster --domain speech --k 4096",
+    "sctok cluster --domain all --k paper --token-rate 50",
+    "sctok cluster ~/LibriSpeech --from-audio --domain speech --k 4096",
+)
+def cluster(
+    vectors: VectorOptions,
+    fit: FitOptions,
+    sample: SampleOptions,
+    files: FileSelection,
+    run: EncodingOptions,
+    audio: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[AUDIO...]", help="Audio to cluster with --from-audio, as for sctok extract."),
     ] = None,
-    memory: MemoryOption = None,
-    seed: SeedOption = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace codebooks made otherwise.")] = False,
-    encoder: EncoderOption = "mini",
-    encoder_precision: EncoderPrecisionOption = "auto",
-    max_hours: HoursOption = None,
-    tokens_per_clip: PatchesOption = None,
-    batch_size: BatchOption = None,
-    workers: WorkersOption = None,
-    channel: ChannelOption = None,
-    padding: PaddingOption = "keep",
-    engine: EngineOption = "local",
-    address: AddressOption = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    min_seconds: MinSecondsOption = None,
-    max_seconds: MaxSecondsOption = None,
-    retry_failed: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the k-means codebooks of one domain or several on their feature shards, without loading them whole.
+    """Train k-means codebooks of one or several domains on their feature shards, which may exceed the memory.
 
-    Interrupted training goes on where it stopped when the same command is run again. Under torchrun the processes
-    share the work.
+    Run the same command again to resume after an interruption. Under torchrun the processes share the work.
 
-    With --from-audio the audio is encoded first, files chosen by the seed: by default 1024 vectors for each centroid of
-    the largest codebook, and no more than half of --memory. The options of sctok extract, from --encoder on, are for
-    that.
+    With --from-audio, audio is encoded first: by default enough files for 1024 vectors per centroid of the largest
+    codebook, at most half of --memory. The options in the last three sections apply to that.
     """
-    options = dict(locals())
-    sizes, factor = _parse_codebooks(k), parse_stack(token_rate, stack)
-    domains = _parse_domains(domain, features)
-    of_audio = check_inputs(audio or [], domains, features) if from_audio else ""
-    if audio and not from_audio:
-        raise typer.BadParameter("audio is clustered with --from-audio; without it, --domain names features")
-    first = None if seeding in SEEDING_NAMES else _first_centroids(seeding, sizes)
+    domains, plan = vectors.domains(), vectors.plan(fit, run.device)
+    if audio and not sample.from_audio:
+        raise typer.BadParameter("is clustered with --from-audio only; else omit it", param_hint="AUDIO")
+    if sample.from_audio:
+        domain = check_inputs(audio or [], domains, vectors.features)
+        result = cluster_from_audio(audio or [], domain, plan, sample, files, run).domain
+        _show([result], plan.stack, as_json)
+        raise typer.Exit(int(result.error is not None))
 
-    from sctok.kmeans_tools.config import GIVEN, KMeansConfig
-    from sctok.kmeans_tools.domains import DomainPlan, find_domains, train_domains
+    from sctok.kmeans_tools.domains import train_domains
     from sctok.runtime.distributed import join_group
 
-    config = KMeansConfig(
-        algorithm=algorithm,
-        backend=backend,
-        device=device,
-        precision=precision,
-        seeding=GIVEN if first else seeding,
-        iterations=iterations,
-        tol=tol,
-        seed=seed,
-        max_points_per_centroid=max_points_per_centroid,
-        memory=_memory(memory),
-    )
-    plan = DomainPlan(factor, tuple(sizes), config, output or root / "codebooks", first, overwrite)
-    if of_audio:
-        results = [cluster_from_audio(audio or [], of_audio, plan, options).domain]
-        _show(results, factor, as_json)
-        raise typer.Exit(int(results[0].error is not None))
-    names = domains or find_domains(root / "features")
-    folders = {name: features or root / "features" / name for name in names}
+    folders = vectors.folders(domains)
     with join_group() as group:
-        results = train_domains(folders, plan, lambda name, source: ClusterProgress(name, source, config), group)
+        results = train_domains(folders, plan, lambda name, source: ClusterProgress(name, source, plan.config), group)
         if group.leads:
-            _show(results, factor, as_json)
+            _show(results, plan.stack, as_json)
     if any(result.error for result in results):
         raise typer.Exit(1)
 
@@ -198,11 +225,11 @@ def _show(results: list["DomainResult"], factor: int, as_json: bool) -> None:
     rows = [row for result in results for row in codebook_rows(result)]
     for row in rows:
         if not row["trained"]:
-            say(f"{row['path']} is there already, made from the same features with the same settings")
+            say(f"{row['path']} exists already, made from the same features with the same settings")
     facts = [domain_facts(result) for result in results]
-    alone = facts[0] if len(facts) == 1 else {}
+    only = facts[0] if len(facts) == 1 else {}
     emit(
-        {**alone, "token_rate": 100 // factor, "domains": facts, "codebooks": rows},
+        {**only, "token_rate": 100 // factor, "domains": facts, "codebooks": rows},
         as_json,
         lambda: codebook_table(rows),
     )
@@ -215,46 +242,24 @@ def _memory(text: str | None) -> int | None:
     memory = byte_count(text)
     if memory is not None and memory < LEAST_MEMORY:
         raise typer.BadParameter(
-            f"{text} is {memory} bytes, too little to work in; give a size such as 512M or 2G", param_hint="--memory"
+            f"{text} is {memory} bytes, which is too little; give a size such as 512M or 2G", param_hint="--memory"
         )
     return memory
 
 
-def _parse_domains(values: list[str], features: Path | None) -> list[str]:
-    """Return the names of domains, each once, or none for all that there are."""
-    names = list(dict.fromkeys(part.strip() for part in ",".join(values).split(",")))
-    if "" in names:
-        raise typer.BadParameter("a name is empty", param_hint="--domain")
-    if features is not None and (len(names) > 1 or names == [ALL_DOMAINS]):
-        raise typer.BadParameter("is the folder of one domain; name that domain alone", param_hint="--features")
-    if ALL_DOMAINS in names and len(names) > 1:
-        raise typer.BadParameter("all are more than those named beside it", param_hint="--domain")
-    return [] if names == [ALL_DOMAINS] else names
-
-
 def _parse_codebooks(values: list[str]) -> list[int]:
-    parts = [part.strip() for part in ",".join(values).split(",")]
+    parts = split_list(values)
     if PAPER_SIZES not in parts:
-        return parse_sizes(parts, "--k")
+        return whole_numbers(parts, "--k")
 
     from sctok.kmeans_tools.domains import PAPER_CODEBOOKS
 
     paper = ",".join(map(str, PAPER_CODEBOOKS))
-    return parse_sizes([paper if part == PAPER_SIZES else part for part in parts], "--k")
-
-
-def parse_sizes(values: list[str], option: str) -> list[int]:
-    """Return the numbers of a repeated option whose values may be comma lists, each once, in their order."""
-    sizes = []
-    for part in ",".join(values).split(","):
-        if not part.strip().isdecimal() or int(part) < 1:
-            raise typer.BadParameter(f"{part.strip()!r} is not a positive whole number", param_hint=option)
-        sizes.append(int(part))
-    return list(dict.fromkeys(sizes))
+    return whole_numbers([paper if part == PAPER_SIZES else part for part in parts], "--k")
 
 
 def parse_stack(token_rate: int | None, stack: int | None) -> int:
-    """Return the stack factor that --token-rate or --stack gives; by default that of 100 tokens per second."""
+    """Return the stack factor of --token-rate or --stack; by default that of 100 tokens per second."""
     from sctok.formats.stacking import stack_factor
     from sctok.formats.stacking import token_rate as rate_of
 
@@ -270,13 +275,13 @@ def parse_stack(token_rate: int | None, stack: int | None) -> int:
 
 
 def _first_centroids(seeding: str, sizes: list[int]) -> Path:
-    """Return the file that --seeding names, which holds as many centroids as the only size."""
+    """Return the file that --seeding names; it must hold as many centroids as the only size."""
     from sctok.kmeans_tools.training import count_first_centroids
 
     path = Path(seeding)
     if not path.exists():
         names = ", ".join(SEEDING_NAMES)
-        raise typer.BadParameter(f"{seeding!r} is none of {names} and no file", param_hint="--seeding")
+        raise typer.BadParameter(f"{seeding!r} is neither one of {names} nor a file", param_hint="--seeding")
     if sizes != [count := count_first_centroids(path)]:
         raise typer.BadParameter(f"{seeding} holds {count} centroids", param_hint="--k")
     return path

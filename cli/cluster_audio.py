@@ -1,13 +1,27 @@
 """The part of `sctok cluster --from-audio` that encodes a sample of the audio first."""
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from sctok.cli.shared.common import one_of, say
-from sctok.cli.shared.runs import RunReporter, checked_name, prepare, select
+from sctok.cli.shared.options import (
+    PRECISIONS,
+    ChannelOption,
+    EncoderOption,
+    EncodingOptions,
+    FileSelection,
+    HoursOption,
+    PaddingOption,
+    PatchesOption,
+    checked_name,
+    one_of,
+)
+from sctok.cli.shared.runs import RunReporter
+from sctok.cli.shared.terminal import say
 
 from .cluster_report import ClusterProgress
 
@@ -15,57 +29,77 @@ if TYPE_CHECKING:
     from sctok.corpus.from_audio import AudioResult
     from sctok.kmeans_tools.domains import DomainPlan
 
-EncoderPrecisionOption = Annotated[
-    str,
-    typer.Option(
-        "--encoder-precision",
-        help="auto, fp32, bf16 or fp16: of the encoder.",
-        callback=one_of("auto", "fp32", "bf16", "fp16"),
-    ),
-]
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Whether a sample of audio is encoded first, and how."""
+
+    panel: ClassVar[str] = "Encoding of --from-audio"
+    from_audio: Annotated[
+        bool,
+        typer.Option(
+            "--from-audio",
+            help="Encode a random sample of AUDIO first; its features are deleted when the codebooks are finished.",
+        ),
+    ] = False
+    encoder: EncoderOption = "mini"
+    encoder_precision: Annotated[
+        str, typer.Option(help="Arithmetic of the encoder: auto, fp32, bf16 or fp16.", callback=one_of(*PRECISIONS))
+    ] = "auto"
+    max_hours: HoursOption = None
+    tokens_per_clip: PatchesOption = None
+    channel: ChannelOption = None
+    padding: PaddingOption = "keep"
 
 
-def check_inputs(audio: list[str], domains: list[str], features: Any) -> str:
-    """Return the one domain that audio is of; anything that does not go with `--from-audio` is wrong usage."""
+def check_inputs(audio: list[str], domains: list[str], features: Path | None) -> str:
+    """Return the domain of the audio; options that contradict `--from-audio` are wrong usage."""
     from sctok.formats.codebooks import MERGED_DOMAIN
 
     if not audio:
         raise typer.BadParameter("needs audio: folders, files, manifests or tar shards", param_hint="--from-audio")
     if features is not None:
-        raise typer.BadParameter("does not go with --from-audio, which keeps no features", param_hint="--features")
+        raise typer.BadParameter("contradicts --from-audio, which keeps no features", param_hint="--features")
     if len(domains) != 1:
-        raise typer.BadParameter("name one domain, that of the audio", param_hint="--domain")
+        raise typer.BadParameter("name one domain, the domain of the audio", param_hint="--domain")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ:
-        raise typer.BadParameter("takes --device all or --engine ray instead of torchrun", param_hint="--from-audio")
+        raise typer.BadParameter(
+            "does not run under torchrun; use --device all or --engine ray", param_hint="--from-audio"
+        )
     if domains[0] == MERGED_DOMAIN:
-        raise typer.BadParameter(f"{MERGED_DOMAIN!r} is kept for merged codebooks", param_hint="--domain")
+        raise typer.BadParameter(f"{MERGED_DOMAIN!r} is reserved for merged codebooks", param_hint="--domain")
     return checked_name(domains[0], "--domain")
 
 
-def cluster_from_audio(audio: list[str], domain: str, plan: "DomainPlan", options: dict[str, Any]) -> "AudioResult":
-    """Train the codebooks of a domain as `plan` says, and show how it goes. options: those of `sctok cluster`."""
+def cluster_from_audio(
+    audio: list[str],
+    domain: str,
+    plan: "DomainPlan",
+    sample: SampleOptions,
+    files: FileSelection,
+    run: EncodingOptions,
+) -> "AudioResult":
+    """Encode a sample of audio, train the codebooks of a domain on it as `plan` says, and show the progress."""
     from sctok.corpus.extraction import ExtractionConfig
     from sctok.corpus.from_audio import cluster_audio
+    from sctok.features.extractor import load_encoder
 
-    channel, tokens, hours, seed = (options[name] for name in ("channel", "tokens_per_clip", "max_hours", "seed"))
-    config = ExtractionConfig(domain, channel, tokens, hours, seed)
-    selection = select(*(options[name] for name in ("include", "exclude", "min_seconds", "max_seconds")))
-    how = {name: options[name] for name in ("retry_failed", "engine", "address")}
-    named = (options[name] for name in ("encoder", "device", "encoder_precision", "batch_size", "workers", "padding"))
-    make_extractor, execution = prepare(*named, rank=0, world_size=1, **how)
+    seed = plan.config.seed
+    config = ExtractionConfig(domain, sample.channel, sample.tokens_per_clip, sample.max_hours, seed)
+    execution, precision = run.execution(sample.encoder_precision)
     kmeans = replace(plan.config, device=execution.devices[0])
     with RunReporter(f"encode {domain}") as reporter:
         result = cluster_audio(
             audio,
             config,
             replace(plan, config=kmeans),
-            make_extractor,
+            partial(load_encoder, sample.encoder, precision=precision, padding=sample.padding),
             lambda name, source: ClusterProgress(name, source, kmeans),
             execution,
             reporter,
-            selection,
+            files.selection(),
         )
     if result.sample is not None and (failed := result.sample.summary.failed):
         ledger = plan.folder / f"{domain}.failed.jsonl"
-        say(f"warning: {failed} inputs failed; the reasons are in {ledger}; mend them and add --retry-failed")
+        say(f"warning: {failed} inputs failed; {ledger} lists the reasons; correct them and add --retry-failed")
     return result

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sctok.cli.shared.common import Progress, table
+from sctok.cli.shared.terminal import Progress, table
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.config import KMeansConfig
@@ -23,7 +23,7 @@ _SHOWN = (
 
 
 class ClusterProgress:
-    """Shows the live line of one domain: vectors per second, and the inertia of every iteration."""
+    """Show the progress of one domain: vectors per second, and the inertia after each iteration."""
 
     def __init__(self, domain: str, source: "ShardSource", config: "KMeansConfig") -> None:
         self.name = f"{domain} r{100 // source.stack}"
@@ -38,7 +38,7 @@ class ClusterProgress:
         self.bar.__exit__(*error)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Take in an event of `fit_codebooks`."""
+        """Show an event of `fit_codebooks`."""
         if event["event"] == "rows":
             self.bar.update(event["rows"])
             return
@@ -52,13 +52,13 @@ class ClusterProgress:
 
 
 def domain_facts(result: "DomainResult") -> dict[str, Any]:
-    """Return what is said of a domain as JSON: its features, and the error if there was one."""
+    """Return the facts of a domain for JSON: its features, and the error if there was one."""
     facts = {"domain": result.domain, "encoder": result.encoder, "n_vectors": result.n_vectors}
     return facts if result.error is None else {**facts, "error": " ".join(str(result.error).split())}
 
 
 def codebook_rows(result: "DomainResult") -> list[dict[str, Any]]:
-    """Return what is said of each codebook of a domain as JSON."""
+    """Return the facts of each codebook of a domain for JSON."""
     return [_row(result.domain, book) for book in result.codebooks]
 
 
@@ -75,7 +75,7 @@ def _row(domain: str, book: "TrainedCodebook") -> dict[str, Any]:
 
 
 def codebook_table(rows: list[dict[str, Any]]) -> str:
-    """Lay out rows of `codebook_rows` for people."""
+    """Return rows of `codebook_rows` as a table."""
     header = ("domain", "k", "inertia", "explained", "perplexity", "dead", "iterations", "seconds", "path")
     return table(header, [_cells(row) for row in rows])
 

@@ -5,58 +5,35 @@ from typing import Annotated
 
 import typer
 
-from sctok.cli.shared.codecs import (
-    BatchWindowsOption,
-    CodecOption,
-    EtaOption,
-    FileReporter,
-    FormatOption,
-    GuidanceFormOption,
-    GuidanceOption,
-    KeepOption,
-    SamplerOption,
-    StepsOption,
-    audio_suffix,
-    load_codec,
-    sampler_config,
-)
-from sctok.cli.shared.common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, SeedOption
+from sctok.cli.shared.codecs import CodecOptions, DecodingOptions, FileReporter, FormatOption, KeepOption, audio_suffix
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import JsonOption
 
 
+@command("sctok decode speech.sct", "sctok decode tokens/ --out sound/ --sampler dpm++ --steps 10")
 def decode(
     tokens: Annotated[
         list[str], typer.Argument(metavar="TOKENS...", help=".sct files, token shards (.tar), or folders of them.")
     ],
-    codec: CodecOption = "mini",
+    codec: CodecOptions,
+    decoding: DecodingOptions,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
             help="A .wav or .flac file for a single .sct, or a folder.",
-            show_default="beside the .sct, as NAME.decoded.wav",
+            show_default="NAME.decoded.wav next to each .sct",
         ),
     ] = None,
     audio_format: FormatOption = "wav",
-    sampler: SamplerOption = "ddim",
-    steps: StepsOption = None,
-    guidance: GuidanceOption = 2.0,
-    guidance_form: GuidanceFormOption = "published",
-    eta: EtaOption = 1.0,
-    seed: SeedOption = 0,
-    root: RootOption = DEFAULT_ROOT,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    batch_size: BatchWindowsOption = None,
     skip_existing: KeepOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the audio of tokens, 16 kHz and exactly as long as what was encoded, to WAV or FLAC files of 16 bits.
+    """Decode TOKENS to 16-bit audio files at 16 kHz, each exactly as long as the audio that was encoded.
 
-    Files that are there already are replaced unless --skip-existing is given, which keeps audio of the right length,
-    whatever sampler it is from. Tokens that are damaged or of another codec are named with the reason, the rest goes
-    on, and the exit code is 1.
+    Existing files are replaced. With --skip-existing, audio of the right length is kept, whatever sampler made it.
+    Tokens that are damaged or of another codec are reported, the remaining ones are decoded, and the exit code is 1.
     """
-    config = sampler_config(sampler, steps, guidance, guidance_form, eta, seed)
+    config = decoding.sampler_config()
     suffix = audio_suffix(out, audio_format)
 
     from sctok.codec.files import decode_files
@@ -64,7 +41,7 @@ def decode(
     from sctok.codec.overlap import decode_window_count
 
     lengths = [job.tokens.samples for job in list_token_jobs(tokens, out, suffix) if not isinstance(job.tokens, str)]
-    loaded = load_codec(codec, root, device, precision, batch_size, parts=["decoder"])
+    loaded = codec.load("decoder", batch_windows=decoding.batch_size)
     reporter = FileReporter("decode", lengths, decode_window_count)
     jobs = list_token_jobs(tokens, out, suffix)
     reporter.take(decode_files(loaded, jobs, config, keep=skip_existing, progress=reporter.windows))

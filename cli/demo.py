@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, RootOption, emit, say, table
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, RootOption
+from sctok.cli.shared.terminal import emit, say, table
 
 if TYPE_CHECKING:
     from sctok.formats.codebooks import Codebook
@@ -19,10 +21,11 @@ TOKEN_RATE = 100
 SOUND = "reconstructed"
 
 
+@command("sctok demo")
 def demo(context: typer.Context, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Turn the bundled clips into tokens (extract, cluster, merge, tokenize), and into sound again by the mini codec.
+    """Turn the bundled clips into tokens and back into sound, with the commands that you would type.
 
-    Takes a minute or two.
+    Runs extract, cluster, merge, tokenize and reconstruct in ROOT/demo. Takes a minute or two.
     """
     from sctok.formats.codebooks import codebook_path, load_codebook
 
@@ -57,7 +60,7 @@ def _commands(clips: Path, work: Path) -> list[list[str]]:
 
 
 def _run(program: Any, arguments: list[str], quiet: bool) -> None:
-    """Run one command as the command line would, results to stderr where stdout is for JSON."""
+    """Run one command; if stdout is reserved for JSON, its results go to stderr."""
     import contextlib
     import sys
 
@@ -68,7 +71,7 @@ def _run(program: Any, arguments: list[str], quiet: bool) -> None:
 
 
 def _token_rows(folder: Path, codebook: "Codebook") -> list[dict[str, Any]]:
-    """Describe the tokens of each clip: how many, how many kinds, and the share that its own domain's rows give."""
+    """Describe the tokens of each clip: number, distinct ones, and the share from the rows of its own domain."""
     from sctok.formats.token_shards import read_token_shard
 
     segments = {part.domain: range(part.start, part.stop) for part in codebook.metadata.segments}
@@ -91,7 +94,7 @@ def _token_rows(folder: Path, codebook: "Codebook") -> list[dict[str, Any]]:
 
 
 def _mel_distance(clips: Path, sound: Path, clip: str) -> float:
-    """Return DAC's mel distance between a clip and what came back."""
+    """Return DAC's mel distance between a clip and its reconstruction."""
     import numpy as np
     import torch
 
@@ -121,6 +124,6 @@ def _text(rows: list[dict[str, Any]], places: dict[str, str], seconds: float) ->
     lines = [f"{name.ljust(width)}  {place}" for name, place in places.items()]
     hint = (
         f"listen to {shlex.quote(places['sound'])}; "
-        f"look into any of the files with: sctok inspect {shlex.quote(places['merged codebook'])}"
+        f"describe any of the files with: sctok inspect {shlex.quote(places['merged codebook'])}"
     )
     return "\n".join(["", table(header, cells), "", *lines, "", f"done in {seconds:.0f} s; {hint}"])

@@ -1,4 +1,4 @@
-"""`sctok doctor`: what this machine has and what `auto` will pick."""
+"""`sctok doctor`: what this machine has and what `auto` selects."""
 
 import platform
 import shutil
@@ -6,15 +6,18 @@ from importlib import metadata
 from typing import Any
 
 from sctok import __version__
-from sctok.cli.shared.common import JsonOption, emit
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import JsonOption
+from sctok.cli.shared.terminal import emit
 
 LIBRARIES = (
     "torch", "numba", "triton", "faiss-cpu", "faiss-gpu", "h5py", "soundfile", "soxr", "webdataset", "huggingface-hub",
 )  # fmt: skip
 
 
+@command("sctok doctor")
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what was found on this machine and what `auto` will pick."""
+    """Report the devices, libraries and number formats of this machine, and what auto selects."""
     findings = {
         "sctok": __version__,
         "python": platform.python_version(),
@@ -61,7 +64,7 @@ def _compute() -> dict[str, Any]:
 
 
 def _low_precision() -> dict[str, str]:
-    """Return for bf16 and fp16 and everything that computes in them whether it works on this CPU."""
+    """Return whether bf16 and fp16 work on this CPU, for each part that can use them."""
     from sctok.codec.decoding import DECODER
     from sctok.features.extractor import ENCODER
     from sctok.runtime.devices import low_precision_faults

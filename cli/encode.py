@@ -5,63 +5,49 @@ from typing import Annotated
 
 import typer
 
-from sctok.cli.shared.codecs import (
-    CodebookOption,
-    CodecOption,
-    FileReporter,
-    KeepOption,
-    chosen_codebook,
-    decoding_workers,
-    load_codec,
-)
-from sctok.cli.shared.common import DEFAULT_ROOT, DeviceOption, JsonOption, PrecisionOption, RootOption, StartsOver
-from sctok.cli.shared.runs import AudioArgument, ChannelOption, WorkersOption
+from sctok.cli.shared.codecs import CodecOptions, FileReporter, KeepOption, ReadingOptions
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import AudioArgument, JsonOption
+from sctok.cli.shared.terminal import StartsOver
 
 
+@command("sctok encode speech.wav", "sctok encode clips/ --out tokens/ --codebook 1024")
 def encode(
     audio: AudioArgument,
-    codec: CodecOption = "mini",
-    codebook: CodebookOption = None,
+    codec: CodecOptions,
+    reading: ReadingOptions,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
             help="A .sct file for a single input, a .tar for one token shard, or a folder.",
-            show_default="beside the audio",
+            show_default="next to each audio file",
         ),
     ] = None,
-    root: RootOption = DEFAULT_ROOT,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    workers: WorkersOption = None,
-    channel: ChannelOption = None,
     skip_existing: KeepOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the tokens of audio to .sct files, one for each file under its path in the input, or to one token shard.
+    """Encode AUDIO with a codec and write its tokens, one .sct file for each audio file, or one token shard.
 
-    Files that are there already are replaced unless --skip-existing is given, which keeps those that are whole and of
-    the same codec and codebook: so an interrupted command goes on. Files that cannot be read are named with the
-    reason, the rest goes on, and the exit code is 1.
+    Existing files are replaced. To resume an interrupted command, add --skip-existing. Files that cannot be read are
+    reported, the remaining ones are encoded, and the exit code is 1.
     """
     from sctok.audio.windows import window_count
-    from sctok.codec.files import Reading, encode_files, encode_to_shard
+    from sctok.codec.files import encode_files, encode_to_shard
     from sctok.codec.listing import SHARD_SUFFIX, audio_lengths, list_audio_jobs
     from sctok.formats.sct import SCT_SUFFIX
 
     jobs = list_audio_jobs(audio, out, SCT_SUFFIX)
-    loaded = load_codec(codec, root, device, precision, parts=["encoder"])
-    processes = decoding_workers(workers, len(jobs), loaded.device.type == "cuda")
-    reading = Reading(chosen_codebook(loaded, codebook), channel, processes)
+    loaded = codec.load("encoder")
+    chosen = reading.for_codec(loaded, len(jobs))
     reporter = FileReporter("encode", audio_lengths(jobs), window_count)
     if out is not None and out.suffix == SHARD_SUFFIX:
         try:
-            reporter.take(encode_to_shard(loaded, jobs, reading, out, reporter.windows))
+            reporter.take(encode_to_shard(loaded, jobs, chosen, out, reporter.windows))
         except StartsOver:
             raise StartsOver(
-                f"nothing is kept of {out}, which is written at once; sctok tokenize --codec {codec} goes on where it "
-                "stopped"
+                f"{out} is written in one piece, so nothing of it is kept; sctok tokenize --codec {codec.codec} can "
+                "be resumed"
             ) from None
     else:
-        reporter.take(encode_files(loaded, jobs, reading, keep=skip_existing, progress=reporter.windows))
+        reporter.take(encode_files(loaded, jobs, chosen, keep=skip_existing, progress=reporter.windows))
     reporter.show(loaded, as_json)

@@ -1,12 +1,14 @@
 """`sctok export`: tokens in the formats that language models are trained from."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, Progress, RootOption, byte_count, emit, one_of, say, table
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, RootOption, byte_count, one_of
+from sctok.cli.shared.terminal import Progress, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.corpus.exports.run import ExportConfig, ExportResult
@@ -15,84 +17,108 @@ FORMATS = ("parquet", "megatron", "jsonl", "km", "npy", "hf-dataset")
 LAYOUTS = ("flat", "interleaved", "delayed", "parallel")
 
 
-def export(
-    tokens: Annotated[
-        list[str],
-        typer.Argument(metavar="TOKENS...", help="Name in ROOT/tokens or folder of a run, or single .tar shards."),
-    ],
-    to: Annotated[str, typer.Option("--to", help=f"{', '.join(FORMATS)}.", callback=one_of(*FORMATS))],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to make. Default: ROOT/exports/NAME-FORMAT.")
-    ] = None,
+@dataclass(frozen=True)
+class SequenceOptions:
+    """How the tokens of a file become a sequence of ids, and how ids are split into files."""
+
+    panel: ClassVar[str] = "Ids and files"
     layout: Annotated[
-        str, typer.Option("--layout", help=f"{', '.join(LAYOUTS)}: order of the streams.", callback=one_of(*LAYOUTS))
-    ] = "flat",
+        str, typer.Option(help=f"Order of the streams in a sequence: {', '.join(LAYOUTS)}.", callback=one_of(*LAYOUTS))
+    ] = "flat"
     streams: Annotated[
-        str | None, typer.Option("--streams", help="Which streams, such as semantic or semantic,acoustic.")
-    ] = None,
+        str | None,
+        typer.Option(
+            help="Streams to export, separated by commas, such as semantic,acoustic.", show_default="all in the tokens"
+        ),
+    ] = None
     offset: Annotated[
         str | None,
         typer.Option(
-            "--offset",
-            help="Added to ids: one number for each stream, or where the first begins and the others follow. "
-            "Default: 0, with the others following in flat and interleaved.",
+            help="Number added to ids: one for each stream, or one for the first stream, which the others follow.",
+            show_default="0, with the other streams following in flat and interleaved",
         ),
-    ] = None,
+    ] = None
     pad: Annotated[
-        int | None, typer.Option("--pad", help="Id of delayed for no token. Default: the first free one.", min=0)
-    ] = None,
+        int | None,
+        typer.Option(
+            help="Id that stands for no token in the layout delayed.", show_default="the first free id", min=0
+        ),
+    ] = None
     end_of_document: Annotated[
-        str | None, typer.Option("--end-of-document", help="Id to put after each file; auto is the first free one.")
-    ] = None,
-    dedup: Annotated[bool, typer.Option("--dedup", help="Merge equal steps and keep their durations.")] = False,
+        str | None,
+        typer.Option(help="Id to append to each file, or auto for the first free id.", show_default="no such id"),
+    ] = None
+    dedup: Annotated[
+        bool, typer.Option("--dedup", help="Merge equal neighbouring steps and write their durations.")
+    ] = False
     shard_size: Annotated[
         str | None,
-        typer.Option("--shard-size", help="Bytes of ids in one output file. Default: 512M; in megatron, km, npy all."),
-    ] = None,
+        typer.Option(
+            help="Bytes of ids in one output file, such as 512M.",
+            show_default="512M; no limit for megatron, km and npy",
+        ),
+    ] = None
     codebook_sizes: Annotated[
-        str | None, typer.Option("--codebook-sizes", help="Of each stream, for shards without their run.json.")
-    ] = None,
+        str | None,
+        typer.Option(help="Number of ids of each stream, such as 4096,8192, for shards without their run.json."),
+    ] = None
+
+    def config(self, to: str) -> "ExportConfig":
+        """Return the configuration for the library; options that contradict each other are wrong usage."""
+        from sctok.corpus.exports.run import ExportConfig
+        from sctok.corpus.runs.run_folder import RunError
+
+        offsets, end = _numbers(self.offset, "--offset"), _end(self.end_of_document)
+        part_bytes = byte_count(self.shard_size, "--shard-size")
+        try:
+            return ExportConfig(
+                to=to,
+                layout=self.layout,
+                streams=tuple(self.streams.split(",")) if self.streams else None,
+                offsets=offsets,
+                pad=self.pad,
+                end=end,
+                dedup=self.dedup,
+                part_bytes=part_bytes,
+            )
+        except RunError as error:
+            raise typer.BadParameter(str(error)) from None
+
+
+@command(
+    "sctok export dataset --to parquet",
+    "sctok export dataset --to megatron --end-of-document auto --layout interleaved",
+)
+def export(
+    tokens: Annotated[
+        list[str],
+        typer.Argument(metavar="TOKENS...", help="Name in ROOT/tokens, folder of a run, or .tar token shards."),
+    ],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.", callback=one_of(*FORMATS))],
+    sequence: SequenceOptions,
+    out: Annotated[Path | None, typer.Option(help="Folder to create.", show_default="ROOT/exports/NAME-FORMAT")] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Write tokens as Parquet, Megatron .bin/.idx, JSON lines, fairseq .km, NumPy or a Hugging Face dataset.
+    """Export tokens as Parquet, Megatron .bin/.idx, JSON lines, fairseq .km, NumPy or a Hugging Face dataset.
 
-    export.json beside the output says what made it, which ids mean what, and how much there is. Interrupted, an
-    export goes on when the same command is run again; the folder appears when it is whole.
+    export.json in the output folder describes the source, the meaning of the ids and the counts. The folder appears
+    when the export is complete. Run the same command again to resume.
     """
     from sctok.corpus.exports.run import export_tokens
     from sctok.corpus.exports.sources import open_tokens
 
-    config = _config(
-        to=to,
-        layout=layout,
-        streams=tuple(streams.split(",")) if streams else None,
-        offsets=_numbers(offset, "--offset"),
-        pad=pad,
-        end=_end(end_of_document),
-        dedup=dedup,
-        part_bytes=_size(shard_size),
-    )
+    config = sequence.config(to)
     paths = [_find_tokens(name, root) for name in tokens]
     if len(paths) > 1 and out is None:
         raise typer.BadParameter("several shards need a folder for their export", param_hint="--out")
-    source = open_tokens(paths, _numbers(codebook_sizes, "--codebook-sizes"))
+    source = open_tokens(paths, _numbers(sequence.codebook_sizes, "--codebook-sizes"))
     folder = out or root / "exports" / f"{_name(paths[0])}-{to}"
     with ExportReporter(f"export {folder.name}") as reporter:
         result = export_tokens(source, folder, config, reporter)
     if result.existed:
         say(f"{folder}: nothing left to do")
     _show(result, as_json)
-
-
-def _config(**options: Any) -> "ExportConfig":
-    from sctok.corpus.exports.run import ExportConfig
-    from sctok.corpus.runs.run_folder import RunError
-
-    try:
-        return ExportConfig(**options)
-    except RunError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
@@ -112,23 +138,17 @@ def _end(text: str | None) -> int | bool:
     return int(text)
 
 
-def _size(text: str | None) -> int | None:
-    try:
-        return byte_count(text)
-    except typer.BadParameter as error:
-        raise typer.BadParameter(error.message, param_hint="--shard-size") from None
-
-
 def _find_tokens(name: str, root: Path) -> Path:
-    """Return the path that TOKENS means: a shard or run under it, or the run of that name in ROOT/tokens."""
+    """Return the path of a shard or run folder, or of the run with this name in ROOT/tokens."""
     path, run = Path(name), root / "tokens" / name
     if path.is_file() or (path / "run.json").exists():
         return path
-    if run.exists() or path.exists():  # a folder of the audio is often called as its tokens are
+    if run.exists() or path.exists():  # the folder of the audio often has the same name
         return run if run.exists() else path
-    there = sorted(found.parent.name for found in (root / "tokens").glob("*/run.json"))
+    existing = sorted(found.parent.name for found in (root / "tokens").glob("*/run.json"))
     raise FileNotFoundError(
-        f"{name} is neither a folder or shard nor a name in {root / 'tokens'}, which has {', '.join(there) or 'none'}"
+        f"{name} is neither a folder nor a shard nor a name in {root / 'tokens'}, which has "
+        f"{', '.join(existing) or 'no runs'}"
     )
 
 
@@ -137,7 +157,7 @@ def _name(path: Path) -> str:
 
 
 class ExportReporter:
-    """Shows the shards of an export as they are read."""
+    """Show the progress of an export."""
 
     def __init__(self, label: str) -> None:
         self._label = label

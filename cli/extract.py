@@ -1,89 +1,68 @@
 """`sctok extract`: AudioMAE features of audio into HDF5 shards."""
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import typer
 
-from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption, SeedOption
-from sctok.cli.shared.runs import (
-    AddressOption,
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import (
+    DEFAULT_ROOT,
     AudioArgument,
-    BatchOption,
     ChannelOption,
-    DevicesOption,
     EncoderOption,
-    EngineOption,
-    ExcludeOption,
+    FileSelection,
     HoursOption,
-    IncludeOption,
-    MaxSecondsOption,
-    MinSecondsOption,
+    JsonOption,
     OutOption,
     PaddingOption,
     PatchesOption,
-    ProfileOption,
-    RankOption,
-    RefreshOption,
-    RetryOption,
-    RunReporter,
+    PrecisionOption,
+    RootOption,
+    RunOptions,
+    SeedOption,
     ShardOption,
-    WorkersOption,
-    WorldOption,
     checked_name,
-    prepare,
-    select,
-    show_results,
 )
+from sctok.cli.shared.runs import RunReporter, show_results
 
 
+@command(
+    "sctok extract ~/LibriSpeech --domain speech",
+    "sctok extract music/ --domain music --max-hours 200 --device all",
+)
 def extract(
     audio: AudioArgument,
-    domain: Annotated[str, typer.Option("--domain", help="What the audio is: speech, music, general or any name.")],
+    domain: Annotated[str, typer.Option(help="Name of the kind of audio: speech, music, general or any other.")],
+    files: FileSelection,
+    run: RunOptions,
     encoder: EncoderOption = "mini",
-    root: RootOption = DEFAULT_ROOT,
-    out: OutOption = None,
+    precision: PrecisionOption = "auto",
+    padding: PaddingOption = "keep",
+    channel: ChannelOption = None,
     tokens_per_clip: PatchesOption = None,
     max_hours: HoursOption = None,
-    device: DevicesOption = "auto",
-    batch_size: BatchOption = None,
-    workers: WorkersOption = None,
-    precision: PrecisionOption = "auto",
-    channel: ChannelOption = None,
-    padding: PaddingOption = "keep",
     seed: SeedOption = 0,
     files_per_shard: ShardOption = 256,
-    retry_failed: RetryOption = False,
-    refresh: RefreshOption = False,
-    rank: RankOption = 0,
-    world_size: WorldOption = 1,
-    profile: ProfileOption = False,
-    engine: EngineOption = "local",
-    address: AddressOption = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    min_seconds: MinSecondsOption = None,
-    max_seconds: MaxSecondsOption = None,
+    root: RootOption = DEFAULT_ROOT,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the AudioMAE features of audio to ROOT/features/DOMAIN, for `sctok cluster`.
+    """Extract the AudioMAE features of AUDIO into HDF5 shards under ROOT/features/DOMAIN, for sctok cluster.
 
-    Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
-    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl. Files whose
-    size or modification time changed since they were read, or that vanished, end the command; --refresh updates them.
-
-    With --padding cut, files shorter than a window (10.24 s) are as fast per second as long ones. Features differ, and
-    need codebooks of their own; sctok tokenize sees by a codebook which it is for.
+    Run the same command again to resume after an interruption or to add new files. Several commands may share one
+    folder. Files that cannot be read are listed in failed.jsonl. If files changed or vanished since they were read,
+    the command stops; --refresh updates their shards.
     """
     checked_name(domain, "--domain")
 
     from sctok.corpus.extraction import ExtractionConfig, extract_features
+    from sctok.features.extractor import load_encoder
 
     config = ExtractionConfig(domain, channel, tokens_per_clip, max_hours, seed, files_per_shard)
-    selection = select(include, exclude, min_seconds, max_seconds)
-    how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
-    how |= {"engine": engine, "address": address, "refresh": refresh}
-    make_extractor, execution = prepare(encoder, device, precision, batch_size, workers, padding, **how)
+    execution, chosen = run.execution(precision)
+    make_extractor = partial(load_encoder, encoder, precision=chosen, padding=padding)
+    folder = out or root / "features" / domain
     with RunReporter(f"extract {domain}") as reporter:
-        folder = out or root / "features" / domain
-        result = extract_features(audio, folder, make_extractor, config, execution, reporter, selection)
+        result = extract_features(audio, folder, make_extractor, config, execution, reporter, files.selection())
     show_results([result], reporter, as_json)

@@ -5,20 +5,23 @@ from typing import Annotated, Any
 
 import typer
 
-from sctok.cli.shared.common import JsonOption, emit, visible
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import JsonOption
+from sctok.cli.shared.terminal import emit, visible
 
 
+@command("sctok inspect tokens.sct", "sctok inspect merged-4096-r100")
 def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A shard, .sct file, codebook, encoder, or the folder of a run or a codec; or what is bundled: "
+            help="A shard, .sct file, codebook, encoder, folder of a run or a codec, or a bundled name: "
             "merged-4096-r100, merged-4096-r50, merged-4096-r25, encoder-mini or codec-mini."
         ),
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Describe any file that sctok writes, or that is bundled with it."""
+    """Describe a file or folder that sctok wrote, or one that is bundled with it."""
     from sctok.formats.bundled import bundled_place
     from sctok.formats.describe import describe_file
 

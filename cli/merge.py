@@ -1,67 +1,75 @@
-"""`sctok merge`: one codebook from those of several domains."""
+"""`sctok merge`: one codebook from those of several domains, by default 2 : 1 : 1."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, RootOption, emit, one_of, say, table
-
-from .cluster import parse_sizes
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, OverwriteOption, RootOption, whole_numbers
+from sctok.cli.shared.terminal import emit, say, table
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.merging import MergedCodebook
 
 
-def merge(
+@dataclass(frozen=True)
+class MergeOptions:
+    """Which codebooks are merged, and how."""
+
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", help="Size of the merged codebook; several are allowed. Default: all that can be."),
-    ] = None,
+        typer.Option(
+            help="Number of centroids of the merged codebook, repeated or separated by commas.",
+            show_default="all that the codebooks allow",
+        ),
+    ] = None
     token_rate: Annotated[
-        list[int] | None, typer.Option("--token-rate", help="100, 50 or 25. Default: all at hand.")
-    ] = None,
+        list[int] | None,
+        typer.Option(
+            help="Token rate of the codebooks to merge: 100, 50 or 25; may be repeated.", show_default="all that exist"
+        ),
+    ] = None
     ratio: Annotated[
         str | None,
-        typer.Option("--ratio", help="Shares of the domains, in row order. Default: general=2,speech=1,music=1."),
-    ] = None,
-    root: RootOption = DEFAULT_ROOT,
-    codebooks: Annotated[
-        Path | None, typer.Option("--codebooks", help="Folder of codebooks. Default: codebooks under --root.")
-    ] = None,
+        typer.Option(help="Share of each domain, in the order of the rows.", show_default="general=2,speech=1,music=1"),
+    ] = None
+    codebooks: Annotated[Path | None, typer.Option(help="Folder of codebooks.", show_default="ROOT/codebooks")] = None
     store: Annotated[
-        str,
-        typer.Option(
-            "--store",
-            help="float32, or float16: round the centroids, for a file of half the size.",
-            callback=one_of("float32", "float16"),
-        ),
-    ] = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace merged codebooks that differ.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Merge domain codebooks into one, by default general : speech : music at 2 : 1 : 1 as in the paper."""
-    sizes = parse_sizes(size, "--size") if size else []
-    rates = _checked_rates(token_rate or [])
+        Literal["float32", "float16"],
+        typer.Option(help="Type of the stored centroids; float16 rounds them and halves the file."),
+    ] = "float32"
+    overwrite: OverwriteOption = False
+
+
+@command("sctok merge", "sctok merge --size 32768 --token-rate 50 --ratio general=2,speech=1,music=1")
+def merge(options: MergeOptions, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Merge domain codebooks into one, by default general : speech : music at 2 : 1 : 1 as in the paper.
+
+    The result is ROOT/codebooks/merged-SIZE-rRATE.safetensors. sctok tokenize finds it there.
+    """
+    sizes = whole_numbers(options.size or [], "--size")
+    rates = _checked_rates(options.token_rate or [])
 
     import numpy as np
 
     from sctok.kmeans_tools.merging import PAPER_RATIO, build_merged, choose_plans
 
-    shares = PAPER_RATIO if ratio is None else parse_ratio(ratio)
-    folder = codebooks or root / "codebooks"
+    shares = PAPER_RATIO if options.ratio is None else parse_ratio(options.ratio)
+    folder = options.codebooks or root / "codebooks"
     plans = choose_plans(folder, shares, sizes, rates)
-    dtype = np.float16 if store == "float16" else np.float32
-    results = build_merged(folder, plans, shares, overwrite=overwrite, dtype=dtype)
+    dtype = np.float16 if options.store == "float16" else np.float32
+    results = build_merged(folder, plans, shares, overwrite=options.overwrite, dtype=dtype)
     for result in results:
         if not result.made:
-            say(f"{result.path} is there already, merged from the same codebooks")
+            say(f"{result.path} exists already, merged from the same codebooks")
     rows = [_result_row(result) for result in results]
     emit({"ratio": shares, "codebooks": rows}, as_json, lambda: _result_table(rows))
 
 
 def parse_ratio(text: str) -> dict[str, int]:
-    """Return the shares of `general=2,speech=1` by domain, in their order."""
+    """Return the share of each domain from text such as `general=2,speech=1`, in that order."""
     shares: dict[str, int] = {}
     for part in text.split(","):
         domain, _, share = (piece.strip() for piece in part.partition("="))

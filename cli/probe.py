@@ -1,28 +1,27 @@
-"""`sctok probe`: what features and tokens know of labelled audio."""
+"""`sctok probe`: how much features and tokens tell about labelled audio."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from sctok.cli.shared.codebooks import DEFAULT_ENCODER, wanted_codebook
 from sctok.cli.shared.codecs import codec_path
-from sctok.cli.shared.common import (
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import (
     DEFAULT_ROOT,
     DeviceOption,
     JsonOption,
     PrecisionOption,
-    Progress,
     RootOption,
     SeedOption,
-    emit,
-    one_of,
-    say,
-    table,
+    checked_name,
+    split_list,
 )
-from sctok.cli.shared.runs import checked_name
+from sctok.cli.shared.terminal import Progress, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.evaluation.probe.features import System
@@ -32,133 +31,184 @@ if TYPE_CHECKING:
 CHANGES = ("shift", "gain", "noise", "mp3")
 
 
+@dataclass(frozen=True)
+class SystemOptions:
+    """The encoders, codebooks and codecs that are probed."""
+
+    panel: ClassVar[str] = "Encoders, codebooks and codecs"
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="AudioMAE encoder: mini, base, or a file of weights; may be repeated.",
+            show_default="mini, unless --codec is given",
+        ),
+    ] = None
+    codebook: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Codebooks, repeated or separated by commas: sizes of merged ones in ROOT/codebooks, bundled names "
+            "such as merged-4096-r50, or files."
+        ),
+    ] = None
+    token_rate: Annotated[
+        int | None,
+        typer.Option(
+            help="Token rate of codebooks that are given by size: 100, 50 or 25 per second.", show_default="100"
+        ),
+    ] = None
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(help="Codec: mini (bundled), a name in ROOT/codecs, or a folder; may be repeated."),
+    ] = None
+    device: DeviceOption = "auto"
+    precision: PrecisionOption = "auto"
+
+    def load(self, root: Path) -> "list[System]":
+        """Return what is probed: log-mel frames, each encoder with its codebooks, and each codec."""
+        from sctok.evaluation.probe.features import EncoderSystem, MelSystem, load_codec_system
+        from sctok.features.extractor import load_encoder
+
+        fitting = self.encoder[0] if self.encoder and len(self.encoder) == 1 else None
+        wanted = split_list(self.codebook)
+        books = [wanted_codebook(root / "codebooks", one, self.token_rate, fitting) for one in wanted]
+        codecs = [codec_path(one, root) for one in self.codec or ()]
+        names = self.encoder or ([] if codecs and not books else [DEFAULT_ENCODER])
+        extractors = [load_encoder(name, self.device, self.precision) for name in names]
+        _check_encoders(books, {extractor.hash: extractor.name for extractor in extractors})
+        systems: list[System] = [MelSystem()]
+        for extractor in extractors:
+            own = [book for book in books if book.metadata.encoder_hash == extractor.hash]
+            systems.append(EncoderSystem(extractor, own))
+        return systems + [load_codec_system(path, self.device, self.precision) for path in codecs]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and how the probes are trained."""
+
+    panel: ClassVar[str] = "Measures and probes"
+    representation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Probe only representations whose name matches this pattern, such as '*/features*'; may be repeated.",
+            show_default="all",
+        ),
+    ] = None
+    measure: Annotated[str, typer.Option(help="What to measure, separated by commas: probe, tokens, stability.")] = (
+        "probe,tokens,stability"
+    )
+    pooling: Annotated[
+        Literal["mean", "rows"],
+        typer.Option(
+            help="Averaging of features. mean: over time and frequency rows; rows: over time, with the rows "
+            "concatenated."
+        ),
+    ] = "mean"
+    folds: Annotated[
+        int, typer.Option(help="Largest number of cross-validation folds; groups are not split.", min=3)
+    ] = 5
+    grid_points: Annotated[
+        int, typer.Option(help="Hyperparameter settings to try, of the 16 of HEAR.", min=1, max=16)
+    ] = 8
+    search: Annotated[
+        Literal["first", "every"],
+        typer.Option(help="Search hyperparameters in the first fold only, as HEAR does, or in every fold."),
+    ] = "first"
+    hidden: Annotated[int, typer.Option(help="Width of the probes' hidden layers.", min=1)] = 1024
+    epochs: Annotated[int, typer.Option(help="Largest number of epochs of a probe.", min=1)] = 500
+    seconds: Annotated[float, typer.Option(help="Seconds of each clip to use, from its start.", min=0.01)] = 30.0
+    stability_clips: Annotated[
+        int, typer.Option(help="Clips of each task that are altered and encoded again for stability.", min=1)
+    ] = 50
+    seed: SeedOption = 0
+
+    def settings(self) -> "ProbeConfig":
+        """Return the settings for the library."""
+        from sctok.evaluation.probe.mlp import MlpConfig
+        from sctok.evaluation.probe.run import MEASURES, ProbeConfig
+
+        measures = tuple(part.strip() for part in self.measure.split(","))
+        if unknown := set(measures) - set(MEASURES):
+            raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(MEASURES)}", param_hint="--measure")
+        mlp = MlpConfig(self.folds, self.grid_points, self.search, self.hidden, max_epochs=self.epochs, seed=self.seed)
+        names = tuple(self.representation or ())
+        return ProbeConfig(mlp, self.seconds, self.pooling, names, measures, self.stability_clips)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Tasks next to LABELS, and where their audio is."""
+
+    panel: ClassVar[str] = "Tasks"
+    abx: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Table of ABX items with the columns path, label, start, end, speaker and context; may be repeated."
+        ),
+    ] = None
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="Folder that paths in tables are relative to.", show_default="the folder of the table"),
+    ] = None
+
+
+@command(
+    "sctok probe ESC-50/meta.csv --audio ESC-50/audio --codebook 4096",
+    "sctok probe keywords/ --codec mini --measure tokens,stability",
+)
 def probe(
+    tasks: TaskOptions,
+    systems: SystemOptions,
+    measures: MeasureOptions,
     labels: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="LABELS...",
-            help="Tasks: folders with one subfolder per class, or tables with columns path, label and, where there "
-            "are such, group, domain and fold.",
+            help="Tasks: folders with one subfolder for each class, or tables with the columns path and label, and "
+            "optionally group, domain and fold.",
         ),
     ] = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option("--encoder", help="mini, base, or a file of AudioMAE weights.", show_default="mini, or none"),
-    ] = None,
-    codebook: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--codebook", help="Sizes of merged codebooks, bundled ones such as merged-4096-r50, or files; several."
-        ),
-    ] = None,
-    token_rate: Annotated[
-        int | None, typer.Option("--token-rate", help="100, 50 or 25: of --codebook given by size.")
-    ] = None,
-    codec: Annotated[
-        list[str] | None, typer.Option("--codec", help="mini, the name of a codec in ROOT/codecs, or its folder.")
-    ] = None,
-    abx: Annotated[
-        list[Path] | None,
-        typer.Option("--abx", help="Tables of items for ABX: path, label, start, end, speaker, context."),
-    ] = None,
-    audio: Annotated[
-        Path | None,
-        typer.Option("--audio", help="What paths in tables are relative to.", show_default="the table's folder"),
-    ] = None,
-    name: Annotated[str, typer.Option("--name", help="Of the results: ROOT/reports/NAME/probe.json.")] = "probe",
+    name: Annotated[str, typer.Option(help="Name of the results, which go to ROOT/reports/NAME/probe.json.")] = "probe",
     root: RootOption = DEFAULT_ROOT,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results, instead.")] = None,
-    representation: Annotated[
-        list[str] | None,
-        typer.Option("--representation", help="Probe those alone whose name fits: '*/features*'.", show_default="all"),
-    ] = None,
-    measure: Annotated[
-        str, typer.Option("--measure", help="Some of probe, tokens, stability, with commas between.")
-    ] = "probe,tokens,stability",
-    pooling: Annotated[
-        str,
-        typer.Option(
-            "--pooling",
-            help="mean: over time and frequency rows; rows: over time, rows beside each other.",
-            callback=one_of("mean", "rows"),
-        ),
-    ] = "mean",
-    folds: Annotated[int, typer.Option("--folds", help="At most; groups stay whole.", min=3)] = 5,
-    grid_points: Annotated[int, typer.Option("--grid-points", help="Tried of 16.", min=1, max=16)] = 8,
-    search: Annotated[
-        str,
-        typer.Option(
-            "--search", help="Try them in the first fold (HEAR), or in every.", callback=one_of("first", "every")
-        ),
-    ] = "first",
-    hidden: Annotated[int, typer.Option("--hidden", help="Width of the probes' hidden layers.", min=1)] = 1024,
-    epochs: Annotated[int, typer.Option("--epochs", help="Of a probe's training, at most.", min=1)] = 500,
-    seconds: Annotated[float, typer.Option("--seconds", help="Of each clip, from its start.", min=0.01)] = 30.0,
-    stability_clips: Annotated[
-        int, typer.Option("--stability-clips", help="Clips of each task that are changed and encoded again.", min=1)
-    ] = 50,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder of the results, instead of --name.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Probe what features and tokens know of labelled audio, and count what the tokens are like.
+    """Measure how well features and tokens tell labelled audio apart, and describe the tokens.
 
-    Small networks on the time mean of features, of tokens and of log-mel frames tell the classes apart, by the protocol
-    of the HEAR benchmark. Of tokens: usage, entropy, bits per second really needed, run lengths, purity, and how many
-    stay the same under a shift by one sample, gain, noise and MP3. Clips that cannot be read are named, the rest goes
-    on. Interrupted, it goes on with the next task when the same command is run again.
+    Small networks classify clips from the time mean of features, of tokens and of log-mel frames, by the protocol of
+    the HEAR benchmark. For tokens you also get usage, entropy, bits per second, run lengths, purity, and the share
+    that stays the same under a shift by one sample, gain, noise and MP3. Run the same command again to resume with the
+    next task. Clips that cannot be read are reported and skipped.
     """
-    if not labels and not abx:
+    if not labels and not tasks.abx:
         raise typer.BadParameter("name a task, or items with --abx", param_hint="LABELS")
     folder = out or root / "reports" / checked_name(name, "--name")
 
-    from sctok.evaluation.probe.mlp import MlpConfig
-    from sctok.evaluation.probe.run import MEASURES, ProbeConfig, ProbeReport
+    from sctok.evaluation.probe.run import ProbeReport
 
-    measures = tuple(part.strip() for part in measure.split(","))
-    if unknown := set(measures) - set(MEASURES):
-        raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(MEASURES)}", param_hint="--measure")
-    mlp = MlpConfig(folds, grid_points, search, hidden, max_epochs=epochs, seed=seed)  # type: ignore[arg-type]
-    settings = ProbeConfig(mlp, seconds, pooling, tuple(representation or ()), measures, stability_clips)
-    wanted = [part for given in codebook or () for part in given.split(",")]
-    fitting = encoder[0] if encoder and len(encoder) == 1 else None
-    books = [wanted_codebook(root / "codebooks", one, token_rate, fitting) for one in wanted]
-    codecs = [codec_path(one, root) for one in codec or ()]
-    encoders = encoder or ([] if codecs and not books else [DEFAULT_ENCODER])
-    systems = _load_systems(encoders, books, codecs, device, precision)
-    report = ProbeReport(folder, settings, systems)
-    _run_tasks(report, labels or [], abx or [], audio, systems, settings, device)
+    settings, loaded = measures.settings(), systems.load(root)
+    report = ProbeReport(folder, settings, loaded)
+    _run_tasks(report, labels or [], tasks.abx or [], tasks.audio, loaded, settings, systems.device)
     emit(report.to_json(), as_json, lambda: _text(report))
     if report.sections["failed"]:
         count = len(report.sections["failed"])
-        say(f"warning: {count} clips have no part in the results; {report.path} lists the reasons")
+        say(f"warning: {count} clips are missing from the results; {report.path} lists the reasons")
     if report.sections["errors"]:
         raise typer.Exit(1)
 
 
-def _load_systems(
-    encoders: Sequence[str], books: "Sequence[Codebook]", codecs: Sequence[str], device: str, precision: str
-) -> "list[System]":
-    from sctok.evaluation.probe.features import EncoderSystem, MelSystem, load_codec_system
-    from sctok.features.extractor import load_encoder
-
-    extractors = [load_encoder(name, device, precision) for name in encoders]
-    hashes = {extractor.hash for extractor in extractors}
+def _check_encoders(books: "Sequence[Codebook]", names: dict[str, str]) -> None:
+    """Check that each codebook belongs to one of the encoders, given by hash and name."""
     for book in books:
         info = book.metadata
-        if info.encoder_hash not in hashes:
+        if info.encoder_hash not in names:
+            existing = ", ".join(f"{name} ({code})" for code, name in names.items())
             raise typer.BadParameter(
-                f"a codebook is for the encoder {info.encoder} ({info.encoder_hash}), which is none of "
-                f"{', '.join(f'{each.name} ({each.hash})' for each in extractors)}; name it with --encoder, or take "
-                "a codebook of features with --padding keep where its hash ends in -cut",
+                f"a codebook was made with the encoder {info.encoder} ({info.encoder_hash}), not {existing}; name "
+                "its encoder with --encoder, or, if the hash ends in -cut, choose a codebook of features with "
+                "--padding keep",
                 param_hint="--codebook",
             )
-    systems: list[System] = [MelSystem()]
-    for extractor in extractors:
-        own = [book for book in books if book.metadata.encoder_hash == extractor.hash]
-        systems.append(EncoderSystem(extractor, own))
-    return systems + [load_codec_system(path, device, precision) for path in codecs]
 
 
 def _run_tasks(
@@ -170,7 +220,7 @@ def _run_tasks(
     settings: "ProbeConfig",
     device: str,
 ) -> None:
-    """Measure each task; one that cannot be measured is named, and the others go on."""
+    """Measure each task; report those that fail and continue with the others."""
     jobs: dict[str, Callable[[str], None]] = {}
     for source in labels:
         work = partial(_measure_task, report, source, audio, systems, settings, device)

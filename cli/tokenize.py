@@ -1,40 +1,30 @@
 """`sctok tokenize`: tokens of a whole corpus, semantic or of both streams, into WebDataset shards."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from sctok.cli.shared.codebooks import DEFAULT_ENCODER, wanted_codebook
 from sctok.cli.shared.codecs import codec_path
-from sctok.cli.shared.common import DEFAULT_ROOT, JsonOption, PrecisionOption, RootOption
-from sctok.cli.shared.runs import (
-    AddressOption,
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import (
+    DEFAULT_ROOT,
     AudioArgument,
-    BatchOption,
     ChannelOption,
-    DevicesOption,
-    EngineOption,
-    ExcludeOption,
-    IncludeOption,
-    MaxSecondsOption,
-    MinSecondsOption,
+    FileSelection,
+    JsonOption,
     OutOption,
-    ProfileOption,
-    RankOption,
-    RefreshOption,
-    RetryOption,
-    RunReporter,
+    PrecisionOption,
+    RootOption,
+    RunOptions,
     ShardOption,
-    WorkersOption,
-    WorldOption,
     checked_name,
-    prepare,
-    prepare_execution,
-    select,
-    show_results,
 )
+from sctok.cli.shared.runs import RunReporter, show_results
 
 if TYPE_CHECKING:
     from sctok.corpus.runs.sharding import Execution
@@ -44,112 +34,101 @@ if TYPE_CHECKING:
 CODEC_WINDOWS_ON_CPU = 16  # as many as the acoustic encoder takes at once
 
 
-def tokenize(
-    audio: AudioArgument,
+@dataclass(frozen=True)
+class TokenOptions:
+    """What turns audio into tokens."""
+
+    panel: ClassVar[str] = "Codebooks and codec"
     codebook: Annotated[
         str | None,
         typer.Option(
-            "--codebook",
-            help="Sizes of merged codebooks, bundled ones such as merged-4096-r50, or files, with commas between.",
+            help="Codebooks, separated by commas: sizes of merged ones in ROOT/codebooks, bundled names such as "
+            "merged-4096-r50, or files.",
             show_default="the largest in ROOT/codebooks or of the codec, else the bundled one",
         ),
-    ] = None,
+    ] = None
     codec: Annotated[
         str | None,
         typer.Option(
-            "--codec",
-            help="Write acoustic tokens, too: mini (bundled), the name of a codec in ROOT/codecs, or its folder.",
+            help="Also write acoustic tokens, with this codec: mini (bundled), a name in ROOT/codecs, or a folder."
         ),
-    ] = None,
+    ] = None
     token_rate: Annotated[
         int | None,
-        typer.Option("--token-rate", help="100, 50 or 25.", show_default="100, or that of the codebook file or codec"),
-    ] = None,
+        typer.Option(
+            help="Tokens per second of both streams together: 100, 50 or 25.",
+            show_default="100, or that of the codebook file or codec",
+        ),
+    ] = None
     encoder: Annotated[
         str | None,
         typer.Option(
-            "--encoder", help="mini, base, or a file of AudioMAE weights.", show_default="mini, or the codec's"
+            help="AudioMAE encoder: mini (bundled), base, or a file of weights.", show_default="mini, or the codec's"
         ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the result.", show_default="that of the input folder")
-    ] = None,
-    root: RootOption = DEFAULT_ROOT,
-    out: OutOption = None,
-    device: DevicesOption = "auto",
-    batch_size: BatchOption = None,
-    workers: WorkersOption = None,
+    ] = None
+
+    def load(self, root: Path, run: RunOptions, precision: str) -> tuple[list["Codebook"], "MakeEncoder", "Execution"]:
+        """Return the codebooks, the function that loads what tokenizes on a device, and how the run is executed."""
+        from sctok.codec.tokenizer import CodecTokenizer
+        from sctok.features.extractor import load_encoder
+
+        wanted = [None] if self.codebook is None else self.codebook.split(",")
+        if self.codec is None:
+            folder = root / "codebooks"
+            books = [wanted_codebook(folder, one, self.token_rate, self.encoder) for one in wanted]
+            execution, chosen = run.execution(precision)
+            encoder = self.encoder or DEFAULT_ENCODER
+            return books, partial(load_encoder, encoder, precision=chosen, padding=_padding_of(books)), execution
+        source = codec_path(self.codec, root)
+        books = _codec_codebooks(source, wanted, self.token_rate, self.encoder)
+        execution, chosen = run.execution(precision, CODEC_WINDOWS_ON_CPU)
+        return books, partial(CodecTokenizer.load, source, precision=chosen), execution
+
+
+@command(
+    "sctok tokenize ~/LibriSpeech",
+    "sctok tokenize dataset/ --codebook 4096,32768 --name dataset",
+    "sctok tokenize dataset/ --codec mini --device all",
+)
+def tokenize(
+    audio: AudioArgument,
+    tokens: TokenOptions,
+    files: FileSelection,
+    run: RunOptions,
+    name: Annotated[str | None, typer.Option(help="Name of the result.", show_default="that of the input")] = None,
     precision: PrecisionOption = "auto",
     channel: ChannelOption = None,
     files_per_shard: ShardOption = 256,
-    retry_failed: RetryOption = False,
-    refresh: RefreshOption = False,
-    rank: RankOption = 0,
-    world_size: WorldOption = 1,
-    profile: ProfileOption = False,
-    engine: EngineOption = "local",
-    address: AddressOption = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    min_seconds: MinSecondsOption = None,
-    max_seconds: MaxSecondsOption = None,
+    root: RootOption = DEFAULT_ROOT,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the semantic tokens of audio to ROOT/tokens/NAME, one entry per file under its path in the input.
+    """Write the tokens of AUDIO into WebDataset shards under ROOT/tokens/NAME, one entry for each file.
 
-    With --codec, semantic and acoustic tokens: those of sctok encode, as pairs that sctok decode turns back into sound.
+    By default these are semantic tokens. With --codec they are the semantic and acoustic tokens of that codec, which
+    sctok decode turns back into sound. With several codebooks, audio is read and encoded once, and the tokens of each
+    go to ROOT/tokens/NAME-SIZE.
 
-    If ROOT/codebooks has no merged codebook that fits, the bundled one of the encoder mini is used, and named.
-
-    With several codebooks, audio is decoded and encoded once, and the tokens go to ROOT/tokens/NAME-SIZE for each. With
-    codebooks of features that were extracted with --padding cut, the encoder does not see padding here either.
-
-    Interrupted, it goes on where it stopped when the same command is run again; new files go to new shards. Several
-    commands may work on one folder at the same time. Files that cannot be read are listed in failed.jsonl. Files whose
-    size or modification time changed since they were read, or that vanished, end the command; --refresh updates them.
+    Run the same command again to resume after an interruption or to add new files. Several commands may share one
+    folder. Files that cannot be read are listed in failed.jsonl. If files changed or vanished since they were read,
+    the command stops; --refresh updates their shards.
     """
     name = checked_name(name, "--name") if name is not None else _default_name(audio)
 
     from sctok.corpus.tokenization import TokenizationConfig, tokenize_corpus
 
-    wanted = [None] if codebook is None else codebook.split(",")
-    source = None if codec is None else codec_path(codec, root)
-    if source is None:
-        books = [wanted_codebook(root / "codebooks", one, token_rate, encoder) for one in wanted]
-    else:
-        books = _codec_codebooks(source, wanted, token_rate, encoder)
+    books, make_encoder, execution = tokens.load(root, run, precision)
     targets = _targets(root / "tokens", name, out, books)
     config = TokenizationConfig(channel, files_per_shard)
-    selection = select(include, exclude, min_seconds, max_seconds)
-    how: dict[str, Any] = {"retry_failed": retry_failed, "rank": rank, "world_size": world_size, "profile": profile}
-    how |= {"engine": engine, "address": address, "refresh": refresh}
-    make: MakeEncoder
-    if source is None:
-        padding = _padding_of(books)
-        make, execution = prepare(encoder or DEFAULT_ENCODER, device, precision, batch_size, workers, padding, **how)
-    else:
-        make, execution = _prepare_codec(source, device, precision, batch_size, workers, **how)
     with RunReporter(f"tokenize {name}") as reporter:
-        results = tokenize_corpus(audio, targets, make, config, execution, reporter, selection)
+        results = tokenize_corpus(audio, targets, make_encoder, config, execution, reporter, files.selection())
     show_results(results, reporter, as_json)
-
-
-def _prepare_codec(
-    codec: str, device: str, precision: str, batch_size: int | None, workers: int | None, **how: Any
-) -> tuple["MakeEncoder", "Execution"]:
-    """Return what `prepare` does, for a codec."""
-    from functools import partial
-
-    from sctok.codec.tokenizer import CodecTokenizer
-
-    execution, chosen = prepare_execution(device, precision, batch_size, workers, CODEC_WINDOWS_ON_CPU, **how)
-    return partial(CodecTokenizer.load, codec, precision=chosen), execution
 
 
 def _codec_codebooks(
     codec: str, wanted: list[str] | list[None], token_rate: int | None, encoder: str | None
 ) -> list["Codebook"]:
-    """Return the codebooks of a codec that --codebook means; another rate or encoder than its own is wrong usage."""
+    """Return the codebooks of a codec that --codebook selects; another rate or encoder is wrong usage."""
     from sctok.codec.storage.codec_folder import load_codebooks
     from sctok.features.checkpoints import load_weights
 
@@ -157,18 +136,18 @@ def _codec_codebooks(
     info = books[0].metadata
     if token_rate not in (None, info.token_rate):
         raise typer.BadParameter(
-            f"the codec {codec} is of {info.token_rate} tokens per second, not {token_rate}", param_hint="--token-rate"
+            f"the codec {codec} has {info.token_rate} tokens per second, not {token_rate}", param_hint="--token-rate"
         )
     if encoder is not None and (other := load_weights(encoder).hash) != info.encoder_hash:
         raise typer.BadParameter(
-            f"the codec {codec} has an encoder of its own ({info.encoder_hash}), not {encoder} ({other}); leave it out",
+            f"the codec {codec} uses its own encoder ({info.encoder_hash}), not {encoder} ({other}); omit --encoder",
             param_hint="--encoder",
         )
     return [_of_codec(codec, books, one) for one in wanted]
 
 
 def _of_codec(codec: str, books: "Sequence[Codebook]", wanted: str | None) -> "Codebook":
-    """Return the codebook of some size or hash, or of a file, that a codec has; its largest where None."""
+    """Return the codebook of a codec by its size, hash or file; the largest if `wanted` is None."""
     from sctok.features.extractor import CUT, padding_of
     from sctok.formats.codebooks import codebook_hash, load_codebook
 
@@ -176,33 +155,33 @@ def _of_codec(codec: str, books: "Sequence[Codebook]", wanted: str | None) -> "C
         book = load_codebook(wanted)
         if padding_of(book.metadata.encoder_hash) == CUT:
             raise typer.BadParameter(
-                f"{wanted} is of features with --padding cut, which codecs do not know; leave --codec out, or take a "
-                "codebook of the codec",
+                f"{wanted} was made from features with --padding cut, which codecs do not support; omit --codec, or "
+                "choose a codebook of the codec",
                 param_hint="--codebook",
             )
         wanted = codebook_hash(book)
     fitting = [book for book in books if wanted in (None, str(book.k), codebook_hash(book))]
     if fitting:
         return max(fitting, key=lambda book: book.k)
-    there = ", ".join(f"{codebook_hash(book)} ({book.k} rows)" for book in books)
-    raise typer.BadParameter(f"the codec {codec} has no codebook {wanted}; it has {there}", param_hint="--codebook")
+    existing = ", ".join(f"{codebook_hash(book)} ({book.k} rows)" for book in books)
+    raise typer.BadParameter(f"the codec {codec} has no codebook {wanted}; it has {existing}", param_hint="--codebook")
 
 
 def _padding_of(books: list["Codebook"]) -> str:
-    """Return the --padding of the features that codebooks were made of; several is wrong usage."""
+    """Return the --padding of the features that the codebooks were made from; two kinds are wrong usage."""
     from sctok.features.extractor import padding_of
 
     found = {padding_of(book.metadata.encoder_hash) for book in books}
     if len(found) > 1:
         raise typer.BadParameter(
-            "some codebooks are of features with --padding keep, some with cut; run a command for each",
+            "some codebooks were made from features with --padding keep, some with cut; run a command for each",
             param_hint="--codebook",
         )
     return found.pop()
 
 
 def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"]) -> dict[Path, "Codebook"]:
-    """Return the run folder of each codebook: of one, that which is asked for; of several, NAME-SIZE there."""
+    """Return the codebook of each run folder: NAME for one codebook, NAME-SIZE for several."""
     if len(books) == 1:
         return {out or folder / name: books[0]}
     targets = {(out or folder) / f"{name}-{book.k}": book for book in books}
@@ -212,7 +191,7 @@ def _targets(folder: Path, name: str, out: Path | None, books: list["Codebook"])
 
 
 def _default_name(audio: list[str]) -> str:
-    """Return the name of the one input: of a folder, or of a file without its suffix."""
+    """Return the name of the input folder, or of the input file without its suffix."""
     from sctok.corpus.runs.run_folder import safe_name
 
     if len(audio) > 1:

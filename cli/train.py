@@ -1,137 +1,151 @@
 """`sctok train`: a codec from a collection of audio."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from sctok.cli.shared.codebooks import wanted_codebook
 from sctok.cli.shared.codecs import codec_name
-from sctok.cli.shared.common import (
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import (
     DEFAULT_ROOT,
+    AudioArgument,
     DeviceOption,
     JsonOption,
     PrecisionOption,
-    Progress,
     RootOption,
-    emit,
     not_empty,
-    say,
+    split_list,
 )
-from sctok.cli.shared.runs import AudioArgument
 from sctok.cli.shared.steps import StepProgress, exit_if_stopped, tell_skipped
+from sctok.cli.shared.terminal import Progress, emit, say
 
 if TYPE_CHECKING:
+    import torch
+
     from sctok.features.checkpoints import EncoderWeights
     from sctok.formats.codebooks import Codebook
+    from sctok.runtime.distributed import Group
     from sctok.training.config import TrainingPlan
     from sctok.training.log import TensorBoard
     from sctok.training.pipeline import CodecRun, TrainingParts
 
+PART_SOURCES = "a codec, a file (vae.safetensors, vocoder.safetensors, a published decoder.ckpt) or a diffusers folder"
 
-def train(
-    audio: AudioArgument,
-    config: Annotated[
-        str, typer.Option("--config", help="mini, paper-25, paper-50, paper-100, or a TOML file like those.")
-    ],
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the run and of the codec.", show_default="my-CONFIG")
-    ] = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", help="mini, base, or a file of AudioMAE weights.")] = None,
+
+@dataclass(frozen=True)
+class PartOptions:
+    """The frozen parts that the codec is trained on."""
+
+    panel: ClassVar[str] = "Parts of the codec"
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="AudioMAE encoder: mini, base, or a file of weights.",
+            show_default="as in the configuration",
+            callback=not_empty,
+        ),
+    ] = None
     codebooks: Annotated[
         list[str] | None,
         typer.Option(
-            "--codebooks",
-            help="Sizes of merged codebooks, bundled ones such as merged-4096-r50, or files; repeated or a,b.",
+            help="Semantic codebooks, repeated or separated by commas: sizes of merged ones in ROOT/codebooks, "
+            "bundled names such as merged-4096-r50, or files."
         ),
-    ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option("--vae", help="A codec, a vae.safetensors, a published decoder.ckpt or a diffusers folder."),
-    ] = None,
-    vocoder: Annotated[
-        str | None,
-        typer.Option(
-            "--vocoder", help="A codec, a vocoder.safetensors, a published decoder.ckpt or a diffusers folder."
-        ),
-    ] = None,
+    ] = None
+    vae: Annotated[str | None, typer.Option(help=f"Source of the VAE: {PART_SOURCES}.", callback=not_empty)] = None
+    vocoder: Annotated[str | None, typer.Option(help=f"Source of the vocoder: {PART_SOURCES}.", callback=not_empty)] = (
+        None
+    )
     initial: Annotated[
         str | None,
-        typer.Option(
-            "--initial", help="A codec to begin with: all parts that are not given are its own.", callback=not_empty
-        ),
-    ] = None,
+        typer.Option(help="Codec to start from; parts that are not given are taken from it.", callback=not_empty),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the parts that are given, by name."""
+        books = split_list(self.codebooks) or None
+        parts = {"encoder": self.encoder, "codebooks": books, "vae": self.vae, "vocoder": self.vocoder}
+        return {name: source for name, source in parts.items() if source is not None}
+
+
+@dataclass(frozen=True)
+class SettingOptions:
+    """Settings that replace those of the configuration."""
+
+    panel: ClassVar[str] = "Training (default: as in the configuration)"
     steps: Annotated[
-        int | None,
-        typer.Option("--steps", help="Optimiser steps; a finished run goes on where more are asked for.", min=1),
+        int | None, typer.Option(help="Optimizer steps; a larger number continues a finished run.", min=1)
+    ] = None
+    batch_size: Annotated[int | None, typer.Option(help="Windows in a batch of one process.", min=1)] = None
+    accumulate: Annotated[int | None, typer.Option(help="Batches whose gradients are summed for a step.", min=1)] = None
+    precision: PrecisionOption = "auto"
+    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.", min=0)] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are given, by name."""
+        settings = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "precision": None if self.precision == "auto" else self.precision,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+@command(
+    "sctok train speech/ music/ sounds/ --config mini --name my-codec",
+    "sctok train speech/ --config paper-50 --codebooks 4096,8192 --vae decoder.ckpt --vocoder decoder.ckpt",
+)
+def train(
+    audio: AudioArgument,
+    config: Annotated[str, typer.Option(help="Configuration: mini, paper-25, paper-50, paper-100, or a TOML file.")],
+    parts: PartOptions,
+    settings: SettingOptions,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run and of the codec.", show_default="my-CONFIG")
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Windows in a batch of one process.", min=1)
-    ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option("--accumulate", help="Batches whose gradients make a step.", min=1)
-    ] = None,
-    precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", min=0)] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a codec on audio, each input one domain, into ROOT/codecs/NAME; the run is kept in ROOT/train/NAME.
+    """Train a codec on AUDIO, each input being one domain, into ROOT/codecs/NAME; the run is in ROOT/train/NAME.
 
-    What is not given here is as in the configuration. Interrupted, it goes on where it stopped when the same command
-    is run again. Under torchrun the processes share every step:
+    Run the same command again to resume after an interruption. To train on several GPUs, start it with torchrun:
     torchrun --nproc-per-node 2 -m sctok.cli.app train …
     """
-    settings = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "precision": None if precision == "auto" else precision,
-        "seed": seed,
-    }
-    books = [part.strip() for part in ",".join(codebooks).split(",")] if codebooks else None
-    parts = {"encoder": encoder, "codebooks": books, "vae": vae, "vocoder": vocoder}
-    plan = _read_plan(config, settings, parts, initial)
+    plan = _read_plan(config, settings, parts)
     name = codec_name(name or f"my-{Path(config).stem}")
 
-    from sctok.runtime.devices import resolve_device, resolve_precision, tune_for_training
+    from sctok.runtime.devices import resolve_device, tune_for_training
     from sctok.runtime.distributed import join_group
-    from sctok.training.clips import open_collection
-    from sctok.training.codec import CODEC_TRAINING
-    from sctok.training.pipeline import CodecRun
 
-    folder = root / "train" / name
+    folder, target = root / "train" / name, root / "codecs" / name
     with join_group() as group:
         chosen = group.local_device(resolve_device(device))
         tune_for_training(chosen)
-        loaded = _load_parts(plan, root, initial, given={part for part, value in parts.items() if value})
-        exact = resolve_precision(plan.settings.get("precision", "auto"), chosen, [CODEC_TRAINING])
-        completed = plan.complete(loaded.encoder.config.width, loaded.vae.config, exact)
-        loaded.check(completed)
-        with Progress("listing", unit="s of audio") as bar:
-            collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update, group)
-        run = CodecRun(plan, completed, loaded, collection, folder, chosen, group, tell_skipped())
-        target = root / "codecs" / name
+        run = _open_run(audio, plan, parts, folder, root / "codecs", chosen, group)
         if target.exists() and not run.run.step:
-            raise ValueError(f"{target} is there already, and this training has not made it: choose another --name")
+            raise ValueError(f"{target} exists and was not made by this training; choose another --name")
         exit_if_stopped(_train(run, name, folder), run.run.step, group.leads)
         if group.leads:
             _save(run, target, name, as_json)
 
 
-def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], initial: str | None) -> "TrainingPlan":
+def _read_plan(config: str, settings: SettingOptions, parts: PartOptions) -> "TrainingPlan":
     from sctok.training.config import read_plan
 
-    given = [{key: value for key, value in each.items() if value is not None} for each in (settings, parts)]
     try:
-        plan = read_plan(config, *given)
+        plan = read_plan(config, settings.given(), parts.given())
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from None
-    if initial and parts["encoder"]:
-        raise typer.BadParameter("--initial has its own encoder, leave this out", param_hint="--encoder")
+    if parts.initial and parts.encoder:
+        raise typer.BadParameter("--initial has its own encoder; omit this option", param_hint="--encoder")
     lacking = [f"--{option}" for option in ("codebooks", "vae", "vocoder") if not getattr(plan.parts, option)]
-    if lacking and not initial:
+    if lacking and not parts.initial:
         raise typer.BadParameter(
             f"{config} names no {' and no '.join(part.removeprefix('--') for part in lacking)}: give "
             f"{' and '.join(lacking)} (a codec such as mini, or a file), or --initial CODEC, which has all parts"
@@ -139,24 +153,46 @@ def _read_plan(config: str, settings: dict[str, Any], parts: dict[str, Any], ini
     return plan
 
 
-def _load_parts(plan: "TrainingPlan", root: Path, initial: str | None, given: set[str]) -> "TrainingParts":
-    """Return the parts of a plan, or of the codec `initial` but for what is `given` on the command line."""
+def _open_run(
+    audio: list[str],
+    plan: "TrainingPlan",
+    parts: PartOptions,
+    folder: Path,
+    codecs: Path,
+    device: "torch.device",
+    group: "Group",
+) -> "CodecRun":
+    """Return the training in `folder`, new or resumed, with its parts loaded and its audio listed."""
+    from sctok.runtime.devices import resolve_precision
+    from sctok.training.clips import open_collection
+    from sctok.training.codec import CODEC_TRAINING
+    from sctok.training.pipeline import CodecRun
+
+    loaded = _load_parts(plan, codecs, parts)
+    precision = resolve_precision(plan.settings.get("precision", "auto"), device, [CODEC_TRAINING])
+    completed = plan.complete(loaded.encoder.config.width, loaded.vae.config, precision)
+    loaded.check(completed)
+    with Progress("listing", unit="s of audio") as bar:
+        collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update, group)
+    return CodecRun(plan, completed, loaded, collection, folder, device, group, tell_skipped())
+
+
+def _load_parts(plan: "TrainingPlan", codecs: Path, options: PartOptions) -> "TrainingParts":
+    """Return the parts of a plan; with --initial, the parts of that codec unless others are given."""
     from sctok.codec.storage.codec_folder import load_codec
     from sctok.codec.storage.part_sources import find_codec, open_vae, open_vocoder
     from sctok.features.checkpoints import load_weights
     from sctok.training.pipeline import TrainingParts
 
-    codecs = root / "codecs"
-
     def books(encoder: "str | EncoderWeights") -> "list[Codebook]":
-        return [_codebook(str(each), plan, encoder, root / "codebooks") for each in plan.parts.codebooks]
+        return [_codebook(str(each), plan, encoder, codecs.parent / "codebooks") for each in plan.parts.codebooks]
 
-    if initial is None:
+    if options.initial is None:
         chosen = books(plan.parts.encoder)
         vae, vocoder = open_vae(plan.parts.vae, codecs), open_vocoder(plan.parts.vocoder, codecs)
         _tell_bundled(plan, codecs)
         return TrainingParts(load_weights(plan.parts.encoder), chosen, vae, vocoder)
-    first = load_codec(find_codec(initial, codecs) or initial)
+    first, given = load_codec(find_codec(options.initial, codecs) or options.initial), options.given()
     return TrainingParts(
         first.encoder,
         books(first.encoder) if "codebooks" in given else first.codebooks,
@@ -167,13 +203,13 @@ def _load_parts(plan: "TrainingPlan", root: Path, initial: str | None, given: se
 
 
 def _codebook(wanted: str, plan: "TrainingPlan", encoder: "str | EncoderWeights", folder: Path) -> "Codebook":
-    """Return the codebook that --codebooks means; the rate of a file is checked with the other parts."""
+    """Return a codebook of --codebooks; the token rate of a file is checked with the other parts."""
     by_rate = wanted.isdecimal() or wanted.endswith(".npy")
     return wanted_codebook(folder, wanted, plan.token_rate if by_rate else None, encoder)
 
 
 def _tell_bundled(plan: "TrainingPlan", codecs: Path) -> None:
-    """Say which parts are those of a bundled codec."""
+    """Report which parts come from a bundled codec."""
     from sctok.codec.storage.codec_folder import BUNDLED_CODECS
     from sctok.codec.storage.part_sources import find_codec
 
@@ -209,7 +245,7 @@ def _tensorboard(folder: Path, step: int) -> "TensorBoard | None":
     try:
         return TensorBoard(folder, step)
     except ImportError as error:
-        say(f"{error}; training goes on without it")
+        say(f"{error}; training continues without it")
         return None
 
 

@@ -1,4 +1,4 @@
-"""`sctok verify`: read a folder of features, tokens or codebooks again and prove it whole."""
+"""`sctok verify`: check a folder of features, tokens or codebooks."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,16 +6,21 @@ from typing import Annotated
 
 import typer
 
-from sctok.cli.shared.common import JsonOption, Progress, emit, say
+from sctok.cli.shared.command import command
+from sctok.cli.shared.options import JsonOption
+from sctok.cli.shared.terminal import Progress, emit, say
 
 
+@command("sctok verify sctok-data/tokens/dataset")
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A run of extract or tokenize, codebooks, or a folder that has such.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of features, tokens or codebooks, or a work directory that contains them.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Read all shards and codebooks in a folder again and compare them with their plan, checksums and summaries.
+    """Read all shards and codebooks in a folder and compare them with their plans, checksums and summaries.
 
-    Exit code 1 if anything is missing, changed or unfinished; each fault is one line. Writes nothing.
+    Prints one line for each fault. The exit code is 1 if anything is missing, changed or unfinished. Writes nothing.
     """
     from sctok.corpus.verification import verify_folder
 

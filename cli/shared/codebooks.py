@@ -1,11 +1,11 @@
-"""What --codebook means: a size, a bundled codebook or a file."""
+"""The codebook that --codebook selects: a size, a bundled codebook or a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from .common import say
+from .terminal import say
 
 if TYPE_CHECKING:
     from sctok.features.checkpoints import EncoderWeights
@@ -18,10 +18,10 @@ DEFAULT_ENCODER = "mini"
 def wanted_codebook(
     folder: Path, wanted: str | None, token_rate: int | None, encoder: "str | EncoderWeights | None"
 ) -> "Codebook":
-    """Return the codebook that --codebook and --token-rate mean, and say so if it is the bundled one.
+    """Return the codebook that --codebook and --token-rate select, and report if it is the bundled one.
 
-    A size, or None for the largest, means a merged codebook of `folder` or, if none there fits, the bundled one.
-    A name such as merged-4096-r100 means a bundled codebook, anything else a file. `encoder` is what the user gave.
+    A size, or None for the largest, selects a merged codebook in `folder` or, if none fits, the bundled one. A name
+    such as merged-4096-r100 selects a bundled codebook; anything else is a file. encoder: as the user gave it.
     """
     from sctok.corpus.codebook_choice import choose_codebook
     from sctok.formats.bundled import BUNDLED_CODEBOOKS, bundled_codebook

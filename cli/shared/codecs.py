@@ -1,138 +1,178 @@
 """What `encode`, `decode` and `reconstruct` share: the codec, sampling, progress and the closing lines."""
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
-from .common import Progress, StartsOver, emit, one_of, say, table
-from .runs import WORKERS_ON_CPU, WORKERS_ON_GPU, checked_name
+from .options import (
+    DEFAULT_ROOT,
+    ChannelOption,
+    DeviceOption,
+    PrecisionOption,
+    RootOption,
+    SeedOption,
+    checked_name,
+    default_workers,
+    one_of,
+)
+from .terminal import Progress, StartsOver, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.codec.codec import Codec
-    from sctok.codec.files import Outcome
+    from sctok.codec.files import Outcome, Reading
     from sctok.codec.samplers import SamplerConfig
 
 SAMPLE_RATE = 16_000
 FEW_FILES = 8
 STEPS = {"ddim": 50, "dpm++": 10, "unipc": 10}
 
-CodecOption = Annotated[
-    str, typer.Option("--codec", help="mini (bundled), the name of a codec in ROOT/codecs, or its folder.")
-]
-CodebookOption = Annotated[
-    str | None,
-    typer.Option("--codebook", help="Rows or hash of a semantic codebook.", show_default="the codec's largest"),
-]
 KeepOption = Annotated[
-    bool,
-    typer.Option("--skip-existing", help="Leave results that are there, and whole, as they are; else replace them."),
+    bool, typer.Option("--skip-existing", help="Keep existing results that are complete instead of replacing them.")
 ]
 FormatOption = Annotated[
-    str, typer.Option("--format", help="wav or flac, where a folder is written to.", callback=one_of("wav", "flac"))
-]
-SamplerOption = Annotated[str, typer.Option("--sampler", help="ddim, dpm++ or unipc.", callback=one_of(*STEPS))]
-StepsOption = Annotated[
-    int | None,
-    typer.Option("--steps", help="Steps of the sampler.", show_default="50 of ddim, 10 of the others", min=1),
-]
-GuidanceOption = Annotated[float, typer.Option("--guidance", help="Guidance scale; 1 for none, at half the work.")]
-GuidanceFormOption = Annotated[
     str,
-    typer.Option(
-        "--guidance-form",
-        help="published: u + s·(c - u); paper: Eq. 10 as printed, (1 - s)·c + s·u.",
-        callback=one_of("published", "paper"),
-    ),
-]
-EtaOption = Annotated[float, typer.Option("--eta", help="Fresh noise in each step of ddim, 0 to 1.", min=0, max=1)]
-BatchWindowsOption = Annotated[
-    int | None,
-    typer.Option("--batch-size", help="Windows decoded at once.", show_default="4 on a CPU, 16 on a GPU", min=1),
+    typer.Option("--format", help="Format of audio files in a folder: wav or flac.", callback=one_of("wav", "flac")),
 ]
 
 
-def load_codec(
-    name: str, root: Path, device: str, precision: str, batch_windows: int | None = None, *, parts: Sequence[str]
-) -> "Codec":
-    """Return the codec that --codec means. parts: encoder, decoder or both, the ones that will be used."""
-    from sctok.codec.codec import Codec
-    from sctok.codec.decoding import DECODER
-    from sctok.features.extractor import ENCODER
+@dataclass(frozen=True)
+class CodecOptions:
+    """The codec and where it computes."""
 
-    uses = [{"encoder": ENCODER, "decoder": DECODER}[part] for part in parts]
-    return Codec.load(codec_path(name, root), device, precision, batch_windows, uses)
+    codec: Annotated[str, typer.Option(help="Codec: mini (bundled), a name in ROOT/codecs, or a folder.")] = "mini"
+    root: RootOption = DEFAULT_ROOT
+    device: DeviceOption = "auto"
+    precision: PrecisionOption = "auto"
+
+    def load(self, *parts: Literal["encoder", "decoder"], batch_windows: int | None = None) -> "Codec":
+        """Return the codec, ready to use the named parts."""
+        from sctok.codec.codec import Codec
+        from sctok.codec.decoding import DECODER
+        from sctok.features.extractor import ENCODER
+
+        uses = [{"encoder": ENCODER, "decoder": DECODER}[part] for part in parts]
+        return Codec.load(codec_path(self.codec, self.root), self.device, self.precision, batch_windows, uses)
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How audio files are read and which codebook their semantic tokens come from."""
+
+    codebook: Annotated[
+        str | None,
+        typer.Option(
+            help="Semantic codebook of the codec, by its number of centroids or its hash.",
+            show_default="the codec's largest",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode audio files.", show_default="from the number of cores", min=0),
+    ] = None
+    channel: ChannelOption = None
+
+    def for_codec(self, codec: "Codec", files: int) -> "Reading":
+        """Return how `files` audio files are read for a codec; a codebook that it lacks is wrong usage."""
+        from sctok.codec.files import Reading
+
+        workers = self.workers
+        if workers is None:  # to start a process does not pay off for few files
+            workers = 0 if files < FEW_FILES else default_workers(codec.device.type == "cuda")
+        return Reading(self._codebook(codec), self.channel, workers)
+
+    def _codebook(self, codec: "Codec") -> int | str | None:
+        is_hash = self.codebook in codec.codebooks.values()  # a hash may consist of digits
+        is_size = self.codebook is not None and self.codebook.isdecimal() and not is_hash
+        wanted = int(self.codebook) if is_size and self.codebook else self.codebook
+        try:
+            codec.codebook_hash(wanted)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--codebook") from None
+        return wanted
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How the diffusion decoder samples."""
+
+    panel: ClassVar[str] = "Sampling"
+    sampler: Annotated[Literal["ddim", "dpm++", "unipc"], typer.Option(help="Sampler of the diffusion decoder.")] = (
+        "ddim"
+    )
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of the sampler.", show_default="50 for ddim, 10 for dpm++ and unipc", min=1),
+    ] = None
+    guidance: Annotated[
+        float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off and halves the work.")
+    ] = 2.0
+    guidance_form: Annotated[
+        Literal["published", "paper"],
+        typer.Option(
+            help="Formula for conditional output c, unconditional output u and scale s. published: u + s·(c - u); "
+            "paper: (1 - s)·c + s·u, as printed in Eq. 10."
+        ),
+    ] = "published"
+    eta: Annotated[
+        float, typer.Option(help="Share of fresh noise in each step of ddim, from 0 to 1.", min=0, max=1)
+    ] = 1.0
+    seed: SeedOption = 0
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows decoded at once.", show_default="4 on a CPU, 16 on a GPU", min=1)
+    ] = None
+
+    def sampler_config(self) -> "SamplerConfig":
+        """Return the configuration of the sampler; options that contradict each other are wrong usage."""
+        from sctok.codec.samplers import SamplerConfig
+
+        try:
+            return SamplerConfig(
+                name=self.sampler,
+                steps=self.steps or STEPS[self.sampler],
+                eta=self.eta,
+                guidance=self.guidance,
+                guidance_form=self.guidance_form,
+                seed=self.seed,
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
 
 
 def codec_name(name: str) -> str:
-    """Return the name of a codec to be made: that of a folder, and of no bundled codec, which it would hide."""
+    """Return the name of a new codec; the name of a bundled codec, which it would hide, is wrong usage."""
     from sctok.codec.storage.codec_folder import BUNDLED_CODECS
 
     if checked_name(name, "--name") in BUNDLED_CODECS:
         raise typer.BadParameter(
-            f"{name} is the bundled codec, which this would hide: choose another", param_hint="--name"
+            f"{name} is the name of the bundled codec, which this would hide; choose another", param_hint="--name"
         )
     return name
 
 
 def codec_path(name: str, root: Path) -> str:
-    """Return what --codec means: a folder, or the name of a bundled codec."""
+    """Return the folder of a codec in ROOT/codecs if it exists, else the name or folder as given."""
     own = root / "codecs" / name
     return str(own) if own.is_dir() else name
 
 
-def sampler_config(
-    name: str, steps: int | None, guidance: float, guidance_form: str, eta: float, seed: int
-) -> "SamplerConfig":
-    """Return the sampler that the options mean; what does not fit together is wrong usage."""
-    from sctok.codec.samplers import SamplerConfig
-
-    try:
-        return SamplerConfig(
-            name=name,  # type: ignore[arg-type]
-            steps=STEPS[name] if steps is None else steps,
-            eta=eta,
-            guidance=guidance,
-            guidance_form=guidance_form,  # type: ignore[arg-type]
-            seed=seed,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def chosen_codebook(codec: "Codec", codebook: str | None) -> int | str | None:
-    """Return the codebook that --codebook means; one that the codec lacks is wrong usage."""
-    is_hash = codebook is not None and codebook in codec.codebooks.values()  # which may be of digits alone
-    wanted = int(codebook) if codebook is not None and codebook.isdecimal() and not is_hash else codebook
-    try:
-        codec.codebook_hash(wanted)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--codebook") from None
-    return wanted
-
-
 def audio_suffix(out: Path | None, audio_format: str) -> str:
-    """Return the suffix of audio files: that of `out` where it is a file of audio, else that of --format."""
+    """Return the suffix of audio files: that of `out` if it names an audio file, else that of --format."""
     suffix = "" if out is None else out.suffix.lower()
     return suffix if suffix in (".wav", ".flac") else f".{audio_format}"
 
 
-def decoding_workers(workers: int | None, files: int, on_gpu: bool) -> int:
-    """Return the number of processes that decode audio files; starting one does not pay for few files."""
-    if workers is not None or files < FEW_FILES:
-        return workers or 0
-    cores = len(os.sched_getaffinity(0))
-    return min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
-
-
 class FileReporter:
-    """Shows files as they are finished, how fast audio passes, and what went wrong."""
+    """Show finished files, the speed, and what went wrong."""
 
     def __init__(self, label: str, lengths: Iterable[int] | None, count: Callable[[int], int]) -> None:
-        """Begin work on audio of these lengths, if they are known, whose windows `count` counts."""
+        """Start the progress bar.
+
+        lengths: samples of each file, or None if unknown. count: returns the windows of a length.
+        """
         total = None if lengths is None else sum(map(count, lengths))
         self._bar = Progress(label, total=total, unit="windows")
         self._started = time.monotonic()
@@ -141,18 +181,18 @@ class FileReporter:
         self._samples = self._bits = self._bytes = 0
 
     def windows(self, count: float) -> None:
-        """Note that so many windows have been worked on."""
+        """Count windows that are finished."""
         self._bar.update(count)
 
     def take(self, outcomes: "Iterable[Outcome]") -> None:
-        """Note what became of each file. Raises StartsOver at Ctrl-C."""
+        """Count the outcome of each file. Raises StartsOver at Ctrl-C."""
         with self._bar:
             try:
                 for outcome in outcomes:
                     self._take(outcome)
             except KeyboardInterrupt:
                 raise StartsOver(
-                    "files that are finished are kept; the same command with --skip-existing goes on from there"
+                    "finished files are kept; run the same command with --skip-existing to resume"
                 ) from None
 
     def _take(self, outcome: "Outcome") -> None:
@@ -169,7 +209,7 @@ class FileReporter:
         self._bar.update(0, f"{self._outcomes['done']} files, {speed:.2f}× real time")
 
     def show(self, codec: "Codec", as_json: bool) -> None:
-        """Print what was done and how fast. Raises typer.Exit(1) if a file failed."""
+        """Print the totals and the speed. Raises typer.Exit(1) if a file failed."""
         seconds, elapsed = self._samples / SAMPLE_RATE, time.monotonic() - self._started
         facts = {
             "codec": codec.info.name,

@@ -1,200 +1,19 @@
-"""What `extract` and `tokenize` share: their options, the devices of a run, progress and the closing lines."""
+"""What `extract` and `tokenize` show: the progress of a run and its closing table."""
 
-import os
 import time
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from .common import Progress, device_names, emit, one_of, say, table
+from .terminal import Progress, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.corpus.engines.processes import RunResult
-    from sctok.corpus.runs.selection import Selection
-    from sctok.corpus.runs.sharding import Execution, MakeExtractor
 
-ALL_DEVICES = "all"
-WINDOWS_ON_CPU, WINDOWS_ON_GPU = 8, 64
-WORKERS_ON_CPU, WORKERS_ON_GPU = 4, 16
-
-RETRY = "mend them and run the same command with --retry-failed to try them again"
-
-
-def _above_zero(value: float | None) -> float | None:
-    if value is not None and not value > 0:
-        raise typer.BadParameter(f"{value} is not above 0")
-    return value
-
-
-AudioArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="AUDIO...",
-        help="Folders, audio files, manifests (CSV, JSONL, Parquet, lhotse cuts) and tar shards, also at URLs.",
-    ),
-]
-EncoderOption = Annotated[str, typer.Option("--encoder", help="mini (bundled), base, or a file of AudioMAE weights.")]
-DevicesOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        help="auto, cpu, cuda, cuda:1 …; cuda:0,cuda:1 or all: a process on each.",
-        callback=device_names,
-    ),
-]
-BatchOption = Annotated[
-    int | None,
-    typer.Option("--batch-size", help="Windows encoded at once.", show_default="8 on a CPU, 64 on a GPU", min=1),
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", help="Decoding processes.", show_default="by the number of cores", min=0)
-]
-ChannelOption = Annotated[
-    int | None, typer.Option("--channel", help="Read this channel, from 0.", show_default="mix all down", min=0)
-]
-ShardOption = Annotated[int, typer.Option("--files-per-shard", help="Audio files in one shard.", min=1)]
-IncludeOption = Annotated[
-    list[str] | None,
-    typer.Option("--include", help="Take only files whose path below the input, or name, fits: 'train/*.flac'."),
-]
-ExcludeOption = Annotated[
-    list[str] | None, typer.Option("--exclude", help="Leave out files that fit; may be repeated.")
-]
-MinSecondsOption = Annotated[float | None, typer.Option("--min-seconds", help="Leave out shorter files.", min=0)]
-MaxSecondsOption = Annotated[float | None, typer.Option("--max-seconds", help="Leave out longer files.", min=0)]
-PatchesOption = Annotated[
-    int | None,
-    typer.Option("--tokens-per-clip", help="Keep about so many patches of each file, chosen 16 at a time.", min=1),
-]
-HoursOption = Annotated[
-    float | None,
-    typer.Option("--max-hours", help="Choose files at random until they last so many hours.", callback=_above_zero),
-]
-RankOption = Annotated[
-    int, typer.Option("--rank", help="Which of --world-size parts of the shards to do; $SLURM_ARRAY_TASK_ID.", min=0)
-]
-WorldOption = Annotated[int, typer.Option("--world-size", help="How many commands share the shards.", min=1)]
-ProfileOption = Annotated[bool, typer.Option("--profile", help="Tell where the time went, stage by stage.")]
-EngineOption = Annotated[
-    str, typer.Option("--engine", help="local, or ray: a worker of Ray per device.", callback=one_of("local", "ray"))
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", help="Of a running Ray cluster, or auto.", show_default="start Ray here for this run"),
-]
-RetryOption = Annotated[
-    bool,
-    typer.Option("--retry-failed", help="Read what failed.jsonl names again; what is done stays as it is."),
-]
-RefreshOption = Annotated[
-    bool,
-    typer.Option("--refresh", help="Do the shards again whose files changed or vanished; the others stay as they are."),
-]
-PaddingOption = Annotated[
-    str,
-    typer.Option(
-        "--padding",
-        help="keep, as published: the encoder sees the silence that fills up a file's last window; cut: it does not.",
-        callback=one_of("keep", "cut"),
-    ),
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write to, instead of one below the root.")]
-
-
-def checked_name(name: str, option: str) -> str:
-    """Return a name that can be a folder; any other is wrong usage."""
-    from sctok.corpus.runs.run_folder import RunError, check_name
-
-    try:
-        return check_name(name, "the name")
-    except RunError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
-
-
-def select(
-    include: list[str] | None, exclude: list[str] | None, min_seconds: float | None, max_seconds: float | None
-) -> "Selection":
-    """Return the selection that the options mean."""
-    from sctok.corpus.runs.run_folder import RunError
-    from sctok.corpus.runs.selection import Selection
-
-    try:
-        return Selection(tuple(include or ()), tuple(exclude or ()), min_seconds, max_seconds)
-    except RunError as error:
-        raise typer.BadParameter(str(error), param_hint="--min-seconds") from None
-
-
-def prepare(
-    encoder: str,
-    device: str,
-    precision: str,
-    batch_size: int | None,
-    workers: int | None,
-    padding: str = "keep",
-    **how: Any,
-) -> tuple["MakeExtractor", "Execution"]:
-    """Return how to load the encoder, and the devices, batch size and workers that the options mean.
-
-    how: engine, address, and further fields of Execution.
-    """
-    from functools import partial
-
-    from sctok.features.extractor import load_encoder
-
-    execution, chosen = prepare_execution(device, precision, batch_size, workers, **how)
-    return partial(load_encoder, encoder, precision=chosen, padding=padding), execution
-
-
-def prepare_execution(
-    device: str,
-    precision: str,
-    batch_size: int | None,
-    workers: int | None,
-    on_cpu: int = WINDOWS_ON_CPU,
-    **how: Any,
-) -> tuple["Execution", str]:
-    """Return what `prepare` does of devices, batch size (`on_cpu` by default) and workers, and the precision there."""
-    if not how["rank"] < how["world_size"]:
-        raise typer.BadParameter(f"{how['rank']} is not below --world-size {how['world_size']}", param_hint="--rank")
-
-    from sctok.corpus.runs.sharding import LOCAL, Execution
-    from sctok.features.extractor import ENCODER
-    from sctok.runtime.devices import resolve_precision
-
-    engine, address = how.pop("engine"), how.pop("address")
-    if address is not None and engine != "ray":
-        raise typer.BadParameter("is an address of Ray; add --engine ray", param_hint="--address")
-    if engine == "ray":
-        how["ray_address"] = address or LOCAL
-    devices = _devices(device)
-    on_gpu = devices[0].type == "cuda"
-    batch = batch_size or (WINDOWS_ON_GPU if on_gpu else on_cpu)
-    if workers is None:
-        cores = len(os.sched_getaffinity(0))
-        workers = min(WORKERS_ON_GPU, cores) if on_gpu else min(WORKERS_ON_CPU, max(1, cores // 4))
-    return Execution(tuple(map(str, devices)), batch, workers, **how), resolve_precision(
-        precision, devices[0], [ENCODER]
-    )
-
-
-def _devices(text: str) -> list[Any]:
-    import torch
-
-    from sctok.runtime.devices import resolve_device
-
-    names = text.split(",")
-    if text == ALL_DEVICES:
-        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["auto"]
-    devices = [resolve_device(name.strip()) for name in names]
-    if len({device.type for device in devices}) > 1:
-        raise typer.BadParameter(f"{text!r} mixes kinds of devices; start a command for each", param_hint="--device")
-    return devices
+RETRY = "correct them and run the same command with --retry-failed to read them again"
 
 
 class RunReporter:
-    """Shows the files of a run as they are finished, how fast audio passes, and what went wrong."""
+    """Show finished files, the speed, and what went wrong while a run is going."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -231,7 +50,9 @@ class RunReporter:
         elif kind == "stages":
             self.stages = {name: self.stages.get(name, 0.0) + value for name, value in event["times"].items()}
         elif kind == "lost":
-            self._bar.message(f"warning: the process on {event['device']} ended early ({event['reason']}): going on")
+            self._bar.message(
+                f"warning: the process on {event['device']} ended early ({event['reason']}); the others continue"
+            )
 
     def _begin(self, files: int, shards: int) -> None:
         self._started = time.monotonic()
@@ -246,10 +67,10 @@ class RunReporter:
 
 
 def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json: bool) -> None:
-    """Print what runs hold now and how fast this call was; as JSON, an object for one run and a list for several.
+    """Print the contents of run folders and the speed of this call; as JSON, an object for one run, a list for several.
 
     Raises:
-        ValueError: no input gave a result.
+        ValueError: no input could be read.
     """
     speed = results[0].seconds_done / reporter.elapsed if results[0].seconds_done else None
     facts = [
@@ -270,7 +91,7 @@ def show_results(results: list["RunResult[Any]"], reporter: RunReporter, as_json
         for line in _profile_text(reporter.stages, reporter.elapsed).splitlines():
             say(line)
     if left:
-        say(f"{_count(left, 'shard')} left to other processes that are at work on them")
+        say(f"{_count(left, 'shard')} left to other processes that are working on them")
     failed = f"{results[0].folder / 'failed.jsonl'}"
     if summary.failed and not summary.files and not left:
         raise ValueError(
@@ -287,7 +108,7 @@ def _profile_text(stages: dict[str, float], elapsed: float) -> str:
     rows: list[tuple[str, ...]] = [(name, f"{value:,.2f}", f"{100 * value / elapsed:.1f}%") for name, value in shares]
     slowest, remedy = find_bottleneck(stages)
     text = table(("stage", "seconds", "of the run"), rows)
-    return f"{text}\n\nbottleneck: {slowest}; what speeds it up: {remedy}"
+    return f"{text}\n\nbottleneck: {slowest}; to speed it up: {remedy}"
 
 
 def _text(runs: list[dict[str, Any]], speed: float | None) -> str:

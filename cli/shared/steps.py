@@ -1,4 +1,4 @@
-"""What all trainings share: the progress of their steps, what was skipped, and how they stop."""
+"""What the training commands share: the progress of steps, messages about skipped files, and how they stop."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -6,26 +6,26 @@ from typing import Any, Self
 
 import typer
 
-from .common import Progress, say
+from .terminal import Progress, say
 
 INTERRUPTED_BASE = 128  # what a shell adds to the number of a signal
 
 
 def tell_skipped(tell: Callable[[str], None] = say) -> Callable[[str, str], None]:
-    """Return what tells which file was left out, and why."""
+    """Return a function that reports a skipped file and the reason."""
     return lambda path, reason: tell(f"skipped {path}: {reason}")
 
 
 def exit_if_stopped(signal: int, step: int, leads: bool = True) -> None:
-    """End the command as the signal that stopped its training asks for, once the checkpoint of `step` is saved."""
+    """End the command with the exit code of the signal that stopped the training, if any."""
     if signal:
         if leads:
-            say(f"stopped: the checkpoint of step {step} is saved, and the same command goes on from there")
+            say(f"stopped: the checkpoint of step {step} is saved; run the same command to resume")
         raise typer.Exit(INTERRUPTED_BASE + signal)
 
 
 class StepProgress:
-    """Shows steps with the time left, and the numbers of each validation on a line of their own."""
+    """Show the steps with the time left, and print the numbers of each validation."""
 
     def __init__(self, label: str, done: int, steps: int, loss: str) -> None:
         self._bar = Progress(label, total=max(0, steps - done), unit="steps")

@@ -175,8 +175,8 @@ def test_ctrl_c_says_that_a_shard_starts_over_and_leaves_nothing(sctok, tmp_path
     monkeypatch.setattr("sctok.formats.token_shards.TokenShardWriter.add", interrupt)
     code, _, said = sctok("encode", audio, "--out", tmp_path / "t.tar")
     assert code == 130
-    assert "nothing is kept" in said
-    assert "goes on from there" not in said
+    assert "nothing of it is kept" in said
+    assert "--skip-existing" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -199,7 +199,7 @@ def test_ctrl_c_says_how_to_go_on(sctok, tmp_path, monkeypatch, command):
     monkeypatch.setattr(f"sctok.codec.files.{writer}", stop_at_the_second)
     code, _, said = sctok(command, tmp_path / "in", *options)
     assert code == 130
-    assert "finished are kept; the same command with --skip-existing goes on from there" in said
+    assert "finished files are kept; run the same command with --skip-existing to resume" in said
 
 
 def test_what_a_killed_command_left_beside_its_files_is_removed(sctok, tmp_path):

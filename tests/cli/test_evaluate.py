@@ -87,4 +87,4 @@ def test_codecs_that_fail_on_every_file(references, tmp_path, capsys):
     arguments = ["--codec", f"dir:{tmp_path / 'decoded'}", "--metrics", "si_sdr", "--out", tmp_path / "run"]
     code, _, said = run(capsys, references, *arguments)
     assert code == 1
-    assert "no codec gave any audio" in said
+    assert "no codec returned any audio" in said

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sctok.cli.app import main
-from sctok.cli.shared.common import Progress, emit, say, table
+from sctok.cli.shared.terminal import Progress, emit, say, table
 
 from .conftest import write_noise
 from .hostile import token_shard

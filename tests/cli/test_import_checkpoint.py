@@ -52,7 +52,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(run, source, tmp_path, mon
         patched.setattr("sctok.codec.storage.codec_folder.save_codebook", stop)
         code, _, said = run(source)
     assert code == 130
-    assert "nothing is kept" in said
+    assert "an incomplete codec is not kept" in said
     assert not list((tmp_path / "root" / "codecs").iterdir())
     assert run(source)[0] == 0
 

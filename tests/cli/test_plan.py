@@ -28,7 +28,7 @@ def test_a_plan_for_devices_of_the_table(audio, capsys) -> None:
     assert found["fleet"] == {"devices": 8, "cores": 128, "read_rate": 4e9, "write_rate": 1e8, "shared": False}
     assert found["hours"] >= max(found["parts"]["decoding"], found["parts"]["encoder"])
     assert found["bottleneck"] in found["parts"]
-    assert any("97.0 GFLOP a window at 40% of 989 TFLOP/s" in each for each in found["assumptions"])
+    assert any("97.0 GFLOP per window at 40% of 989 TFLOP/s" in each for each in found["assumptions"])
 
 
 def test_twice_the_devices_take_half_the_time_of_the_encoder(audio, capsys) -> None:
@@ -45,7 +45,7 @@ def test_a_plan_for_this_machine_measures_it(audio, capsys) -> None:
 def test_the_text_names_the_bottleneck_and_what_is_assumed(audio, capsys) -> None:
     assert main(["plan", str(audio), "--device", "t4", "--write-mb", "0.001"]) == 0
     text = capsys.readouterr()
-    assert "bottleneck: writing; what speeds it up: a faster disk" in text.out
+    assert "bottleneck: writing; to speed it up: a faster disk" in text.out
     assert "a core decodes" in text.err
 
 

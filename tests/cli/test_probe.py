@@ -88,7 +88,7 @@ def test_a_table_with_faults_goes_on_without_them(probe, classes, tmp_path):
     assert code == 0
     assert found["tasks"][0]["clips"] == 11
     assert [row["source"] for row in found["failed"]] == ["low/5.wav", "low/9.wav", "low/5.wav"]
-    assert "3 clips have no part in the results" in said
+    assert "3 clips are missing from the results" in said
 
 
 def test_a_task_that_cannot_be_done_leaves_the_others(probe, classes, tmp_path):
@@ -157,7 +157,7 @@ def test_the_codebook_of_an_encoder_is_probed(classes, tmp_path, capsys, monkeyp
         (["LABELS", "--measure", "purity"], "'purity' is none of probe, tokens, stability"),
         (["LABELS", "--name", "a/b", "--root", "."], "--name"),
         (["LABELS", "LABELS"], "two tasks are called pitch"),
-        (["LABELS", "--pooling", "max"], "'max' is none of mean, rows"),
+        (["LABELS", "--pooling", "max"], "'max' is not one of 'mean', 'rows'"),
     ],
 )
 def test_wrong_usage_is_said(classes, codec_folder, capsys, arguments, message):

@@ -200,8 +200,8 @@ def test_the_windows_of_a_published_codec_are_those_of_encode(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--token-rate", 100), "is of 25 tokens per second, not 100"),
-        (("--encoder", "mini"), "has an encoder of its own"),
+        (("--token-rate", 100), "has 25 tokens per second, not 100"),
+        (("--encoder", "mini"), "uses its own encoder"),
         (("--codebook", 4096), "has no codebook 4096; it has"),
         (("--codebook", f"{CODEBOOK_SIZES[0]},{CODEBOOK_SIZES[0]}"), "two codebooks have the same size"),
     ],
@@ -247,4 +247,4 @@ def test_a_codebook_of_features_without_padding_is_no_codecs(sctok, corpus, tmp_
     cut = replace(own, metadata=replace(own.metadata, encoder_hash=f"{own.metadata.encoder_hash}-cut"))
     save_codebook(tmp_path / "cut.safetensors", cut)
     code, _, said = sctok("tokenize", corpus, "--out", tmp_path / "run", "--codebook", tmp_path / "cut.safetensors")
-    assert (code, "leave --codec out" in said) == (2, True)
+    assert (code, "omit --codec" in said) == (2, True)

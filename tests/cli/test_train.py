@@ -180,13 +180,13 @@ def test_a_stopped_training_says_so(
 
 def test_a_codec_of_another_making_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "sctok-data/codecs/my-tiny").mkdir(parents=True)
-    assert "is there already, and this training has not made it" in failure(capsys)
+    assert "exists and was not made by this training" in failure(capsys)
 
 
 def test_without_tensorboard(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(arguments("--steps", 1)) == 0
-    assert "install sctok[train] to follow a training in TensorBoard; training goes on" in capsys.readouterr().err
+    assert "install sctok[train] to follow a training in TensorBoard; training continues" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_ctrl_c_says_how_to_go_on(sctok: Sctok, tmp_path: Path, monkeypatch: pyt
         patch.setattr(FakeExtractor, "embed", interrupt)
         code, _, err = sctok("extract", "audio", "--domain", "speech")
     assert code == 130
-    assert "goes on from there" in err.splitlines()[-1]
+    assert "run the same command to resume" in err.splitlines()[-1]
     assert list(tmp_path.rglob("*.tmp-*")) == []
     assert sctok("extract", "audio", "--domain", "speech")[0] == 0
 

@@ -98,7 +98,7 @@ def test_what_is_there_is_not_encoded_again(
     encoded.clear()
     code, _, err = sctok("cluster", "--from-audio", collection, workers=0)
     assert code == 0
-    assert "is there already" in err
+    assert "exists already" in err
     assert all(not encoder.batches for encoder in encoded)
     assert tree(tmp_path / "sctok-data") == before
 

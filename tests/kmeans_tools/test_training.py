@@ -86,7 +86,7 @@ def test_the_same_again_does_nothing_and_other_settings_need_overwrite(root: Pat
     before = path.read_bytes(), path.stat().st_mtime_ns
     again = run(*command)
     assert again.exit_code == 0
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
     other = run(*command, "--seed", 1)
     assert "was made from other features or settings; use --overwrite" in str(other.exception)

@@ -1,4 +1,4 @@
-"""What every command shares: the work directory, options, messages, progress and results."""
+"""What a command prints: messages and progress on stderr, results and tables on stdout."""
 
 import json
 import logging
@@ -6,15 +6,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-import typer
-
-DEFAULT_ROOT = Path("sctok-data")
 LINE_SECONDS = 10.0
+UNBOUNDED = 100_000  # columns of a table that is not cut to the terminal
 # Controls, marks of direction, separators of lines, invisible marks and halves of characters.
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
@@ -22,63 +19,14 @@ _UNSEEN = re.compile(
 
 
 class StartsOver(Exception):
-    """Ctrl-C where nothing of the work is kept; the message says what to do instead."""
-
-
-def one_of(*names: str) -> Callable[[str], str]:
-    """Return a check for an option whose value is one of `names`; anything else is wrong usage."""
-
-    def check(value: str) -> str:
-        if value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
-        return value
-
-    return check
-
-
-def not_empty(value: str | None) -> str | None:
-    """Check that an option that is given has a value."""
-    if value == "":
-        raise typer.BadParameter("is empty")
-    return value
-
-
-def device_names(value: str) -> str:
-    """Check that an option's value names devices, whether they are there or not."""
-    if not re.fullmatch(r"auto|all|(cpu|cuda(:\d+)?)(, *(cpu|cuda(:\d+)?))*", value):
-        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N")
-    return value
-
-
-RootOption = Annotated[Path, typer.Option("--root", envvar="SCTOK_ROOT", help="Work directory of all commands.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …", callback=device_names)]
-PrecisionOption = Annotated[
-    str,
-    typer.Option("--precision", help="auto, fp32, bf16 or fp16.", callback=one_of("auto", "fp32", "bf16", "fp16")),
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option("--memory", help="Bound on vectors and caches, such as 2G. Default: half of what is free."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
-
-def byte_count(memory: str | None) -> int | None:
-    """Return the bytes that --memory gives, if it is given."""
-    from sctok.runtime.memory import parse_bytes
-
-    try:
-        return None if memory is None else parse_bytes(memory)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--memory") from None
+    """Ctrl-C that leaves work unfinished in an unusual way; the message says what to do."""
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    r"""Return text as a terminal may get it, whatever file it comes from: `\x1b` in place of an escape character.
+    r"""Return text that is safe to print on a terminal, whatever file it comes from.
 
-    Written out are control characters, line separators, marks that change the direction of text or are not seen, and
-    bytes of file names that are no text. lines: leave line breaks as they are.
+    Control characters, line separators, invisible characters, marks that change the direction of text, and bytes of
+    file names that are not text are escaped, such as `\x1b`. lines: keep line breaks.
     """
     return _UNSEEN.sub(lambda found: found[0] if lines and found[0] == "\n" else _written_out(found), text)
 
@@ -88,15 +36,15 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 def say(message: str) -> None:
-    """Print a message for people on stderr, in one line."""
+    """Print a message on stderr, in one line."""
     print(visible(message), file=sys.stderr, flush=True)
 
 
 def emit(result: dict[str, Any] | list[dict[str, Any]], as_json: bool, text: str | Callable[[], str]) -> None:
-    """Print a command's result on stdout: `result` as JSON, or `text` for people.
+    """Print a command's result on stdout: `result` as JSON, or `text`.
 
     Raises:
-        OSError: stdout is closed or full; Python's own flush at exit then finds nothing to complain about.
+        OSError: stdout is closed or full. It is replaced, so that the flush at exit does not fail again.
     """
     if as_json:
         line = _UNSEEN.sub(_in_json, json.dumps(result, ensure_ascii=False, default=str))
@@ -110,20 +58,25 @@ def emit(result: dict[str, Any] | list[dict[str, Any]], as_json: bool, text: str
 
 
 def _in_json(found: re.Match[str]) -> str:
-    return json.dumps(found[0])[1:-1]  # the characters that JSON leaves as they are only occur inside texts
+    return json.dumps(found[0])[1:-1]  # characters that JSON does not escape occur only inside strings
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Lay out rows under a header in aligned columns; numbers to the right."""
-    header, *rows = [tuple(map(visible, row)) for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows under a header in aligned columns, columns of numbers to the right; cells are never cut."""
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
 
-    def line(row: tuple[str, ...]) -> str:
-        cells = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(header), line(tuple("-" * width for width in widths)), *map(line, rows)])
+    grid = Table(box=Box("    \n    \n -- \n" + "    \n" * 5), show_edge=False, pad_edge=False, collapse_padding=True)
+    for i, title in enumerate(header):
+        is_numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
+        grid.add_column(visible(title), justify="right" if is_numeric else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(visible, row))
+    console = Console(width=UNBOUNDED, color_system=None, markup=False, highlight=False)
+    with console.capture() as capture:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 class Progress:
@@ -140,7 +93,7 @@ class Progress:
             self.bar = tqdm(desc=visible(label), total=total, unit=unit, dynamic_ncols=True, leave=False)
 
     def update(self, amount: float = 1, note: str = "") -> None:
-        """Advance by `amount` and show `note` beside the count."""
+        """Advance by `amount` and show `note` after the count."""
         self.count += amount
         self.note = note or self.note
         if self.bar is not None:
@@ -152,7 +105,7 @@ class Progress:
             say(self._line())
 
     def message(self, text: str) -> None:
-        """Print a line without breaking the bar."""
+        """Print a line above the bar."""
         if self.bar is not None:
             self.bar.write(visible(text), file=sys.stderr)
         else:
@@ -182,7 +135,7 @@ class _StderrHandler(logging.Handler):
 
 
 def show_library_messages() -> None:
-    """Print what sctok's library code logs from the level of warnings on."""
+    """Print warnings and errors that sctok's library code logs."""
     logger = logging.getLogger("sctok")
     if not logger.handlers:
         logger.addHandler(_StderrHandler())
