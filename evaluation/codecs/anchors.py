@@ -1,13 +1,11 @@
 """The anchors of a listening test: the original, and the original without its high frequencies."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .base import RoundTrip, Spec, Wave, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, timed
 
 _STOP_RATIO = 8 / 7  # ITU-R BS.1534: an anchor that passes 3.5 kHz stops 4 kHz
 _STOP_DB = 60.0
@@ -15,11 +13,8 @@ _PCM_BYTES = 2
 
 
 @dataclass(frozen=True)
-class Original:
+class Original(NamedCodec):
     """The unchanged wave; `bytes` is its size as 16-bit PCM."""
-
-    name: str
-    settings: Mapping[str, Any]
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`."""
@@ -27,11 +22,9 @@ class Original:
 
 
 @dataclass(frozen=True)
-class LowPass:
+class LowPass(NamedCodec):
     """A linear-phase low-pass without delay: flat (0.01 dB) up to `hz`, -60 dB from 8/7 of `hz` on."""
 
-    name: str
-    settings: Mapping[str, Any]
     hz: float
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:

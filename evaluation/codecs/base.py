@@ -1,5 +1,6 @@
 """The interface of a codec under test, the result of a round trip, and the text that names a codec."""
 
+import io
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import soundfile
 import soxr
 from numpy.typing import NDArray
 
@@ -68,6 +70,14 @@ class CodecUnderTest(Protocol):
         Raises:
             ValueError: the wave cannot be coded, or the codec is unavailable (CodecUnavailable).
         """
+
+
+@dataclass(frozen=True, eq=False)
+class NamedCodec:
+    """A base class for codecs, with their name and settings; see `CodecUnderTest`."""
+
+    name: str
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,13 @@ def timed(function: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
+
+
+def sound_file(samples: NDArray[Any], sample_rate: int, **options: Any) -> bytes:
+    """Return samples as a sound file in memory, written by libsndfile with the options of `soundfile.write`."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, sample_rate, **options)
+    return file.getvalue()
 
 
 def resampled(wave: Wave, rate: int, wanted: int) -> Wave:

@@ -1,12 +1,11 @@
 """Codec2, run by its own programs c2enc and c2dec."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from .base import RoundTrip, Spec, Wave, resampled, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, resampled, timed
 from .programs import find_tool, run_tool
 
 RATE = 8_000
@@ -30,11 +29,9 @@ _MODES = {
 
 
 @dataclass(frozen=True)
-class Codec2:
+class Codec2(NamedCodec):
     """A mode of Codec2 at 8 kHz; `bytes` is the output of c2enc, `container` the padding of each frame's last byte."""
 
-    name: str
-    settings: Mapping[str, Any]
     mode: str
     encoder: str
     decoder: str

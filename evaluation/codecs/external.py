@@ -8,14 +8,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 
 from sctok.formats.untrusted.paths import path_problem
 
-from .base import CodecUnavailable, RoundTrip, Spec, Wave, plain_name, resampled, split_options, timed
+from .base import CodecUnavailable, NamedCodec, RoundTrip, Spec, Wave, plain_name, resampled, split_options, timed
 from .programs import TIMEOUT_SECONDS, run_tool
 
 _COMMAND = re.compile(
@@ -25,15 +24,13 @@ _AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(NamedCodec):
     """A program that reads {in}, a 16-bit WAV file, and writes {out}, a file that libsndfile can read.
 
     `bytes` is the size of {code}, an additional file that the program writes; else it follows from `kbps=`; else it is
     unknown. All of the program's time counts as decoding.
     """
 
-    name: str
-    settings: Mapping[str, Any]
     words: tuple[str, ...]
     kbps: float | None
     rate: int | None
@@ -69,14 +66,12 @@ def _substituted(word: str, names: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class DecodedFolder:
+class DecodedFolder(NamedCodec):
     """A folder of audio that was decoded elsewhere: FOLDER/KEY.wav, .flac, .ogg, .opus or .mp3. Times are unknown.
 
     `bytes` is the size of FOLDER/KEY.SUFFIX with `code=SUFFIX`; else it follows from `kbps=`; else it is unknown.
     """
 
-    name: str
-    settings: Mapping[str, Any]
     folder: Path
     kbps: float | None
     code: str | None

@@ -1,14 +1,12 @@
 """MP3 by LAME inside libsndfile."""
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import soundfile
 
-from .base import RoundTrip, Spec, Wave, resampled, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, resampled, sound_file, timed
 
 # Bit rates of Layer III in kbit/s: MPEG-1 at 32 kHz and above, MPEG-2 and 2.5 below.
 _MPEG1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -19,11 +17,9 @@ _DELAY = 576 + 529  # of LAME's encoder and of any decoder; decoders remove it i
 
 
 @dataclass(frozen=True)
-class Mp3:
+class Mp3(NamedCodec):
     """MP3 at a constant bit rate; `bytes` is the size of the file, `container` that of its Info frame."""
 
-    name: str
-    settings: Mapping[str, Any]
     kbps: int
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
@@ -41,11 +37,9 @@ class Mp3:
         if self.kbps not in (_MPEG1 if rate >= 32_000 else _MPEG2) or not lowest <= self.kbps <= highest:
             raise ValueError(f"MP3 at {rate} Hz does not have {self.kbps} kbit/s, only {lowest} to {highest}")
         level = (highest - self.kbps) / (highest - lowest)
-        file = io.BytesIO()
-        # libsndfile refuses a level of exactly 1, and LAME takes the nearest bit rate
+        # libsndfile rejects a level of exactly 1; LAME uses the nearest bit rate.
         options = {"compression_level": min(level, 0.9999), "bitrate_mode": "CONSTANT"}
-        soundfile.write(file, wave, rate, format="MP3", subtype="MPEG_LAYER_III", **options)
-        return file.getvalue()
+        return sound_file(wave, rate, format="MP3", subtype="MPEG_LAYER_III", **options)
 
 
 def _range(rate: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sctok.runtime.devices import resolve_device
 
-from .base import CodecUnavailable, RoundTrip, Spec, Wave, resampled, timed
+from .base import CodecUnavailable, NamedCodec, RoundTrip, Spec, Wave, resampled, timed
 
 _FLOAT_BYTES = 4
 
@@ -39,14 +39,12 @@ class _Family:
 
 
 @dataclass(frozen=True, eq=False)
-class NeuralCodec:
+class NeuralCodec(NamedCodec):
     """A neural codec; `bytes` is the size of its codes at ceil(log2(codebook size)) bits each, without a container.
 
     The published models have no delay.
     """
 
-    name: str
-    settings: Mapping[str, Any]
     family: _Family
     model: Any
     value: float

@@ -2,14 +2,12 @@
 
 import io
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import soundfile
 
-from .base import RoundTrip, Spec, Wave, resampled, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, resampled, sound_file, timed
 from .programs import find_tool, run_tool
 
 RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -21,14 +19,12 @@ _HEADER_PACKETS = 2  # OpusHead and OpusTags
 
 
 @dataclass(frozen=True)
-class Opus:
+class Opus(NamedCodec):
     """Ogg Opus at libopus' variable bit rate, decoded by libsndfile, which removes the pre-skip.
 
     `bytes` is the size of the Ogg file, `container` everything in it except the audio packets.
     """
 
-    name: str
-    settings: Mapping[str, Any]
     kbps: float
     tool: str
     frame: str
@@ -44,15 +40,12 @@ class Opus:
     def _encode(self, wave: Wave, rate: int) -> bytes:
         if self.tool == "soundfile":
             level = 1 - (self.kbps - _MIN_KBPS) / (_MAX_KBPS - _MIN_KBPS)
-            file = io.BytesIO()
-            soundfile.write(file, wave, rate, format="OGG", subtype="OPUS", compression_level=level)
-            return file.getvalue()
+            return sound_file(wave, rate, format="OGG", subtype="OPUS", compression_level=level)
         program = find_tool(self.tool, _TOOLS[self.tool])
         if self.tool == "opusenc":
-            file = io.BytesIO()
-            soundfile.write(file, wave, rate, format="WAV", subtype="PCM_24")
+            wav = sound_file(wave, rate, format="WAV", subtype="PCM_24")
             options = ["--quiet", "--bitrate", f"{self.kbps:g}", "--framesize", self.frame, "-", "-"]
-            return run_tool([program, *options], file.getvalue())
+            return run_tool([program, *options], wav)
         source = ["-f", "f32le", "-ar", str(rate), "-ac", "1", "-i", "pipe:0"]
         coding = ["-c:a", "libopus", "-b:a", f"{self.kbps:g}k", "-frame_duration", self.frame, "-f", "ogg", "pipe:1"]
         return run_tool([program, "-nostdin", "-loglevel", "error", *source, *coding], wave.astype("<f4").tobytes())

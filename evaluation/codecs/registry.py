@@ -9,7 +9,7 @@ original  lowpass:3500                       anchors of a listening test
 
 To add a codec:
 
-1. Write a module in this folder with a class that has `name`, `settings` and `roundtrip` (see `base.CodecUnderTest`).
+1. Write a module in this folder with a subclass of `base.NamedCodec` that implements `roundtrip`.
 2. Give the module a function `open_spec(spec, device)` that returns the codec, or raises `CodecUnavailable`.
 3. Add the family to `_FAMILIES` below and to the list above.
 

@@ -1,7 +1,6 @@
 """Codecs of sctok under test."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,18 +12,16 @@ from sctok.codec.storage.codec_folder import BUNDLED_CODECS, INFO_FILE
 from sctok.formats.sct import sct_bytes, write_sct
 from sctok.formats.untrusted.bounds import parse_json
 
-from .base import RoundTrip, Spec, Wave, plain_name, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, plain_name, timed
 
 _READERS: dict[str, Any] = {"steps": int, "eta": float, "guidance": float, "seed": int}
 _TEXTS = {"sampler": "name", "guidance_form": "guidance_form", "spacing": "spacing"}
 
 
 @dataclass(frozen=True, eq=False)
-class SctokCodec:
+class SctokCodec(NamedCodec):
     """A codec of sctok; `bytes` is the size of the `.sct` file, `container` its header and checksum."""
 
-    name: str
-    settings: Mapping[str, Any]
     codec: Codec
     sampler: SamplerConfig
     codebook: int | None

@@ -19,14 +19,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Requirements:
-    """Modules that a metric imports, and how to install them."""
-
-    modules: tuple[str, ...] = ()
-    how: str = ""
-
-
-@dataclass(frozen=True)
 class Metric:
     """A metric of decoded audio.
 
@@ -36,7 +28,8 @@ class Metric:
         better: whether higher or lower values are better.
         protocol: how it is computed. An evaluation resumes only with equal protocols.
         score: a picklable function of a Pair; it raises an exception if there is no value.
-        requires: modules to install.
+        modules: modules that it imports.
+        install: how to install them.
         speech_only: whether it is skipped in other domains than speech.
         transcript: whether it needs a transcript.
         heavy: whether it loads a large model and therefore runs in a single process.
@@ -47,15 +40,16 @@ class Metric:
     better: Literal["higher", "lower"]
     protocol: str
     score: Callable[[Pair], float | Measured]
-    requires: Requirements = Requirements()
+    modules: tuple[str, ...] = ()
+    install: str = ""
     speech_only: bool = False
     transcript: bool = False
     heavy: bool = False
 
     def missing(self) -> str | None:
         """Return what to install if a required module is missing, else None."""
-        missing = [module for module in self.requires.modules if find_spec(module) is None]
-        return f"{self.name} needs {' and '.join(missing)}: {self.requires.how}" if missing else None
+        missing = [module for module in self.modules if find_spec(module) is None]
+        return f"{self.name} needs {' and '.join(missing)}: {self.install}" if missing else None
 
     def applies(self, domain: str, transcript: str | None) -> bool:
         """Return whether the metric applies to a file; an unknown domain, "", may be speech."""

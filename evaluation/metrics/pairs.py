@@ -1,6 +1,5 @@
 """The input of a metric: a reference and the decoded audio, at equal rate and length; and their files."""
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.evaluation.codecs.base import Wave, resampled
+from sctok.evaluation.codecs.base import Wave, resampled, sound_file
 from sctok.formats.files import atomic_path
 
 _FULL_SCALE = 32768
@@ -65,10 +64,9 @@ def to_pcm(wave: Wave) -> NDArray[np.int16]:
 
 def write_flac(path: Path, pcm: NDArray[np.int16], sample_rate: int) -> None:
     """Write 16-bit samples (n,) as a FLAC file, atomically. Raises DiskFullError, OSError."""
-    data = io.BytesIO()  # libsndfile does not report a full disk
-    soundfile.write(data, pcm, sample_rate, format="FLAC", subtype="PCM_16")
+    data = sound_file(pcm, sample_rate, format="FLAC", subtype="PCM_16")  # libsndfile does not report a full disk
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data.getbuffer())
+        temporary.write_bytes(data)
 
 
 def read_pcm(path: Path) -> Wave:

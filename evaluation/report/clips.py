@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sctok.audio.errors import AudioError
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.evaluation.codecs.anchors import LowPass
-from sctok.evaluation.codecs.base import Wave
+from sctok.evaluation.codecs.base import Wave, sound_file
 from sctok.formats.files import FormatError, hash_bytes
 from sctok.formats.untrusted.paths import path_inside
 
@@ -186,9 +186,8 @@ def frequency_marks() -> dict[float, float]:
 
 
 def _flac_uri(wave: Wave, rate: int) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wave, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
+    data = sound_file(np.clip(wave, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return "data:audio/flac;base64," + base64.b64encode(data).decode()
 
 
 def _picture_uri(levels: NDArray[np.float32], top: float) -> str:

@@ -44,6 +44,9 @@ class TableCell:
     best: bool = False
 
 
+_MISSING = TableCell("–")
+
+
 @dataclass(frozen=True)
 class Table:
     """A caption, columns, and rows of one cell for each column. The first cell of a row is its name."""
@@ -149,7 +152,7 @@ def _score_table(run: EvaluationRun, domain: str) -> Table:
 
 def _rate_cells(rows: Sequence[CodecScores], name: str) -> list[TableCell]:
     values = [row.rates.get(name) for row in rows]
-    return [_missing() if value is None else TableCell(_three_digits(value), value) for value in values]
+    return [_MISSING if value is None else TableCell(_three_digits(value), value) for value in values]
 
 
 def _three_digits(value: float) -> str:
@@ -174,16 +177,12 @@ def _score_cells(rows: Sequence[CodecScores], metric: Mapping[str, Any]) -> list
 
 def _score_cell(score: MetricScore | None, places: int) -> TableCell:
     if score is None:
-        return _missing()
+        return _MISSING
     note = f"{score.failed} of {score.n + score.failed} failed" if score.failed else ""
     if score.mean is None:
-        return replace(_missing(), note=note)
+        return replace(_MISSING, note=note)
     interval = "" if score.low is None or score.high is None else f"{score.low:.{places}f} to {score.high:.{places}f}"
     return TableCell(f"{score.mean:.{places}f}", score.mean, interval, note)
-
-
-def _missing() -> TableCell:
-    return TableCell("–", None)
 
 
 def decimals(values: Sequence[float | None]) -> int:
@@ -222,13 +221,13 @@ def _record_cells(values: Sequence[Any]) -> list[TableCell]:
 
 def _record_cell(value: Any, places: int) -> TableCell:
     if value is None or value == "":
-        return _missing()
+        return _MISSING
     if isinstance(value, bool):
         return TableCell("yes" if value else "no", "yes" if value else "no")
     if isinstance(value, int):
         return TableCell(f"{value:,}", float(value))
     if isinstance(value, float):
-        return _missing() if number(value) is None else TableCell(f"{value:.{places}f}", value)
+        return _MISSING if number(value) is None else TableCell(f"{value:.{places}f}", value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return TableCell(", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value))
     return TableCell(str(value), str(value))
