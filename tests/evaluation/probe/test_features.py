@@ -153,7 +153,7 @@ def test_unreadable_clips_are_named_and_skipped(tmp_path):
     assert all(each.reason for each in found.failed)
 
 
-def test_the_start_of_a_long_clip_is_used(tmp_path):
+def test_only_the_start_of_a_long_clip_is_used(tmp_path):
     soundfile.write(tmp_path / "a.wav", sound(48_000), 16_000, subtype="FLOAT")
     soundfile.write(tmp_path / "b.wav", sound(48_000)[:16_000], 16_000, subtype="FLOAT")
     found = embed_clips([clip(tmp_path / "a.wav"), clip(tmp_path / "b.wav")], [MelSystem()], seconds=1.0)
@@ -161,7 +161,7 @@ def test_the_start_of_a_long_clip_is_used(tmp_path):
     assert found.seconds == 2.0
 
 
-def test_representations_are_chosen_by_patterns():
+def test_representations_are_selected_by_patterns():
     assert name_filter([])("mini/features-r100")
     assert name_filter(["log*", "*/features*"])("mini/features-r100")
     assert not name_filter(["log*"])("mini/features-r100")
