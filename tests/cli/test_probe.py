@@ -104,7 +104,7 @@ def test_what_is_done_is_not_done_again(probe, classes, monkeypatch):
     fast = ("--representation", "log-mel", "--measure", "probe")
     first = probe(classes, *fast)[1]
     with monkeypatch.context() as patch:
-        patch.setattr("sctok.evaluation.probe.run.embed_clips", None)
+        patch.setattr("sctok.evaluation.probe.measures.embed_clips", None)
         assert probe(classes, *fast)[1]["tasks"] == first["tasks"]
     write_tone(classes / "low" / "6.wav", CLASSES["low"], 6)
     again = probe(classes, *fast)[1]
