@@ -169,7 +169,7 @@ def task_faults(clips: Sequence[LabelledClip], folds: int) -> list[str]:
     single = [label for label, found in groups.items() if len(found) == 1]
     few = [f"{label} ({count})" for label, count in counts.items() if count < folds]
     notes += [f"classes with fewer clips than the {folds} folds: {', '.join(few)}"] if few else []
-    notes += [f"classes with a single group, which cannot be trained and tested: {', '.join(single)}"] if single else []
+    notes += [f"classes with a single group, tested but never trained on: {', '.join(single)}"] if single else []
     return notes
 
 

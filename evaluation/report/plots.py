@@ -236,7 +236,7 @@ def save_plot(plot: Plot, folder: Path) -> list[Path]:
             plot.figure.savefig(
                 temporary, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white", metadata=metadata
             )
-        plot.figure.set_layout_engine("none")  # as it is laid out now
+        plot.figure.set_layout_engine("none")  # keep the current layout
     return paths
 
 
@@ -245,7 +245,7 @@ def inline_svg(plot: Plot) -> str:
     buffer = io.StringIO()
     with _styled():
         plot.figure.savefig(buffer, format="svg", dpi=DOTS_PER_INCH, transparent=True, metadata={"Date": None})
-    plot.figure.set_layout_engine("none")  # as it is laid out now
+    plot.figure.set_layout_engine("none")  # keep the current layout
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

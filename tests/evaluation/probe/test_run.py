@@ -196,7 +196,7 @@ def test_limitations_of_a_task_are_named():
     few, small, single = task_faults(clips, 5)
     assert few == "there are 4 groups, so 4 folds instead of 5"
     assert small == "classes with fewer clips than the 4 folds: b (2)"
-    assert single == "classes with a single group, which cannot be trained and tested: b"
+    assert single == "classes with a single group, tested but never trained on: b"
     assert task_faults([clip("ab"[i % 2], str(i)) for i in range(20)], 5) == []
 
 
