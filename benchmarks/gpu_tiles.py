@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_tiles.py [--points 262144] [--k 16384] [--dims 768,3072] [--operands fp16,int8] [--json FILE]
 
-The settings shipped in `sctok/kernels/triton_tiles.py` come from such a table. Every setting is compiled in worker
-processes first, timed for the group scan (the one of exact labels), and its groups' bounds are compared with those of
-the shipped setting, for a fast setting that computes something else is worth nothing.
+The settings in `kernels/triton/tiles.py` come from such a table. Every setting is compiled in worker processes and then
+timed for the group scan, which exact labels use. The bounds of its groups are compared with those of the shipped
+setting, to find settings that compute something else.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from gpu import median_ms
+from triton_compile import SHARED_BYTES
 
 from sctok.kernels.assign import prepare_centroids
-from sctok.kernels.triton.assign import scan_groups, tile_of
-from sctok.kernels.triton.certified import certified_operand
-from sctok.kernels.triton.operands import quantise_points
-from sctok.kernels.triton.tiles import SHARED_BYTES, Tile, family_of
+from sctok.kernels.triton.operands import CentroidOperand, prepare_operand, quantise_points
+from sctok.kernels.triton.scan import scan_groups
+from sctok.kernels.triton.tiles import Tile, family_of, tile_of
 
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "tf32x3": 4, "int8": 1}
 SHAPES = [(64, 128), (64, 256), (128, 128), (128, 256), (256, 128), (256, 256), (192, 128)]
@@ -86,8 +86,14 @@ def compiles(job: tuple[str, Tile]) -> bool:
 
 def search(operand: str, tile: Tile, points: torch.Tensor, centroids: torch.Tensor) -> Any:
     """Run one group scan."""
-    prepared = certified_operand(prepare_centroids(centroids), operand, tile)
-    return scan_groups(quantise_points(points, prepared), prepared, tile)
+    prepared = rounded_centroids(centroids, operand, tile)
+    return scan_groups(quantise_points(points, prepared), prepared)
+
+
+def rounded_centroids(centroids: torch.Tensor, operand: str, tile: Tile) -> CentroidOperand:
+    """Round centroids for one setting."""
+    prepared = prepare_centroids(centroids)
+    return prepare_operand(prepared.centroids, prepared.center, operand, tile)
 
 
 def measure(n: int, k: int, dim: int, jobs: list[tuple[str, Tile]]) -> list[dict[str, Any]]:
@@ -95,20 +101,19 @@ def measure(n: int, k: int, dim: int, jobs: list[tuple[str, Tile]]) -> list[dict
     generator = torch.Generator(device="cuda").manual_seed(0)
     centroids = torch.randn(k, dim, generator=generator, device="cuda")
     points = torch.randn(n, dim, generator=generator, device="cuda").half()
-    prepared = prepare_centroids(centroids)
     best: dict[str, torch.Tensor] = {}
     rows = []
     for operand, tile in jobs:
-        columns = certified_operand(prepared, operand, tile)
+        columns = rounded_centroids(centroids, operand, tile)
         rounded = quantise_points(points, columns)
-        groups = scan_groups(rounded, columns, tile)
+        groups = scan_groups(rounded, columns)
         lowest = torch.minimum(groups.second_bound, groups.third_bound)
         expected = best.setdefault(operand, lowest)
         # Groups differ with the tile, so only the order of magnitude of the bounds is common to all.
         same = bool(torch.isfinite(lowest).all()) and float((lowest - expected).abs().mean()) < 0.1 * float(
             expected.abs().mean()
         )
-        ms = median_ms(lambda r=rounded, c=columns, t=tile: scan_groups(r, c, t))
+        ms = median_ms(lambda r=rounded, c=columns: scan_groups(r, c))
         rows.append(
             {
                 "dim": dim,

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from triton_compile import (
+    FAMILIES,
+    TARGETS,
     Variant,
     compile_variant,
     instructions_per_score,
@@ -25,9 +27,7 @@ from triton_compile import (
     shipped_variants,
 )
 
-from sctok.kernels.triton.tiles import FAMILIES, TARGETS
-
-POINTS, CENTROIDS = 1 << 20, 16_384  # shape that flash-kmeans' kernels are compiled for
+POINTS, CENTROIDS = 1 << 20, 16_384  # shape for which the kernels of flash-kmeans are compiled
 FLASH_TYPES = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32"}
 COLUMNS = ("target", "kernel", "operand", "D", "registers", "stack", "LDL", "STL", "shared", "tensor", "per score")
 

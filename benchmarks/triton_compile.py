@@ -13,13 +13,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from sctok.kernels.triton import assign as triton_assign
-from sctok.kernels.triton import groups as triton_groups
 from sctok.kernels.triton import operands as triton_operands
 from sctok.kernels.triton import pairs as triton_pairs
+from sctok.kernels.triton import rescore as triton_rescore
 from sctok.kernels.triton import scan as triton_scan
 from sctok.kernels.triton import update as triton_update
-from sctok.kernels.triton.tiles import SHARED_BYTES, TARGETS, TILES, Tile, lighter
+from sctok.kernels.triton.tiles import TILES, Tile, lighter
+
+FAMILIES = tuple(TILES)
+TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}  # compute capability that each family is compiled for
+SHARED_BYTES = {"ampere": 163 * 1024, "hopper": 227 * 1024, "blackwell": 227 * 1024}
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _TYPES = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "tf32x3": "fp32", "int8": "i8"}
@@ -28,7 +31,7 @@ _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]
 _INTEGERS = {
     "n", "depth", "dim", "tiles", "parts", "capacity", "k", "step", "row_stride", "column_stride",
 }  # fmt: skip
-_INDICES = {"first_group", "second_group", "first_index", "second_index", "count", "pair_rows", "pair_columns", "place"}
+_INDICES = {"first_group", "second_group", "count", "pair_rows", "pair_columns", "place"}
 _MULTIPLES = {"dim", "depth", "row_stride", "centroid_stride"}  # of 16 in every shape that matters
 _LONG = {"rows", "order", "first", "sizes", "ends", "segments"}
 
@@ -82,7 +85,7 @@ def shipped_variants(family: str) -> list[Variant]:
     scans = [
         _scan_variant(kernel, family, operand, tile)
         for operand, tile in TILES[family].items()
-        for kernel in ("scan_groups_kernel", "scan_index_kernel", "runner_up", "emit_candidates_kernel")
+        for kernel in (triton_scan._scan_groups_kernel, triton_scan._emit_candidates_kernel)
     ]
     return scans + _row_variants(family)
 
@@ -206,15 +209,14 @@ def _products(opcode: str) -> float:
     return int(shape[1]) * 8 * int(shape[shape.lastindex or 2])
 
 
-def _scan_variant(name: str, family: str, operand: str, tile: Tile) -> Variant:
-    tile = lighter(tile) if name in ("runner_up", "emit_candidates_kernel") else tile
-    kernel = getattr(triton_scan, "scan_index_kernel" if name == "runner_up" else name)
+def _scan_variant(kernel: Any, family: str, operand: str, tile: Tile) -> Variant:
+    groups = kernel is triton_scan._scan_groups_kernel
+    tile = tile if groups else lighter(tile)
     constants = {
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
         "DEPTH": tile.depth,
         "SLOTS": tile.slots,
-        "RUNNER_UP": name == "runner_up",
         "INTEGER": operand == "int8",
         "PRECISION": operand if operand.startswith("tf32") else "tf32",
         "DESCRIPTORS": tile.descriptors,
@@ -225,9 +227,8 @@ def _scan_variant(name: str, family: str, operand: str, tile: Tile) -> Variant:
         kind = _TYPES[operand]
         signature[argument] = f"tensordesc<{kind}[{rows}, {tile.depth}]>" if tile.descriptors else f"*{kind}"
     aligned = (*(key for key, value in signature.items() if value.startswith("*")), "depth")
-    label = {"scan_groups_kernel": "groups", "scan_index_kernel": "index", "runner_up": "index, runner-up"}
     return Variant(
-        name=label.get(name, "candidates"),
+        name="groups" if groups else "candidates",
         family=family,
         operand=operand,
         kernel=kernel,
@@ -244,24 +245,23 @@ def _scan_variant(name: str, family: str, operand: str, tile: Tile) -> Variant:
 def _row_variants(family: str) -> list[Variant]:
     """Return the kernels around the scans: rounding of points, float32 scores, and both passes of the update."""
     variants = []
-    segments = {"WEIGHTED": True, "ROWS": triton_update.ROWS_AT_ONCE, "WIDTH": triton_update.BLOCK}
+    segments = {"ROWS": triton_update.ROWS_AT_ONCE, "WIDTH": triton_update.BLOCK}
     combine = {"ROWS": triton_update.PARTIALS_AT_ONCE, "WIDTH": triton_update.BLOCK}
-    for kind in ("fp32", "fp64"):
-        parts = {"parts": f"*{kind}", "sums": "*fp64"}
-        variants.append(_row_variant("segment sums", family, kind, triton_update._segment_kernel, segments, parts))
-        variants.append(_row_variant("combine sums", family, kind, triton_update._combine_kernel, combine, parts))
+    parts = {"parts": "*fp64", "sums": "*fp64"}
+    variants.append(_row_variant("segment sums", family, "fp64", triton_update._segment_kernel, segments, parts))
+    variants.append(_row_variant("combine sums", family, "fp64", triton_update._combine_kernel, combine, parts))
     for operand, mode in triton_operands.MODES.items():
         rounding = {"MODE": mode, "ROWS": triton_operands.ROWS_AT_ONCE, "BLOCK": 128}
         types = {"matrix": f"*{_TYPES[operand]}"}
         variants.append(_row_variant("round", family, operand, triton_operands._quantise_kernel, rounding, types))
     for width in sorted({tile.columns // tile.slots for tile in TILES[family].values()} | {1}):
-        scores = {"ITEMS": triton_assign.SCORES_AT_ONCE // width, "WIDTH": width, "DEPTH": 32}
+        scores = {"ITEMS": triton_rescore.SCORES_AT_ONCE // width, "WIDTH": width, "DEPTH": triton_rescore.DEPTH}
         name = f"float32 scores, {width} wide"
-        variants.append(_row_variant(name, family, "fp32", triton_assign._float32_scores_kernel, scores, {}))
+        variants.append(_row_variant(name, family, "fp32", triton_rescore._float32_scores_kernel, scores, {}))
     for tile in sorted({(tile.slots, tile.columns // tile.slots) for tile in TILES[family].values()}):
-        best = {"SLOTS": tile[0], "WIDTH": tile[1], "ROWS": triton_groups.ROWS, "DEPTH": triton_groups.DEPTH}
+        best = {"SLOTS": tile[0], "WIDTH": tile[1], "ROWS": triton_rescore.ROWS, "DEPTH": triton_rescore.DEPTH}
         name = f"best of groups, {tile[1]} wide"
-        variants.append(_row_variant(name, family, "fp32", triton_groups._best_kernel, best, {"labels": "*i64"}))
+        variants.append(_row_variant(name, family, "fp32", triton_rescore._best_kernel, best, {"labels": "*i64"}))
     for dim in (768, 1536, 3072):
         name = f"float64 pairs, D = {dim}"
         pairs = {**(triton_pairs.constants_of(dim) or {}), "ALL": False, "centroid_column_stride": 1}

@@ -81,7 +81,7 @@ def _low_precision() -> dict[str, str]:
 
 def _search() -> str:
     from sctok.kernels.cpu.vnni import vnni_bits
-    from sctok.runtime.cpu_features import jit_works
+    from sctok.runtime.jit import jit_works
 
     if vnni_bits():
         return f"8-bit products of {vnni_bits()} bits"

@@ -1,8 +1,8 @@
 """`sctok pretrain`: train the parts that extraction and the codec are built from."""
 
-import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -22,13 +22,15 @@ from sctok.cli.shared.steps import StepProgress, exit_if_stopped, tell_skipped
 from sctok.cli.shared.terminal import Progress, emit, say
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
 
-    from sctok.codec.models.vae import AutoencoderKL
+    import torch
+
     from sctok.features.checkpoints import EncoderWeights
-    from sctok.training.encoder import PretrainConfig
-    from sctok.training.vae import VAETrainingConfig
-    from sctok.training.vocoder import VocoderTrainingConfig
+    from sctok.runtime.distributed import Group
+    from sctok.training.clips import Clip, Collection
+    from sctok.training.encoder import EncoderTrainingConfig
+    from sctok.training.parts import PartRun
 
 pretrain = typer.Typer(help="Train an encoder, a VAE or a vocoder from unlabelled audio.", no_args_is_help=True)
 
@@ -71,11 +73,11 @@ class EncoderTrainingOptions:
     precision: PrecisionOption = "auto"
     seed: SeedOption = 0
 
-    def config(self, precision: str, first: "EncoderWeights | None") -> "PretrainConfig":
+    def config(self, precision: str, first: "EncoderWeights | None") -> "EncoderTrainingConfig":
         """Return the configuration for the library. precision: resolved. first: weights of --initial."""
-        from sctok.training.encoder import PretrainConfig
+        from sctok.training.encoder import EncoderTrainingConfig
 
-        return PretrainConfig(
+        return EncoderTrainingConfig(
             width=self.width,
             depth=self.depth,
             heads=self.heads,
@@ -105,50 +107,33 @@ def encoder(
 
     Run the same command again to resume, or with more --steps to continue.
     """
-    from sctok.features.checkpoints import load_weights, save_weights
+    from sctok.features.checkpoints import load_weights
     from sctok.runtime.devices import resolve_device, resolve_precision, tune_for_training
-    from sctok.training.encoder import PRETRAINING, Pretrainer
-    from sctok.training.mel_cache import build_mel_cache
+    from sctok.runtime.distributed import join_group
+    from sctok.training.encoder import PRETRAINING
+    from sctok.training.filterbanks import build_filterbank_cache
+    from sctok.training.parts import encoder_run
 
-    chosen = resolve_device(place.device)
-    tune_for_training(chosen)
     first = load_weights(training.initial) if training.initial else None
-    config = training.config(resolve_precision(training.precision, chosen, [PRETRAINING]), first)
     folder = place.root / "pretrain" / name
-    with Progress("filterbanks", unit="s of audio") as bar:
-        cache = build_mel_cache(
-            audio,
-            folder / "filterbanks",
-            workers=training.workers,
-            device=chosen,
-            skipped=tell_skipped(bar.message),
-            progress=lambda key, seconds: bar.update(seconds, key),
-        )
-    hours = cache.frames.shape[0] / 360_000
-    say(f"training on {len(cache.clips)} clips, {hours:.2f} h, {len({clip.group for clip in cache.clips})} groups")
-    trainer = Pretrainer(config, cache, folder, chosen, first)
-    _train(trainer, config.steps)
-    path, curve, spent = folder / f"encoder-{name}.safetensors", folder / "loss.csv", trainer.seconds / 3600
-    provenance = {"trained": asdict(config), "hours_of_audio": round(hours, 2), "hours_of_training": spent}
-    save_weights(path, trainer.model.encoder, provenance)
-    result = {"encoder": str(path), "steps": trainer.step, "hours": spent, "loss_curve": str(curve)}
-    emit(result, place.as_json, f"encoder   {path}\nloss curve {curve}\nuse it with --encoder {path}")
-
-
-def _train(trainer: Any, steps: int) -> None:
-    started = time.monotonic()
-    with Progress("pretrain", total=steps - trainer.step, unit="steps") as bar:
-
-        def show(row: dict[str, Any]) -> None:
-            bar.update(1, f"loss {row['train_loss']:.4f}")
-            if "validation_loss" in row:
-                minutes = (time.monotonic() - started) / 60
-                bar.message(
-                    f"step {row['step']}/{steps}: training loss {row['train_loss']:.4f}, validation loss "
-                    f"{row['validation_loss']:.4f}, {row['windows_per_second']:.1f} windows/s, {minutes:.1f} min"
-                )
-
-        trainer.run(show)
+    with join_group() as group:
+        chosen = group.local_device(resolve_device(place.device))
+        tune_for_training(chosen)
+        config = training.config(resolve_precision(training.precision, chosen, [PRETRAINING]), first)
+        with Progress("filterbanks", unit="s of audio") as bar:
+            cache = build_filterbank_cache(
+                audio,
+                folder / "filterbanks",
+                workers=training.workers,
+                device=chosen,
+                skipped=tell_skipped(bar.message),
+                progress=lambda key, seconds: bar.update(seconds, key),
+                group=group,
+            )
+        run = encoder_run(config, cache, folder, chosen, first, group)
+        if group.leads:
+            say(f"training on {len(cache.clips)} clips, {cache.hours:.2f} h, from step {run.run.step}")
+        _train_and_save("encoder", run, folder / f"encoder-{name}.safetensors", "--encoder", place.as_json)
 
 
 @dataclass(frozen=True)
@@ -192,6 +177,7 @@ def vae(
     from sctok.codec.models.vae import VAEConfig
     from sctok.codec.storage.part_sources import open_vae
     from sctok.codec.storage.parts import module_hash
+    from sctok.training.parts import vae_run
     from sctok.training.vae import VAETrainingConfig
 
     initial = open_vae(training.decoder_of, place.root / "codecs") if training.decoder_of else None
@@ -208,7 +194,11 @@ def vae(
         seed=training.seed,
         decoder_of=module_hash(initial) if initial else None,
     )
-    _train_part("vae", config, audio, name, place, initial)
+
+    def make(collection: "Collection[Clip]", folder: Path, device: "torch.device", group: "Group") -> "PartRun":
+        return vae_run(config, collection, folder, device, tell_skipped(), initial, group)
+
+    _train_part("vae", make, audio, name, place)
 
 
 @dataclass(frozen=True)
@@ -256,6 +246,7 @@ def vocoder(
     from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
     from sctok.codec.storage.part_sources import open_vae, open_vocoder
     from sctok.codec.storage.parts import module_hash
+    from sctok.training.parts import vocoder_run
     from sctok.training.vocoder import VocoderTrainingConfig
 
     codecs = place.root / "codecs"
@@ -276,37 +267,51 @@ def vocoder(
         initial=module_hash(first) if first else None,
         through=module_hash(through) if through else None,
     )
-    _train_part("vocoder", config, audio, name, place, first, through)
+
+    def make(collection: "Collection[Clip]", folder: Path, device: "torch.device", group: "Group") -> "PartRun":
+        return vocoder_run(config, collection, folder, device, tell_skipped(), first, through, group)
+
+    _train_part("vocoder", make, audio, name, place)
 
 
 def _train_part(
     kind: str,
-    config: "VAETrainingConfig | VocoderTrainingConfig",
+    make: "Callable[[Collection[Clip], Path, torch.device, Group], PartRun]",
     audio: list[str],
     name: str,
     place: PlaceOptions,
-    initial: "nn.Module | None" = None,
-    through: "AutoencoderKL | None" = None,
 ) -> None:
+    """Train a part and write it. make: prepares its training on the listed audio."""
     from sctok.runtime.devices import resolve_device, tune_for_training
+    from sctok.runtime.distributed import join_group
     from sctok.training.clips import open_collection
-    from sctok.training.parts import PartRun
 
     folder = place.root / "pretrain" / checked_name(name, "--name")
-    chosen = resolve_device(place.device)
-    tune_for_training(chosen)
-    with Progress("listing", unit="s of audio") as bar:
-        collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update)
-    part = PartRun(config, collection, folder, chosen, tell_skipped(), initial, through)
-    say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
-    loss = {"vae": "mel_error", "vocoder": "mel_distance"}[kind]
-    with StepProgress(f"pretrain {kind}", part.run.step, config.steps, loss) as show:
-        stopped = part.train(show)
-    exit_if_stopped(stopped, part.run.step)
-    path, curve = folder / f"{kind}.safetensors", folder / "loss.csv"
-    part.save(path)
-    result = {kind: str(path), "steps": part.run.step, "hours": part.run.seconds / 3600, "loss_curve": str(curve)}
-    emit(result, place.as_json, f"{kind:10} {path}\nloss curve {curve}\nuse it with sctok train --{kind} {path}")
+    with join_group() as group:
+        chosen = group.local_device(resolve_device(place.device))
+        tune_for_training(chosen)
+        with Progress("listing", unit="s of audio") as bar:
+            collection = open_collection(audio, folder, tell_skipped(bar.message), bar.update, group)
+        part = make(collection, folder, chosen, group)
+        if group.leads:
+            say(f"training on {len(collection.train)} clips, {collection.hours:.2f} h, from step {part.run.step}")
+        _train_and_save(kind, part, folder / f"{kind}.safetensors", f"sctok train --{kind}", place.as_json)
+
+
+def _train_and_save(kind: str, part: "PartRun", path: Path, option: str, as_json: bool) -> None:
+    """Train a part to its last step and write it. option: the option that takes the file."""
+    run = part.run
+    if run.group.leads:
+        with StepProgress(f"pretrain {kind}", run.step, part.length.steps, part.task.main_loss) as show:
+            stopped = part.train(show)
+    else:
+        stopped = part.train()
+    exit_if_stopped(stopped, run.step, run.group.leads)
+    if run.group.leads:
+        part.save(path)
+        curve = run.folder / "loss.csv"
+        result = {kind: str(path), "steps": run.step, "hours": run.seconds / 3600, "loss_curve": str(curve)}
+        emit(result, as_json, f"{kind:10} {path}\nloss curve {curve}\nuse it with {option} {path}")
 
 
 for each in (encoder, vae, vocoder):

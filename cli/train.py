@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sctok.runtime.distributed import Group
     from sctok.training.config import TrainingPlan
     from sctok.training.log import TensorBoard
+    from sctok.training.loop import StepReport
     from sctok.training.pipeline import CodecRun, TrainingParts
 
 PART_SOURCES = "a codec, a file (vae.safetensors, vocoder.safetensors, a published decoder.ckpt) or a diffusers folder"
@@ -221,19 +222,19 @@ def _tell_bundled(plan: "TrainingPlan", codecs: Path) -> None:
 
 def _train(run: "CodecRun", name: str, folder: Path) -> int:
     if not run.run.group.leads:
-        return run.train(lambda row: None)
+        return run.train()
     done, steps = run.run.step, run.config.steps
     hours, where = run.collection.hours, f"{run.task.device.type}, {run.config.precision}"
     say(f"training on {len(run.collection.train)} clips, {hours:.2f} h ({where}), from step {done} to {steps}")
     board = _tensorboard(folder / "tensorboard", done)
     with StepProgress(f"train {name}", done, steps, "reconstruction") as show:
 
-        def progress(row: dict[str, Any]) -> None:
-            show(row)
+        def progress(report: "StepReport") -> None:
+            show(report)
             if board:
-                board.row(row)
+                board.add_report(report)
 
-        stopped = run.train(progress, board.heard if board else None)
+        stopped = run.train(progress, board.add_decoded if board else None)
     if board:
         board.close()
     return stopped

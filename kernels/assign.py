@@ -1,27 +1,36 @@
 """Nearest centroid: the exact float64 argmin at the speed of low precision.
 
-Distances do not change when points and centroids move together, so both are centred, and scaled by a power of two.
-Cheap scores with proven error bounds leave few candidates per point, which float64 decides: 8-bit products on CPUs that
-have them (`cpu.assign`), tensor cores on GPUs (`triton.certified`), float32 products elsewhere (`float32_assign`).
+Distances do not change if points and centroids move together, so both are centered, and scaled by a power of two. Cheap
+scores with proven error bounds leave few candidates per point, and float64 decides between them. The scores come from
+8-bit products on CPUs that have them (`cpu.certify`), from tensor cores on GPUs (`triton.certify`), and from float32
+products elsewhere (`certify`).
 """
 
 import importlib.util
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sctok.kernels.cpu.assign import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
+from sctok.kernels.cpu.certify import CentroidScan, exact_label_distances, exhaustive_search, scan_pays
 from sctok.kernels.cpu.codes import CodedPoints, empty_codes
 from sctok.kernels.cpu.frames import ScanFrame, choose_frame
 from sctok.kernels.cpu.vnni import ROWS
+from sctok.runtime.devices import full_float32
 
-from .certify import as_real, check_real, pair_distances
-from .float32_assign import FloatOperand, assign_block, float_operand, full_float32
+from .certify import (
+    FloatOperand,
+    as_real,
+    certify_block,
+    check_real,
+    float_operand,
+    pair_distances,
+    require_finite,
+)
 
 logger = logging.getLogger("sctok.assign")
 
@@ -40,19 +49,20 @@ __all__ = [
 
 PRECISIONS = ("exact", "fp32")
 
-_SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}  # elements of a block of scores: 32 MiB and 1 GiB
-_SCAN_ELEMENTS = 1 << 22  # of a block of points on its way through the scan, 16 MiB
-_FEW_ROWS = 16  # that exact distances to all centroids settle before float32 products were prepared for it
-_FEW_LEFT = 0.25  # of the points of a block that a scan may leave undecided and still pay
+_SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}  # elements of a block of float32 scores: 32 MiB and 1 GiB
+_SCAN_ELEMENTS = 1 << 22  # elements of a block of points in the scan, 16 MiB
+_FEW_ROWS = 16  # points for which distances to all centroids are faster than preparing float32 products
+_FEW_LEFT = 0.25  # share of points that a scan may leave undecided before float32 products are faster
 
 
 @dataclass(frozen=True)
 class Assignment:
     """Nearest centroids of n points.
 
-    labels: (n,) int64. distances: (n,) float32, squared, rounded from float64. rescored: rows that the bounds could not
-    decide and float64 did. second_labels (n,) int64 and second_distances (n,) float32: the runner-up, where it was
-    asked for; -1 and infinity where there is a single centroid.
+    labels: (n,) int64.
+    distances: (n,) float32, squared, rounded from float64.
+    rescored: number of points that the bounds could not decide, so float64 did.
+    second_labels, second_distances: (n,) int64 and float32, the runner-up if requested; -1 and infinity if k is 1.
     """
 
     labels: Tensor
@@ -62,12 +72,16 @@ class Assignment:
     second_distances: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PreparedCentroids:
-    """Centroids with what scoring needs of them, made once by `prepare_centroids` and used for many blocks of points.
+    """Centroids prepared once by `prepare_centroids` for scoring many blocks of points.
 
-    centroids: (k, D) float32 or float64. center: (D,) float32. scale: power of two. frame: for the scan on CPUs, where
-    it is given.
+    centroids: (k, D) float32 or float64.
+    center: (D,) float32.
+    scale: power of two.
+    precision: "exact" or "fp32".
+    frame: frame of the scan on CPUs, or None to choose one for the first points.
+    scan_fails: whether a scan left so many points undecided that float32 products are faster.
     """
 
     centroids: Tensor
@@ -75,6 +89,8 @@ class PreparedCentroids:
     scale: float
     precision: str
     frame: ScanFrame | None = None
+    scan_fails: bool = field(default=False, init=False)
+    _scan: CentroidScan | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def float_operand(self) -> FloatOperand:
@@ -84,27 +100,16 @@ class PreparedCentroids:
     @cached_property
     def triton_operand(self) -> Any:
         """The centroids for the kernels of GPUs."""
-        from sctok.kernels.triton.certified import certified_operand
+        from sctok.kernels.triton.operands import prepare_operand
 
-        return certified_operand(self)
+        return prepare_operand(self.centroids, self.center)
 
     def scan(self, points: Tensor) -> CentroidScan:
-        """Return the centroids for the scan on CPUs; the first points (n, D) decide about a frame that is not given."""
-        known: CentroidScan | None = self.__dict__.get("_scan")
-        if known is None:
+        """Return the centroids for the scan on CPUs. The first points (n, D) determine the frame if none was given."""
+        if self._scan is None:
             frame = self.frame or choose_frame(points, self.centroids, self.center, self.scale)
-            known = self.__dict__["_scan"] = CentroidScan(self.centroids, frame)
-        return known
-
-    @property
-    def scan_fails(self) -> bool:
-        """Whether a scan left so many points undecided that float32 products are faster."""
-        return bool(self.__dict__.get("_scan_fails", False))
-
-    def note_scan(self, left: int, rows: int) -> None:
-        """Take in how many of some rows a scan left undecided."""
-        if left > _FEW_LEFT * rows:
-            self.__dict__["_scan_fails"] = True
+            self._scan = CentroidScan(self.centroids, frame)
+        return self._scan
 
 
 def prepare_centroids(
@@ -113,13 +118,13 @@ def prepare_centroids(
     """Prepare centroids (k, D), finite, for `nearest_centroid`.
 
     Args:
-        centroids: (k, D) floating or integer, on the device that the points will be on.
+        centroids: (k, D) floating or integer, on the device of the points.
         precision: "exact" (the float64 argmin) or "fp32" (the argmin of the float32 scores, which may differ from it
-            between near ties and there depend on the batch).
-        frame: that of codes from `code_points`, so that they serve for these centroids too.
+            for near ties, depending on the batch).
+        frame: frame of codes from `code_points`, so that these centroids can use the codes.
 
     Raises:
-        ValueError: not a non-empty matrix, NaN or infinity in it, or an unknown precision.
+        ValueError: The matrix is empty or holds NaN or infinity, or the precision is unknown.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
@@ -138,20 +143,20 @@ def nearest_centroid(
     runner_up: bool = False,
     coded: CodedPoints | None = None,
 ) -> Assignment:
-    """Find the nearest centroid of each point, by squared Euclidean distance, the lowest index where several tie.
+    """Find the nearest centroid of each point by squared Euclidean distance, the lowest index if several tie.
 
-    With precision "exact" the labels are those of `nearest_centroid_reference` on any finite input, whatever the
-    blocks, the number of threads or the device. Memory beyond the input is bounded: points go through in blocks.
+    With precision "exact" the labels are those of `nearest_centroid_reference` for any finite input. They do not depend
+    on the blocks, the number of threads or the device. Points are processed in blocks, so memory is bounded.
 
     Args:
         points: (n, D) floating or integer, any strides.
         centroids: (k, D) on the same device, or the result of `prepare_centroids`.
-        precision: "exact" (default) or "fp32"; prepared centroids bring their own.
-        runner_up: also find the centroid that would be nearest if the nearest were not there.
-        coded: what `code_points` returned for all these points and the frame of these centroids.
+        precision: "exact" (default) or "fp32". Prepared centroids have their own.
+        runner_up: Also find the second nearest centroid.
+        coded: Result of `code_points` for the same points, in the frame of these centroids.
 
     Raises:
-        ValueError: shapes or frames that do not fit, or a point with NaN or infinity, named by its row.
+        ValueError: Shapes or frames do not match, or a point holds NaN or infinity. The message names its row.
     """
     for name, given in (("points", points), ("centroids", centroids)):
         if not isinstance(given, Tensor | PreparedCentroids):
@@ -170,8 +175,8 @@ def nearest_centroid(
     with full_float32():
         for start in range(0, len(points), step):
             part = slice(start, start + step)
-            known = coded if coded is None or step >= len(points) else coded.rows(start, start + step)
-            labels[part], distances[part], undecided = search(as_real(points[part]), prepared, wanted, start, known)
+            codes = coded if coded is None or step >= len(points) else coded.rows(start, start + step)
+            labels[part], distances[part], undecided = search(as_real(points[part]), prepared, wanted, start, codes)
             rescored += undecided
     if not runner_up:
         return Assignment(labels[:, 0], distances[:, 0], rescored)
@@ -180,9 +185,10 @@ def nearest_centroid(
 
 
 def code_points(points: Tensor, prepared: PreparedCentroids) -> CodedPoints | None:
-    """Code points (n, D) once for many searches in one frame, or return None where a search would not use the codes.
+    """Code points (n, D) once for many searches in one frame, or return None if a search would not use the codes.
 
-    The frame is that of `prepared`, chosen now where it has none: give it to `prepare_centroids` for other centroids.
+    The frame is that of `prepared`, which chooses one now if it has none. To search other centroids with these codes,
+    pass the frame of the codes to `prepare_centroids`.
     """
     if not (len(points) and _scans(points, prepared)):
         return None
@@ -200,14 +206,15 @@ def _prepared(centroids: Tensor | PreparedCentroids, precision: str | None) -> P
     if not isinstance(centroids, PreparedCentroids):
         return prepare_centroids(centroids, precision=precision or "exact")
     if precision not in (None, centroids.precision):
-        raise ValueError(f"centroids prepared for precision {centroids.precision!r}, asked for {precision!r}")
+        raise ValueError(f"the centroids were prepared for precision {centroids.precision!r}, not {precision!r}")
     return centroids
 
 
 def _center(centroids: Tensor) -> tuple[Tensor, float]:
-    """Return about the mean (D,) float32 of centroids, and a bound of how far their values lie from it.
+    """Return the approximate mean (D,) float32 of centroids, and a bound of the distance of any value from it.
 
-    Raises ValueError naming the first centroid with NaN or infinity.
+    Raises:
+        ValueError: A centroid holds NaN or infinity.
     """
     center = centroids.mean(dim=0).to(torch.float32)
     if not bool(torch.isfinite(center).all()):
@@ -220,7 +227,7 @@ def _center(centroids: Tensor) -> tuple[Tensor, float]:
 
 
 def _power_of_two(largest: float) -> float:
-    """Return the power of two that brings `largest` near 1, or 1 where float32 needs no help."""
+    """Return the power of two that scales `largest` to about 1, or 1 if it is well within the range of float32."""
     if largest == 0 or 2.0**-20 < largest < 2.0**20:
         return 1.0
     if not math.isfinite(largest):
@@ -235,38 +242,46 @@ def _scans(points: Tensor, prepared: PreparedCentroids) -> bool:
 
 
 def _choose_search(points: Tensor, prepared: PreparedCentroids) -> tuple[Any, int]:
-    """Return the search for these points and how many of them it takes at a time."""
-    k, dim = prepared.centroids.shape
+    """Return the search for these points, and the number of points in a block."""
     if _scans(points, prepared):
-        most = max(ROWS, _SCAN_ELEMENTS // dim // ROWS * ROWS)
+        most = max(ROWS, _SCAN_ELEMENTS // points.shape[1] // ROWS * ROWS)
         rows = -(-len(points) // max(1, -(-len(points) // most)))
-        return _scan_block, max(ROWS, -(-rows // ROWS) * ROWS)  # blocks of about one size
+        return _scan_block, max(ROWS, -(-rows // ROWS) * ROWS)  # blocks of about equal size
     if points.device.type == "cuda" and prepared.precision == "exact" and has_triton():
         return _triton_block, max(1, len(points))
-    budget = _SCORES.get(points.device.type, _SCORES["cpu"])
-    return _float_block, max(1, min(budget // k, budget // dim))
+    return _float_block, _float_rows(points, prepared)
 
 
 @cache
 def has_triton() -> bool:
-    """Return whether the kernels of GPUs can be used; warn once where they cannot."""
+    """Return whether the kernels of GPUs can be used; warn once if not."""
     if importlib.util.find_spec("triton") is not None:
         return True
-    logger.warning("triton is missing, k-means takes several times longer: install sctok[gpu]")
+    logger.warning("triton is missing, so k-means takes several times longer: install sctok[gpu]")
     return False
 
 
+def _float_rows(points: Tensor, prepared: PreparedCentroids) -> int:
+    budget = _SCORES.get(points.device.type, _SCORES["cpu"])
+    return max(1, budget // max(prepared.centroids.shape))
+
+
 def _float_block(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: CodedPoints | None
+    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: CodedPoints | None = None
 ) -> tuple[Tensor, Tensor, int]:
-    labels, undecided = assign_block(points, prepared.float_operand, wanted, first_row)
-    return labels, _distances(points, prepared.centroids, labels), undecided
+    step = _float_rows(points, prepared)
+    parts = [
+        certify_block(points[start : start + step], prepared.float_operand, wanted, first_row + start)
+        for start in range(0, len(points), step)
+    ]
+    labels = torch.cat([found for found, _ in parts])
+    return labels, _distances(points, prepared.centroids, labels), sum(rescored for _, rescored in parts)
 
 
 def _triton_block(
     points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, _: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
-    from sctok.kernels.triton.certified import certified_labels
+    from sctok.kernels.triton.certify import certified_labels
 
     found = certified_labels(points, prepared.triton_operand, runner_up=wanted == 2, first_row=first_row)
     second = found.second_labels
@@ -279,42 +294,26 @@ def _scan_block(
     points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int, coded: CodedPoints | None
 ) -> tuple[Tensor, Tensor, int]:
     if prepared.scan_fails or not (scan := prepared.scan(points)).usable:
-        return _float_parts(points, prepared, wanted, first_row)
+        return _float_block(points, prepared, wanted, first_row)
     found, exact, computed = scan.search(points, coded or scan.code(points), pair=wanted == 2)
     labels, distances = torch.from_numpy(found[:, :wanted]), torch.from_numpy(exact[:, :wanted]).to(torch.float32)
     left = (labels[:, 0] < 0).nonzero()[:, 0]
-    prepared.note_scan(len(left), len(points))
-    if len(left):
-        bad = (~torch.isfinite(points[left]).all(dim=1)).nonzero()
-        if len(bad):
-            raise ValueError(f"point {first_row + int(left[bad[0, 0]])} holds NaN or infinity")
-        if len(left) <= _FEW_ROWS:
-            nearest, exact = exhaustive_search(points[left], prepared.centroids)
-            labels[left] = torch.from_numpy(nearest[:, :wanted])
-            distances[left] = torch.from_numpy(exact[:, :wanted]).to(torch.float32)
-        else:
-            labels[left], distances[left], _ = _float_parts(points[left], prepared, wanted, 0)
+    prepared.scan_fails |= len(left) > _FEW_LEFT * len(points)
+    require_finite(points[left], left + first_row)
+    if 0 < len(left) <= _FEW_ROWS:
+        nearest, exact = exhaustive_search(points[left], prepared.centroids)
+        labels[left] = torch.from_numpy(nearest[:, :wanted])
+        distances[left] = torch.from_numpy(exact[:, :wanted]).to(torch.float32)
+    elif len(left):
+        labels[left], distances[left], _ = _float_block(points[left], prepared, wanted, 0)
     return labels, distances, int((computed > wanted - 1).sum())
 
 
-def _float_parts(
-    points: Tensor, prepared: PreparedCentroids, wanted: int, first_row: int
-) -> tuple[Tensor, Tensor, int]:
-    """Do what `_float_block` does for more points than scores fit in memory."""
-    step = max(1, _SCORES["cpu"] // len(prepared.centroids))
-    parts = [
-        _float_block(points[start : start + step], prepared, wanted, first_row + start, None)
-        for start in range(0, len(points), step)
-    ]
-    labels, distances, undecided = zip(*parts, strict=True)
-    return torch.cat(labels), torch.cat(distances), sum(undecided)
-
-
 def _distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
-    """Return float32 (n, w) distances to each of the labels (n, w), infinite where there is none."""
-    there = labels < len(centroids)
-    columns = [_exact_distances(points, centroids, column) for column in labels.where(there, 0).T]
-    return torch.stack(columns, dim=1).where(there, math.inf).to(torch.float32)
+    """Return the distances (n, w) float32 to the labels (n, w), infinite for label k."""
+    existing = labels < len(centroids)
+    columns = [_exact_distances(points, centroids, column) for column in labels.where(existing, 0).T]
+    return torch.stack(columns, dim=1).where(existing, math.inf).to(torch.float32)
 
 
 def _exact_distances(points: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:

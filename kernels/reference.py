@@ -1,4 +1,4 @@
-"""Plain oracles of the kernels, in float64: they define what every fast path must return."""
+"""Plain float64 references of the kernels. They define the results that every fast path must return."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ _BLOCK_ELEMENTS = 1 << 20
 def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
     """Return the squared Euclidean distance over the last axis of two broadcastable tensors (…, D) as (…,) float64.
 
-    The sum over D halves the row again and again with elementwise additions. Its order, and so every bit of the
-    result, depends on D alone: not on the shape around it, the number of threads, the block size or the device.
-    That makes the float64 argmin a definition and not a matter of which library reduced the row.
+    The sum over D halves the row repeatedly with elementwise additions. Its order, and so every bit of the result,
+    depends only on D: not on other dimensions, the number of threads, the block size or the device. This makes the
+    float64 argmin well defined, independent of the library that sums the row.
     """
     terms = points.to(torch.float64) - centroids.to(torch.float64)
     terms.mul_(terms)
@@ -24,11 +24,11 @@ def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def nearest_centroid_reference(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest centroid of each point by brute force in float64, the lowest index where several tie.
+    """Find the nearest centroid of each point by brute force in float64, the lowest index if several tie.
 
     Args:
         points: (n, D), any real dtype, finite.
-        centroids: (k, D), same device.
+        centroids: (k, D), on the same device.
 
     Returns:
         labels (n,) int64 and squared distances (n,) float64.
@@ -47,7 +47,7 @@ def nearest_centroid_reference(points: Tensor, centroids: Tensor) -> tuple[Tenso
 
 
 def segment_sum_reference(points: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the sum (k, D) float64 and the count (k,) int64 of the points (n, D) under each of k labels (n,)."""
+    """Return the sum (k, D) float64 and the count (k,) int64 of the points (n, D) with each of k labels (n,)."""
     sums = torch.zeros((k, points.shape[1]), dtype=torch.float64, device=points.device)
     counts = torch.zeros(k, dtype=torch.int64, device=points.device)
     for label in range(k):
@@ -58,10 +58,10 @@ def segment_sum_reference(points: Tensor, labels: Tensor, k: int) -> tuple[Tenso
 
 
 def chain_product_reference(x: Tensor, weights: Tensor) -> Tensor:
-    """Return x @ weights.T, (m, n) float32, every sum of fused multiply-adds in the order of the factors.
+    """Return x @ weights.T, (m, n) float32, summed by fused multiply-adds in the order of the factors.
 
-    x: (m, k) float32; weights: (n, k) float32. A float64 sum of a product and a float32, rounded again, differs from
-    one rounding in one of 2^29 cases.
+    x: (m, k) float32. weights: (n, k) float32. Adding a product to a float32 in float64 and rounding again differs from
+    rounding once in one of 2^29 cases.
     """
     total = x.new_zeros(len(x), len(weights))
     for factor in range(x.shape[1]):

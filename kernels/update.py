@@ -1,10 +1,13 @@
 """Sums of the points of each cluster: the update step of Lloyd's algorithm."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sctok.kernels.cpu.update import add_rows
+from sctok.runtime.jit import compiled
 from sctok.runtime.threads import on_every_thread
 
 from .assign import has_triton
@@ -16,20 +19,20 @@ def centroid_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sum the points of each cluster in float64, deterministically.
 
-    Rows are added in their order. Sums of float16 features are exact: their products with 2^24 are integers, which
-    float64 adds without rounding up to a total of about 5e8, so neither order nor block size shows in the result.
+    Points are added in their order. Sums of float16 features are exact: multiplied by 2^24 the features are integers,
+    which float64 adds without rounding up to a sum of about 5e8. Neither the order nor the block size changes them.
 
     Args:
         points: (n, D) floating or integer, any strides.
-        labels: (n,) int64 in [0, k), same device.
+        labels: (n,) int64 in [0, k), on the device of the points.
         k: number of clusters.
-        out: sums (k, D) float64 and counts (k,) int64 of earlier blocks, added to in place.
+        out: sums (k, D) float64 and counts (k,) int64 of earlier blocks, updated in place.
 
     Returns:
         sums (k, D) float64 and counts (k,) int64.
 
     Raises:
-        ValueError: a label lies outside [0, k), or the lengths differ.
+        ValueError: A label is outside [0, k), or the number of labels is not that of points.
     """
     if labels.ndim != 1 or len(labels) != len(points):
         raise ValueError(f"{len(points)} points need as many labels, not a tensor of shape {tuple(labels.shape)}")
@@ -40,17 +43,33 @@ def centroid_sums(
         out = sums, torch.zeros(k, dtype=torch.int64, device=points.device)
     sums, counts = out
     if points.device.type == "cuda" and has_triton():
-        from sctok.kernels.triton.update import segmented_sums
+        from sctok.kernels.triton.update import add_segmented_sums
 
-        return segmented_sums(points, labels, k, partials=torch.float64, out=out)
+        add_segmented_sums(points, labels, sums, counts)
+        return out
     block_counts = torch.bincount(labels, minlength=k)
     counts += block_counts
     if points.device.type == "cpu":
-        rows, where, totals = np.ascontiguousarray(as_real(points).numpy()), labels.numpy(), sums.numpy()
-        on_every_thread(lambda thread, threads: add_rows(rows, where, totals, thread, threads))
+        rows, row_labels, array = np.ascontiguousarray(as_real(points).numpy()), labels.numpy(), sums.numpy()
+        on_every_thread(lambda thread, threads: _add_rows(rows, row_labels, array, thread, threads))
     else:
-        # Atomic additions on an accelerator come in any order; a stable sort and one ordered sum per cluster do not.
+        # Atomic additions would come in any order. A stable sort and one ordered sum per cluster are deterministic.
         order = torch.argsort(labels, stable=True)
         values = points[order].to(torch.float64)
         sums += torch.segment_reduce(values, "sum", lengths=block_counts, axis=0, unsafe=True)
     return sums, counts
+
+
+@compiled()
+def _add_rows(
+    points: Any, labels: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], thread: int, threads: int
+) -> None:
+    """Add points (n, D), in their order, to the sums (k, D) of the clusters that belong to one thread.
+
+    These are the clusters with label % threads == thread, so no thread waits for another.
+    """
+    for i in range(len(labels)):
+        label = labels[i]
+        if label % threads == thread:
+            for j in range(points.shape[1]):
+                sums[label, j] += np.float64(points[i, j])

@@ -1,4 +1,4 @@
-"""Process groups: one run in several processes, whose sums, values and gradients are combined."""
+"""Process groups: run in several processes and combine their sums, values and gradients."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,20 +12,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# A rank waits this long for the slowest one; one that has died is noticed at once.
+# Time limit for the slowest rank. A rank that has died is noticed immediately.
 TIMEOUT_SECONDS = 1800.0
 
-BUCKET_BYTES = 25 << 20  # of gradients summed in one call
+BUCKET_BYTES = 25 << 20  # gradients summed in one call
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run. Alone (world 1) every method gives back what it was given.
+    """The processes (ranks) of a run. With a single process (world 1), every method returns its argument.
 
-    All ranks call the same methods in the same order. Every method raises ConnectionError where another rank has
-    died, or has not come to the same call within the time limit of `join_group`.
+    All ranks must call the same methods in the same order. Every method raises ConnectionError if another rank has died
+    or does not make the same call within the time limit of `join_group`.
     """
 
     rank: int = 0
@@ -33,17 +33,17 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes files and prints: rank 0."""
+        """Whether this is rank 0, the process that writes files and prints."""
         return self.rank == 0
 
     def sum_(self, *tensors: Tensor) -> None:
-        """Replace each tensor, of one shape and dtype on all ranks, by its sum over the ranks."""
+        """Replace each tensor with its sum over the ranks. Shapes and dtypes must be the same on all ranks."""
         if self.world > 1:
             for tensor in tensors:
                 _guarded(partial(dist.all_reduce, tensor))
 
     def gather(self, value: Value) -> list[Value]:
-        """Return the values of all ranks in the order of the ranks: arrays of any size, numbers, strings, lists …"""
+        """Return the values of all ranks in the order of the ranks. Any value that can be pickled works."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -51,7 +51,7 @@ class Group:
         return found
 
     def broadcast(self, value: Value) -> Value:
-        """Return the value that rank 0 has."""
+        """Return the value of rank 0."""
         if self.world == 1:
             return value
         found = [value]
@@ -59,11 +59,11 @@ class Group:
         return found[0]
 
     def span(self, rows: int) -> tuple[int, int]:
-        """Return the (start, stop) of the rows that this rank reads in order."""
+        """Return the range (start, stop) of the rows that this rank reads."""
         return rows * self.rank // self.world, rows * (self.rank + 1) // self.world
 
     def local_device(self, device: torch.device) -> torch.device:
-        """Return the device of this process: of the GPUs of its machine the one of its local rank, unless named."""
+        """Return the device of this process: on CUDA without an index, the GPU of its local rank."""
         if self.world == 1 or device.type != "cuda" or device.index is not None:
             return device
         local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
@@ -76,13 +76,16 @@ ALONE = Group()
 
 @contextmanager
 def join_group(timeout: float = TIMEOUT_SECONDS, init_method: str | None = None) -> Iterator[Group]:
-    """Join the other processes that `torchrun` has started (RANK, WORLD_SIZE and MASTER_ADDR are set), or be alone.
+    """Join the processes that `torchrun` started. Yield `ALONE` unless RANK, WORLD_SIZE and MASTER_ADDR are set.
 
-    timeout: seconds to wait for the other ranks, in every step. init_method: where to meet, as for
-    `torch.distributed.init_process_group`, instead of MASTER_ADDR. NCCL combines tensors on CUDA, Gloo those on CPUs.
+    NCCL combines tensors on CUDA devices, Gloo those on CPUs.
+
+    Args:
+        timeout: Seconds to wait for the other ranks in every step.
+        init_method: Rendezvous as in `torch.distributed.init_process_group`, instead of MASTER_ADDR.
 
     Raises:
-        ConnectionError: the other ranks cannot be reached.
+        ConnectionError: The other ranks cannot be reached.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world < 2 or not (init_method or "MASTER_ADDR" in os.environ):
@@ -106,15 +109,15 @@ def _guarded(step: Callable[[], Any]) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConnectionError(
-            f"another rank of this run stopped, or did not answer in time ({reason[0]}); its own message says why, "
-            "and the same command goes on from the last checkpoint"
+            f"another rank of this run stopped or did not answer in time ({reason[0]}). Read the message of that rank, "
+            "then run the same command again: it resumes from the last checkpoint"
         ) from error
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], group: Group, bucket_bytes: int = BUCKET_BYTES) -> None:
-    """Replace each gradient by its mean over the ranks, summed in flat pieces of about `bucket_bytes`.
+    """Replace each gradient with its mean over the ranks, summed in flat buckets of about `bucket_bytes`.
 
-    A parameter has a gradient on all ranks or on none.
+    A parameter must have a gradient on all ranks or on none.
     """
     if group.world == 1:
         return

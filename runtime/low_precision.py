@@ -1,4 +1,4 @@
-"""The child process that tries out low precision for `devices.low_precision_fault`."""
+"""The child process that tests low precision for `devices.low_precision_faults`."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 STARTED, FAILED, PASSED = "started", "failed", "passed"
-LARGEST_ERROR = 0.1  # of a result in low precision, as a share of its norm; bfloat16 loses some 0.01
+LARGEST_ERROR = 0.1  # of a result in low precision, relative to its norm; bfloat16 loses about 0.01
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operator to try. `run` gets a precision (fp32, bf16, fp16) and returns what the operator computes in it."""
+    """One operator to test. `run` takes a precision (fp32, bf16, fp16) and returns the result in that precision."""
 
     operator: str
     run: Callable[[str], Tensor]
 
 
 def forward_step(operator: str, module: Callable[..., Tensor], *inputs: Tensor) -> Step:
-    """Return the step that calls a module under autocast in inference."""
+    """Return the step that calls a module for inference under autocast."""
 
     def run(precision: str) -> Tensor:
         with torch.inference_mode(), _autocast(precision):
@@ -35,7 +35,7 @@ def forward_step(operator: str, module: Callable[..., Tensor], *inputs: Tensor) 
 
 
 def training_steps(operator: str, module: nn.Module, call: Callable[[], Tensor]) -> list[Step]:
-    """Return the steps that run a call of a module under autocast with gradients, and then its backward pass."""
+    """Return the steps for the forward and the backward pass of a module under autocast."""
 
     def forward(precision: str) -> Tensor:
         with _autocast(precision):
@@ -50,7 +50,7 @@ def training_steps(operator: str, module: nn.Module, call: Callable[[], Tensor])
 
 
 def filled(module: Module) -> Module:
-    """Return a module whose parameters that begin as zero are drawn, so that its result depends on every operator."""
+    """Fill the zero parameters of a module at random, so that its result depends on every operator; return it."""
     with torch.no_grad():
         for parameter in module.parameters():
             if not parameter.any():
@@ -59,27 +59,27 @@ def filled(module: Module) -> Module:
 
 
 def main() -> None:
-    """Try the uses of the command line, after the precision, each a `module:function` that returns steps."""
+    """Test uses in a precision. The command line gives the precision and the `module:function` of each use."""
     precision, *uses = sys.argv[1:]
     for use in uses:
         module, function = use.split(":")
         torch.manual_seed(0)
-        _try(use, getattr(import_module(module), function)(), precision)
+        _test(use, getattr(import_module(module), function)(), precision)
 
 
-def _try(use: str, steps: Iterable[Step], precision: str) -> None:
+def _test(use: str, steps: Iterable[Step], precision: str) -> None:
     for step in steps:
-        _tell(STARTED, use, step.operator)
+        _report(STARTED, use, step.operator)
         try:
             expected, found = step.run("fp32").detach().float(), step.run(precision).detach().float()
-        except RuntimeError as error:  # what PyTorch raises for an operator that it lacks
-            return _tell(FAILED, use, str(error).partition(". ")[0])
+        except RuntimeError as error:  # PyTorch raises it for a missing operator
+            return _report(FAILED, use, str(error).partition(". ")[0])
         if not float((found - expected).norm()) <= LARGEST_ERROR * float(expected.norm()):
-            return _tell(FAILED, use, "its results are wrong")
-    return _tell(PASSED, use, "")
+            return _report(FAILED, use, "its results are wrong")
+    return _report(PASSED, use, "")
 
 
-def _tell(event: str, use: str, text: str) -> None:
+def _report(event: str, use: str, text: str) -> None:
     print(event, use, " ".join(text.split()), sep="\t", flush=True)
 
 

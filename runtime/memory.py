@@ -1,4 +1,4 @@
-"""How much memory a fit may use."""
+"""Parse memory sizes and measure the free memory of this process."""
 
 import os
 import re
@@ -8,29 +8,29 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes that a size such as 512M, 2G, 1.5g or 100000 names; the suffixes are powers of 1024.
+    """Parse a size such as 512M, 2G, 1.5g or 100000 and return it in bytes. Suffixes are powers of 1024.
 
     Raises:
-        ValueError: anything else, and less than one byte.
+        ValueError: The text is not a size, or the size is less than one byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?", text.strip().upper())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if size < 1:
-        raise ValueError(f"{text!r} is not a size of memory such as 512M or 2G")
+        raise ValueError(f"{text!r} is not a memory size: use a number of bytes, or a size such as 512M or 2G")
     return size
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Return the bytes this process can still take: what the system has left, within the limits of its cgroups.
+    """Return the memory in bytes that this process can still allocate, within the limits of its control groups.
 
-    root: where /proc and /sys are. Where neither says anything (not Linux) it is all physical memory.
+    root: the folder of /proc and /sys. Without them (not on Linux), the result is the physical memory.
     """
     limits = [*_system(root), *_cgroup_v1(root), *_cgroup_v2(root)]
     return max(0, min(limits)) if limits else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def default_memory() -> int:
-    """Return half of the free memory, or this process's share of it where `torchrun` started several here."""
+    """Return half of the free memory, divided by the number of processes that `torchrun` started on this machine."""
     return max(1, free_memory() // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -50,16 +50,16 @@ def _cgroup_v2(root: Path) -> list[int]:
 
 
 def _left(mount: Path, group: str, limit_name: str, usage_name: str) -> list[int]:
-    """Return what is left in a group and in each group above it. A container sees its own group as the mount."""
+    """Return the memory left in a group and in each of its parents. A container sees its own group as the mount."""
     found = []
     folder = mount / group.lstrip("/")
-    for place in (folder, *folder.parents):
-        if not place.is_relative_to(mount):
+    for parent in (folder, *folder.parents):
+        if not parent.is_relative_to(mount):
             break
-        limit, usage = _number(place / limit_name), _number(place / f"memory.{usage_name}")
+        limit, usage = _number(parent / limit_name), _number(parent / f"memory.{usage_name}")
         if limit is not None and usage is not None:
-            # Cached files count as used, and give way.
-            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(place / "memory.stat"), re.MULTILINE)
+            # Cached files count as used, but the system can drop them.
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(parent / "memory.stat"), re.MULTILINE)
             found.append(limit - usage + (int(cached[1]) if cached else 0))
     return found
 

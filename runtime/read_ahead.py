@@ -1,4 +1,4 @@
-"""Reading ahead: the next item is made by a thread while the present one is in use."""
+"""Read ahead: threads make the next items while the current one is in use."""
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,16 +8,16 @@ Item = TypeVar("Item")
 
 
 def read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """Yield the items of an iterator, which runs in a thread of its own and is one item ahead.
+    """Yield the items of an iterator that runs in its own thread, one item ahead.
 
-    At most two items exist at a time. What the iterator raises is raised here, at the place of the item. When this
-    generator ends or is closed, the item on its way is waited for, and the iterator is closed.
+    At most two items exist at a time. An exception of the iterator is raised here, in place of the item. When this
+    generator ends or is closed, it waits for the pending item and closes the iterator.
     """
     worker = ThreadPoolExecutor(1, "read-ahead")
     try:
-        coming: Future[tuple[Item] | None] = worker.submit(_next, items)
-        while (found := coming.result()) is not None:
-            coming = worker.submit(_next, items)
+        pending: Future[tuple[Item] | None] = worker.submit(_next, items)
+        while (found := pending.result()) is not None:
+            pending = worker.submit(_next, items)
             yield found[0]
     finally:
         worker.shutdown(wait=True, cancel_futures=True)
@@ -32,7 +32,7 @@ def _next(items: Iterator[Item]) -> tuple[Item] | None:
 
 
 class ReadAhead(Generic[Item]):
-    """Calls `make` for up to `ahead` steps after the one that is asked for, each in a thread of its own."""
+    """Call `make` in threads for up to `ahead` steps after the requested one."""
 
     def __init__(self, make: Callable[[int], Item], ahead: int) -> None:
         self._make, self._ahead = make, ahead
@@ -40,7 +40,7 @@ class ReadAhead(Generic[Item]):
         self._pool = ThreadPoolExecutor(ahead, "read-ahead")
 
     def take(self, step: int) -> Item:
-        """Return what `make` gives for a step. Raises what it raises."""
+        """Return the result of `make` for a step, or raise its exception."""
         for number in range(step, step + self._ahead + 1):
             if number not in self._made:
                 self._made[number] = self._pool.submit(self._make, number)

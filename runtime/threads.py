@@ -1,4 +1,4 @@
-"""Rows of work for several threads: Numba functions let go of the interpreter while they run."""
+"""Distribute rows of work over threads. Numba functions release the global interpreter lock while they run."""
 
 import os
 from collections.abc import Callable
@@ -19,13 +19,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process does not have these threads
 
 
 def in_parallel(rows: int, work: Callable[[int, int], Any], multiple: int = 1) -> None:
-    """Call work(start, stop) for ranges of rows that begin at multiples, on as many threads as PyTorch uses.
+    """Call work(start, stop) for ranges of rows that start at multiples of `multiple`, on the threads of PyTorch.
 
-    The ranges are about equal, and as many for each thread.
+    The ranges have about equal lengths, and every thread gets the same number of them.
     """
     threads = torch.get_num_threads()
     step = -(-rows // max(1, -(-rows // (_TASK_ROWS * threads)) * threads))
@@ -35,13 +35,13 @@ def in_parallel(rows: int, work: Callable[[int, int], Any], multiple: int = 1) -
 
 
 def on_every_thread(work: Callable[[int, int], Any]) -> None:
-    """Call work(thread, threads) once for each of the threads that PyTorch uses."""
+    """Call work(thread, threads) once on each of as many threads as PyTorch uses."""
     threads = torch.get_num_threads()
     run_tasks([partial(work, thread, threads) for thread in range(threads)])
 
 
 def run_tasks(tasks: list[Callable[[], T]]) -> list[T]:
-    """Call functions on as many threads as PyTorch uses, and return their results in order."""
+    """Call functions on as many threads as PyTorch uses and return their results in order."""
     threads = torch.get_num_threads()
     if threads == 1 or len(tasks) <= 1:
         return [task() for task in tasks]

@@ -114,14 +114,14 @@ def flat_gradient(task):
 
 
 @pytest.mark.parametrize("kind", ["codec", "grid", "vocoder"])
-def test_replayed_training_steps_are_those_taken_one_by_one(kind, tmp_path, monkeypatch):
+def test_replayed_training_steps_equal_ordinary_steps(kind, tmp_path, monkeypatch):
     inputs = write_audio(tmp_path)
     replaying, plain = (make_task(kind, inputs, tmp_path / name, torch.device("cuda")) for name in "ab")
     found = [replaying.train_step(0)]
     gradient = flat_gradient(replaying)
     found += [replaying.train_step(step) for step in range(1, 5)]
-    for module in ("training", "vocoder_training"):
-        monkeypatch.setattr(f"sctok.codec.{module}.captured_on_gpus", lambda function, tensors: function)
+    for module in ("codec", "vocoder"):
+        monkeypatch.setattr(f"sctok.training.{module}.captured_on_gpus", lambda function, tensors: function)
     for step in range(5):
         assert found[step] == pytest.approx(plain.train_step(step), rel=5e-3, abs=1e-5)
         if step == 0:

@@ -100,6 +100,28 @@ def test_no_import_circle():
         visit(name)
 
 
+def functions(name):
+    """Return the name and the number of lines of each function of a module."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [(node.name, (node.end_lineno or 0) - node.lineno + 1) for node in nodes]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functions_are_short(name):
+    limit = 40 if name.startswith("cli.") else 60
+    assert not [(function, lines) for function, lines in functions(name) if lines > limit]
+
+
+def test_a_public_class_name_exists_once():
+    found = {}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    assert not {name: modules for name, modules in found.items() if len(modules) > 1}
+
+
 def test_help_imports_no_heavy_library():
     code = (
         "import sys; from sctok.cli.app import main\n"

@@ -1,9 +1,8 @@
-"""Training a codec: acoustic encoder, quantizer and T-UNet together, everything else frozen."""
+"""Training a codec: acoustic encoder, quantizer, T-UNet and grid together, with all other parts frozen."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from sctok.audio.filterbank import filterbank
 from sctok.audio.mel import log_mel
 from sctok.audio.windows import WINDOW_SAMPLES, WINDOW_SPAN
+from sctok.codec.capabilities import CONTEXT, GRID, TOKENS, probe_unet, probe_unet_inputs
 from sctok.codec.models.acoustic import AcousticConfig, AcousticEncoder
 from sctok.codec.models.condition import PE_WIDTH, Order, build_condition, mark_out, unconditional
 from sctok.codec.models.grid import GridCondition, GridConfig
@@ -24,29 +24,30 @@ from sctok.formats.codebooks import Codebook
 from sctok.formats.stacking import stack_factor, stack_patches
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.runtime.cuda_graphs import captured_on_gpus
-from sctok.runtime.devices import DTYPES, Use, require_precision
-from sctok.runtime.distributed import ALONE, Group, average_gradients
+from sctok.runtime.devices import Use
+from sctok.runtime.distributed import ALONE, Group
+from sctok.runtime.low_precision import Step, filled, training_steps
 
-from .clips import CropSampler
-from .loop import TrainingTask, check_training, warm_up_and_decay
+from .crops import CropSampler
+from .optimization import MixedPrecisionTask, check_training, warm_up_and_decay
 
 Losses = dict[str, Tensor]
 
-CODEC_TRAINING = Use("training a codec", "sctok.training.capabilities:training_codec_steps")
+CODEC_TRAINING = Use("training a codec", "sctok.training.codec:training_codec_steps")
 
-# What a random draw is for, so that draws of one step do not repeat each other.
+# Purposes of random draws, which seed them, so that the draws of one step differ from each other.
 _LATENT, _NOISE, _TIME, _CODEBOOK, _DROPOUT = range(5)
 
 
 @dataclass(frozen=True)
 class CodecTrainingConfig:
-    """Everything that decides what a codec learns; defaults are the paper's (section IV) where it states them.
+    """Everything that decides what a codec learns; the defaults follow section IV of the paper.
 
     condition_dropout: chance that a whole batch is trained without its condition, for guidance. accumulate: batches
-    whose gradients make one step. scale_batches: batches that the latent's scale is measured on. estimate_weight: of
-    the squared error of the grid's estimate of the latent; 0 where there is no grid. cycle_steps: after so many steps
-    the crops repeat, and what the frozen parts made of them is kept in memory, some 0.9 MB a crop for the mini encoder;
-    0 for new crops at every step.
+    whose gradients are averaged for one step. scale_batches: batches on which the scale of the latent is measured.
+    estimate_weight: weight of the squared error of the grid's estimate of the latent; 0 without a grid. cycle_steps:
+    steps after which the crops repeat, 0 for new crops at every step; the output of the frozen parts for repeated crops
+    is kept in memory, about 0.9 MB per crop with the mini encoder.
     """
 
     token_rate: int
@@ -78,21 +79,16 @@ class CodecTrainingConfig:
         for name in ("condition_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} must lie between 0 and 1")
-        if self.precision not in DTYPES:
-            raise ValueError(f"precision {self.precision!r} is none of {', '.join(DTYPES)}")
-        if (self.grid.channels if self.grid else 0) != self.unet.extra_channels:
-            raise ValueError(f"the T-UNet takes {self.unet.extra_channels} extra channels, which the grid must give")
+        given = self.grid.channels if self.grid else 0
+        if given != self.unet.extra_channels:
+            raise ValueError(f"the T-UNet takes {self.unet.extra_channels} extra channels, the grid gives {given}")
         if self.estimate_weight and not self.grid:
-            raise ValueError("estimate_weight needs a grid")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the configuration as a JSON object."""
-        return asdict(self)
+            raise ValueError("estimate_weight needs a grid: set it to 0, or add a [grid] section")
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """The parts that a codec's training uses and does not change."""
+class FrozenParts:
+    """The parts of a codec that its training does not change."""
 
     encoder: AudioMAE
     codebooks: Sequence[Codebook]
@@ -101,7 +97,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the trained parts see of a batch: latent (B, z, H, W), features and centroids (B, L, F), padded (B, L)."""
+    """Input of the trained parts: latent (B, z, H, W), features and their centroids (B, L, F), padded (B, L)."""
 
     latent: Tensor
     features: Tensor
@@ -109,8 +105,8 @@ class Batch:
     padded: Tensor
 
 
-class Trained(nn.Module):
-    """The parts that a codec's training changes, and the latent's scale."""
+class TrainedParts(nn.Module):
+    """The parts of a codec that its training changes, and the scale of the latent."""
 
     scale_factor: Tensor
 
@@ -123,7 +119,7 @@ class Trained(nn.Module):
         self.register_buffer("scale_factor", torch.tensor(0.0))
 
     def condition(self, batch: Batch, dropped: bool) -> tuple[Tensor, Tensor]:
-        """Return the context (B, L, C) and the commitment loss; without the encoder where the condition is dropped."""
+        """Return the context (B, L, C) and the commitment loss (); both are constant if the condition is dropped."""
         if dropped:
             width = self.config.unet.context_width - PE_WIDTH
             context = unconditional(batch.features.shape[1], width).to(batch.features.device)
@@ -132,7 +128,7 @@ class Trained(nn.Module):
         return build_condition(found.vectors, batch.semantic, batch.padded, order=self.config.order), found.commit_loss
 
     def denoise(self, noisy: Tensor, timestep: Tensor, context: Tensor, target: Tensor, latent: Tensor) -> Losses:
-        """Return the reconstruction loss (paper Eq. 8, on v) and, with a grid, that of its estimate, each ()."""
+        """Return the reconstruction loss (paper Eq. 8, on v) and, with a grid, the loss of its estimate, each ()."""
         extra = self.grid(context) if self.grid is not None else None
         predicted = self.unet(noisy, timestep, context, extra)
         losses = {"reconstruction": (predicted.float() - target).square().mean()}
@@ -148,38 +144,28 @@ class Trained(nn.Module):
         return self.denoise(noisy, timestep, context, target, batch.latent) | {"commitment": commitment}
 
     def denoising_parameters(self) -> list[nn.Parameter]:
-        """Return what `denoise` has gradients for beside the context."""
+        """Return the parameters that `denoise` uses."""
         return [*self.unet.parameters(), *(self.grid.parameters() if self.grid is not None else ())]
 
 
-class _Counter(nn.Module):
-    """How often the averages have been moved."""
+class CodecTraining(MixedPrecisionTask):
+    """The task of training a codec.
 
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.tensor(0))
-
-
-class CodecTraining(TrainingTask):
-    """The task of training a codec (see `training_run.Task`).
-
-    The crops, noise and choices of a step depend on the seed and the step alone, whatever the ranks and accumulation:
-    two processes train what one does on the doubled batch. `listen` gives a step's metrics beside the losses.
+    The crops, noise and choices of a step depend only on the seed and the step, whatever the ranks and accumulation:
+    two processes train as one process does on the doubled batch. `listen` returns further metrics of a validation.
     """
 
     def __init__(
         self,
         config: CodecTrainingConfig,
-        frozen: Frozen,
+        frozen: FrozenParts,
         crops: CropSampler,
         held_out: NDArray[np.float32],
         device: torch.device,
         group: Group = ALONE,
     ) -> None:
-        require_precision(config.precision, device, CODEC_TRAINING)
-        self.config, self.crops, self.device, self.group = config, crops, device, group
+        super().__init__(config.precision, device, CODEC_TRAINING, group)
+        self.config, self.crops = config, crops
         self.schedule = Schedule.cosine()
         self.stack = stack_factor(config.token_rate)
         self.encoder = frozen.encoder.to(device).eval().requires_grad_(False)
@@ -187,46 +173,31 @@ class CodecTraining(TrainingTask):
         self.centroids = [torch.from_numpy(book.centroids).to(device) for book in frozen.codebooks]
         self._prepared = [prepare_centroids(each) for each in self.centroids]
         torch.manual_seed(config.seed)
-        self.model = Trained(config).to(device)
+        self.model = TrainedParts(config).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.average.acoustic.encoder.flatten_parameters()  # as GPUs want them, which copies are not
+        self.average.acoustic.encoder.flatten_parameters()  # copies are not flat, as cuDNN needs them
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.updates = _Counter()
+        self._updates, updates = torch.tensor(0), nn.Module()  # of the averages
+        updates.register_buffer("count", self._updates)
         self.held_out = held_out
         self._denoise: Callable[..., tuple[Losses, Tensor]] | None = None
         self._validation: list[Batch] | None = None
-        self._kept: dict[tuple[int, int], Batch] = {}
+        self._batches: dict[tuple[int, int], Batch] = {}
         self.listen: Callable[[int], dict[str, float]] = lambda step: {}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """See Task."""
-        return {"model": self.model, "average": self.average, "updates": self.updates}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """See Task."""
-        return {"model": self.optimizer}
-
-    def extra_state(self) -> dict[str, Any]:
-        """See Task."""
-        return {"scaler": self.scaler.state_dict()}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """See Task."""
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
+        self.modules = {"model": self.model, "average": self.average, "updates": updates}
+        self.optimizers = {"model": self.optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
-        """See Task."""
+        """See TrainingTask."""
         if float(self.model.scale_factor) == 0:
             self._measure_scale()
         self.model.train()
         self._clear_gradients()
         parts = [self._backward(step, part) for part in range(self.config.accumulate)]
         self._descend(step)
-        self._follow()
+        self._update_averages()
         return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
     def _clear_gradients(self) -> None:
@@ -234,7 +205,7 @@ class CodecTraining(TrainingTask):
         torch._foreach_zero_(self._kept_gradients())
 
     def _kept_gradients(self) -> list[Tensor]:
-        """Return the gradients of what denoises. They stay where they lie: a captured graph adds to them there."""
+        """Return the gradients of the denoising parameters. They keep their memory: a captured graph adds to them."""
         parameters = self.model.denoising_parameters()
         for parameter in parameters:
             if parameter.grad is None:
@@ -243,13 +214,13 @@ class CodecTraining(TrainingTask):
 
     def _backward(self, step: int, part: int) -> dict[str, float]:
         config, size = self.config, self.config.batch_size
-        # Part p of all ranks lies before part p + 1 of any, as in one process with the batches of all ranks.
+        # Part p of all ranks precedes part p + 1 of any rank, as in one process with the batches of all ranks.
         first = (part * self.group.world + self.group.rank) * size
         batch = self._batch(step % config.cycle_steps if config.cycle_steps else step, first)
         noise = self._noise((step, first), batch.latent.shape)
         timestep = self._timesteps(step, first).to(self.device)
         dropped = self._draw(step, _DROPOUT) < config.condition_dropout
-        with self._autocast():
+        with self.autocast():
             context, commitment = self.model.condition(batch, dropped)
         noisy = self.schedule.add_noise(batch.latent, noise, timestep)
         target = self.schedule.velocity(batch.latent, noise, timestep)
@@ -257,7 +228,7 @@ class CodecTraining(TrainingTask):
         tensors = (noisy, timestep, context.detach(), target, batch.latent, scale)
         if self._denoise is None:
             self._denoise = captured_on_gpus(self._denoising_gradients, tensors)
-            self._clear_gradients()  # a capture tries the function out
+            self._clear_gradients()  # the capture ran the function
         losses, gradient = self._denoise(*tensors)
         if context.requires_grad:
             torch.autograd.backward([context, commitment], [gradient.to(context.dtype), scale])
@@ -266,9 +237,9 @@ class CodecTraining(TrainingTask):
     def _denoising_gradients(
         self, noisy: Tensor, timestep: Tensor, context: Tensor, target: Tensor, latent: Tensor, scale: Tensor
     ) -> tuple[Losses, Tensor]:
-        """Add the gradients of what denoises to theirs; return the losses and the context's gradient."""
+        """Add to the gradients of the denoising parameters; return the losses and the context's gradient."""
         context = context.detach().requires_grad_()
-        with self._autocast():
+        with self.autocast():
             losses = self.model.denoise(noisy, timestep, context, target, latent)
         total = losses["reconstruction"]
         if "estimate" in losses:
@@ -277,44 +248,33 @@ class CodecTraining(TrainingTask):
         torch._foreach_add_(self._kept_gradients(), others)
         return {name: loss.detach() for name, loss in losses.items()}, gradient
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, DTYPES[self.config.precision], enabled=self.config.precision != "fp32")
-
     def _batch(self, step: int, first: int) -> Batch:
-        found = self._kept.get((step, first))
+        found = self._batches.get((step, first))
         if found is None:
             crops = self.crops.draw(step, first, self.config.batch_size)
             found = self.prepare(crops, (step, first), self._draw(step, _CODEBOOK))
             if self.config.cycle_steps:
-                self._kept[step, first] = found
+                self._batches[step, first] = found
         return found
 
     def _descend(self, step: int) -> None:
         config = self.config
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
-        for options in self.optimizer.param_groups:
-            options["lr"] = rate
-        # Summed first: where one rank's gradient overflows, all ranks leave the step out.
-        average_gradients(self.model.parameters(), self.group)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-        if config.precision == "fp16" or bool(torch.isfinite(norm)):
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.descend_scaled(self.optimizer, self.model, rate, config.gradient_clip)
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the averages of all trained parts; buffers (codes, scale) are taken as they are."""
-        self.updates.count += 1
-        count = int(self.updates.count)
-        keep = min(self.config.ema_decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
+    def _update_averages(self) -> None:
+        """Update the moving averages of all trained parameters; buffers (codes, scale) are copied."""
+        self._updates += 1
+        count = int(self._updates)
+        decay = min(self.config.ema_decay, (1 + count) / (10 + count))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         for buffer, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
             buffer.copy_(current)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """See Task."""
+        """See TrainingTask."""
         if self._validation is None:
             size = self.config.batch_size
             waves = [self.held_out[i : i + size] for i in range(0, len(self.held_out), size)]
@@ -335,7 +295,10 @@ class CodecTraining(TrainingTask):
 
     @torch.no_grad()
     def prepare(self, waves: NDArray[np.float32], draw: tuple[int, int], codebook: float) -> Batch:
-        """Return what the frozen parts make of crops (B, 163,840); `codebook` in [0, 1) picks one of the codebooks."""
+        """Return the batch of crops (B, 163,840).
+
+        draw: step and first row, which seed the noise of the posterior. codebook: picks a codebook, in [0, 1).
+        """
         audio = torch.from_numpy(waves).to(self.device)
         moments = self.vae.encode(log_mel(audio)[:, None])
         latent = sample_posterior(*moments, self._noise(draw, moments[0].shape, _LATENT))
@@ -349,7 +312,7 @@ class CodecTraining(TrainingTask):
         return Batch(latent * scale, features, semantic, mark_out(mel, features.shape[1]))
 
     def _measure_scale(self) -> None:
-        """Set the scale to 1 / deviation of the latents of the first batches, the same on all ranks."""
+        """Set the scale to 1 / standard deviation of the latents of the first batches of all ranks."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         size = self.config.batch_size
         for part in range(self.config.scale_batches):
@@ -364,7 +327,7 @@ class CodecTraining(TrainingTask):
         return float(np.random.default_rng((self.config.seed, purpose, step)).random())
 
     def _noise(self, draw: tuple[int, int], shape: Sequence[int], purpose: int = _NOISE) -> Tensor:
-        """Return standard normal noise of a shape whose row i depends on the seed and (step, first + i) alone."""
+        """Return standard normal noise of a shape; row i depends only on the seed and (step, first + i)."""
         step, first = draw
         noise, generator = torch.empty(shape, device=self.device), torch.Generator(self.device)
         for i, row in enumerate(noise):
@@ -372,7 +335,7 @@ class CodecTraining(TrainingTask):
         return noise
 
     def _timesteps(self, step: int, first: int) -> Tensor:
-        """Return the timesteps int64 (batch,) of a batch: each depends on the seed and (step, first + i) alone."""
+        """Return timesteps, int64 (batch,); timestep i depends only on the seed and (step, first + i)."""
         timesteps, generator = torch.empty(self.config.batch_size, dtype=torch.long), torch.Generator()
         for i, row in enumerate(timesteps):
             row.random_(
@@ -384,3 +347,16 @@ class CodecTraining(TrainingTask):
 def _seed(*numbers: int) -> int:
     words = [number & 0xFFFFFFFF for number in numbers]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def training_codec_steps() -> list[Step]:
+    """Return small training steps of LSTM, T-UNet and grid, to test low precision on a CPU."""
+    acoustic = AcousticEncoder(AcousticConfig(64, 64, 2, 32, 64))
+    features = torch.randn(2, TOKENS, 2 * 64)
+    unet = filled(probe_unet()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs, grid, context = probe_unet_inputs(), filled(GridCondition(GRID)), torch.randn(1, TOKENS, CONTEXT)
+    return [
+        *training_steps("LSTM", acoustic.encoder, lambda: acoustic.encoder(features)[0]),
+        *training_steps("T-UNet", unet, lambda: unet(*inputs)),
+        *training_steps("grid", grid, lambda: grid(context)),
+    ]

@@ -1,4 +1,4 @@
-"""Configuration files of codec trainings: TOML in which every key is known, and what follows from the parts."""
+"""Configuration files of codec trainings: TOML with known keys; the other sizes follow from the parts."""
 
 import tomllib
 from collections.abc import Mapping
@@ -18,19 +18,19 @@ from sctok.formats.stacking import stack_factor
 from sctok.formats.untrusted.bounds import check_nesting
 from sctok.runtime.devices import PRECISIONS
 
-from .clips import CropConfig
 from .codec import CodecTrainingConfig
+from .crops import CropConfig
 
 CONFIG_PACKAGE = "sctok.configs"
 SUFFIX = ".toml"
-_MAX_BYTES, _MAX_DOTS = 1 << 20, 1000  # the time that dotted keys take grows with the square of their parts
+_MAX_BYTES, _MAX_DOTS = 1 << 20, 1000  # parsing a dotted key takes time quadratic in its parts
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PartsConfig:
-    """What a training does not change: names or files, as `sctok train` takes them.
+    """The frozen parts of a training: names or files, as `sctok train` takes them.
 
     codebooks: sizes of merged codebooks, or files.
     """
@@ -43,10 +43,10 @@ class PartsConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Rhythm of a run: steps between validations, windows to validate on, seconds between checkpoints.
+    """Steps between validations, windows to validate on, seconds between checkpoints, and threads that read audio.
 
-    Every `listen_every` validations `listen_windows` of the held-out windows are decoded with `listen_steps` DDIM
-    steps, 0 for never. readers: threads that read audio.
+    Every `listen_every` validations (0 for never), `listen_windows` of the held-out windows are decoded with
+    `listen_steps` DDIM steps and a guidance scale of `listen_guidance`.
     """
 
     validate_every: int = 1000
@@ -62,15 +62,16 @@ class RunConfig:
         for name in ("validate_every", "validation_windows", "listen_windows", "listen_steps", "readers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not positive")
-        if self.listen_every < 0 or self.checkpoint_seconds < 0:
-            raise ValueError(f"listen_every {self.listen_every} or checkpoint_seconds is negative")
+        for name in ("listen_every", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A configuration file, as far as it can be understood before the parts are loaded.
+    """A checked configuration file, before the parts are loaded.
 
-    settings: checked keys of `CodecTrainingConfig` but for its three parts, whose keys are in `sections`.
+    settings: keys of `CodecTrainingConfig` except for its three parts, whose keys are in `sections`.
     """
 
     settings: Mapping[str, Any]
@@ -85,9 +86,9 @@ class TrainingPlan:
         return int(self.settings["token_rate"])
 
     def complete(self, encoder_width: int, vae: VAEConfig, precision: str) -> CodecTrainingConfig:
-        """Return the configuration for an encoder of a width and a VAE, in fp32, bf16 or fp16.
+        """Return the configuration for an encoder of this width and a VAE, in fp32, bf16 or fp16.
 
-        Raises ValueError where the file states a number that does not follow from the parts.
+        Raises ValueError if a size in the file contradicts the parts.
         """
         stack = stack_factor(self.token_rate)
         latent = vae.latent_shape(WINDOW_FRAMES)
@@ -104,27 +105,27 @@ class TrainingPlan:
 
 
 def config_names() -> list[str]:
-    """Return the names of the configurations that come with sctok."""
+    """Return the names of the bundled configurations."""
     return sorted(each.name.removesuffix(SUFFIX) for each in files(CONFIG_PACKAGE).iterdir() if SUFFIX in each.name)
 
 
 def read_plan(
     name_or_path: str | Path, settings: Mapping[str, Any] | None = None, parts: Mapping[str, Any] | None = None
 ) -> TrainingPlan:
-    """Return a configuration by name or path, with `settings` and `parts` instead of those of the file.
+    """Return a configuration by name or path; `settings` and `parts` replace those of the file.
 
     Raises:
-        ValueError: there is none of that name, the file is not TOML, a key is unknown or its value of another type or
-            out of range; the message names file and key and says what is allowed.
+        ValueError: the name is unknown, the file is not TOML, a key is unknown, or a value has another type or is out
+            of range. The message names the file and the key, and what is allowed.
     """
     name, text = _read(name_or_path)
     try:
         if max(line.count(".") for line in text.split("\n")) > _MAX_DOTS:
-            raise ValueError(f"nested: a line has more than {_MAX_DOTS} dots")
+            raise ValueError(f"a line has more than {_MAX_DOTS} dots")
         table = tomllib.loads(text)
         check_nesting(table)
     except RecursionError:
-        raise ValueError(f"{name} is nested too deep") from None
+        raise ValueError(f"{name} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{name} is not TOML: {error}") from None
     try:
@@ -163,11 +164,11 @@ def _plan(table: Mapping[str, Any], settings: Mapping[str, Any], parts: Mapping[
     found = {name: table.get(name, {}) for name in _SECTIONS if name != "grid" or name in table}
     for name, section in found.items():
         if not isinstance(section, dict):
-            raise ValueError(f"{name} = {section!r:.200} is not a section")
+            raise ValueError(f"{name} = {section!r:.200} is not a section: write [{name}]")
     found["parts"] = {**found["parts"], **parts}
     sections = {name: _checked(_SECTIONS[name], name, section) for name, section in found.items()}
     if "token_rate" not in top:
-        raise ValueError("token_rate is missing")
+        raise ValueError("token_rate is missing: set it to 25, 50 or 100")
     stack_factor(top["token_rate"])
     if top.get("precision", "auto") not in PRECISIONS:
         raise ValueError(f"precision {top['precision']!r} is none of {', '.join(PRECISIONS)}")
@@ -181,7 +182,7 @@ def _plan(table: Mapping[str, Any], settings: Mapping[str, Any], parts: Mapping[
 def _checked(
     config: type[Any], section: str, table: Mapping[str, Any], without: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Return the table of a section, lists as tuples. Raises ValueError for unknown keys and values of other types."""
+    """Return the table of a section, with tuples for lists. Raises ValueError for unknown keys and wrong types."""
     where, hints = f"[{section}] " if section else "", get_type_hints(config)
     allowed = [each.name for each in fields(config) if each.name not in without]
     if unknown := [key for key in table if key not in allowed]:
@@ -189,7 +190,7 @@ def _checked(
         raise ValueError(f"{where}unknown {names} (allowed: {', '.join(allowed)})")
     for key, value in table.items():
         if not _fits(value, hints[key]):
-            raise ValueError(f"{where}{key} = {value!r:.200} is no {_words(hints[key])}")
+            raise ValueError(f"{where}{key} = {value!r:.200} is not {_describe_type(hints[key])}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
@@ -206,21 +207,21 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, int | float) if hint is float else isinstance(value, hint)
 
 
-def _words(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(inner)}"
     if origin in (Union, UnionType):
-        return " or ".join(_words(each) for each in inner if each is not type(None))
+        return " or ".join(_describe_type(each) for each in inner if each is not type(None))
     if origin is tuple:
-        return f"list of {_words(inner[0])}"
-    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
+        return f"a list, each element {_describe_type(inner[0])}"
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
 
 
 def _derived(config: type[T], section: str, sections: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, Any]) -> T:
-    """Return a part's configuration with sizes that follow from other parts."""
+    """Return the configuration of a part, with the sizes that follow from other parts."""
     stated = sections[section]
     for name, value in sizes.items():
         if stated.get(name, value) != value:
-            raise ValueError(f"[{section}] {name} = {stated[name]}, but the other parts make it {value}")
+            raise ValueError(f"[{section}] {name} = {stated[name]}, but the other parts require {value}: remove it")
     return config(**{**stated, **sizes})

@@ -1,6 +1,5 @@
-"""TensorBoard files of a training: its losses and what it sounds like."""
+"""TensorBoard files of a training: its losses and decoded windows."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,15 @@ from torch import Tensor
 
 from sctok.audio.windows import SAMPLE_RATE
 
-SCALAR_STEPS = 10  # of the steps between validations one in so many is written
+from .loop import StepReport, ValidationReport
+
+SCALAR_STEPS = 10  # steps between two steps whose losses are written
 
 
 class TensorBoard:
-    """Writes to one folder. A run that goes on at `step` hides what an interrupted one wrote after it.
+    """Writes to one folder. A run that resumes at `step` hides what an interrupted one wrote after it.
 
-    Raises ImportError, saying what to install, where there is no TensorBoard.
+    Raises ImportError, naming the package to install, if TensorBoard is missing.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -24,20 +25,22 @@ class TensorBoard:
             raise ImportError("install sctok[train] to follow a training in TensorBoard") from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Write the numbers of a step or a validation, as `TrainingRun.run` reports them."""
-        validated = "hours" in row
-        if not validated and row["step"] % SCALAR_STEPS:
+    def add_report(self, report: StepReport) -> None:
+        """Write the losses of a step, or the mean losses and the metrics of a validation."""
+        if isinstance(report, ValidationReport):
+            numbers = {"means": report.losses, "validation": report.metrics}
+        elif report.step % SCALAR_STEPS == 0:
+            numbers = {"training": report.losses}
+        else:
             return
-        for name, value in row.items():
-            if name not in ("step", "hours"):
-                group = "validation" if name.startswith("validation_") else "means" if validated else "training"
-                self._writer.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, row["step"])
-        if validated:
+        for group, values in numbers.items():
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, report.step)
+        if isinstance(report, ValidationReport):
             self._writer.flush()
 
-    def heard(self, step: int, decoded: Tensor, original: Tensor) -> None:
-        """Write waveforms (windows, n) at 16 kHz."""
+    def add_decoded(self, step: int, decoded: Tensor, original: Tensor) -> None:
+        """Write decoded and original waveforms, each (windows, n) at 16 kHz."""
         for kind, waves in (("decoded", decoded), ("original", original)):
             for index, wave in enumerate(waves):
                 self._writer.add_audio(f"{kind}/{index}", wave[None].clamp(-1, 1), step, SAMPLE_RATE)

@@ -5,16 +5,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sctok.audio.windows import PATCH_ROWS, WINDOW_COLUMNS, WINDOW_PATCHES
-from sctok.features.encoder import NORM_EPS, PATCH_VALUES, AudioMAE, EncoderBlock, split_patches
+from sctok.audio.windows import MEL_BINS, PATCH_ROWS, WINDOW_COLUMNS, WINDOW_FRAMES, WINDOW_PATCHES
+from sctok.features.encoder import NORM_EPS, PATCH_VALUES, AudioMAE, EncoderBlock, EncoderConfig, split_patches
+from sctok.runtime.low_precision import Step, filled, training_steps
 
-POSITION_PARTS = 4  # of a position embedding: sine and cosine of time, sine and cosine of frequency
+POSITION_PARTS = 4  # sine and cosine of time, sine and cosine of frequency
 NORMALISATION_EPS = 1e-6
-FLAT_PATCH = 1e-6  # variance below which a patch is padding, whose normalised target would be noise
+FLAT_PATCH = 1e-6  # patches of a lower variance are padding, whose normalized target would be noise
 
 
 class MaskedAutoencoder(nn.Module):
-    """An AudioMAE encoder with the small decoder that pretraining needs and inference drops."""
+    """An AudioMAE encoder with a small decoder, which only pretraining uses."""
 
     def __init__(self, encoder: AudioMAE, decoder_width: int, decoder_depth: int, decoder_heads: int) -> None:
         super().__init__()
@@ -26,20 +27,19 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_blocks = nn.ModuleList(EncoderBlock(decoder_width, decoder_heads) for _ in range(decoder_depth))
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(decoder_width, PATCH_VALUES)
-        self._initialise()
+        self._init_weights()
 
     def forward(self, mel: Tensor, order: Tensor, visible: int) -> Tensor:
-        """Return the mean squared error over predicted patches that are not padding.
+        """Return the mean squared error of the predicted patches that are not padding, a scalar.
 
         Args:
-            mel: float (B, 1024, 128), normalised filterbanks.
-            order: int64 (B, N), patches of each window in random order: the encoder sees the first `visible`, the
-                decoder predicts the others. With N below 512 some patches are neither seen nor predicted, which makes
-                a step cheaper and leaves what the encoder has to learn the same.
-            visible: how many patches the encoder sees (20 % of 512 in the paper's setting).
+            mel: float (B, 1024, 128), normalized filterbanks.
+            order: int64 (B, N), patches of each window in random order. The encoder sees the first `visible` ones, the
+                decoder predicts the others. With N < 512 some patches are neither seen nor predicted, which makes a
+                step cheaper.
+            visible: number of patches that the encoder sees (20 % of 512 in the paper).
 
-        Returns:
-            A scalar. Targets are patches normalised to zero mean and unit variance.
+        The targets are patches normalized to zero mean and unit variance.
         """
         patches = split_patches(mel)
         predicted = self.decode(self.encode(patches, order[:, :visible]), order)[:, visible:]
@@ -49,15 +49,15 @@ class MaskedAutoencoder(nn.Module):
         weight = (variance[..., 0] > FLAT_PATCH).to(error.dtype)
         return (error * weight).sum() / weight.sum().clamp_min(1)
 
-    def encode(self, patches: Tensor, keep: Tensor) -> Tensor:
-        """Encode the kept patches (B, 512, 256), (B, N) to (B, 1 + N, width)."""
-        x = self.encoder.embed_patches(patches, keep)
+    def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Encode the visible ones of patches (B, 512, 256), given by index (B, N), as (B, 1 + N, width)."""
+        x = self.encoder.embed_patches(patches, visible)
         for block in self.encoder.blocks:
             x = block(x)
         return self.encoder.norm(x)
 
     def decode(self, encoded: Tensor, order: Tensor) -> Tensor:
-        """Predict patches from the visible ones: (B, 1 + visible, width), (B, N) to (B, N, 256)."""
+        """Predict patches (B, N, 256) from the encoded visible ones (B, 1 + visible, width) and all indices (B, N)."""
         x = self.decoder_embed(encoded)
         batch, seen, width = x.shape
         x = torch.cat([x, self.mask_token.expand(batch, 1 + order.shape[1] - seen, -1)], dim=1)
@@ -69,7 +69,7 @@ class MaskedAutoencoder(nn.Module):
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x[:, 1:]))
 
-    def _initialise(self) -> None:
+    def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -84,9 +84,9 @@ class MaskedAutoencoder(nn.Module):
 
 
 def sine_positions(width: int) -> Tensor:
-    """Return two-dimensional sine-cosine position embeddings, float32 (512, width), half for time, half for frequency.
+    """Return two-dimensional sine-cosine position embeddings, float32 (512, width).
 
-    `width` is a multiple of 4.
+    The first half encodes time, the second frequency. `width` is a multiple of 4.
     """
     parts = width // POSITION_PARTS
     rates = torch.exp(torch.arange(parts, dtype=torch.float64) * (-math.log(10_000) / parts))
@@ -94,3 +94,10 @@ def sine_positions(width: int) -> Tensor:
     frequency = torch.arange(PATCH_ROWS, dtype=torch.float64)[None, :, None].expand(WINDOW_COLUMNS, -1, 1) * rates
     grid = torch.cat([time.sin(), time.cos(), frequency.sin(), frequency.cos()], dim=-1)
     return grid.reshape(WINDOW_PATCHES, width).float()
+
+
+def pretraining_steps() -> list[Step]:
+    """Return small training steps of a masked autoencoder, to test low precision on a CPU."""
+    model = filled(MaskedAutoencoder(AudioMAE(EncoderConfig(128, 3, 2)), 64, 1, 2))
+    mel, order = torch.randn(1, WINDOW_FRAMES, MEL_BINS), torch.randperm(WINDOW_PATCHES)[None, :256]
+    return training_steps("the masked autoencoder's linear layers and attention", model, lambda: model(mel, order, 128))

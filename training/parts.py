@@ -1,73 +1,106 @@
-"""Trainings of a small VAE and a small vocoder, from a collection of audio to a file."""
+"""Trainings of an encoder, a small VAE and a small vocoder, from a collection of audio to a file."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.models.vocoder import IstftVocoder
-from sctok.codec.storage.parts import arrays_of, save_part
+from sctok.features.checkpoints import EncoderWeights
+from sctok.runtime.distributed import ALONE, Group
 
-from .clips import Collection, CropConfig, CropSampler, Skipped
-from .loop import TrainingLength, TrainingRun
+from .clips import Clip, Collection, Skipped
+from .crops import CropConfig, CropSampler, validation_crops
+from .encoder import EncoderTraining, EncoderTrainingConfig
+from .filterbanks import FilterbankCache
+from .loop import Progress, TrainingLength, TrainingRun
 from .vae import VAETraining, VAETrainingConfig
 from .vocoder import VocoderTraining, VocoderTrainingConfig
 
 VAE_CROPS = CropConfig(packed=0.8, level="random")
-VOCODER_CROPS = CropConfig(samples=20_480, packed=0.9, level="random")  # 128 frames, which all VAEs divide
+VOCODER_CROPS = CropConfig(samples=20_480, packed=0.9, level="random")  # 128 frames, a multiple for all VAEs
 VOCODER_VALIDATION = CropConfig(samples=48_000)
 VALIDATION_CROPS = 32
-VALIDATE_EVERY = 250
+ENCODER_CHECKPOINT_SECONDS = 120.0
 
 
 class PartRun:
-    """One training of a VAE or a vocoder in one folder, which goes on where it stopped."""
+    """A training of one part in one folder; it resumes from the folder's checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has other settings.
+    """
 
     def __init__(
         self,
-        config: VAETrainingConfig | VocoderTrainingConfig,
-        collection: Collection,
+        task: EncoderTraining | VAETraining | VocoderTraining,
         folder: Path,
-        device: torch.device,
-        skipped: Skipped = lambda path, reason: None,
-        initial: nn.Module | None = None,
-        through: AutoencoderKL | None = None,
+        hours_of_audio: float,
+        length: TrainingLength,
+        **settings: Any,
     ) -> None:
-        """Set the training up, or continue from its checkpoint. Raises ValueError where that is of another training.
+        self.task, self.length, self.hours_of_audio = task, length, hours_of_audio
+        ranks = {"ranks": task.group.world} if task.group.world > 1 else {}
+        self.run = TrainingRun(task, folder, {**asdict(task.config), **settings, **ranks}, task.group)
 
-        initial: the VAE whose decoder is trained on, or the vocoder to begin with. through: as in
-        `VocoderTrainingConfig`.
-        """
-        self.config, self.collection = config, collection
-        self.task: VAETraining | VocoderTraining
-        if isinstance(config, VAETrainingConfig):
-            drawn = CropConfig(**{**asdict(VAE_CROPS), "seed": config.seed})
-            crops, held = CropSampler(collection.train, drawn, skipped), collection.validation(drawn, VALIDATION_CROPS)
-            assert initial is None or isinstance(initial, AutoencoderKL)
-            self.task = VAETraining(config, crops, held, device, initial)
-        else:
-            drawn = CropConfig(**{**asdict(VOCODER_CROPS), "seed": config.seed})
-            crops = CropSampler(collection.train, drawn, skipped)
-            held = collection.validation(VOCODER_VALIDATION, VALIDATION_CROPS)
-            assert initial is None or isinstance(initial, IstftVocoder)
-            self.task = VocoderTraining(config, crops, held, device, initial, through)
-        self.run = TrainingRun(self.task, folder, {**asdict(config), "crops": asdict(drawn)})
-
-    def train(self, progress: Callable[[dict[str, Any]], None], validate_every: int = VALIDATE_EVERY) -> int:
-        """Train to the last step, as `TrainingRun.run`."""
-        return self.run.run(TrainingLength(self.config.steps, validate_every), progress)
+    def train(self, progress: Progress = lambda report: None) -> int:
+        """Train up to the last step; see `TrainingRun.run`."""
+        return self.run.run(self.length, progress)
 
     def save(self, path: Path) -> None:
-        """Write the trained module with what made it. Raises DiskFullError."""
-        provenance = {
-            "trained": self.run.settings,
-            "steps": self.run.step,
-            "hours_of_audio": round(self.collection.hours, 2),
-            "hours_of_training": round(self.run.seconds / 3600, 3),
-        }
-        model, kind = self.task.model, "vae" if isinstance(self.task, VAETraining) else "istft"
-        save_part(path, kind, arrays_of(model), model.config, metadata=provenance)
+        """Write the trained model and its provenance. Raises DiskFullError."""
+        self.task.save(path, self.run.provenance(self.hours_of_audio))
+
+
+def encoder_run(
+    config: EncoderTrainingConfig,
+    cache: FilterbankCache,
+    folder: Path,
+    device: torch.device,
+    initial: EncoderWeights | None = None,
+    group: Group = ALONE,
+) -> PartRun:
+    """Prepare the training of an encoder, or resume it. `initial` is the encoder to begin with."""
+    task = EncoderTraining(config, cache, device, initial, group)
+    length = TrainingLength(config.steps, config.validate_every, ENCODER_CHECKPOINT_SECONDS)
+    return PartRun(task, folder, cache.hours, length)
+
+
+def vae_run(
+    config: VAETrainingConfig,
+    collection: Collection[Clip],
+    folder: Path,
+    device: torch.device,
+    skipped: Skipped = lambda path, reason: None,
+    initial: AutoencoderKL | None = None,
+    group: Group = ALONE,
+) -> PartRun:
+    """Prepare the training of a VAE, or resume it. `initial` is the VAE whose decoder is trained further."""
+    drawn = replace(VAE_CROPS, seed=config.seed)
+    crops = CropSampler(collection.train, drawn, skipped)
+    held_out = validation_crops(collection.held_out, drawn, VALIDATION_CROPS, otherwise=collection.train)
+    task = VAETraining(config, crops, held_out, device, initial, group)
+    return PartRun(task, folder, collection.hours, TrainingLength(config.steps), crops=asdict(drawn))
+
+
+def vocoder_run(
+    config: VocoderTrainingConfig,
+    collection: Collection[Clip],
+    folder: Path,
+    device: torch.device,
+    skipped: Skipped = lambda path, reason: None,
+    initial: IstftVocoder | None = None,
+    through: AutoencoderKL | None = None,
+    group: Group = ALONE,
+) -> PartRun:
+    """Prepare the training of a vocoder, or resume it.
+
+    initial: the vocoder to begin with. through: see `VocoderTrainingConfig`.
+    """
+    drawn = replace(VOCODER_CROPS, seed=config.seed)
+    crops = CropSampler(collection.train, drawn, skipped)
+    held_out = validation_crops(collection.held_out, VOCODER_VALIDATION, VALIDATION_CROPS, otherwise=collection.train)
+    task = VocoderTraining(config, crops, held_out, device, initial, through, group)
+    return PartRun(task, folder, collection.hours, TrainingLength(config.steps), crops=asdict(drawn))

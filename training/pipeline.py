@@ -1,4 +1,4 @@
-"""A codec's training from a collection of audio to a codec folder."""
+"""The training of a codec, from a collection of audio to a codec folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sctok.audio.spectral_distances import mel_distance
 from sctok.codec.models.acoustic import AcousticConfig
+from sctok.codec.models.condition import PE_WIDTH, unconditional
 from sctok.codec.models.grid import GridConfig
 from sctok.codec.models.tunet import TUNetConfig
 from sctok.codec.models.vae import AutoencoderKL
-from sctok.codec.samplers import SamplerConfig
+from sctok.codec.samplers import Condition, SamplerConfig, sample
 from sctok.codec.storage.codec_folder import CodecParts, describe_codec, save_codec
 from sctok.codec.storage.parts import module_hash
 from sctok.features.checkpoints import EncoderWeights
@@ -20,18 +22,20 @@ from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.files import hash_arrays
 from sctok.runtime.distributed import ALONE, Group
 
-from .clips import Collection, CropSampler, Skipped
-from .codec import CodecTraining, CodecTrainingConfig, Frozen
+from .clips import Clip, Collection, Skipped
+from .codec import CodecTraining, CodecTrainingConfig, FrozenParts
 from .config import RunConfig, TrainingPlan
-from .loop import TrainingLength, TrainingRun
-from .samples import Heard, Listening
+from .crops import CropSampler, validation_crops
+from .loop import Progress, TrainingLength, TrainingRun
+
+OnDecoded = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingParts:
-    """What a training does not change, and the vocoder that its results are heard through.
+    """The frozen parts of a training, and the vocoder for its decoded windows.
 
-    initial: a codec whose weights and noise schedule the training begins with.
+    initial: the codec whose weights and noise schedule the training begins with, None for random weights.
     """
 
     encoder: EncoderWeights
@@ -41,7 +45,7 @@ class TrainingParts:
     initial: CodecParts | None = None
 
     def hashes(self) -> dict[str, Any]:
-        """Return what identifies the parts that decide what is learned."""
+        """Return the hashes of all parts that influence the training."""
         books = [codebook_hash(book) for book in self.codebooks]
         found = {"encoder": self.encoder.hash, "codebooks": books, "vae": module_hash(self.vae)}
         if self.initial:
@@ -50,7 +54,7 @@ class TrainingParts:
         return found
 
     def check(self, config: CodecTrainingConfig) -> None:
-        """Raise ValueError where the codebooks do not fit, or `initial` is no beginning of such a training."""
+        """Raise ValueError if the codebooks or `initial` do not fit the configuration."""
         for book in self.codebooks:
             if book.metadata.token_rate != config.token_rate:
                 raise ValueError(
@@ -61,7 +65,7 @@ class TrainingParts:
                 raise ValueError(
                     f"the codebook of {book.k} centroids was made with the encoder {book.metadata.encoder} "
                     f"({book.metadata.encoder_hash}), not with {self.encoder.name} ({self.encoder.hash}); "
-                    "cluster features of that encoder that were extracted with --padding keep"
+                    "cluster features of that encoder, extracted with --padding keep"
                 )
         if self.initial:
             self._check_initial(self.initial, config)
@@ -75,71 +79,75 @@ class TrainingParts:
         theirs["order"] = codec.info.order
         if differing := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
             told = ", ".join(f"{key} {theirs.get(key)} instead of {ours.get(key)}" for key in differing)
-            raise ValueError(f"the configuration is not that of {name}, which has {told}: train with its settings")
+            raise ValueError(f"{name} has other settings than the configuration ({told}): train with its settings")
         for part in ("encoder", "quant_conv"):
             if module_hash(getattr(self.vae, part)) != module_hash(getattr(codec.vae, part)):
                 raise ValueError(
-                    f"the latents of the VAE are not those that {name} knows: take a VAE whose decoder alone was "
-                    "trained on (sctok pretrain vae --decoder-of)"
+                    f"the VAE has other latents than the VAE of {name}: give one of which only the decoder was trained "
+                    "further (sctok pretrain vae --decoder-of)"
                 )
 
 
 class CodecRun:
-    """One codec training in one folder, which goes on where it stopped."""
+    """A training of a codec in one folder; it resumes from the folder's checkpoint."""
 
     def __init__(
         self,
         plan: TrainingPlan,
         config: CodecTrainingConfig,
         parts: TrainingParts,
-        collection: Collection,
+        collection: Collection[Clip],
         folder: Path,
         device: torch.device,
         group: Group = ALONE,
         skipped: Skipped = lambda path, reason: None,
     ) -> None:
-        """Set the training up, or continue from its checkpoint. Raises ValueError where that is of another training."""
+        """Prepare the training, or resume it. Raises ValueError if the checkpoint has other settings."""
         self.plan, self.config, self.parts, self.collection = plan, config, parts, collection
         parts.check(config)
         crops = CropSampler(collection.train, plan.crops, skipped, plan.run.readers)
-        held_out = collection.validation(plan.crops, plan.run.validation_windows)
-        frozen = Frozen(parts.encoder.build(), parts.codebooks, parts.vae)
+        limit, otherwise = plan.run.validation_windows, collection.train
+        held_out = validation_crops(collection.held_out, plan.crops, limit, otherwise)
+        frozen = FrozenParts(parts.encoder.build(), parts.codebooks, parts.vae)
         self.task = CodecTraining(config, frozen, crops, held_out, device, group)
-        settings = {**config.to_json(), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
+        settings = {**asdict(config), "crops": asdict(plan.crops), "parts": parts.hashes(), "ranks": group.world}
         self.run = TrainingRun(self.task, folder, settings, group)
         if parts.initial:
             self.task.schedule = parts.initial.schedule
             if self.run.step == 0:
-                begin_with(self.task, parts.initial)
+                for model in (self.task.model, self.task.average):
+                    model.load_state_dict(_trained_tensors(parts.initial))
 
-    def train(self, progress: Callable[[dict[str, Any]], None], heard: Heard | None = None) -> int:
-        """Train to the last step, as `TrainingRun.run`; `heard` is that of `Listening`."""
+    def train(self, progress: Progress = lambda report: None, on_decoded: OnDecoded | None = None) -> int:
+        """Train up to the last step; see `TrainingRun.run` and, for `on_decoded`, `Listening`."""
         run = self.plan.run
         if run.listen_every:
-            self.task.listen = listening(self.task, self.parts.vocoder, run, heard)
+            self.task.listen = Listening(self.task, self.parts.vocoder.eval().requires_grad_(False), run, on_decoded)
         return self.run.run(TrainingLength(self.config.steps, run.validate_every, run.checkpoint_seconds), progress)
 
     def save(self, folder: Path, name: str) -> CodecParts:
-        """Write the codec of the averaged weights to a folder and return it. Raises DiskFullError."""
-        provenance = {
-            "trained": self.run.settings,
-            "steps": self.run.step,
-            "hours_of_audio": round(self.collection.hours, 2),
-            "hours_of_training": round(self.run.seconds / 3600, 3),
-        }
-        parts = trained_codec(self.task, self.parts, name, provenance)
-        save_codec(folder, parts, overwrite=True)
-        return parts
-
-
-def begin_with(task: CodecTraining, codec: CodecParts) -> None:
-    """Give what a training trains, and its averages, the weights of a codec of its sizes, and the latent's scale."""
-    for model in (task.model, task.average):
-        model.load_state_dict(_trained_tensors(codec))
+        """Write the codec of the averaged weights to a folder, and return it. Raises DiskFullError."""
+        average = self.task.average.cpu().eval()
+        encoder, books = self.parts.encoder, tuple(self.parts.codebooks)
+        provenance = self.run.provenance(self.collection.hours)
+        codec = CodecParts(
+            encoder=encoder,
+            codebooks=books,
+            acoustic=average.acoustic,
+            unet=average.unet,
+            grid=average.grid,
+            schedule=self.task.schedule,
+            scale_factor=float(average.scale_factor),
+            vae=self.parts.vae.cpu(),
+            vocoder=self.parts.vocoder.cpu(),
+            info=describe_codec(name, encoder, books, average.acoustic, self.config.order, provenance),
+        )
+        save_codec(folder, codec, overwrite=True)
+        return codec
 
 
 def _sizes(acoustic: AcousticConfig, unet: TUNetConfig, grid: GridConfig | None) -> dict[str, Any]:
-    """Return the numbers that decide the shapes of what is trained, named as in a configuration file."""
+    """Return the numbers that decide the shapes of the trained parts, named as in a configuration file."""
     found = {"hidden": acoustic.hidden_width, "acoustic_width": acoustic.quantizer.dim}
     found |= {name: getattr(acoustic, name) for name in ("feature_width", "layers", "codebook_size")}
     parts = {"acoustic": found, "unet": asdict(unet), "grid": asdict(grid) if grid else {}}
@@ -152,27 +160,40 @@ def _trained_tensors(codec: CodecParts) -> dict[str, Tensor]:
     return tensors | {"scale_factor": torch.tensor(codec.scale_factor)}
 
 
-def listening(task: CodecTraining, vocoder: nn.Module, run: RunConfig, heard: Heard | None = None) -> Listening:
-    """Return what a training listens to itself with."""
-    sampler = SamplerConfig("ddim", run.listen_steps, eta=0.0, guidance=run.listen_guidance)
-    every = run.validate_every * run.listen_every
-    vocoder = vocoder.eval().requires_grad_(False)
-    return Listening(task, vocoder, every, run.listen_windows, sampler, heard or (lambda step, decoded, original: None))
+@dataclass(frozen=True, eq=False)
+class Listening:
+    """Decodes the first held-out windows at some validations and measures their DAC mel distance.
 
+    on_decoded: gets the step, the decoded and the original waveforms, float32 (windows, 163,840) on the CPU.
+    """
 
-def trained_codec(task: CodecTraining, parts: TrainingParts, name: str, provenance: dict[str, Any]) -> CodecParts:
-    """Return the codec of a training's averaged weights, on the CPU in evaluation mode."""
-    average = task.average.cpu().eval()
-    info = describe_codec(name, parts.encoder, parts.codebooks, average.acoustic, task.config.order, provenance)
-    return CodecParts(
-        encoder=parts.encoder,
-        codebooks=tuple(parts.codebooks),
-        acoustic=average.acoustic,
-        unet=average.unet,
-        grid=average.grid,
-        schedule=task.schedule,
-        scale_factor=float(average.scale_factor),
-        vae=parts.vae.cpu(),
-        vocoder=parts.vocoder.cpu(),
-        info=info,
-    )
+    training: CodecTraining
+    vocoder: nn.Module
+    run: RunConfig
+    on_decoded: OnDecoded | None = None
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> dict[str, float]:
+        """Return the mel distance at a step, or nothing if no windows are decoded at this step."""
+        if step % (self.run.validate_every * self.run.listen_every) and step != self.training.config.steps:
+            return {}
+        original = torch.from_numpy(self.training.held_out[: self.run.listen_windows])
+        decoded = self._decode().float().cpu()[:, : original.shape[1]]
+        if self.on_decoded:
+            self.on_decoded(step, decoded, original)
+        return {"mel_distance": float(mel_distance(decoded, original).mean())}
+
+    def _decode(self) -> Tensor:
+        task = self.training
+        model = task.average.eval()
+        batch = task.prepare(task.held_out[: self.run.listen_windows], (-1, 0), 0.0)
+        context, _ = model.condition(batch, dropped=False)
+        nothing = unconditional(context.shape[1], context.shape[2] - PE_WIDTH).to(context.device)
+        extras = (None, None) if model.grid is None else (model.grid(context), model.grid(nothing))
+        condition = Condition(context, nothing, *extras)
+        sampler = SamplerConfig("ddim", self.run.listen_steps, eta=0.0, guidance=self.run.listen_guidance)
+        latent = sample(model.unet, task.schedule, sampler, condition, shape=batch.latent.shape)
+        # One at a time: the feature maps of several windows exceed the cache of a CPU.
+        mels = [task.vae.decode(each / model.scale_factor)[:, 0] for each in latent.split(1)]
+        waves: Tensor = self.vocoder.to(task.device)(torch.cat(mels))
+        return waves

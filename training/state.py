@@ -1,4 +1,4 @@
-"""The state of a training as named arrays: modules, optimisers, and what does not fit when it is read back."""
+"""The state of modules and optimizers as named arrays."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _OPTIMIZER = "optimizer:"
 def state_tensors(
     modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, NDArray[Any]]:
-    """Return `module/name` and `optimizer:name/index/field` arrays of all state, without copies on a CPU."""
+    """Return the state as arrays `module/name` and `optimizer:name/index/field`, without copies on a CPU."""
     tensors = {f"{name}/{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
     for name, optimizer in optimizers.items():
         for index, values in optimizer.state_dict()["state"].items():
@@ -34,10 +34,10 @@ def load_state(
     optimizers: Mapping[str, torch.optim.Optimizer],
     count: int | None = None,
 ) -> None:
-    """Put the arrays that `state_tensors` returned back where they came from.
+    """Restore the arrays that `state_tensors` returned.
 
-    count: how many there were. Raises ValueError naming `path` and every array that is missing, unknown or misshapen;
-    nothing has been changed then.
+    count: number of arrays saved. Raises ValueError naming `path` and every array that is missing, unknown or of
+    another shape, before anything is changed.
     """
     expected: dict[str, tuple[int, ...]] = {}
     for name, module in modules.items():
@@ -48,7 +48,7 @@ def load_state(
     arrays = {key: a.reshape(()) if expected.get(key) == () and a.size == 1 else a for key, a in arrays.items()}
     problems = mismatches(expected, {name: array.shape for name, array in arrays.items()})
     if not problems and count not in (None, len(arrays)):
-        problems = [f"{count} tensors were saved, {len(arrays)} are there"]
+        problems = [f"{count} tensors were saved, but the file has {len(arrays)}"]
     if problems:
         raise ValueError(f"{path} does not fit this training: {'; '.join(problems)}")
     for name, module in modules.items():
@@ -64,7 +64,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def _optimizer_shapes(
     prefix: str, optimizer: torch.optim.Optimizer, arrays: Mapping[str, NDArray[Any]]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of AdamW's state for the parameters that have any: those that had a gradient."""
+    """Return the names and shapes of AdamW's state for the parameters that `arrays` has state of."""
     seen = {name.removeprefix(prefix).split("/")[0] for name in arrays if name.startswith(prefix)}
     shapes: dict[str, tuple[int, ...]] = {}
     for index, parameter in enumerate(_parameters(optimizer)):
@@ -81,7 +81,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, NDArr
         index, field = name.split("/")
         value, parameter = torch.as_tensor(np.array(array)), parameters[int(index)]
         if field != "step":
-            # In the memory format of the parameter, lest sums be rounded otherwise than without the interruption.
+            # In the memory format of the parameter: in another one, sums would be rounded differently.
             value = torch.empty_like(parameter).copy_(value)
         stored.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": stored})
@@ -92,13 +92,13 @@ def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray
 
 
 def plain_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as they are read back from a file: tuples are lists. Raises FormatError for other types."""
+    """Return settings as JSON stores them: tuples become lists. Raises FormatError for types that JSON lacks."""
     plain: dict[str, Any] = json.loads(json_text(settings))
     return plain
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings under dotted names."""
+    """Return nested settings with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         inner = flat_settings(value) if isinstance(value, dict) else {"": value}

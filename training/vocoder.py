@@ -1,8 +1,9 @@
-"""Training a small vocoder: spectral distances first, then against discriminators of complex spectrograms."""
+"""Training a small vocoder: on spectral distances first, then also against discriminators of complex spectrograms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -15,26 +16,28 @@ from sctok.audio.mel import hann_window, log_mel
 from sctok.audio.spectral_distances import mel_distance, stft_distance
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.models.vocoder import IstftVocoder, VocoderConfig
-from sctok.codec.storage.parts import module_hash
+from sctok.codec.storage.parts import arrays_of, module_hash, save_part
 from sctok.runtime.cuda_graphs import captured_on_gpus
+from sctok.runtime.distributed import ALONE, Group
 
-from .clips import CropSampler
-from .loop import TrainingTask, check_training, descend, warm_up_and_decay
+from .crops import CropSampler
+from .loop import TrainingTask
+from .optimization import check_training, descend, warm_up_and_decay
 
 Result = TypeVar("Result")
 Gradients = tuple[Tensor, ...]
 
 DISCRIMINATOR_WINDOWS = (256, 512, 1024)
-COMPRESSION = 0.3  # power of the magnitudes that discriminators see
+COMPRESSION = 0.3  # exponent of the magnitudes in the discriminators' input
 
 
 @dataclass(frozen=True)
 class VocoderTrainingConfig:
     """Everything that decides what a vocoder learns.
 
-    From step `adversarial_after` on, hinge and feature-matching losses of three discriminators join the distances.
-    initial: the hash of a vocoder to begin with. through: that of a VAE which the spectrograms of half of each batch
-    go through, so that the vocoder learns what it will be fed.
+    From step `adversarial_after` on, hinge and feature-matching losses of three discriminators are added to the
+    distances. initial: hash of the vocoder to begin with, None for random weights. through: hash of a VAE that encodes
+    and decodes the spectrograms of half of each batch, so that the vocoder trains on what it will be given.
     """
 
     model: VocoderConfig = field(default_factory=VocoderConfig)
@@ -53,13 +56,15 @@ class VocoderTrainingConfig:
 
     def __post_init__(self) -> None:
         if self.through and self.batch_size < 2:
-            raise ValueError(f"batch_size {self.batch_size} has no half that goes through a VAE: take 2 or more")
+            raise ValueError(f"batch_size {self.batch_size} has no half for the VAE: use 2 or more")
         weights = ("learning_rate", "warm_up", "adversarial_after", "adversarial_weight", "matching_weight")
         check_training(self, positive=("batch_size", "steps"), not_negative=weights)
 
 
 class VocoderTraining(TrainingTask):
-    """The task of training a vocoder (see `training_run.Task`)."""
+    """The task of training a vocoder."""
+
+    main_loss = "mel_distance"
 
     def __init__(
         self,
@@ -69,46 +74,43 @@ class VocoderTraining(TrainingTask):
         device: torch.device,
         initial: IstftVocoder | None = None,
         through: AutoencoderKL | None = None,
+        group: Group = ALONE,
     ) -> None:
         for name, given in (("initial", initial), ("through", through)):
             if (module_hash(given) if given else None) != getattr(config, name):
-                raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not what is given")
+                raise ValueError(f"{name} is {getattr(config, name)} in the configuration, not the given model")
         if initial and initial.config != config.model:
-            raise ValueError(f"the vocoder to begin with has the sizes {initial.config}, not {config.model}")
-        self.config, self.crops, self.held_out, self.device = config, crops, held_out, device
+            raise ValueError(f"the initial vocoder has the sizes {initial.config}, not {config.model}")
+        self.config, self.crops, self.held_out, self.device, self.group = config, crops, held_out, device, group
         self.through = through.to(device).eval().requires_grad_(False) if through else None
         torch.manual_seed(config.seed)
         self.model = IstftVocoder(config.model).to(device)
         if initial:
             self.model.load_state_dict(initial.state_dict())
-        self.judges = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
-        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+        self.discriminators = nn.ModuleList(SpectrogramDiscriminator(size) for size in DISCRIMINATOR_WINDOWS).to(device)
+        self.optimizer, self.discriminator_optimizer = (
+            torch.optim.AdamW(module.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
+            for module in (self.model, self.discriminators)
+        )
         self._captured: dict[Callable[[Tensor], Any], Callable[[Tensor], Any]] = {}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """See Task."""
-        return {"vocoder": self.model, "discriminators": self.judges}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """See Task."""
-        return {"vocoder": self.optimizer, "discriminators": self.judge_optimizer}
+        self.modules = {"vocoder": self.model, "discriminators": self.discriminators}
+        self.optimizers = {"vocoder": self.optimizer, "discriminators": self.discriminator_optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
-        """See Task."""
-        config, judged = self.config, 0.0
-        real = torch.from_numpy(self.crops.draw(step, 0, config.batch_size)).to(self.device)
+        """See TrainingTask."""
+        config, size, discriminator_loss = self.config, self.config.batch_size, 0.0
+        real = torch.from_numpy(self.crops.draw(step, self.group.rank * size, size)).to(self.device)
         rate = config.learning_rate * warm_up_and_decay(step, config.steps, config.warm_up, config.decay_share)
         adversarial = step >= config.adversarial_after
         if adversarial:
-            self._captured.pop(self._distance_gradients, None)  # its memory
-            judging, gradients = self._run(self._judge_gradients, real)
-            judged = judging.item()
-            descend(self.judge_optimizer, gradients, rate, config.gradient_clip)
+            self._captured.pop(self._distance_gradients, None)  # frees its memory
+            loss, gradients = self._run(self._discriminator_gradients, real)
+            discriminator_loss = loss.item()
+            descend(self.discriminator_optimizer, gradients, rate, config.gradient_clip, self.group)
         function = self._adversarial_gradients if adversarial else self._distance_gradients
         losses, gradients = self._run(function, real)
-        descend(self.optimizer, gradients, rate, config.gradient_clip)
-        return {name: loss.item() for name, loss in losses.items()} | {"discriminators": judged}
+        descend(self.optimizer, gradients, rate, config.gradient_clip, self.group)
+        return {name: loss.item() for name, loss in losses.items()} | {"discriminators": discriminator_loss}
 
     def _run(self, function: Callable[[Tensor], Result], real: Tensor) -> Result:
         if function not in self._captured:
@@ -117,7 +119,7 @@ class VocoderTraining(TrainingTask):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """See Task."""
+        """See TrainingTask."""
         totals = np.zeros(2)
         for start in range(0, len(self.held_out), self.config.batch_size):
             real = torch.from_numpy(self.held_out[start : start + self.config.batch_size]).to(self.device)
@@ -126,53 +128,55 @@ class VocoderTraining(TrainingTask):
         mel, stft = totals / len(self.held_out)
         return {"mel_distance": float(mel), "stft_distance": float(stft)}
 
-    def _distance_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
-        """Return the distances and the gradients of the vocoder's parameters."""
-        _, losses, loss = self._distances(real)
-        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
+    def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
+        """Write the trained model and its provenance. Raises DiskFullError."""
+        save_part(path, "istft", arrays_of(self.model), self.model.config, metadata=provenance)
+
+    def _distance_gradients(self, real: Tensor, adversarial: bool = False) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the distances, and the gradients of the vocoder's parameters."""
+        fake = self.model(self._input_mel(real))
+        mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
+        loss = mel + 0.3 * stft
+        if adversarial:
+            hinge, matching = self._generator_losses(real, fake)
+            loss = loss + self.config.adversarial_weight * hinge + self.config.matching_weight * matching
+        distances = {"mel_distance": mel.detach(), "stft_distance": stft.detach()}
+        return distances, torch.autograd.grad(loss, list(self.model.parameters()))
 
     def _adversarial_gradients(self, real: Tensor) -> tuple[dict[str, Tensor], Gradients]:
-        """Return the same, the discriminators' opinion joined to the distances."""
-        fake, losses, loss = self._distances(real)
-        adversarial, matching = self._judge(real, fake)
-        loss = loss + self.config.adversarial_weight * adversarial + self.config.matching_weight * matching
-        return losses, torch.autograd.grad(loss, list(self.model.parameters()))
-
-    def _distances(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        fake = self.model(self._heard(real))
-        mel, stft = mel_distance(fake, real).mean(), stft_distance(fake, real).mean()
-        return fake, {"mel_distance": mel.detach(), "stft_distance": stft.detach()}, mel + 0.3 * stft
+        """Return the same with the losses of the discriminators added to the distances."""
+        return self._distance_gradients(real, adversarial=True)
 
     @torch.no_grad()
-    def _heard(self, real: Tensor) -> Tensor:
-        """Return the spectrograms that the vocoder trains on."""
+    def _input_mel(self, real: Tensor) -> Tensor:
+        """Return the spectrograms that the vocoder is given."""
         mel = log_mel(real)
         if self.through is None:
             return mel
         half = len(mel) // 2
         return torch.cat((self.through.decode(self.through.encode(mel[:half, None])[0])[:, 0], mel[half:]))
 
-    def _judge_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
+    def _discriminator_gradients(self, real: Tensor) -> tuple[Tensor, Gradients]:
         """Return the hinge loss of the discriminators and the gradients of their parameters."""
         with torch.no_grad():
-            fake = self.model(self._heard(real))
-        loss = self._judging(real, fake)
-        return loss.detach(), torch.autograd.grad(loss, list(self.judges.parameters()))
+            fake = self.model(self._input_mel(real))
+        loss = self._discriminator_loss(real, fake)
+        return loss.detach(), torch.autograd.grad(loss, list(self.discriminators.parameters()))
 
-    def _judging(self, real: Tensor, fake: Tensor) -> Tensor:
+    def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         losses = []
-        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
-            scores = [judge(wave)[-1] for wave in (real, fake)]
+        for discriminator in cast(list[SpectrogramDiscriminator], list(self.discriminators)):
+            scores = [discriminator(wave)[-1] for wave in (real, fake)]
             losses.append(F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
         return torch.stack(losses).mean()
 
-    def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the hinge loss of the vocoder and the distance of the discriminators' inner features."""
+    def _generator_losses(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vocoder's hinge loss and the distance of the discriminators' hidden features."""
         adversarial, matching = [], []
-        for judge in cast(list[SpectrogramDiscriminator], list(self.judges)):
+        for discriminator in cast(list[SpectrogramDiscriminator], list(self.discriminators)):
             with torch.no_grad():
-                theirs = judge(real)
-            ours = judge(fake)
+                theirs = discriminator(real)
+            ours = discriminator(fake)
             adversarial.append(-ours[-1].mean())
             pairs = zip(ours[:-1], theirs[:-1], strict=True)
             matching.append(torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in pairs]).mean())
@@ -180,7 +184,7 @@ class VocoderTraining(TrainingTask):
 
 
 class SpectrogramDiscriminator(nn.Module):
-    """Judges waveforms by their complex spectrogram, magnitudes compressed (after DAC, Kumar et al. 2023)."""
+    """Scores waveforms by their complex spectrogram with compressed magnitudes (after DAC, Kumar et al., 2023)."""
 
     def __init__(self, window: int, width: int = 16) -> None:
         super().__init__()
@@ -190,7 +194,7 @@ class SpectrogramDiscriminator(nn.Module):
         self.score = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, waves: Tensor) -> list[Tensor]:
-        """Return the inner features and, last, the scores, each (B, channels, time, frequency), of waves (B, n)."""
+        """Return hidden features and, last, scores of waves (B, n), each (B, channels, time, frequency)."""
         hop = self.window // 4
         spectrum = torch.stft(
             waves, self.window, hop, self.window, hann_window(self.window, waves.device), return_complex=True

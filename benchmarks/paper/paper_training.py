@@ -16,7 +16,7 @@ from sctok.codec.storage.codec_folder import CodecParts, load_codec
 from sctok.formats.codebooks import Codebook, codebook_hash
 from sctok.formats.files import hash_json
 from sctok.training.clips import Collection, open_collection
-from sctok.training.codec import Trained
+from sctok.training.codec import TrainedParts
 from sctok.training.config import TrainingPlan, read_plan
 from sctok.training.pipeline import CodecRun, TrainingParts
 
@@ -94,12 +94,12 @@ def _train(
             for name, parameter in model.acoustic.named_parameters():
                 if name.endswith("_reverse"):
                     parameter.requires_grad_(False).zero_()
-    if run.train(lambda row: None):
+    if run.train():
         raise SystemExit(130)
     run.save(folder, variant.name)
 
 
-def _begin(model: Trained, start: CodecParts, fresh: bool) -> None:
+def _begin(model: TrainedParts, start: CodecParts, fresh: bool) -> None:
     """Give a model the weights of a codec, without its acoustic codebook."""
     assert model.grid is not None
     assert start.grid is not None

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import typer
 
 from .terminal import Progress, say
+
+if TYPE_CHECKING:
+    from sctok.training.loop import StepReport
 
 INTERRUPTED_BASE = 128  # what a shell adds to the number of a signal
 
@@ -39,10 +42,13 @@ class StepProgress:
     ) -> None:
         self._bar.__exit__(kind, error, trace)
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Show a row of `TrainingRun.run`."""
-        self._bar.update(1, f"{self._loss.replace('_', ' ')} {row[self._loss]:.4f}" if self._loss in row else "")
-        if "hours" in row:
-            numbers = {name: value for name, value in row.items() if name not in ("step", "hours")}
+    def __call__(self, report: "StepReport") -> None:
+        """Show a report of `TrainingRun.run`."""
+        from sctok.training.loop import ValidationReport
+
+        value = report.losses.get(self._loss)
+        self._bar.update(1, "" if value is None else f"{self._loss.replace('_', ' ')} {value:.4f}")
+        if isinstance(report, ValidationReport):
+            numbers = {name: value for name, value in report.row().items() if name not in ("step", "hours")}
             shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
-            self._bar.message(f"step {row['step']}/{self._steps}, {row['hours']:.2f} h: {shown}")
+            self._bar.message(f"step {report.step}/{self._steps}, {report.hours:.2f} h: {shown}")

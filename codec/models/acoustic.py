@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sctok.formats.stacking import stack_factor
 from sctok.kernels.cpu.lstm import bidirectional_lstm
-from sctok.runtime.cpu_features import jit_works
+from sctok.runtime.jit import jit_works
 
 from .vq import EMAVectorQuantizer, VQConfig
 

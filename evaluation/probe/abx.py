@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sctok.audio.inputs.manifests import is_manifest
 from sctok.audio.inputs.sources import AudioItem
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 from .labels import Rejected, audio_item, labelled_rows
 

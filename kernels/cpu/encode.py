@@ -1,4 +1,4 @@
-"""8-bit codes of vectors, and what they lose: Numba functions for ranges of rows."""
+"""Encode vectors in 8 bits and measure the loss: Numba functions for ranges of rows."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 from .vnni import COLUMNS, ROWS, column_products
 
@@ -18,18 +18,19 @@ Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 
 CODE_LIMIT = 127
-CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes wants them
+CODE_OFFSET = 128  # makes the codes of points unsigned, as the product of bytes requires
 NORM, RESIDUAL, STEP, LOST, KEPT, INSIDE = range(6)  # columns of the statistics of a row
 
 
 @compiled()
-def encode_centred(
+def encode_centered(
     points: Any, center: Floats, scale: float, codes: Bytes, stats: Doubles, start: int, stop: int
 ) -> None:
-    """Code y = (points - center) scale for the rows start … stop, in all dimensions.
+    """Encode y = (points - center) scale for the rows start … stop, in all dimensions.
 
-    points (n, D) float32 or float64; y is rounded to float32. codes uint8 (n, >= D): q + 128, and 128 beyond D.
-    stats (n, 6): |y|^2, 0, the step s, |y - s q|, |s q| and |y|. NaN and infinity show in |y|^2.
+    points: (n, D) float32 or float64. y is rounded to float32.
+    codes: (n, >= D) uint8, filled with q + 128, and with 128 after column D.
+    stats: (n, 6), filled with |y|^2, 0, the step s, |y - s q|, |s q| and |y|. NaN and infinity show in |y|^2.
     """
     y = np.empty(points.shape[1], np.float32)
     for i in range(start, stop):
@@ -42,11 +43,12 @@ def encode_projected(
     points: Any, center: Floats, scale: float, basis: Floats, slack: float, z: Floats, codes: Bytes, stats: Doubles,
     fine_codes: Bytes, fine_stats: Doubles, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Write the coordinates z (n, d) of centred points in a basis (D, d) for the rows start … stop, and code them.
+    """Write and encode the coordinates z (n, d) of centered points in a basis (D, d), for the rows start … stop.
 
-    d: a multiple of COLUMNS. slack: the square of the residual |y - P z| is at most |y|^2 - |z|^2 + slack |y|^2. codes
-    and stats as for `encode_centred`, with the residual as second number and z in place of y in those after it.
-    fine_codes and fine_stats: what `encode_centred` gives for all dimensions, or of length 0.
+    d: a multiple of COLUMNS.
+    slack: the square of the residual |y - P z| is at most |y|^2 - |z|^2 + slack |y|^2.
+    codes, stats: as for `encode_centered`, but the second number is the residual, and later ones are of z, not y.
+    fine_codes, fine_stats: filled as by `encode_centered` for all dimensions, unless their length is 0.
     """
     dim, width = basis.shape
     y, projected = np.zeros((ROWS, dim), np.float32), np.empty((ROWS, width), np.float32)
@@ -105,7 +107,7 @@ def _square(row: Floats) -> float:
 
 @compiled()
 def _largest(row: Floats) -> np.float32:
-    """Return the largest magnitude: the bits of floats without their sign are ordered as integers."""
+    """Return the largest magnitude. The bits of floats without the sign have the same order as integers."""
     bits = row.view(np.int32)
     largest = np.int32(0)
     for j in range(len(bits)):
@@ -117,12 +119,12 @@ def _largest(row: Floats) -> np.float32:
 
 @compiled(any_order=True)
 def _encode_row(z: Floats, step: np.float32, codes: Bytes) -> tuple[float, float]:
-    """Write the codes of a row and return the squares of what they lose and keep."""
+    """Write the codes of a row and return the squared norms of the loss and of the coded row."""
     inverse = np.float32(0) if step == 0 else np.float32(1) / step
     half = np.float32(CODE_OFFSET + 0.5)
     lost, kept = 0.0, 0.0
     for j in range(len(z)):
-        code = np.int32(z[j] * inverse + half)  # truncation rounds what is positive; never beyond [1, 255]
+        code = np.int32(z[j] * inverse + half)  # positive, so truncation rounds; always in [1, 255]
         codes[j] = np.uint8(code)
         near = np.float64(code - CODE_OFFSET) * np.float64(step)
         lost += (np.float64(z[j]) - near) * (np.float64(z[j]) - near)

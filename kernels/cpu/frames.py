@@ -1,4 +1,4 @@
-"""Where the scan on CPUs compares points and centroids: in all dimensions, or in a few leading directions."""
+"""The frame in which the scan on CPUs compares points and centroids: all dimensions or a few leading directions."""
 
 import math
 from dataclasses import dataclass
@@ -12,24 +12,25 @@ from sctok.kernels.certify import gamma
 from .encode import CODE_LIMIT
 from .vnni import LANES
 
-WIDTHS = (32, 64)  # of the projections that are tried
+WIDTHS = (32, 64)  # numbers of directions to try
 
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS = 16, 512
 _BASIS_ROUNDS, _BASIS_SPARE = 2, 8
-_BETTER_CENTROIDS = 2048  # of which a better basis is made where that saves more than it takes
-_GAINED = 0.25  # of the candidates, about, that it excludes
-# Nanoseconds on one thread, measured: a byte product in the scan, a score's share of the rest of the scan, an exact
-# distance and a refined bound per dimension, a multiplication of the projection.
+_BETTER_CENTROIDS = 2048  # sample for a better basis, computed if it saves more time than it costs
+_GAINED = 0.25  # approximate share of the candidates that it excludes
+# Nanoseconds on one thread, measured: a byte product in the scan, the rest of the scan per score, an exact distance and
+# a refined bound per dimension, a multiplication of the projection.
 _PRODUCT, _SCORE, _EXACT, _REFINED, _PROJECTED = 0.003, 0.06, 0.4, 0.02, 0.009
 
 
 @dataclass(frozen=True)
 class ScanFrame:
-    """Where points and centroids are compared. Any frame gives the same labels; a fitting one gives them fast.
+    """How points and centroids are compared. Every frame gives the same labels; a suitable one gives them faster.
 
-    center (D,) float32 and scale, a power of two: y = (x - center) scale. basis (D, d) float32 with nearly orthonormal
-    columns, or None for all dimensions. refined: whether codes in all dimensions judge what the projection leaves.
-    defect: how far the basis is from orthonormal.
+    center, scale: (D,) float32 and a power of two, y = (x - center) scale.
+    basis: (D, d) float32 with nearly orthonormal columns, or None for all dimensions.
+    refined: whether codes in all dimensions check the candidates that the projection leaves.
+    defect: distance of the basis from an orthonormal one.
     """
 
     center: Tensor
@@ -40,7 +41,7 @@ class ScanFrame:
 
     @property
     def product_error(self) -> float:
-        """How far a float32 product with the basis may lie from the true one, per norm of the vector."""
+        """Error bound of a float32 product with the basis, relative to the norm of the vector."""
         if self.basis is None:
             return 0.0
         dim, width = self.basis.shape
@@ -53,9 +54,14 @@ class ScanFrame:
 
 
 def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float) -> ScanFrame:
-    """Choose between all dimensions and projections by what a few of the points would cost on one thread.
+    """Choose between all dimensions and projections by the estimated cost of a few points on one thread.
 
-    points (n, D), n at least 1, and centroids (k, D), float32 or float64, finite. The choice never shows in results.
+    The choice never changes a result.
+
+    Args:
+        points: (n, D) float32 or float64, finite, n at least 1.
+        centroids: (k, D) float32 or float64, finite.
+        center, scale: as in `ScanFrame`.
     """
     whole = ScanFrame(center, scale)
     k, dim = centroids.shape
@@ -76,19 +82,19 @@ def choose_frame(points: Tensor, centroids: Tensor, center: Tensor, scale: float
     if better > len(w) and _GAINED * len(points) * (costs[width, refined] - products) > price:
         w = whole.center_rows(centroids[_spread(k, better)])
         basis = _leading_directions(w, _improved(w, block))
-    chosen = (basis[:, :width] @ turn(width)).contiguous()
+    chosen = (basis[:, :width] @ rotation(width)).contiguous()
     wide = chosen.to(torch.float64)
     defect = float(torch.linalg.matrix_norm(wide.T @ wide - torch.eye(width, dtype=torch.float64))) * (1 + 1e-6)
     return ScanFrame(center, scale, chosen, refined, defect)
 
 
 def _spread(count: int, most: int) -> Tensor:
-    """Return up to `most` of `count` places, at random but always the same."""
+    """Return at most `most` of `count` places at random, always the same ones."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
 
 
 def _leading_space(rows: Tensor, width: int) -> Tensor:
-    """Return orthonormal columns (D, width and some more) float32 near the leading principal directions of rows."""
+    """Return orthonormal columns (D, width + _BASIS_SPARE) float32 near the leading principal directions of rows."""
     block = torch.randn(rows.shape[1], width + _BASIS_SPARE, generator=torch.Generator().manual_seed(0))
     for _ in range(_BASIS_ROUNDS):
         block = _improved(rows, block)
@@ -96,26 +102,26 @@ def _leading_space(rows: Tensor, width: int) -> Tensor:
 
 
 def _improved(rows: Tensor, block: Tensor) -> Tensor:
-    """Return orthonormal columns that are nearer to the leading principal directions of rows (n, D) than block's."""
+    """Return orthonormal columns nearer to the leading principal directions of rows (n, D) than those of `block`."""
     return torch.linalg.qr(rows.T @ (rows @ block))[0]
 
 
 def _leading_directions(rows: Tensor, block: Tensor) -> Tensor:
-    """Return orthonormal columns (D, m) float32 that span what block's do: principal directions of rows, in order."""
-    small = (rows @ block).to(torch.float64)  # with few distinct rows the solver does not converge in float32
+    """Return the principal directions of rows within the space of `block`, in order: orthonormal columns (D, m)."""
+    small = (rows @ block).to(torch.float64)  # for few distinct rows, the float32 solver does not converge
     return block @ torch.linalg.eigh(small.T @ small)[1].flip(1).to(torch.float32)
 
 
 @cache
-def turn(width: int) -> Tensor:
-    """Return a random rotation (d, d): turned coordinates are alike in size, so that their codes lose less."""
+def rotation(width: int) -> Tensor:
+    """Return a random rotation (d, d). Rotated coordinates have similar sizes, so their codes lose less."""
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(1)))[0]
 
 
 def _nearest_scores(y: Tensor, centroids: Tensor, frame: ScanFrame) -> Tensor:
-    """Return about the smallest |w|^2 - 2 y.w (n, 1) of centred points y (n, D) and all centroids w + center.
+    """Return the approximate smallest |w|^2 - 2 y.w (n, 1) of centered points y (n, D) over all centroids w + center.
 
-    The centroids are not copied, so a center far away blurs the result.
+    The centroids are not copied, so a distant center makes the result less accurate.
     """
     narrow = (centroids * frame.scale if frame.scale != 1 else centroids).to(torch.float32)
     center = frame.center * frame.scale
@@ -127,14 +133,14 @@ def _nearest_scores(y: Tensor, centroids: Tensor, frame: ScanFrame) -> Tensor:
 def _projected_costs(
     y: Tensor, w: Tensor, k: int, limit: Tensor, basis: Tensor, widths: list[int]
 ) -> dict[tuple[int, bool], float]:
-    """Estimate nanoseconds per point for each width, with and without refinement, from some points and centroids.
+    """Estimate the nanoseconds per point for each width, with and without refinement, from a sample.
 
-    y (n, D) and w (m, D) of k centroids; limit (n, 1): |w|^2 - 2 y.w of the nearest of all k.
+    y: (n, D) points. w: (m, D), a sample of k centroids. limit: (n, 1), |w|^2 - 2 y.w of the nearest of all k.
     """
     dim = y.shape[1]
     z, e = y @ basis, w @ basis
     squares, row_squares = w.square().sum(dim=1), y.square().sum(dim=1)
-    loss = 3.3 / CODE_LIMIT / math.sqrt(12)  # of codes of turned coordinates, per norm
+    loss = 3.3 / CODE_LIMIT / math.sqrt(12)  # relative loss of the codes of rotated coordinates
     costs = {}
     for width in widths:
         inner, outer = z[:, :width], e[:, :width]

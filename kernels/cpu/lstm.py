@@ -1,8 +1,8 @@
-"""Bidirectional LSTMs on CPUs, several sequences at once, each as if it were alone.
+"""Bidirectional LSTMs on CPUs for several sequences at once, each with the same result as if it were the only one.
 
-oneDNN, which PyTorch uses for a single sequence, reads all weights at every step, and for several it rounds otherwise.
-Here the products with the input are made before the steps, those with the state are shared by all sequences, and both
-are the chains of `ordered_gemm`: results are those of oneDNN for a single sequence, bit for bit, in whatever batch.
+PyTorch uses oneDNN, which reads all weights at every step of a single sequence, and rounds differently for several.
+Here the products with the input are computed before the steps, and all sequences share the products with the state.
+Both are chains of `ordered_gemm`, so in any batch the results have the bits of oneDNN for a single sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor, nn
 
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 from .ordered_gemm import LANES, Floats, chain_product, pack_panels
 
@@ -35,9 +35,13 @@ class _Direction(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What one thread does: some units of one direction, which it shares `state` (2, B, H) and `meet` with others.
+    """The work of one thread: some units of one direction.
 
-    x: (T, B, K). out: (T, B, H), where the direction's outputs go. units: panels from start to stop.
+    x: (T, B, K), the input.
+    out: (T, B, H), the outputs of the direction.
+    state: (2, B, H), current and next state, shared by the threads of the direction.
+    units: panels of the thread.
+    barrier: where the threads of the direction wait for each other.
     """
 
     x: Floats
@@ -45,19 +49,19 @@ class _Work(NamedTuple):
     out: Floats
     state: Floats
     units: range
-    meet: Barrier
+    barrier: Barrier
 
 
 @torch.inference_mode()
 def bidirectional_lstm(lstm: nn.LSTM, x: Tensor) -> Tensor:
-    """Return what a bidirectional LSTM with bias makes of sequences.
+    """Run a bidirectional LSTM with bias.
 
     Args:
-        lstm: on the CPU, float32.
+        lstm: float32 module on the CPU.
         x: (B, T, K) float32 on the CPU.
 
     Returns:
-        (B, T, 2 H). Row b depends on row b of `x` alone, to the last bit, whatever the batch and number of threads.
+        (B, T, 2 H). Row b depends only on row b of `x`, to the last bit, for any batch and number of threads.
     """
     assert lstm.bidirectional
     assert lstm.bias
@@ -69,7 +73,7 @@ def bidirectional_lstm(lstm: nn.LSTM, x: Tensor) -> Tensor:
             for layer in range(lstm.num_layers):
                 sequence = _run_layer(sequence, _directions(lstm, layer), lstm.hidden_size, threads, pool)
     finally:
-        torch.set_num_threads(threads)  # what threads of others take over when they begin
+        torch.set_num_threads(threads)  # threads that others start inherit this setting
     return torch.from_numpy(sequence).transpose(0, 1).contiguous()
 
 
@@ -87,17 +91,17 @@ def _directions(lstm: nn.LSTM, layer: int) -> list[_Direction]:
 def _run_layer(
     x: Floats, directions: Sequence[_Direction], hidden: int, threads: int, pool: ThreadPoolExecutor
 ) -> Floats:
-    """Return (T, B, 2 H) of x (T, B, K)."""
+    """Run one layer on x (T, B, K); return (T, B, 2 H)."""
     steps, batch, _ = x.shape
     out = np.empty((steps, batch, 2 * hidden), np.float32)
     panels = -(-hidden // LANES)
     parts = min(panels, max(1, threads // 2))
     work = []
     for number, direction in enumerate(directions):
-        state, meet = np.zeros((2, batch, hidden), np.float32), Barrier(parts)
-        mine = out[:, :, number * hidden : (number + 1) * hidden]
+        state, barrier = np.zeros((2, batch, hidden), np.float32), Barrier(parts)
+        target = out[:, :, number * hidden : (number + 1) * hidden]
         work += [
-            _Work(x, direction, mine, state, range(panels * part // parts, panels * (part + 1) // parts), meet)
+            _Work(x, direction, target, state, range(panels * part // parts, panels * (part + 1) // parts), barrier)
             for part in range(parts)
         ]
     if threads == 1:
@@ -113,7 +117,7 @@ def _run(work: _Work) -> None:
     try:
         _steps(work)
     except BaseException:
-        work.meet.abort()
+        work.barrier.abort()
         raise
 
 
@@ -134,7 +138,7 @@ def _steps(work: _Work) -> None:
         opened = _activate(torch.sigmoid, gates[:CELL]), _activate(torch.sigmoid, gates[OUTPUT])
         _update(opened[0][INPUT], opened[0][FORGET], _activate(torch.tanh, gates[CELL]), cell)
         _emit(opened[1], _activate(torch.tanh, cell), work.units.start * LANES, following, work.out[step])
-        work.meet.wait()
+        work.barrier.wait()
 
 
 def _packed(weights: Floats, units: range) -> Floats:
@@ -168,7 +172,7 @@ _multiply_add: Any = intrinsic(_fused)
 
 @compiled()
 def _add(inputs: Floats, first: int, bias: Floats, gates: Floats) -> None:
-    """Add to gates (4, u, B, LANES) what the input gives, rows from `first` of (4, u, T · B, LANES), then the bias."""
+    """Add to gates (4, u, B, LANES) the inputs (4, u, T · B, LANES) of rows from `first`, then the bias."""
     for gate in range(gates.shape[0]):
         for unit in range(gates.shape[1]):
             for row in range(gates.shape[2]):

@@ -1,7 +1,7 @@
-"""Matrix products whose every value is one chain of fused multiply-adds, from the first factor to the last.
+"""Matrix products in which every value is one chain of fused multiply-adds, from the first factor to the last.
 
-Such a product does not depend on the CPU, the number of threads or the other rows, where libraries sum in an order that
-they choose by the shape. It is also the order of oneDNN's recurrent layers, bit for bit.
+Such a product does not depend on the CPU, the number of threads or the other rows. Libraries choose the order of
+summation by the shape. This order is also that of oneDNN's recurrent layers, bit for bit.
 """
 
 from typing import Any
@@ -12,16 +12,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sctok.runtime.compiled import compiled
-from sctok.runtime.cpu_features import compiled_features
+from sctok.runtime.jit import compiled, compiled_features
 
 Floats = npt.NDArray[np.float32]
 
-# 512-bit registers, of which there are 32, or 16 of 256 bits: sums of a tile fill three quarters of them.
+# There are 32 registers of 512 bits, or 16 of 256 bits. The sums of a tile fill three quarters of them.
 WIDTH, _ROWS = (16, 12) if "avx512f" in compiled_features() else (8, 6)
 LANES = 2 * WIDTH  # columns of a panel
-DEPTH = 512  # factors that rows of a block take before the next panel: a panel's part stays in the second cache
-BLOCK = 384  # rows of a block, whose part stays there too
+DEPTH = 512  # factors of a block before the next panel: this part of a panel stays in the second-level cache
+BLOCK = 384  # rows of a block: this part of the rows stays there too
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_F32, WIDTH)
@@ -29,7 +28,7 @@ _HALVES = range(2)
 
 
 class _Emitter:
-    """Writes the LLVM code of one tile: some rows against the LANES columns of a panel. Addresses are int64."""
+    """Writer of the LLVM code of one tile: some rows against the LANES columns of a panel. Addresses are int64."""
 
     def __init__(self, builder: Any, rows: int) -> None:
         self.builder, self.rows = builder, rows
@@ -56,10 +55,10 @@ class _Emitter:
         return self.builder.call(function, arguments)
 
     def tile(self, x: Any, stride: Any, w: Any, depth: Any, out: Any) -> None:
-        """Go on with the chains (rows, LANES) at `out` for `depth` more factors."""
+        """Continue the chains (rows, LANES) at `out` for `depth` more factors."""
         builder = self.builder
-        spots = [[self.at(4 * (LANES * row + WIDTH * half)) for half in _HALVES] for row in range(self.rows)]
-        start = [[self.load(out, spot, _VECTOR) for spot in row] for row in spots]
+        offsets = [[self.at(4 * (LANES * row + WIDTH * half)) for half in _HALVES] for row in range(self.rows)]
+        start = [[self.load(out, offset, _VECTOR) for offset in row] for row in offsets]
         lines = [builder.add(x, builder.mul(stride, self.at(row))) for row in range(self.rows)]
         entry, loop, done = builder.block, builder.append_basic_block("factors"), builder.append_basic_block("chained")
         builder.branch(loop)
@@ -76,12 +75,12 @@ class _Emitter:
         step.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
         builder.position_at_end(done)
-        for row, values in zip(spots, longer, strict=True):
+        for row, values in zip(offsets, longer, strict=True):
             for half in _HALVES:
                 builder.store(values[half], self.place(out, row[half], _VECTOR)).align = 4
 
     def _longer(self, chains: list[list[Any]], lines: list[Any], w: Any, step: Any) -> list[list[Any]]:
-        """Return chains with the products of factor `step` added."""
+        """Return the chains with the products of factor `step` added."""
         offset = self.builder.mul(step, self.at(4 * LANES))
         weights = [self.load(w, self.builder.add(offset, self.at(4 * WIDTH * half)), _VECTOR) for half in _HALVES]
         place = self.builder.mul(step, self.at(4))
@@ -109,7 +108,7 @@ _tile_most, _tile_middle, _tile_2, _tile_1 = (_tile(rows) for rows in (_ROWS, _M
 
 @compiled()
 def _chain_rows(x: int, stride: int, rows: int, w: int, depth: int, out: int) -> None:
-    """Go on with the chains of rows: addresses and a byte stride; out (rows, LANES) float32."""
+    """Continue the chains of rows. x, w and out are addresses, stride is in bytes; out: (rows, LANES) float32."""
     row = 0
     while row < rows:
         left, source, target = rows - row, x + row * stride, out + row * LANES * 4
@@ -150,7 +149,7 @@ def chain_product(x: Floats, panels: Floats, out: Floats) -> None:
 
 @compiled()
 def pack_panels(weights: Floats, panels: Floats) -> None:
-    """Lay weights (n, k) float32 out as panels (ceil(n / LANES), k, LANES), the surplus 0."""
+    """Lay weights (n, k) float32 out as panels (ceil(n / LANES), k, LANES), padded with zeros."""
     n, depth = weights.shape
     for panel in range(len(panels)):
         first = panel * LANES

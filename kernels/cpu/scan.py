@@ -1,19 +1,19 @@
-"""Scanning centroids with 8-bit products on CPUs: Numba functions that bound distances and settle what bounds cannot.
+"""Scan centroids with 8-bit products on CPUs: Numba functions that bound distances, and settle the rest exactly.
 
-A row is coded as s q, q of 8 bits. `cpu_assign` says why |y - w|^2 is at least
+A row is coded as s q with 8-bit q. As explained in `cpu.certify`, |y - w|^2 is at least
 
-    |y|^2 + square - 2 s s' q.q' - 2 (f1 t1 + f2 t2 + f3 t3) - rounding
+    |y|^2 + square - 2 s s' q.q' - 2 (f1 t1 + f2 t2 + f3 t3) - rounding,
 
-with non-negative factors f of the point and terms t of the centroid. The part up to the products is the estimate, the
-rest its reach. The scan keeps the smallest estimate per point and tile of centroids; exact float64 distances decide
-between the centroids that estimate and reach leave possible.
+with non-negative factors f of the point and terms t of the centroid. "square - 2 s s' q.q'" is called the estimate, and
+"2 (f1 t1 + f2 t2 + f3 t3)" its reach. The scan keeps the smallest estimate for each point and tile of centroids. Exact
+float64 distances decide between the centroids that are possible by estimate and reach.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 from .encode import Bytes, Codes, Doubles, Floats, Ints, Longs
 from .vnni import (
@@ -28,15 +28,17 @@ from .vnni import (
     tile_minima,
 )
 
-MOST_DISTANCES = 128  # exact ones of a point, after which it is left to the caller
+MOST_DISTANCES = 128  # exact distances of a point, after which the caller decides it
 
 
 class Tiles(NamedTuple):
     """Centroids in tiles of LANES.
 
-    order: int64 (tiles * LANES,), the centroid in each place, -1 for none. packed: int8 (tiles, quads, LANES, 4), their
-    codes. offsets: int32 (tiles, LANES), minus 128 times the sum of the codes. terms: float32 (tiles, 5, LANES):
-    |w|^2, the step, and t1, t2, t3. widest: float32 (5, tiles), the largest terms of each tile.
+    order: (tiles * LANES,) int64, the centroid in each place, -1 for none.
+    packed: (tiles, quads, LANES, 4) int8, their codes.
+    offsets: (tiles, LANES) int32, -128 times the sum of the codes.
+    terms: (tiles, 5, LANES) float32: |w|^2, the step, and t1, t2, t3.
+    widest: (5, tiles) float32, the largest terms of each tile.
     """
 
     order: Longs
@@ -47,9 +49,9 @@ class Tiles(NamedTuple):
 
 
 class Fine(NamedTuple):
-    """The same centroids in all dimensions, place by place; of length 0 where the tiles are that already.
+    """The same centroids in all dimensions, place by place. The length is 0 if the tiles have all dimensions already.
 
-    codes: int8 (places, a multiple of PIECE). offsets: int32 (places,). terms: float32 (places, 5).
+    codes: (places, a multiple of PIECE) int8. offsets: (places,) int32. terms: (places, 5) float32.
     """
 
     codes: Codes
@@ -60,9 +62,10 @@ class Fine(NamedTuple):
 class Rows(NamedTuple):
     """Points.
 
-    codes: uint8 (n rounded up to ROWS, width). factors: float32 (same, 4), minus twice the step, and twice f1, f2, f3.
-    shifts: float64 (n,), what turns a squared distance in scaled units into a limit for bounds, infinite where the row
-    is left to the caller.
+    codes: (n rounded up to ROWS, width) uint8.
+    factors: (n rounded up to ROWS, 4) float32: -2 times the step, and twice f1, f2, f3.
+    shifts: (n,) float64. Added to a squared distance in scaled units, it gives the limit for bounds. It is infinite if
+    the caller has to decide the row.
     """
 
     codes: Bytes
@@ -71,10 +74,12 @@ class Rows(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Results: labels int64 (n, 2) filled with k, and distances float64 (n, 2) filled with infinity.
+    """Results of n rows.
 
-    computed: int32 (n,) filled with 0, exact distances after the first guess; above MOST_DISTANCES the row is left to
-    the caller.
+    labels: (n, 2) int64, initially k.
+    distances: (n, 2) float64, initially infinite.
+    computed: (n,) int32, initially 0: exact distances after the first guess. If it exceeds MOST_DISTANCES, the caller
+    has to decide the row.
     """
 
     labels: Longs
@@ -82,16 +87,16 @@ class Found(NamedTuple):
     computed: Ints
 
 
-_SAFE = 1 + 2.0**-40  # more than float64 rounds in a sum of squares
+_SAFE = 1 + 2.0**-40  # covers the float64 rounding of a sum of squares
 
 
 @compiled()
 def exact_distance(point: Any, centroid: Any, terms: Doubles) -> float:
-    """Return the squared distance in float64, added in the order of `reference.squared_distances`; terms is scratch."""
+    """Return the squared distance, summed in the order of `reference.squared_distances`. terms: scratch memory."""
     width = point.shape[0]
     half = width // 2
     upper = width - half
-    point_tail, centroid_tail = point[upper:], centroid[upper:]  # slices, so that the loops become vector code
+    point_tail, centroid_tail = point[upper:], centroid[upper:]  # slices let the compiler vectorize the loops
     for i in range(half):
         one = np.float64(point[i]) - np.float64(centroid[i])
         other = np.float64(point_tail[i]) - np.float64(centroid_tail[i])
@@ -110,7 +115,7 @@ def exact_distance(point: Any, centroid: Any, terms: Doubles) -> float:
 
 @compiled()
 def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubles, start: int, stop: int) -> None:
-    """Write the exact squared distances of the rows start … stop to centroids[labels]."""
+    """Write the exact squared distances between the rows start … stop and centroids[labels]."""
     terms = np.empty(max(1, points.shape[1]), np.float64)
     for i in range(start, stop):
         distances[i] = exact_distance(points[i], centroids[labels[i]], terms)
@@ -118,7 +123,7 @@ def exact_distances(points: Any, centroids: Any, labels: Longs, distances: Doubl
 
 @compiled()
 def _consider(j: int, distance: float, i: int, found: Found) -> None:
-    """Keep a centroid of row i where it is nearest or runner-up: the lower index where distances are equal."""
+    """Keep centroid j for row i if it is the nearest or the runner-up. The lower index wins a tie."""
     labels, distances = found.labels, found.distances
     if distance < distances[i, 0] or (distance == distances[i, 0] and j < labels[i, 0]):
         labels[i, 1], distances[i, 1] = labels[i, 0], distances[i, 0]
@@ -138,7 +143,7 @@ def nearest_of_all(points: Any, centroids: Any, found: Found, start: int, stop: 
 
 @compiled()
 def _minima(rows: Rows, tiles: Tiles, group: int, minima: Floats) -> None:
-    """Write the smallest estimate of every row (n, a multiple of ROWS) and tile into minima (n, tiles)."""
+    """Write the smallest estimate of every row and tile to minima (n, tiles). n: a multiple of ROWS."""
     count, width = rows.codes.shape
     number, quads = tiles.packed.shape[0], tiles.packed.shape[1]
     x, c, o = rows.codes.ctypes.data, tiles.packed.ctypes.data, tiles.offsets.ctypes.data
@@ -161,7 +166,7 @@ def _minima(rows: Rows, tiles: Tiles, group: int, minima: Floats) -> None:
 
 @compiled()
 def _smallest(row: Floats) -> int:
-    """Return the first place of the smallest value."""
+    """Return the first index of the smallest value."""
     smallest = row[0]
     for j in range(len(row)):
         smallest = min(smallest, row[j])
@@ -175,9 +180,9 @@ def _smallest(row: Floats) -> int:
 def _first_guess(
     points: Any, centroids: Any, rows: Rows, tiles: Tiles, minima: Floats, pair: bool, found: Found
 ) -> None:
-    """Give every row the exact distance to the centroid of its smallest estimate, whose lane is in that one's bits.
+    """Compute, for every row, the exact distance to the centroid of its smallest estimate.
 
-    For a pair the two smallest estimates of that tile are taken.
+    The last bits of an estimate hold the lane of the centroid. For pairs, take the two smallest estimates of the tile.
     """
     values, work = np.empty(LANES, np.float32), np.empty(max(1, points.shape[1]), np.float64)
     lanes, quads = minima.view(np.int32), tiles.packed.shape[1]
@@ -212,7 +217,7 @@ def _first_guess(
 
 @compiled()
 def _possible(minima: Floats, factors: Floats, i: int, widest: Floats, limit: np.float32, hits: Bytes) -> None:
-    """Mark the tiles, one byte each, in which a centroid may be within the limit of row i."""
+    """Mark the tiles, in one byte each, in which a centroid may be within the limit of row i."""
     one, two, three = factors[i, 1], factors[i, 2], factors[i, 3]
     residuals, insides, losts = widest[2], widest[3], widest[4]
     for tile in range(len(minima)):
@@ -224,7 +229,7 @@ def _possible(minima: Floats, factors: Floats, i: int, widest: Floats, limit: np
 def _gather_hits(
     minima: Floats, factors: Floats, widest: Floats, limits: Floats, hits: Bytes, members: Longs, counts: Longs
 ) -> None:
-    """List for each tile of a group the rows that it may concern: members (tiles, rows) and counts (tiles,)."""
+    """List the rows that may have a candidate in each tile of a group: members (tiles, rows), counts (tiles,)."""
     counts[:] = 0
     eights = hits.view(np.int64)
     tiles = minima.shape[1]
@@ -243,7 +248,7 @@ def _gather_hits(
 
 @compiled()
 def _fine_bound(i: int, place: int, rows: Rows, fine: Fine) -> float:
-    """Return the lower bound between row i and the centroid in a place, in all dimensions."""
+    """Return the lower bound between row i and the centroid at a place, in all dimensions."""
     width = fine.codes.shape[1]
     x, c = rows.codes.ctypes.data + i * width, fine.codes.ctypes.data + place * width
     product = fine.offsets[place] + byte_product(x, c, np.int64(width // PIECE))
@@ -257,8 +262,8 @@ def _settle(
     points: Any, centroids: Any, rows: Rows, tiles: Tiles, fine_rows: Rows, fine: Fine, minima: Floats, square: float,
     pair: bool, group: int, found: Found,
 ) -> None:  # fmt: skip
-    """Compute the exact distances that bounds leave possible, tile by tile for all rows that it may concern."""
-    count, number, quads, known = len(points), tiles.packed.shape[0], tiles.packed.shape[1], 1 if pair else 0
+    """Compute the exact distances to the centroids that the bounds leave possible, tile by tile."""
+    count, number, quads, worst = len(points), tiles.packed.shape[0], tiles.packed.shape[1], 1 if pair else 0
     labels, distances, computed = found
     work, refined = np.empty(max(1, points.shape[1]), np.float64), len(fine.codes) > 0
     limits, hits = np.empty(count, np.float32), np.zeros((group + 7) // 8 * 8, np.uint8)
@@ -268,7 +273,7 @@ def _settle(
     for i in range(count):
         limits[i] = -np.inf
         if rows.shifts[i] < np.inf:
-            limits[i] = distances[i, known] * square * _SAFE + rows.shifts[i]
+            limits[i] = distances[i, worst] * square * _SAFE + rows.shifts[i]
     for first in range(0, number, group):
         last = min(first + group, number)
         _gather_hits(
@@ -303,12 +308,12 @@ def _settle(
                         if bounds[m, lane] > limits[i] or j < 0 or j == labels[i, 0] or j == labels[i, 1]:
                             continue
                         if refined:
-                            limit = distances[i, known] * square * _SAFE + fine_rows.shifts[i]
+                            limit = distances[i, worst] * square * _SAFE + fine_rows.shifts[i]
                             if _fine_bound(i, place, fine_rows, fine) > limit:
                                 continue
                         computed[i] += 1
                         _consider(j, exact_distance(points[i], centroids[j], work), i, found)
-                        limits[i] = distances[i, known] * square * _SAFE + rows.shifts[i]
+                        limits[i] = distances[i, worst] * square * _SAFE + rows.shifts[i]
                         if computed[i] > MOST_DISTANCES:
                             limits[i] = -np.inf
 
@@ -325,9 +330,13 @@ def scan_rows(
 ) -> None:  # fmt: skip
     """Settle the rows start … stop (start a multiple of ROWS).
 
-    points, centroids: as given, float32 or float64. rows, tiles: as their frame sees them. fine_rows, fine: the same in
-    all dimensions, fine empty where the first are that already. square: of the scale. pair: whether the runner-up is
-    wanted. chunk: rows at a time, a multiple of ROWS. group: tiles at a time.
+    points, centroids: float32 or float64, as given.
+    rows, tiles: the same in their frame.
+    fine_rows, fine: the same in all dimensions; fine is empty if rows and tiles have all dimensions.
+    square: square of the scale.
+    pair: whether the runner-up is wanted.
+    chunk: number of rows at a time, a multiple of ROWS.
+    group: number of tiles at a time.
     """
     minima = np.empty((chunk, tiles.packed.shape[0]), np.float32)
     for low in range(start, stop, chunk):

@@ -1,8 +1,8 @@
-"""The inner loops of the CPU scan: products of 8-bit integers that turn into lower bounds without leaving registers.
+"""The inner loops of the CPU scan: products of 8-bit integers that become lower bounds without leaving the registers.
 
-Numba compiles it for the CPU that it runs on; the byte products are x86's VPDPBUSD, in 512 bits (AVX-512 VNNI) or 256
-(AVX-VNNI of laptops), which LLVM offers as an intrinsic. CPUs without it multiply in plain LLVM code, which gives the
-same integers: sums of products of bytes are exact in int32, and nothing is rounded before the last conversion.
+Numba compiles them for the CPU that they run on. The byte products are the x86 instruction VPDPBUSD, an LLVM intrinsic,
+in 512 bits (AVX-512 VNNI) or 256 bits (AVX-VNNI). CPUs without it multiply in plain LLVM code, with the same integers:
+sums of byte products are exact in int32, and nothing is rounded before the last conversion.
 """
 
 from functools import cache
@@ -12,14 +12,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sctok.runtime.cpu_features import compiled_features
+from sctok.runtime.jit import compiled_features
 
 _FEATURES = {512: ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 256: ("avx2", "fma", "avxvnni")}
 
 
 @cache
 def vnni_bits() -> int:
-    """Return the bits of the widest byte products of the CPU that Numba compiles for: 512 or 256, or 0 for none."""
+    """Return the width in bits of the byte products that Numba compiles for: 512, 256, or 0 without the instruction."""
     return next((bits for bits, needed in _FEATURES.items() if compiled_features().issuperset(needed)), 0)
 
 
@@ -28,22 +28,22 @@ WIDTH = BITS // 32  # int32 lanes of a register
 VECTORS = 4
 LANES = VECTORS * WIDTH  # centroids of a tile
 ROWS = {512: 6, 256: 3}[BITS]  # points of a tile: their sums fill most of the 32 or 16 registers
-COLUMNS = 2 * WIDTH  # that `column_products` takes at a time
+COLUMNS = 2 * WIDTH  # columns that `column_products` computes at a time
 QUAD = 4  # bytes that one lane multiplies and sums at a time
-ROW_BYTES = 2 * QUAD  # a row of codes is a multiple of this
-PIECE = 2 * BITS // 8  # bytes that `byte_product` takes at a time
-ALIGNMENT = 64  # bytes, of packed centroids
+ROW_BYTES = 2 * QUAD  # the length of a row of codes is a multiple of this
+PIECE = 2 * BITS // 8  # bytes that `byte_product` multiplies at a time
+ALIGNMENT = 64  # of packed centroids, in bytes
 LARGEST_DIM = 65_536  # 255 * 127 * dim stays below 2^31
 
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _INTS, _FLOATS = ir.VectorType(_I32, WIDTH), ir.VectorType(_F32, WIDTH)
-_CHAINS = 2  # sums that do not wait for each other
+_CHAINS = 2  # independent sums, so that no addition waits for the previous one
 _DOT = f"llvm.x86.avx512.vpdpbusd.{BITS}"
 _FMA = f"llvm.fma.v{WIDTH}f32"
 
 
 class _Emitter:
-    """Writes the LLVM code of one tile: the points of some row numbers, int64 values, against LANES centroids."""
+    """Writer of the LLVM code of one tile: points, given by int64 row numbers, against LANES centroids."""
 
     def __init__(self, builder: Any, rows: list[Any]) -> None:
         self.builder, self.rows = builder, rows
@@ -71,9 +71,9 @@ class _Emitter:
         return ir.Constant(_I64, number)
 
     def dots(self, x: Any, stride: Any, c: Any, quads: Any, offsets: list[Any]) -> list[list[Any]]:
-        """Return int32 products [rows][VECTORS] on top of `offsets`: a loop over quads of bytes.
+        """Return the int32 products [rows][VECTORS] plus `offsets`, in a loop over quads of bytes.
 
-        A single row takes two quads at a time into sums of their own, so that none waits for the other.
+        A single row adds two quads at a time to separate sums, so that neither waits for the other.
         """
         builder, chains = self.builder, 2 if len(self.rows) == 1 else 1
         entry = builder.block
@@ -98,7 +98,7 @@ class _Emitter:
         return [[builder.add(*pair) for pair in zip(*rows, strict=True)] for rows in zip(*results, strict=True)]
 
     def _quad(self, x: Any, stride: Any, c: Any, quad: Any, sums: list[list[Any]]) -> list[list[Any]]:
-        """Return the sums [rows][VECTORS] with the products of one quad of bytes added."""
+        """Return the sums [rows][VECTORS] plus the products of one quad of bytes."""
         builder = self.builder
         base = builder.mul(quad, self.at(LANES * QUAD))
         packed = [self.load(c, builder.add(base, self.at(n * WIDTH * QUAD)), _INTS, BITS // 8) for n in range(VECTORS)]
@@ -110,7 +110,7 @@ class _Emitter:
         return after
 
     def dot(self, total: Any, x: Any, c: Any) -> Any:
-        """Add to each int32 lane of `total` the products of its four unsigned bytes of x and four signed ones of c."""
+        """Add to each int32 lane of `total` the products of four unsigned bytes of x and four signed bytes of c."""
         builder = self.builder
         if vnni_bits():
             return builder.call(self.function(_DOT, _INTS, [_INTS] * 3), [total, x, c])
@@ -129,7 +129,7 @@ class _Emitter:
         return [self.load(terms, self.at(4 * (LANES * column + WIDTH * n)), _FLOATS, 4) for n in range(VECTORS)]
 
     def estimates(self, products: list[list[Any]], factors: Any, terms: Any) -> list[list[Any]]:
-        """Return float32 [rows][VECTORS]: term 0 plus factor 0 of the row times term 1 times the product."""
+        """Return float32 [rows][VECTORS]: term 0 + factor 0 of the row * term 1 * product."""
         builder = self.builder
         squares, steps = self.term(terms, 0), self.term(terms, 1)
         result = []
@@ -144,7 +144,7 @@ class _Emitter:
         return result
 
     def bounds(self, estimates: list[list[Any]], factors: Any, terms: Any) -> list[list[Any]]:
-        """Return float32 [rows][VECTORS]: estimates less their reach, factors 1 … 3 times terms 2 … 4."""
+        """Return float32 [rows][VECTORS]: the estimates minus their reach, factors 1 … 3 times terms 2 … 4."""
         result = estimates
         for column in (1, 2, 3):
             weights = self.term(terms, column + 1)
@@ -161,7 +161,7 @@ class _Emitter:
         return self.builder.call(self.function(_FMA, _FLOATS, [_FLOATS] * 3), [one, other, added])
 
     def below(self, values: list[Any], limit: Any) -> Any:
-        """Return as bits of an int64 which of LANES values do not exceed a limit."""
+        """Return an int64 whose bits tell which of LANES values do not exceed a limit."""
         builder = self.builder
         mask = self.at(0)
         for n, value in enumerate(values):
@@ -170,7 +170,7 @@ class _Emitter:
         return mask
 
     def mark(self, values: list[Any]) -> list[Any]:
-        """Replace the last bits of each of LANES values by the number of its lane."""
+        """Replace the last bits of each of LANES values with the number of its lane."""
         builder = self.builder
         marked = []
         for n, value in enumerate(values):
@@ -220,11 +220,11 @@ def _tile_minima(
     out: Any,
     apart: Any,
 ) -> Any:
-    """Store the smallest estimate between each of ROWS points and LANES centroids, its lane in its last bits.
+    """Store the smallest estimate between each of ROWS points and LANES centroids, with its lane in the last bits.
 
-    An estimate is terms[0] + factor[0] * terms[1] * (offset + x.c). Addresses and byte strides, all int64: x uint8
-    (ROWS, 4 quads), c int8 (quads, LANES, 4), offsets int32 (LANES,), terms float32 (5, LANES), factors float32
-    (ROWS, 4), out float32, one per row, `apart` bytes apart.
+    An estimate is terms[0] + factor[0] * terms[1] * (offset + x.c). All arguments are int64: addresses, byte strides
+    and counts. x: uint8 (ROWS, 4 quads). c: int8 (quads, LANES, 4). offsets: int32 (LANES,). terms: float32 (5, LANES).
+    factors: float32 (ROWS, 4). out: one float32 per row, `apart` bytes apart.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -240,7 +240,7 @@ def _tile_minima(
 
 
 def _row_estimates(typingctx: Any, x: Any, c: Any, quads: Any, offsets: Any, terms: Any, factors: Any, out: Any) -> Any:
-    """Store the estimates float32 (LANES,) between one point and LANES centroids; arguments as `_tile_minima`."""
+    """Store the estimates float32 (LANES,) between one point and LANES centroids. Arguments as in `_tile_minima`."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         quads = arguments[2]
@@ -258,11 +258,11 @@ def _gathered_bounds(
     typingctx: Any, x: Any, stride: Any, c: Any, quads: Any, offsets: Any, terms: Any, factors: Any, rows: Any,
     limits: Any, out: Any, masks: Any,
 ) -> Any:  # fmt: skip
-    """Store lower bounds float32 (ROWS, LANES) between some points and LANES centroids, and which are within limits.
+    """Store lower bounds float32 (ROWS, LANES) between chosen points and LANES centroids, and masks of those in limits.
 
-    A bound is the estimate less factors[1] terms[2] + factors[2] terms[3] + factors[3] terms[4]. rows int64 (ROWS,):
-    the numbers of the points; limits float32 (ROWS,); masks int64 (ROWS,): bit by lane. Other arguments as
-    `_tile_minima`.
+    A bound is the estimate minus (factors[1] terms[2] + factors[2] terms[3] + factors[3] terms[4]). rows: int64
+    (ROWS,), the numbers of the points. limits: float32 (ROWS,). masks: int64 (ROWS,), one bit per lane. Other
+    arguments as in `_tile_minima`.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -284,7 +284,7 @@ def _gathered_bounds(
 
 
 def _byte_product(typingctx: Any, x: Any, c: Any, pieces: Any) -> Any:
-    """Return the int32 product of PIECE * pieces bytes, uint8 at address x with int8 at address c."""
+    """Return the int32 product of PIECE * pieces bytes: uint8 at address x, int8 at address c."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         (x, c), pieces = _pointers(builder, *arguments[:2]), arguments[2]
@@ -314,7 +314,8 @@ def _byte_product(typingctx: Any, x: Any, c: Any, pieces: Any) -> Any:
 def _column_products(typingctx: Any, y: Any, dim: Any, basis: Any, width: Any, out: Any) -> Any:
     """Store the float32 products (ROWS, COLUMNS) of ROWS rows with the first columns of a matrix.
 
-    Addresses and numbers, all int64: y float32 (ROWS, dim), basis float32 (dim, width), out float32 (ROWS, width).
+    All arguments are int64: addresses and sizes. y: float32 (ROWS, dim). basis: float32 (dim, width). out: float32
+    (ROWS, width).
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -351,7 +352,7 @@ def _column_products(typingctx: Any, y: Any, dim: Any, basis: Any, width: Any, o
 
 
 def _lowest_bit(typingctx: Any, mask: Any) -> Any:
-    """Return the place of the lowest bit of an int64 that is not 0."""
+    """Return the position of the lowest bit of an int64 that is not 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         count = _Emitter(builder, []).function("llvm.cttz.i64", _I64, [_I64, ir.IntType(1)])

@@ -1,4 +1,4 @@
-"""Float64 distances of pairs on GPUs, added up in the order that defines the reference, to the last bit."""
+"""Float64 distances of pairs on GPUs, with the bits of the reference: the order of summation is the same."""
 
 import torch
 from torch import Tensor
@@ -7,22 +7,25 @@ import triton
 import triton.language as tl
 from sctok.kernels.certify import pair_distances
 
-# Kernels are not typed: their arguments are pointers at one time, tensors at another.
+# Kernels have no types: an argument may be a pointer or a tensor.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 LARGEST_ODD = 15
-LARGEST_HELD = 8192  # values of one pair in registers
+LARGEST_HELD = 8192  # values of one pair that fit in registers
 VALUES_AT_ONCE = 2048
 
 
 def exact_pair_distances(points: Tensor, centroids: Tensor, rows: Tensor | None, columns: Tensor) -> Tensor:
-    """Return (p,) float64 squared distances of points[rows] (all in order where None) to centroids[columns].
+    """Return the squared distances (p,) float64 of points[rows] to centroids[columns].
 
     The bits are those of `squared_distances`: a row of D = 2^e * m values, m odd, is halved e times, then folded by the
-    rule for odd widths. Rows with m above 15 or D above about 8,192 go through PyTorch.
+    rule for odd widths. PyTorch computes rows with m above 15 or D above about 8,192.
 
     Args:
-        points: (n, D) and centroids: (k, D), floating, any strides. rows: (p,) and columns: (p,) int64.
+        points: (n, D) floating, any strides.
+        centroids: (k, D) floating, any strides.
+        rows: (p,) int64, or None for all points in order.
+        columns: (p,) int64.
     """
     constants = constants_of(points.shape[1])
     if constants is None:
@@ -38,7 +41,7 @@ def exact_pair_distances(points: Tensor, centroids: Tensor, rows: Tensor | None,
 
 
 def constants_of(dim: int) -> dict[str, int] | None:
-    """Return the shape of a row of D values for the kernel, or None where the kernel does not take it."""
+    """Return the constants of the kernel for rows of D values, or None if the kernel does not support D."""
     halves = dim & -dim
     width = triton.next_power_of_2(dim // halves)
     if dim // halves > LARGEST_ODD or halves * width > LARGEST_HELD:
@@ -58,7 +61,7 @@ def _pair_kernel(
     ALL: tl.constexpr, ITEMS: tl.constexpr, LEVELS: tl.constexpr, HALVES: tl.constexpr, ODD: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Square the differences of ITEMS pairs and fold them as `squared_distances` does; no product may be fused."""
+    """Square the differences of ITEMS pairs and fold them like `squared_distances`. No product may be fused."""
     items = tl.program_id(0).to(tl.int64) * ITEMS + tl.arange(0, ITEMS)
     row = items if ALL else tl.load(rows + items, items < n, other=0)
     column = tl.load(columns + items, items < n, other=0)

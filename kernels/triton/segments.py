@@ -1,4 +1,4 @@
-"""Rows in the order of their labels, cut into segments of one label each: what deterministic kernels work on."""
+"""Rows sorted by label and cut into segments of one label each, for deterministic kernels."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,12 @@ _SHORT = (1 << 15, torch.int16), (1 << 31, torch.int32)
 
 @dataclass(frozen=True)
 class Segments:
-    """Rows sorted by label, stably, and cut into segments of a bounded number of rows.
+    """Rows sorted by label, stably, and cut into s segments of a bounded number of rows. All tensors are int64.
 
-    order: (n,) int64, the rows. lengths: (k,) int64, rows of each label. counts, ends: (k,) int64, segments of each
-    label and those up to its last. Of each segment: labels, first (its first place in `order`), sizes; (s,) int64.
+    order: (n,), the sorted rows.
+    lengths, counts: (k,), number of rows and of segments of each label.
+    ends: (k,), number of segments up to the last one of each label.
+    labels, first, sizes: (s,), label of each segment, its first place in `order`, and its number of rows.
     """
 
     order: Tensor
@@ -26,8 +28,8 @@ class Segments:
 
 
 def cut_segments(labels: Tensor, k: int, rows: int) -> Segments:
-    """Sort labels (n,), integers in [0, k), and cut their rows into segments of at most `rows`."""
-    # A radix sort takes time by the bits of its keys.
+    """Sort labels (n,), integers in [0, k), and cut their rows into segments of at most `rows` rows."""
+    # The time of a radix sort is proportional to the bits of its keys.
     key = next((kind for limit, kind in _SHORT if k <= limit), torch.int64)
     order = torch.argsort(labels.to(key), stable=True)
     lengths = torch.bincount(labels, minlength=k)

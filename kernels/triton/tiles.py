@@ -1,17 +1,17 @@
-"""Launch settings of the nearest-centroid kernels: one small table by GPU family and operand type."""
+"""Launch settings of the nearest-centroid kernels: one table by GPU family (Ampere, Hopper, Blackwell) and operand."""
 
 from dataclasses import dataclass, replace
 
 import torch
 
-FAMILIES = ("ampere", "hopper", "blackwell")
+_SCORES_PER_THREAD = 64
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of `rows` points by `columns` centroids, `depth` dimensions at a time.
+    """A tile of `rows` points by `columns` centroids, read `depth` dimensions at a time.
 
-    slots: groups of columns in a tile. descriptors: whether tiles come through tensor descriptors (TMA).
+    slots: groups of columns in a tile. descriptors: whether the kernel reads tiles by tensor descriptors (TMA).
     """
 
     rows: int
@@ -23,7 +23,7 @@ class Tile:
     descriptors: bool
 
 
-# Hopper's were the fastest of some eighty on an H100 (benchmarks/gpu_tiles.py); the others were never run.
+# Hopper: the fastest of about eighty settings on an H100 (benchmarks/gpu_tiles.py). The others were never run.
 _AMPERE = {
     "bf16": Tile(128, 128, 32, 8, 3, 16, False),
     "fp16": Tile(128, 128, 32, 8, 3, 16, False),
@@ -46,23 +46,25 @@ _BLACKWELL = {
     "int8": Tile(128, 128, 128, 8, 3, 8, True),
 }
 TILES = {"ampere": _AMPERE, "hopper": _HOPPER, "blackwell": _BLACKWELL}
-TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}  # compute capability that each family is compiled for
-SHARED_BYTES = {"ampere": 163 * 1024, "hopper": 227 * 1024, "blackwell": 227 * 1024}
 
-_SCORES_PER_THREAD = 64
+
+def tile_of(device: torch.device, operand: str) -> Tile:
+    """Return the launch settings of a device for an operand type."""
+    return TILES[family_of(device)][operand]
 
 
 def lighter(tile: Tile) -> Tile:
-    """Return the tile for kernels that hold more beside the scores: half the rows where a thread has many scores."""
+    """Return a tile with half the rows if a thread has many scores, for kernels that hold more than the scores."""
     if tile.rows * tile.columns // (32 * tile.warps) <= _SCORES_PER_THREAD:
         return tile
     return replace(tile, rows=tile.rows // 2)
 
 
 def family_of(device: torch.device) -> str:
-    """Return the family whose settings fit a device: by compute capability, "ampere" for CPUs and older GPUs.
+    """Return the family whose settings fit a device by its compute capability.
 
-    GPUs of compute capability 12 have the instructions of Ampere's family and little shared memory.
+    CPUs and older GPUs get "ampere". So do GPUs of compute capability 12, which have its instructions and little shared
+    memory.
     """
     if device.type != "cuda":
         return "ampere"

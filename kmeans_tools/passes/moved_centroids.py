@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from sctok.kernels.float32_assign import full_float32
+from sctok.runtime.devices import full_float32
 
 _UNIT = 2.0**-24
 _SPARE = 16  # roundings beside those of the sum over D

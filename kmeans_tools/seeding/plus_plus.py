@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sctok.runtime.compiled import compiled
+from sctok.runtime.jit import compiled
 
 Indices = npt.NDArray[np.int64]
 

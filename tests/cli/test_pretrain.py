@@ -1,4 +1,4 @@
-"""`sctok pretrain vae` and `sctok pretrain vocoder`, tiny."""
+"""`sctok pretrain encoder`, `vae` and `vocoder` with tiny models."""
 
 import csv
 import json
@@ -11,6 +11,7 @@ from tests.training.trainings import write_audio
 from sctok.cli.app import main
 from sctok.codec.storage.part_sources import open_vae, open_vocoder
 from sctok.codec.storage.parts import load_vae, load_vocoder, module_hash
+from sctok.features.checkpoints import load_weights
 from sctok.formats.tensors import read_header
 
 TINY = {
@@ -32,7 +33,7 @@ def run(kind: str, *more: object) -> int:
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_a_file_and_a_run_that_goes_on(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_a_file_and_continues(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(kind, "--steps", 2, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found[kind], found["steps"]) == (f"sctok-data/pretrain/{kind}/{kind}.safetensors", 2)
@@ -48,7 +49,23 @@ def test_a_file_and_a_run_that_goes_on(kind: str, folder: Path, capsys: pytest.C
     assert read_header(found[kind])[0]["trained"]["batch_size"] == 1
 
 
-def test_what_was_trained_is_what_is_saved(folder: Path) -> None:
+def test_an_encoder_is_written_and_its_training_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--width", "16", "--depth", "3", "--heads", "2", "--batch-size", "1", "--workers", "0"]
+    command = ["pretrain", "encoder", "a", "b", *sizes, "--device", "cpu", "--name", "tiny"]
+    assert main([*command, "--steps", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["encoder"], found["steps"]) == ("sctok-data/pretrain/tiny/encoder-tiny.safetensors", 2)
+    first = load_weights(found["encoder"]).hash
+    assert main([*command, "--steps", "3"]) == 0
+    printed = capsys.readouterr()
+    assert f"use it with --encoder {found['encoder']}" in printed.out
+    assert "training on 8 clips, 0.00 h, from step 2" in printed.err
+    assert load_weights(found["encoder"]).hash != first
+    assert main([*command, "--steps", "3", "--learning-rate", "1"]) == 1
+    assert "other settings (learning_rate)" in capsys.readouterr().err
+
+
+def test_saved_vae_and_vocoder_can_be_loaded(folder: Path) -> None:
     assert run("vae", "--steps", 1) == 0
     assert run("vocoder", "--steps", 1) == 0
     vae = load_vae(folder / "sctok-data/pretrain/vae/vae.safetensors")
@@ -58,7 +75,7 @@ def test_what_was_trained_is_what_is_saved(folder: Path) -> None:
         assert vocoder(mel[:, 0]).shape == (1, 64 * 160)
 
 
-def test_a_vocoder_that_goes_on_from_another_behind_a_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vocoder_begins_with_another_and_uses_a_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("vae", "--steps", 1) == 0
     assert run("vocoder", "--steps", 1) == 0
     vae, vocoder = (f"sctok-data/pretrain/{kind}/{kind}.safetensors" for kind in TINY)

@@ -1,4 +1,4 @@
-"""The exact assignment equals the float64 argmin on friendly, ragged and adversarial input."""
+"""The exact assignment equals the float64 argmin on easy, ragged and adversarial input."""
 
 import math
 import warnings
@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sctok.kernels import assign, certify
-from sctok.kernels import float32_assign as float_assign
 from sctok.kernels.assign import code_points, nearest_centroid, prepare_centroids
 from sctok.kernels.cpu import codes as cpu_codes
 from sctok.kernels.cpu import frames as cpu_frames
 from sctok.kernels.cpu.encode import RESIDUAL
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
 from sctok.runtime import threads
+from sctok.runtime.devices import full_float32
 
 
 @pytest.fixture(autouse=True, scope="module", params=["float", "scan"])
 def search(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test goes through both searches that CPUs have, whatever the size of its problem."""
+    """Run every test with both searches for CPUs, for any problem size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assign, "scan_pays", lambda rows, k, dim: request.param == "scan")
         yield request.param
@@ -79,7 +79,7 @@ def test_most_rows_of_easy_data_are_certified(search: str) -> None:
     assert found.rescored < {"float": 20, "scan": 800}[search]
 
 
-def test_centring_keeps_the_bound_tight_under_a_large_offset(search: str) -> None:
+def test_centering_keeps_the_bound_tight_under_a_large_offset(search: str) -> None:
     points, centroids = _normal(0, 1000, 64) + 100, _normal(1, 100, 64) + 100
     assert _assert_exact(points, centroids).rescored < {"float": 20, "scan": 400}[search]
 
@@ -170,7 +170,7 @@ def test_views_and_read_only_memory() -> None:
     array = np.arange(600, dtype=np.float32).reshape(20, 30) % 17
     array.setflags(write=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says once that the array is not writable
+        warnings.simplefilter("ignore")  # torch warns once that the array is not writable
         points = torch.from_numpy(array)
     found = nearest_centroid(points.T[::2, ::3], points.T[:5, ::3])
     labels, _ = nearest_centroid_reference(points.T[::2, ::3], points.T[:5, ::3])
@@ -180,7 +180,7 @@ def test_views_and_read_only_memory() -> None:
 def test_labels_do_not_depend_on_blocks_or_on_other_points(monkeypatch: pytest.MonkeyPatch) -> None:
     points, centroids = _normal(0, 300, 16).round(decimals=1), _normal(1, 40, 16).round(decimals=1)
     whole = nearest_centroid(points, centroids)
-    alone = [nearest_centroid(points[i : i + 1], centroids) for i in range(0, 300, 37)]
+    single = [nearest_centroid(points[i : i + 1], centroids) for i in range(0, 300, 37)]
     monkeypatch.setattr(assign, "_SCORES", {"cpu": 40 * 7})
     monkeypatch.setattr(assign, "_SCAN_ELEMENTS", 16 * 7)
     monkeypatch.setattr(certify, "_PAIR_ELEMENTS", 48)
@@ -188,7 +188,7 @@ def test_labels_do_not_depend_on_blocks_or_on_other_points(monkeypatch: pytest.M
     small = nearest_centroid(points, centroids)
     assert torch.equal(whole.labels, small.labels)
     assert torch.equal(whole.distances, small.distances)
-    assert [int(found.labels) for found in alone] == whole.labels[::37].tolist()
+    assert [int(found.labels) for found in single] == whole.labels[::37].tolist()
 
 
 def test_scores_wrong_by_up_to_their_bound_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_scores_wrong_by_up_to_their_bound_change_nothing(monkeypatch: pytest.Mo
     exact_mm = torch.mm
 
     def noisy_mm(left: Tensor, right: Tensor) -> Tensor:
-        # The largest error that any order of float32 additions could make, with random signs.
+        # The largest error of float32 additions in any order, with random signs.
         worst = left.shape[1] * 2.0**-24 * torch.outer(left.norm(dim=1), right.norm(dim=0))
         return exact_mm(left, right) + worst * torch.sign(_normal(2, *worst.shape))
 
@@ -207,7 +207,7 @@ def test_scores_wrong_by_up_to_their_bound_change_nothing(monkeypatch: pytest.Mo
     assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
 
 
-def test_the_mixed_precision_of_a_training_does_not_reach_the_search() -> None:
+def test_autocast_does_not_affect_the_search() -> None:
     points, centroids = _normal(0, 300, 8), _normal(1, 64, 8)
     with torch.autocast("cpu", torch.bfloat16):
         found = nearest_centroid(points, centroids).labels
@@ -216,14 +216,14 @@ def test_the_mixed_precision_of_a_training_does_not_reach_the_search() -> None:
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"), reason="before PyTorch 2.9")
 @pytest.mark.parametrize("mode", ["medium", "high"])
-def test_the_low_precision_setting_of_torch_is_set_aside_and_restored(mode: str) -> None:
+def test_low_precision_settings_are_disabled_and_restored(mode: str) -> None:
     modules: Any = torch.backends
     backends = [modules.cuda.matmul, modules.mkldnn.matmul]
     torch.set_float32_matmul_precision(mode)
     try:
         before = [backend.fp32_precision for backend in backends]
         assert "ieee" not in before
-        with float_assign.full_float32():
+        with full_float32():
             assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
         assert [backend.fp32_precision for backend in backends] == before
         assert torch.get_float32_matmul_precision() == mode
@@ -232,12 +232,12 @@ def test_the_low_precision_setting_of_torch_is_set_aside_and_restored(mode: str)
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"), reason="before PyTorch 2.9")
-def test_the_setting_stays_aside_until_the_last_thread_is_done() -> None:
+def test_low_precision_stays_disabled_until_the_last_thread_is_done() -> None:
     backend: Any = torch.backends.mkldnn.matmul
     torch.set_float32_matmul_precision("high")
     try:
         before = backend.fp32_precision
-        first, second = float_assign.full_float32(), float_assign.full_float32()
+        first, second = full_float32(), full_float32()
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)
@@ -248,7 +248,7 @@ def test_the_setting_stays_aside_until_the_last_thread_is_done() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_settings_of_single_backends_do_no_harm() -> None:
+def test_tf32_in_a_single_backend_changes_nothing() -> None:
     backend: Any = torch.backends.cuda.matmul
     before = getattr(backend, "fp32_precision", None)
     try:
@@ -295,7 +295,7 @@ def test_arrays_are_refused_by_name(name: str) -> None:
         nearest_centroid(**arguments)
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_shapes_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match=r"points must be a matrix \(n, 4\)"):
         nearest_centroid(torch.zeros(3, 5), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="centroids must be a matrix"):
@@ -306,7 +306,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         nearest_centroid(torch.zeros(3, 4), prepare_centroids(torch.zeros(2, 4)), precision="fp32")
 
 
-def test_the_distance_of_a_pair_does_not_depend_on_the_shape_around_it() -> None:
+def test_the_distance_of_a_pair_does_not_depend_on_the_batch_shape() -> None:
     points, centroids = _normal(0, 40, 37), _normal(1, 9, 37)
     whole = squared_distances(points[:, None], centroids[None])
     for row, column in ((0, 0), (17, 5), (39, 8)):
@@ -344,7 +344,7 @@ def test_structured_vectors_in_any_frame(k: int, dim: int, rank: int) -> None:
     _assert_exact(values[:700], values[700:])
 
 
-def test_codes_serve_for_other_centroids_of_the_same_frame(search: str) -> None:
+def test_codes_work_for_other_centroids_in_the_same_frame(search: str) -> None:
     points = _normal(0, 500, 64) @ _normal(1, 64, 128)
     coded = code_points(points, prepare_centroids(points[:100]))
     assert (coded is None) == (search == "float")
@@ -367,7 +367,7 @@ def test_codes_of_another_number_of_points_are_refused(search: str) -> None:
             nearest_centroid(points, prepared, coded=coded)
 
 
-def test_few_distinct_sparse_centroids_have_directions() -> None:
+def test_few_distinct_sparse_centroids_have_principal_directions() -> None:
     for seed in range(60):
         values = _normal(seed, 2, 127) * (torch.rand(2, 127, generator=torch.Generator().manual_seed(seed)) < 0.02)
         centroids = values[torch.arange(64) % 2]
@@ -383,13 +383,13 @@ def test_projections_are_within_their_bounds(rows: int, dim: int, width: int, sc
     points, center = _normal(0, rows, dim).double() * 5 + 30, _normal(1, dim) + 30
     basis = torch.linalg.qr(_normal(2, dim, width))[0].contiguous()
     frame = cpu_frames.ScanFrame(center, scale, basis, defect=1e-5)
-    coded, found = cpu_codes.encode(points, frame, 6)
+    coded, found = cpu_codes.code_rows(points, frame, 6)
     shifted = ((points - center) * scale).float().double()
     exact = shifted @ basis.double()
     norms = torch.linalg.vector_norm(shifted, dim=1)
     assert found is not None
-    off = torch.linalg.vector_norm(torch.from_numpy(found) - exact, dim=1)
-    assert bool((off <= frame.product_error * norms).all())
+    error = torch.linalg.vector_norm(torch.from_numpy(found) - exact, dim=1)
+    assert bool((error <= frame.product_error * norms).all())
     left = torch.linalg.vector_norm(shifted - torch.from_numpy(found).double() @ basis.double().T, dim=1)
     assert bool((left <= torch.from_numpy(coded.stats[:, RESIDUAL])).all())
 
@@ -423,7 +423,7 @@ def test_tensors_with_gradients() -> None:
     assert not found.distances.requires_grad
 
 
-def test_a_tile_of_one_centroid_has_its_runner_up_elsewhere(search: str) -> None:
+def test_the_runner_up_may_be_in_another_tile(search: str) -> None:
     points, centroids = _normal(0, 300, 24), _normal(1, 193, 24)
     points[:100] = centroids[192] + 0.01 * _normal(2, 100, 24)
     _assert_exact(points, centroids)
@@ -434,7 +434,7 @@ def test_a_tile_of_one_centroid_has_its_runner_up_elsewhere(search: str) -> None
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_threads_do_not_show(count: int) -> None:
+def test_the_number_of_threads_changes_nothing(count: int) -> None:
     points, centroids = _normal(0, 4000, 40), _normal(1, 130, 40)
     before = torch.get_num_threads()
     try:
@@ -451,7 +451,7 @@ def test_points_with_too_many_candidates_are_still_decided() -> None:
     _assert_exact(points, centroids)
 
 
-def test_centroids_of_one_norm_share_tiles_where_nothing_is_projected() -> None:
+def test_centroids_of_similar_norm_share_tiles_without_a_projection() -> None:
     points, centroids = _normal(0, 200, 48), _normal(1, 500, 48)
     centroids[::2] *= 8
     found = nearest_centroid(points, centroids)

@@ -1,4 +1,4 @@
-"""Sums and counts of clusters."""
+"""Sums and counts of clusters equal the reference."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_views_with_strides() -> None:
     assert torch.equal(centroid_sums(points, labels, 2)[0], segment_sum_reference(points, labels, 2)[0])
 
 
-def test_labels_that_do_not_fit_are_refused() -> None:
+def test_invalid_labels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), found 0 to 2"):
         centroid_sums(torch.zeros(2, 3), torch.tensor([0, 2]), 2)
     with pytest.raises(ValueError, match="2 points need as many labels"):

@@ -1,4 +1,4 @@
-"""Running a script in several processes that meet at a file."""
+"""Run a script in several processes that find each other by a file."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ _START = "from pathlib import Path\nimport sys\nfrom sctok.runtime.distributed i
 
 @dataclass(frozen=True)
 class Ended:
-    """How one rank ended."""
+    """The exit code and the output of one rank."""
 
     code: int
     out: str
@@ -22,11 +22,11 @@ class Ended:
 def run_ranks(
     world: int, body: str, folder: Path, *arguments: object, timeout: float = 60, wait: float = 120
 ) -> list[Ended]:
-    """Run `body` in `world` processes with `group` and `sys.argv[1:]` = arguments at hand; return how each ended."""
-    meeting = folder / "meeting"
-    meeting.unlink(missing_ok=True)
+    """Run `body` in `world` processes that have `group` and the arguments in `sys.argv[1:]`; return how each ended."""
+    rendezvous = folder / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
-    script = f"{_START}with join_group({timeout}, 'file://{meeting}') as group:\n{indented}"
+    script = f"{_START}with join_group({timeout}, 'file://{rendezvous}') as group:\n{indented}"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     children = []
     for rank in range(world):

@@ -1,3 +1,5 @@
+"""Devices, precisions and the test of low precision in child processes."""
+
 import os
 import subprocess
 import sys
@@ -8,8 +10,8 @@ import torch
 from sctok.codec.decoding import DECODER
 from sctok.features.extractor import ENCODER
 from sctok.runtime import devices
-from sctok.runtime import low_precision as probe
 from sctok.runtime.devices import Use, low_precision_faults
+from sctok.runtime.low_precision import Step, main
 from sctok.training.codec import CODEC_TRAINING
 from sctok.training.encoder import PRETRAINING
 
@@ -24,7 +26,7 @@ def no_known_faults(monkeypatch):
 
 @pytest.fixture
 def children(monkeypatch):
-    """Let the next child processes end as listed: (lines that they print, exit status, standard error)."""
+    """Let the next child processes end as listed: printed lines, exit status, standard error."""
     endings, commands = [], []
 
     def run(command, **_):
@@ -42,7 +44,7 @@ def test_a_child_killed_by_a_signal_means_fp32_with_a_warning_that_names_the_ope
     assert "the first in bf16 does not work on this CPU (attention: killed by SIGILL)" in caplog.text
 
 
-def test_uses_after_the_one_that_killed_the_child_are_tried_in_another(children):
+def test_another_child_tests_the_uses_after_one_that_killed_its_child(children):
     passed = ["started\tmodule:second\tproducts", "passed\tmodule:second\t"]
     children[0][:] = [(["started\tmodule:first\tattention"], -4, ""), (passed, 0, "")]
     assert low_precision_faults("bf16", [FIRST, SECOND]) == {FIRST: "attention: killed by SIGILL", SECOND: None}
@@ -50,16 +52,16 @@ def test_uses_after_the_one_that_killed_the_child_are_tried_in_another(children)
 
 
 def test_one_use_that_fails_leaves_the_others_their_precision(children, caplog):
-    lines = ["started\tmodule:first\tLSTM", "failed\tmodule:first\tnot there", "passed\tmodule:second\t"]
+    lines = ["started\tmodule:first\tLSTM", "failed\tmodule:first\tmissing", "passed\tmodule:second\t"]
     children[0].append((lines, 0, ""))
     low_precision_faults("bf16", [FIRST, SECOND])
     assert devices.resolve_precision("bf16", CPU, [SECOND]) == "bf16"
     assert devices.resolve_precision("bf16", CPU, [FIRST, SECOND]) == "fp32"
-    with pytest.raises(ValueError, match=r"the first in bf16 does not work on this CPU \(LSTM: not there\): use fp32"):
+    with pytest.raises(ValueError, match=r"the first in bf16 does not work on this CPU \(LSTM: missing\): use fp32"):
         devices.require_precision("bf16", CPU, FIRST)
 
 
-def test_a_use_is_tried_once(children):
+def test_a_use_is_tested_once(children):
     children[0].append((["passed\tmodule:first\t"], 0, ""))
     assert low_precision_faults("fp16", [FIRST]) == low_precision_faults("fp16", [FIRST]) == {FIRST: None}
 
@@ -69,7 +71,7 @@ def test_a_child_that_fails_to_start_says_why(children):
     assert low_precision_faults("bf16", [FIRST]) == {FIRST: "the start of the test: ImportError: no torch"}
 
 
-def test_a_child_that_hangs_counts_as_dead(monkeypatch):
+def test_a_child_that_hangs_is_a_fault(monkeypatch):
     def hang(*args, **kwargs):
         raise subprocess.TimeoutExpired("python", 1, b"started\tmodule:first\tattention\n")
 
@@ -77,13 +79,13 @@ def test_a_child_that_hangs_counts_as_dead(monkeypatch):
     assert low_precision_faults("fp16", [FIRST]) == {FIRST: "attention: no result after 120 s"}
 
 
-def test_full_precision_is_not_tried(children):
+def test_full_precision_is_not_tested(children):
     assert devices.resolve_precision("fp32", CPU, [FIRST]) == "fp32"
     devices.require_precision("fp32", CPU, FIRST)
     assert not children[1]
 
 
-def test_the_steps_run_here():
+def test_all_steps_run_on_this_cpu():
     assert low_precision_faults("fp32", [ENCODER, DECODER, PRETRAINING, CODEC_TRAINING]) == dict.fromkeys(
         [ENCODER, DECODER, PRETRAINING, CODEC_TRAINING]
     )
@@ -99,26 +101,34 @@ with torch.autocast("cpu", torch.bfloat16):
 
 
 @pytest.mark.parametrize("widest", ["AVX2", "AVX512_CORE_BF16"])
-def test_what_is_said_of_training_is_what_the_lstm_of_pytorch_does(widest, monkeypatch):
+def test_a_fault_in_training_is_reported_if_and_only_if_the_lstm_of_pytorch_fails(widest, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", widest)
     fault = low_precision_faults("bf16", [CODEC_TRAINING])[CODEC_TRAINING]
     code = subprocess.run([sys.executable, "-c", _LSTM], env=os.environ, capture_output=True, check=False).returncode
     assert (fault is not None and fault.startswith("LSTM, ")) == (code != 0)
 
 
-def test_results_that_are_wrong_are_a_fault(capsys):
-    steps = [
-        probe.Step("right", lambda precision: torch.ones(3)),
-        probe.Step("wrong", lambda precision: torch.ones(3) * (1.0 if precision == "fp32" else 1.2)),
+def wrong_in_low_precision():
+    return [
+        Step("right", lambda precision: torch.ones(3)),
+        Step("wrong", lambda precision: torch.ones(3) * (1.0 if precision == "fp32" else 1.2)),
     ]
-    probe._try("use", steps, "bf16")
-    assert capsys.readouterr().out.splitlines()[-1] == "failed\tuse\tits results are wrong"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_results_that_are_not_finite_are_a_fault(value, capsys):
-    probe._try("use", [probe.Step("lost", lambda precision: torch.full((3,), value))], "bf16")
-    assert "wrong" in capsys.readouterr().out
+def not_a_number():
+    return [Step("lost", lambda precision: torch.full((3,), float("nan")))]
+
+
+def infinite():
+    return [Step("lost", lambda precision: torch.full((3,), float("inf")))]
+
+
+@pytest.mark.parametrize("steps", [wrong_in_low_precision, not_a_number, infinite])
+def test_results_that_are_wrong_or_not_finite_are_a_fault(steps, capsys, monkeypatch):
+    use = f"{__name__}:{steps.__name__}"
+    monkeypatch.setattr(sys, "argv", ["", "bf16", use])
+    main()
+    assert capsys.readouterr().out.splitlines()[-1] == f"failed\t{use}\tits results are wrong"
 
 
 def test_auto_is_full_precision_on_a_cpu():

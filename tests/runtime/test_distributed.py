@@ -1,4 +1,4 @@
-"""Several ranks: what they exchange, what each reads, and that none waits for a dead one."""
+"""Several ranks exchange values, share the rows, and do not wait for a dead rank."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,8 @@ import numpy, torch
 sums, counts = torch.full((2, 3), 0.5 + group.rank, dtype=torch.float64), torch.tensor([group.rank, 1])
 group.sum_(sums, counts)
 sizes = [len(part) for part in group.gather(numpy.zeros(group.rank * 5))]
-told = group.broadcast({"from": group.rank} if group.leads else None)
-print(json.dumps([sums.tolist(), counts.tolist(), sizes, told]))
+value = group.broadcast({"from": group.rank} if group.leads else None)
+print(json.dumps([sums.tolist(), counts.tolist(), sizes, value]))
 """
 
 _SHARE = """
@@ -56,25 +56,25 @@ finally:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
-    """For each of two ranks what it exchanged and what it read, as JSON."""
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """Return, for each of two ranks, the values that it exchanged and the rows that it read."""
     ended = run_ranks(2, _EXCHANGE + _SHARE, tmp_path_factory.mktemp("ranks"))
     assert [rank.code for rank in ended] == [0, 0], ended
     return [[json.loads(line) for line in rank.out.splitlines()] for rank in ended]
 
 
-def test_what_ranks_exchange(told: list[list[Any]]) -> None:
+def test_ranks_exchange_values(outputs: list[list[Any]]) -> None:
     expected = [[[2.0] * 3] * 2, [1, 2], [0, 5], {"from": 0}]
-    assert [exchanged for exchanged, _ in told] == [expected] * 2
+    assert [exchanged for exchanged, _ in outputs] == [expected] * 2
 
 
-def test_each_rank_reads_its_part_and_samples_are_those_of_one(told: list[list[Any]]) -> None:
-    (_, (ordered, shuffled, sample)), (_, (ordered_1, shuffled_1, sample_1)) = told
+def test_each_rank_reads_its_part_and_samples_are_those_of_a_single_process(outputs: list[list[Any]]) -> None:
+    (_, (ordered, shuffled, sample)), (_, (ordered_1, shuffled_1, sample_1)) = outputs
     source = ArraySource(np.arange(1000)[:, None])
     assert [value for block in ordered + ordered_1 for value in block] == list(range(1000))
     assert len(ordered) == len(ordered_1)
-    for mine, other, block in zip(shuffled, shuffled_1, source.blocks(90, 7), strict=True):
-        assert sorted(mine + other) == sorted(block.rows[:, 0].tolist())
+    for first, second, block in zip(shuffled, shuffled_1, source.blocks(90, 7), strict=True):
+        assert sorted(first + second) == sorted(block.rows[:, 0].tolist())
     assert sample == sample_1 == source.sample(100, (1, 2))[:, 0].tolist()
 
 
@@ -86,13 +86,13 @@ def test_a_dead_rank_is_an_error_for_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_never_comes_is_an_error_too(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     waiting, _ = run_ranks(2, _STALL, tmp_path, tmp_path / "given up", timeout=5, wait=60)
     assert waiting.code == 1
     assert "did not answer in time" in waiting.err
 
 
-def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.arange(3)
     ALONE.sum_(values)
     assert values.tolist() == [0, 1, 2]
@@ -101,7 +101,7 @@ def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     source = ArraySource(np.eye(3))
     assert shared(source, ALONE) is source
     assert ALONE.local_device(torch.device("cuda")) == torch.device("cuda")
-    monkeypatch.setenv("WORLD_SIZE", "4")  # of some other launcher: there is nowhere to meet
+    monkeypatch.setenv("WORLD_SIZE", "4")  # set by another launcher, without an address
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with join_group() as group:
         assert group == ALONE

@@ -1,4 +1,4 @@
-"""Sizes of memory, and what the system and its control groups leave."""
+"""Memory sizes, and the free memory within the limits of control groups."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.5", "-1G", "2X", "G", "1e9", "many", "nan"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size of memory such as 512M or 2G"):
+def test_invalid_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a memory size"):
         parse_bytes(text)
 
 
 def system(root: Path, **files: str) -> Path:
-    """Lay out /proc and /sys: the keys are paths with __ for /."""
+    """Write files of /proc and /sys. The keys are paths with __ for / and _dot_ for a dot."""
     for name, text in files.items():
         path = root / name.replace("__", "/").replace("_dot_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,12 +35,12 @@ def system(root: Path, **files: str) -> Path:
 MEMINFO = f"MemTotal: {32 * GIB // 1024} kB\nMemAvailable: {20 * GIB // 1024} kB\n"
 
 
-def test_the_system_alone(tmp_path: Path) -> None:
+def test_a_system_without_limits(tmp_path: Path) -> None:
     root = system(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="0::/\n")
     assert free_memory(root) == 20 * GIB
 
 
-def test_the_tightest_group_above_counts_and_cached_files_do_not(tmp_path: Path) -> None:
+def test_the_tightest_parent_group_counts_and_cached_files_do_not(tmp_path: Path) -> None:
     files = {
         "proc__meminfo": MEMINFO,
         "proc__self__cgroup": "0::/a/b\n",
@@ -73,6 +73,6 @@ def test_a_group_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
     assert free_memory(system(tmp_path, **files)) == 0
 
 
-def test_this_machine_has_some(tmp_path: Path) -> None:
+def test_this_machine_has_free_memory(tmp_path: Path) -> None:
     assert free_memory() > 2**20
     assert free_memory(tmp_path) > 2**20  # neither /proc nor /sys

@@ -1,4 +1,4 @@
-"""Reading ahead: order, errors, and an end that leaves no thread behind."""
+"""Reading ahead keeps the order, passes errors on and leaves no thread behind."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from sctok.runtime.read_ahead import ReadAhead, read_ahead
 
 
 class _Stop(BaseException):
-    """Something that `except Exception` does not see."""
+    """An exception that `except Exception` does not catch."""
 
 
 class _Counted:
-    """An iterator of numbers that tells how many were made, and whether it was closed."""
+    """An iterator of numbers that records how many it made and whether it was closed."""
 
     def __init__(self, count: int, error: BaseException | None = None) -> None:
         self.made, self.closed = 0, False
@@ -34,7 +34,7 @@ class _Counted:
 
 @pytest.fixture
 def readers() -> Callable[[], list[str]]:
-    """Return the names of the reading threads that the test started: other tests' may still be idle in this process."""
+    """Return the names of the reading threads of this test. Threads of other tests may still be idle."""
     others = set(threading.enumerate())
     return lambda: [
         each.name for each in threading.enumerate() if each.name.startswith("read-ahead") if each not in others
@@ -79,7 +79,7 @@ def test_leaving_early_closes_the_iterator_and_ends_the_thread(readers: Callable
     assert not readers()
 
 
-def test_nothing_starts_before_the_first_item_is_asked_for(readers: Callable[[], list[str]]) -> None:
+def test_nothing_starts_before_the_first_item_is_requested(readers: Callable[[], list[str]]) -> None:
     source = _Counted(3)
     reader = read_ahead(source())
     assert not readers()
@@ -87,7 +87,7 @@ def test_nothing_starts_before_the_first_item_is_asked_for(readers: Callable[[],
     reader.close()
 
 
-def test_every_step_gets_its_own():
+def test_every_step_gets_its_item():
     ahead = ReadAhead(lambda step: step * step, 3)
     assert [ahead.take(step) for step in (0, 1, 2, 7, 8, 3)] == [0, 1, 4, 49, 64, 9]
 
@@ -107,7 +107,7 @@ def test_later_steps_are_made_in_other_threads():
     assert sorted(made) == [(0, False), (1, False), (2, False)]
 
 
-def test_an_error_reaches_the_step_that_it_belongs_to():
+def test_an_error_is_raised_at_its_own_step():
     def make(step):
         if step == 1:
             raise ValueError("step 1 cannot be made")

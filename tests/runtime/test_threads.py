@@ -1,4 +1,4 @@
-"""Rows of work for several threads."""
+"""Rows of work are distributed evenly over threads."""
 
 import os
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def test_every_row_is_worked_on_once(threads: int, rows: int, multiple: int) -> 
     assert all(start % multiple == 0 for start, _ in ranges)
 
 
-def test_no_thread_has_a_task_more_than_another(threads: int) -> None:
+def test_all_threads_have_the_same_number_of_tasks(threads: int) -> None:
     sizes: list[int] = []
     in_parallel(5_461, lambda start, stop: sizes.append(stop - start), 6)
     assert len(sizes) % threads == 0
     assert max(sizes) - min(sizes) <= 6 * len(sizes)
 
 
-def test_results_come_in_order_and_errors_come_through(threads: int) -> None:
+def test_results_come_in_order_and_errors_are_raised(threads: int) -> None:
     assert run_tasks([lambda number=number: number for number in range(20)]) == list(range(20))  # type: ignore[misc]
     seen: list[tuple[int, int]] = []
     on_every_thread(lambda thread, count: seen.append((thread, count)))

@@ -1,4 +1,4 @@
-"""Trainings whose steps are replayed: what a CUDA graph does to tensors, done on a CPU."""
+"""Trainings with replayed steps: a CPU imitates what a CUDA graph does to tensors."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from .trainings import make_task, state_of, write_audio
 
 
 def captured(function: Callable[..., Any], examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return a function that sees its own copies of tensors, and whose result the next call overwrites."""
+    """Return a function that works on its own copies of tensors, and overwrites its result in the next call."""
     inputs = [example.clone() for example in examples]
     for _ in range(3):
         made = function(*inputs)
@@ -29,7 +29,7 @@ def captured(function: Callable[..., Any], examples: Sequence[Tensor]) -> Callab
 
 
 @pytest.mark.parametrize("kind", ["codec", "grid", "vocoder"])
-def test_replayed_steps_are_those_taken_one_by_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_steps_equal_ordinary_steps(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = write_audio(tmp_path)
     plain, replaying = (make_task(kind, inputs, tmp_path / name) for name in "ab")
     expected = [plain.train_step(step) for step in range(4)]

@@ -1,4 +1,4 @@
-"""Random crops of collections: reproducible, mixed by domain, and sound whatever lies in the folder."""
+"""Collections and their random crops: reproducible, mixed by domain, and robust to damaged files."""
 
 import json
 import tarfile
@@ -8,15 +8,8 @@ import pytest
 import soundfile
 
 from sctok.audio.errors import AudioError
-from sctok.training.clips import (
-    PEAK,
-    Clip,
-    CropConfig,
-    CropSampler,
-    index_clips,
-    split_clips,
-    validation_crops,
-)
+from sctok.training.clips import Clip, open_collection, split_clips
+from sctok.training.crops import PEAK, CropConfig, CropSampler, validation_crops
 
 RATE = 16_000
 SHORT = CropConfig(samples=4000)
@@ -37,26 +30,26 @@ def folder(tmp_path):
 
 
 def indexed(folder, *names, **options):
-    return index_clips([str(folder / name) for name in names], folder / "run", **options)
+    return open_collection([str(folder / name) for name in names], folder / "run", **options).train
 
 
 def sampler(clips, skipped=lambda path, reason: None, **settings):
     return CropSampler(clips, CropConfig(**{"samples": 4000, **settings}), skipped)
 
 
-def test_clips_know_group_and_length(folder):
+def test_clips_have_group_and_duration(folder):
     clips = indexed(folder, "a", "b")
     assert [(clip.key, clip.group, clip.seconds) for clip in clips][2:4] == [("0/2", "0", 3.0), ("1/0", "1", 1.0)]
     assert indexed(folder, "a", "b") == clips
 
 
-def test_a_folder_of_another_training_is_refused(folder):
+def test_the_folder_of_another_collection_is_refused(folder):
     indexed(folder, "a")
     with pytest.raises(ValueError, match="choose another --name"):
         indexed(folder, "b")
 
 
-def test_domains_of_a_manifest_and_a_tar_are_groups(folder):
+def test_domains_in_a_manifest_or_tar_are_groups(folder):
     rows = [{"path": "a/0.wav", "domain": "speech"}, {"path": "b/0.wav", "domain": "music"}]
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "x.json").write_text(json.dumps({"domain": "general"}))
@@ -66,7 +59,7 @@ def test_domains_of_a_manifest_and_a_tar_are_groups(folder):
     assert {clip.group for clip in indexed(folder, "list.jsonl", "x.tar")} == {"speech", "music", "general"}
 
 
-def test_broken_files_are_reported_and_left_out(folder):
+def test_damaged_files_are_reported_and_skipped(folder):
     (folder / "a" / "broken.wav").write_text("not audio")
     (folder / "a" / "empty.flac").touch()
     skipped = {}
@@ -76,19 +69,19 @@ def test_broken_files_are_reported_and_left_out(folder):
     assert skipped["empty.flac"] == "is empty (0 bytes)"
 
 
-def test_a_folder_of_broken_files_alone(tmp_path):
+def test_a_folder_with_only_damaged_files_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "broken.wav").write_text("not audio")
     with pytest.raises(ValueError, match="no readable audio in"):
         indexed(tmp_path, "a")
 
 
-def test_a_missing_folder(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(AudioError, match="no such file"):
         indexed(tmp_path, "nowhere")
 
 
-def test_a_length_that_no_header_states_is_counted(folder):
+def test_a_duration_missing_in_the_header_is_measured(folder):
     data = bytearray((folder / "a" / "0.wav").read_bytes())
     soundfile.write(folder / "a" / "3.flac", tone(1.5), RATE)
     data = bytearray((folder / "a" / "3.flac").read_bytes())
@@ -98,7 +91,7 @@ def test_a_length_that_no_header_states_is_counted(folder):
     assert indexed(folder, "a")[-1].seconds == 1.5
 
 
-def test_the_same_crops_whatever_was_drawn_before_and_however_they_are_divided(folder):
+def test_crops_do_not_depend_on_earlier_draws_or_batch_sizes(folder):
     clips = indexed(folder, "a", "b")
     whole = sampler(clips, packed=0.5, level="random").draw(7, 0, 6)
     other = sampler(clips, packed=0.5, level="random")
@@ -125,13 +118,13 @@ def test_each_crop_is_read_once(folder, monkeypatch):
     assert len(read) == 5 * 6  # four steps and the one ahead
 
 
-def test_peaks_are_normalised(folder):
+def test_peaks_are_normalized(folder):
     crops = sampler(indexed(folder, "a", "b")).draw(0, 0, 8)
     np.testing.assert_allclose(np.abs(crops).max(axis=1), PEAK, rtol=1e-5)
     assert np.abs(crops.mean(axis=1)).max() < 1e-5
 
 
-def test_random_levels(folder):
+def test_random_levels_span_their_range(folder):
     peaks = np.abs(sampler(indexed(folder, "a"), level="random").draw(0, 0, 64)).max(axis=1)
     assert 0.06 < peaks.min() < 0.2
     assert 0.6 < peaks.max() < 1.01
@@ -154,16 +147,16 @@ def test_packed_crops_have_no_silence(folder, packed, filled):
     assert not crop[filled:].any()
 
 
-def test_clips_shorter_than_a_twentieth_of_a_second(tmp_path):
+def test_very_short_clips_fill_packed_crops(tmp_path):
     (tmp_path / "a").mkdir()
     soundfile.write(tmp_path / "a" / "x.wav", tone(0.03), RATE)
     clips = indexed(tmp_path, "a")
-    alone, packed = (sampler(clips, packed=share).draw(0, 0, 1)[0] for share in (0.0, 1.0))
-    assert np.count_nonzero(alone) <= 480
+    single, packed = (sampler(clips, packed=share).draw(0, 0, 1)[0] for share in (0.0, 1.0))
+    assert np.count_nonzero(single) <= 480
     assert np.count_nonzero(packed) > 3900
 
 
-def test_files_that_are_damaged_inside_are_reported_once_and_drawn_around(folder):
+def test_files_damaged_inside_are_reported_once_and_replaced(folder):
     samples = tone(1).astype(np.float32)
     samples[::100] = np.nan
     soundfile.write(folder / "a" / "nan.wav", samples, RATE, subtype="FLOAT")
@@ -183,10 +176,10 @@ def test_silence_is_drawn_again(folder):
     assert (np.abs(drawn).max(axis=1) > 0.4).all()
 
 
-def test_nothing_but_silence_cannot_be_validated_on(tmp_path):
+def test_validation_refuses_a_collection_of_silence(tmp_path):
     (tmp_path / "a").mkdir()
     soundfile.write(tmp_path / "a" / "silence.wav", np.zeros(RATE), RATE)
-    with pytest.raises(ValueError, match=r"none of 1 clips can be validated on: .*begins with silence"):
+    with pytest.raises(ValueError, match=r"none of 1 clips can be used for validation: .*begins with silence"):
         validation_crops(indexed(tmp_path, "a"), SHORT, 4)
 
 
@@ -197,23 +190,24 @@ def test_stereo_is_mixed_down(tmp_path):
     assert spectrum.argmax() == 250  # 1000 Hz, 4 Hz a bin
 
 
-def test_a_hash_of_the_key_holds_clips_out(folder):
+def test_a_hash_of_the_key_chooses_the_held_out_clips(folder):
     [clip] = indexed(folder, "a")[:1]
     clips = [Clip(str(number), "0", clip.item, 1.0) for number in range(2000)]
-    train, held_out = split_clips(clips)
-    assert len(train) + len(held_out) == 2000
-    assert 20 < len(held_out) < 65
-    assert split_clips(clips[:1]) == (clips[:1], clips[:1])
+    split = split_clips(clips)
+    assert len(split.train) + len(split.held_out) == 2000
+    assert 20 < len(split.held_out) < 65
+    single = split_clips(clips[:1])
+    assert single.train == single.held_out == clips[:1]
 
 
-def test_validation_crops_begin_at_the_beginning(folder):
+def test_validation_crops_are_reproducible_and_normalized(folder):
     crops = validation_crops(indexed(folder, "a", "b"), CropConfig(samples=40_000), 4)
     assert crops.shape == (4, 40_000)
     assert np.abs(crops).max(axis=1) == pytest.approx(PEAK)
     assert np.array_equal(crops, validation_crops(indexed(folder, "a", "b"), CropConfig(samples=40_000), 4))
 
 
-def test_validation_falls_back_on_other_clips(folder):
+def test_validation_falls_back_to_other_clips(folder):
     clips = indexed(folder, "a")
     (folder / "a" / "0.wav").write_text("not audio")
     assert len(validation_crops(clips[:1], SHORT, 4, otherwise=clips)) == 2

@@ -1,4 +1,4 @@
-"""Training a codec: what a step does, against the paper's recipe, and the same step on two ranks."""
+"""Training a codec: each step follows the paper, and two ranks take the same steps as one."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ def task(inputs: list[str], tmp_path: Path) -> CodecTraining:
 
 
 def watched(task: CodecTraining) -> list[dict[str, Any]]:
-    """Return what the task's model is asked for: one entry for each batch, filled as it trains."""
+    """Return the inputs of the task's model: one entry per batch, filled while it trains."""
     seen: list[dict[str, Any]] = []
     condition, backward, noise, timesteps = task.model.condition, task._backward, task._noise, task._timesteps
 
@@ -87,7 +87,7 @@ def test_the_loss_is_reconstruction_and_commitment(task: CodecTraining) -> None:
     assert batch["noise"].shape == batch["batch"].latent.shape
 
 
-def test_gradients_are_those_of_the_weighted_sum_of_all_losses(inputs: list[str], tmp_path: Path) -> None:
+def test_gradients_equal_those_of_the_weighted_sum_of_all_losses(inputs: list[str], tmp_path: Path) -> None:
     changes = {**GRID_CHANGES, "estimate_weight": 0.7, "condition_dropout": 0.0}
     found, expected = (codec_task(inputs, tmp_path, **changes) for _ in range(2))
     found._descend = lambda step: None  # type: ignore[method-assign]
@@ -106,7 +106,7 @@ def test_gradients_are_those_of_the_weighted_sum_of_all_losses(inputs: list[str]
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_one_of_the_codebooks_is_drawn_for_each_batch(task: CodecTraining) -> None:
+def test_each_batch_uses_one_random_codebook(task: CodecTraining) -> None:
     drawn = []
     for step in range(12):
         rows = task._batch(step, 0).semantic.reshape(-1, 64)
@@ -128,7 +128,7 @@ def test_the_condition_is_dropped_for_whole_batches(inputs: list[str], tmp_path:
     assert {each["dropped"] for each in seen} == {True, False}
 
 
-def test_the_rate_warms_up_and_stays(inputs: list[str], tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_and_stays(inputs: list[str], tmp_path: Path) -> None:
     task = codec_task(inputs, tmp_path, steps=100, warm_up=4, learning_rate=1e-4)
     rates = []
     for step in range(6):
@@ -142,9 +142,9 @@ def test_averages_follow_all_trained_parts(inputs: list[str], tmp_path: Path) ->
     expected = {name: p.detach().clone() for name, p in task.average.named_parameters()}
     for step in range(4):
         task.train_step(step)
-        keep = min(0.25, (2 + step) / (11 + step))  # the ramp of the published training code
+        decay = min(0.25, (2 + step) / (11 + step))  # the ramp of the published training code
         for name, parameter in task.model.named_parameters():
-            expected[name] = keep * expected[name] + (1 - keep) * parameter.detach()
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
     for name, parameter in task.average.named_parameters():
         torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-6)
         assert any(name.startswith(part) for part in ("acoustic.", "unet."))
@@ -211,7 +211,7 @@ def test_a_step_does_not_depend_on_the_steps_before(inputs: list[str], tmp_path:
     assert torch.equal(seen[0][-1]["batch"].latent, seen[1][-1]["batch"].latent)
 
 
-def test_steps_that_overflow_are_left_out(task: CodecTraining) -> None:
+def test_steps_that_overflow_are_skipped(task: CodecTraining) -> None:
     task.train_step(0)
     before = state_of(task)
     denoise = task.model.denoise
@@ -236,7 +236,7 @@ def test_bf16_learns_what_fp32_does(inputs: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_precision_that_the_cpu_lacks_is_refused(
+def test_a_precision_that_fails_on_the_cpu_is_refused(
     precision: str, inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(devices._faults, (precision, CODEC_TRAINING), "LSTM, forward pass: not there")
@@ -244,7 +244,7 @@ def test_a_precision_that_the_cpu_lacks_is_refused(
         codec_task(inputs, tmp_path, precision=precision)
 
 
-def test_the_scale_of_the_loss_changes_no_step_and_is_kept(inputs: list[str], tmp_path: Path) -> None:
+def test_the_loss_scale_changes_no_step_and_is_resumed(inputs: list[str], tmp_path: Path) -> None:
     plain, scaled, resumed = (codec_task(inputs, tmp_path) for _ in range(3))
     for task in (scaled, resumed):
         task.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -257,7 +257,7 @@ def test_the_scale_of_the_loss_changes_no_step_and_is_kept(inputs: list[str], tm
     assert resumed.extra_state() == scaled.extra_state()
 
 
-def test_validation_repeats_itself_and_uses_the_averages(task: CodecTraining) -> None:
+def test_validation_is_reproducible_and_uses_the_averages(task: CodecTraining) -> None:
     task.train_step(0)
     found = task.validate(1)
     assert found == task.validate(1)
@@ -280,7 +280,7 @@ def test_a_grid_learns_to_estimate_the_latent(inputs: list[str], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_two_ranks_train_what_one_process_does_on_the_doubled_batch(inputs: list[str], tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_process_on_the_doubled_batch(inputs: list[str], tmp_path: Path) -> None:
     from sctok.formats.tensors import read_arrays
 
     from .trainings import RANKED
@@ -288,20 +288,20 @@ def test_two_ranks_train_what_one_process_does_on_the_doubled_batch(inputs: list
     codec_task(inputs, tmp_path)  # lists the clips
     ended = run_ranks(2, _RANKS, tmp_path, ",".join(inputs), tmp_path, tmp_path, ROOT, timeout=600, wait=900)
     assert [rank.code for rank in ended] == [0, 0], ended
-    assert [rank.out for rank in ended] == ["15 2\n"] * 2  # where one is told to stop, both do after the same step
+    assert [rank.out for rank in ended] == ["15 2\n"] * 2  # a signal to one rank stops both after the same step
     assert (tmp_path / "stopped" / CHECKPOINT).exists()
     for name, changes in RANKED.items():
-        alone = codec_task(inputs, tmp_path, crops={"packed": 0.3}, **changes, batch_size=4)
+        single = codec_task(inputs, tmp_path, crops={"packed": 0.3}, **changes, batch_size=4)
         for step in range(3):
-            alone.train_step(step)
+            single.train_step(step)
         ranks = [read_arrays(tmp_path / f"{name}-{rank}") for rank in range(2)]
-        for key, value in state_of(alone).items():
+        for key, value in state_of(single).items():
             assert np.array_equal(ranks[0][key], ranks[1][key]), (name, key)
             np.testing.assert_allclose(ranks[0][key].reshape(value.shape), value, rtol=0, atol=1e-4, err_msg=key)
 
 
 class Doubling(Group):
-    """Stands for two ranks of which the other has the same gradients."""
+    """Imitates two ranks whose sums are three times the tensors of this one."""
 
     def __init__(self) -> None:
         super().__init__(0, 2)
@@ -313,7 +313,7 @@ class Doubling(Group):
             tensor *= 3
 
 
-def test_gradients_are_summed_in_pieces() -> None:
+def test_gradients_are_summed_in_buckets() -> None:
     torch.manual_seed(0)
     shapes = [(3,), (2, 4), (5, 5), (1,), ()]
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]

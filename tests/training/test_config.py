@@ -1,4 +1,4 @@
-"""Configuration files: the paper's numbers, the bundled codec's, and what is refused."""
+"""Configuration files: the numbers of the paper and of the bundled codec, and refused mistakes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from sctok.codec.models.acoustic import AcousticConfig
 from sctok.codec.models.grid import GridConfig
 from sctok.codec.models.tunet import TUNetConfig
 from sctok.codec.models.vae import VAEConfig
-from sctok.training.clips import CropConfig
 from sctok.training.codec import CodecTrainingConfig
 from sctok.training.config import PartsConfig, config_names, read_plan
+from sctok.training.crops import CropConfig
 
 CONTEXT = {100: 1728, 50: 3264, 25: 6336}
 MINI_VAE = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
@@ -22,7 +22,7 @@ def written(folder: Path, text: str) -> Path:
     return folder / "x.toml"
 
 
-def test_all_configurations_come_with_the_package() -> None:
+def test_the_bundled_configurations() -> None:
     assert config_names() == ["mini", "paper-100", "paper-25", "paper-50"]
 
 
@@ -67,7 +67,7 @@ def test_the_numbers_of_the_bundled_codec() -> None:
     assert plan.crops == CropConfig(packed=0.8, level="random")
 
 
-def test_what_is_given_replaces_what_the_file_says() -> None:
+def test_given_settings_replace_those_of_the_file() -> None:
     plan = read_plan("mini", {"steps": 7, "seed": 3}, {"encoder": "x.safetensors", "codebooks": ["a.npy", "8"]})
     assert plan.complete(192, MINI_VAE, "fp32").steps == 7
     assert plan.crops.seed == 3
@@ -75,9 +75,9 @@ def test_what_is_given_replaces_what_the_file_says() -> None:
     assert plan.parts.vae == "mini"
 
 
-def test_a_number_that_does_not_follow_from_the_parts_is_refused(tmp_path: Path) -> None:
+def test_a_size_that_contradicts_the_parts_is_refused(tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path, "[unet]\ncontext_width = 1728"))
-    with pytest.raises(ValueError, match=r"\[unet\] context_width = 1728, but the other parts make it 3264"):
+    with pytest.raises(ValueError, match=r"\[unet\] context_width = 1728, but the other parts require 3264"):
         plan.complete(768, VAEConfig(), "fp32")
 
 
@@ -90,14 +90,14 @@ def test_a_number_that_does_not_follow_from_the_parts_is_refused(tmp_path: Path)
         ),
         ("[unet]\nchannels = 3", r"\[unet\] unknown channels \(allowed: latent_channels"),
         ("[decoder]\nwidth = 3", "unknown decoder; sections"),
-        ("steps = 1.5", "steps = 1.5 is no whole number"),
-        ("steps = true", "steps = True is no whole number"),
-        ("learning_rate = '1e-4'", "learning_rate = '1e-4' is no number"),
-        ("order = 'mine'", "order = 'mine' is no one of published, paper"),
+        ("steps = 1.5", "steps = 1.5 is not a whole number"),
+        ("steps = true", "steps = True is not a whole number"),
+        ("learning_rate = '1e-4'", "learning_rate = '1e-4' is not a number"),
+        ("order = 'mine'", "order = 'mine' is not one of published, paper"),
         ("precision = 'fp8'", "precision 'fp8' is none of auto"),
-        ("[acoustic]\nhidden = 'wide'", r"\[acoustic\] hidden = 'wide' is no whole number"),
-        ("[acoustic]\npadding_counts = 1", r"\[acoustic\] padding_counts = 1 is no true or false"),
-        ("[unet]\nmultipliers = [1, 'two']", r"\[unet\] multipliers = .* is no list of whole number"),
+        ("[acoustic]\nhidden = 'wide'", r"\[acoustic\] hidden = 'wide' is not a whole number"),
+        ("[acoustic]\npadding_counts = 1", r"\[acoustic\] padding_counts = 1 is not true or false"),
+        ("[unet]\nmultipliers = [1, 'two']", r"\[unet\] multipliers = .* is not a list, each element a whole number"),
         ("[crops]\nsamples = 16000", r"\[crops\] samples = 16000, but .* windows of 163840"),
         ("[crops]\npacked = 2.0", "packed 2.0"),
         ("[run]\nreaders = 0", "readers 0 is not positive"),
@@ -110,7 +110,7 @@ def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
         read_plan(written(tmp_path, text))
 
 
-def test_a_rate_that_there_is_not(tmp_path: Path) -> None:
+def test_an_invalid_token_rate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("token_rate = 30")
     with pytest.raises(ValueError, match="token rate 30"):
         read_plan(tmp_path / "x.toml")
@@ -119,12 +119,12 @@ def test_a_rate_that_there_is_not(tmp_path: Path) -> None:
         read_plan(tmp_path / "x.toml")
 
 
-def test_an_unknown_name() -> None:
+def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="paper-12 is neither a file nor one of mini, paper-100"):
         read_plan("paper-12")
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"learning_rate": -1.0}, {"decay_share": 2.0}])
-def test_numbers_out_of_range(settings: dict[str, Any]) -> None:
+def test_numbers_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         read_plan("mini", settings).complete(192, MINI_VAE, "fp32")

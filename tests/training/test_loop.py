@@ -1,4 +1,4 @@
-"""The loop around every training: interrupted at any moment it ends as one clean run does."""
+"""The loop of every training: a run that is interrupted at any moment ends as an uninterrupted one."""
 
 import csv
 import errno
@@ -16,29 +16,33 @@ import torch
 from sctok.formats import files
 from sctok.formats.files import DiskFullError
 from sctok.formats.tensors import read_tensors, save_tensors
-from sctok.training.loop import CHECKPOINT, LOSS_CURVE, MAX_BAD_STEPS, TrainingLength, TrainingRun, warm_up_and_decay
+from sctok.training.loop import (
+    CHECKPOINT,
+    LOSS_CURVE,
+    MAX_BAD_STEPS,
+    StepReport,
+    TrainingLength,
+    TrainingRun,
+    TrainingTask,
+)
+from sctok.training.optimization import warm_up_and_decay
 
 from .trainings import make_task, state_of, write_audio
 
-KINDS = ("vae", "vocoder", "codec", "grid")
+KINDS = ("encoder", "vae", "vocoder", "codec", "grid")
 EVERY_STEP = TrainingLength(6, validate_every=2, checkpoint_seconds=0)
 
 
-class Toy(torch.nn.Module):
-    """A task that counts: one parameter, trained towards the step's number."""
+class Toy(TrainingTask):
+    """A task with one parameter, which is trained towards the step's number."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(3))
         self.bias = torch.nn.Parameter(torch.zeros(1))  # never has a gradient
-        self.optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
+        self.optimizer = torch.optim.AdamW([self.weight, self.bias], lr=0.1)
         self.bad_from = 10**9
-
-    def modules(self) -> Any:  # that of Task, not of a module
-        return {"toy": torch.nn.ParameterDict({"weight": self.weight, "bias": self.bias})}
-
-    def optimizers(self) -> Any:
-        return {"toy": self.optimizer}
+        self.modules = {"toy": torch.nn.ParameterDict({"weight": self.weight, "bias": self.bias})}
+        self.optimizers = {"toy": self.optimizer}
 
     def train_step(self, step: int) -> dict[str, float]:
         if step >= self.bad_from:
@@ -52,20 +56,16 @@ class Toy(torch.nn.Module):
     def validate(self, step: int) -> dict[str, float]:
         return {"loss": float(self.weight.detach().sum())}
 
-    def extra_state(self) -> dict[str, Any]:
-        return {}
-
-    def load_extra_state(self, state: Any) -> None:
-        assert state == {}
-
 
 def toy_run(folder: Path, **settings: Any) -> TrainingRun:
     return TrainingRun(Toy(), folder, {"size": (3, 1), **settings})
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a loss curve without the columns that depend on time."""
     with (folder / LOSS_CURVE).open() as file:
-        return [{k: v for k, v in row.items() if k != "hours"} for row in csv.DictReader(file)]
+        timed = ("hours", "windows_per_second")
+        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
 
 
 class Stop(Exception):
@@ -73,15 +73,15 @@ class Stop(Exception):
 
 
 def stop_at(step: int) -> Any:
-    def progress(row: dict[str, Any]) -> None:
-        if row["step"] == step:
+    def progress(report: StepReport) -> None:
+        if report.step == step:
             raise Stop
 
     return progress
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_ends_with_the_bits_of_the_uninterrupted_one(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(kind: str, tmp_path: Path) -> None:
     inputs = write_audio(tmp_path)
     straight = make_task(kind, inputs, tmp_path / "straight")
     TrainingRun(straight, tmp_path / "straight", {}).run(EVERY_STEP)
@@ -103,8 +103,8 @@ from pathlib import Path
 from tests.training.trainings import make_task
 from sctok.training.loop import TrainingLength, TrainingRun
 inputs, folder, number = sys.argv[1].split(","), Path(sys.argv[2]), int(sys.argv[3])
-def progress(row):
-    if row["step"] == 4:
+def progress(report):
+    if report.step == 4:
         os.kill(os.getpid(), number)
 task = make_task("vae", inputs, folder)
 print(TrainingRun(task, folder, {}).run(TrainingLength(6, 2, 0 if number == signal.SIGKILL else 1000), progress))
@@ -115,7 +115,7 @@ print(TrainingRun(task, folder, {}).run(TrainingLength(6, 2, 0 if number == sign
 @pytest.mark.parametrize(
     ("number", "step", "out"), [(signal.SIGKILL, 3, ""), (signal.SIGTERM, 5, "15\n"), (signal.SIGINT, 5, "2\n")]
 )
-def test_a_killed_process_leaves_what_the_next_one_goes_on_from(
+def test_a_killed_or_stopped_process_can_be_resumed(
     number: signal.Signals, step: int, out: str, tmp_path: Path
 ) -> None:
     inputs, folder = write_audio(tmp_path), tmp_path / "run"
@@ -135,11 +135,11 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(
     assert curve(folder) == curve(tmp_path / "straight")
 
 
-def test_a_signal_saves_first_and_leaves_the_handlers_as_they_were(tmp_path: Path) -> None:
+def test_a_signal_saves_a_checkpoint_and_handlers_are_restored(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def interrupt(row: dict[str, Any]) -> None:
-        if row["step"] == 3:
+    def interrupt(report: StepReport) -> None:
+        if report.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     run = toy_run(tmp_path)
@@ -149,7 +149,7 @@ def test_a_signal_saves_first_and_leaves_the_handlers_as_they_were(tmp_path: Pat
 
 
 def test_the_second_interrupt_acts_at_once(tmp_path: Path) -> None:
-    def interrupt_twice(row: dict[str, Any]) -> None:
+    def interrupt_twice(report: StepReport) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -157,7 +157,7 @@ def test_the_second_interrupt_acts_at_once(tmp_path: Path) -> None:
         toy_run(tmp_path).run(TrainingLength(100, 50), interrupt_twice)
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = toy_run(tmp_path)
     run.run(TrainingLength(4))
     kept = (tmp_path / CHECKPOINT).read_bytes()
@@ -165,7 +165,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def fill(row: dict[str, Any]) -> None:
+    def fill(report: StepReport) -> None:
         monkeypatch.setattr(files.os, "fsync", full)
 
     message = r"checkpoint of step 5 could not be saved, the checkpoint of step 4 is kept: .*: the disk is full"
@@ -195,31 +195,31 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-def test_an_optimiser_whose_state_was_taken_out_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_without_optimizer_state_is_refused(tmp_path: Path) -> None:
     toy_run(tmp_path).run(TrainingLength(2))
     path = tmp_path / CHECKPOINT
     arrays, state = read_tensors(path, format_name="sctok-training", version=1)
     arrays = {name: array for name, array in arrays.items() if not name.startswith("optimizer")}
     save_tensors(path, arrays, format_name="sctok-training", version=1, metadata=state)
-    with pytest.raises(ValueError, match="5 tensors were saved, 2 are there"):
+    with pytest.raises(ValueError, match="5 tensors were saved, but the file has 2"):
         toy_run(tmp_path)
 
 
-def test_other_settings_are_refused_by_name_but_for_the_number_of_steps(tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_name_except_the_number_of_steps(tmp_path: Path) -> None:
     toy_run(tmp_path, steps=2, crops={"seed": 0, "level": "peak"}).run(TrainingLength(2))
     assert toy_run(tmp_path, steps=9, crops={"seed": 0, "level": "peak"}).step == 2
     with pytest.raises(ValueError, match=r"other settings \(crops\.seed, size\): choose another name"):
         TrainingRun(Toy(), tmp_path, {"size": (3, 2), "crops": {"seed": 1, "level": "peak"}})
 
 
-def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path: Path) -> None:
+def test_a_finished_run_continues_with_more_steps(tmp_path: Path) -> None:
     toy_run(tmp_path).run(TrainingLength(4, 2))
     toy_run(tmp_path).run(TrainingLength(4, 2))
     toy_run(tmp_path).run(TrainingLength(6, 2))
     assert [row["step"] for row in curve(tmp_path)] == ["2", "4", "6"]
 
 
-def test_metrics_that_come_now_and_then_have_columns(tmp_path: Path) -> None:
+def test_occasional_metrics_have_columns(tmp_path: Path) -> None:
     class Now(Toy):
         def validate(self, step: int) -> dict[str, float]:
             return {"loss": 1.0, **({"rare": 2.0} if step == 4 else {})}
@@ -237,7 +237,7 @@ def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoint(tmp_path: P
     assert toy_run(tmp_path).step == 3
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     left = tmp_path / f"{CHECKPOINT}.tmp-99999999"
     left.touch()
     toy_run(tmp_path)
@@ -253,6 +253,6 @@ def test_the_learning_rate_warms_up_stays_and_falls() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"steps": 1, "validate_every": 0}])
-def test_impossible_schedules_are_refused(settings: dict[str, int]) -> None:
+def test_impossible_lengths_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         TrainingLength(**settings)

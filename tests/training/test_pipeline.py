@@ -1,4 +1,4 @@
-"""From audio to a codec folder: what a training leaves behind, and how it sounds on the way."""
+"""From audio to a codec folder: the saved codec, decoded windows, and parts that do not fit."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from sctok.features.checkpoints import EncoderWeights
 from sctok.training.clips import open_collection
 from sctok.training.config import read_plan
 from sctok.training.log import TensorBoard
-from sctok.training.loop import TrainingLength
+from sctok.training.loop import StepReport, TrainingLength, ValidationReport
 from sctok.training.pipeline import CodecRun, TrainingParts
 
 from .trainings import CONFIG, CPU, ENCODER, VAE, codebook, encoder, write_audio
@@ -46,9 +46,7 @@ def tiny_run(inputs: list[str], folder: Path, parts: TrainingParts | None = None
 
 def test_the_codec_has_the_averages(inputs: list[str], tmp_path: Path) -> None:
     run = tiny_run(inputs, tmp_path)
-    rows: list[dict[str, Any]] = []
-    heard: list[Any] = []
-    assert run.train(rows.append, lambda *arguments: heard.append(arguments)) == 0
+    assert run.train() == 0
     run.save(tmp_path / "codecs" / "mine", "mine")
     codec = load_codec(tmp_path / "codecs" / "mine")
     for name, value in run.task.average.unet.state_dict().items():
@@ -61,33 +59,33 @@ def test_the_codec_has_the_averages(inputs: list[str], tmp_path: Path) -> None:
     assert codec.info.provenance["trained"]["parts"] == run.parts.hashes()
 
 
-def test_windows_are_decoded_now_and_then_and_at_the_end(inputs: list[str], tmp_path: Path) -> None:
+def test_windows_are_decoded_at_some_validations_and_at_the_end(inputs: list[str], tmp_path: Path) -> None:
     run = tiny_run(inputs, tmp_path, steps=5)
-    rows: list[dict[str, Any]] = []
-    heard: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-    run.train(rows.append, lambda *arguments: heard.append(arguments))
-    found = {row["step"]: row.get("validation_mel_distance") for row in rows if "hours" in row}
+    reports: list[StepReport] = []
+    windows: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    run.train(reports.append, lambda *arguments: windows.append(arguments))
+    found = {each.step: each.metrics.get("mel_distance") for each in reports if isinstance(each, ValidationReport)}
     assert [step for step, distance in found.items() if distance is not None] == [2, 4, 5]
-    assert [step for step, _, _ in heard] == [2, 4, 5]
-    for _, decoded, original in heard:
+    assert [step for step, _, _ in windows] == [2, 4, 5]
+    for _, decoded, original in windows:
         assert decoded.shape == original.shape == (1, 163_840)
         assert np.array_equal(original.numpy(), run.task.held_out[:1])
         assert bool(decoded.isfinite().all())
 
 
-def test_listening_changes_nothing(inputs: list[str], tmp_path: Path) -> None:
-    for name in ("silent", "heard"):
+def test_listening_does_not_change_the_training(inputs: list[str], tmp_path: Path) -> None:
+    for name in ("silent", "listening"):
         (tmp_path / name).mkdir()
-    silent, heard = tiny_run(inputs, tmp_path / "silent"), tiny_run(inputs, tmp_path / "heard")
+    silent, listening = tiny_run(inputs, tmp_path / "silent"), tiny_run(inputs, tmp_path / "listening")
     silent.task.listen = lambda step: {}
     silent.run.run(TrainingLength(4, 1))
-    heard.train(lambda row: None)
+    listening.train()
     for name, value in silent.task.model.state_dict().items():
-        assert torch.equal(heard.task.model.state_dict()[name], value)
+        assert torch.equal(listening.task.model.state_dict()[name], value)
 
 
 def test_other_parts_are_refused(inputs: list[str], tmp_path: Path) -> None:
-    tiny_run(inputs, tmp_path).train(lambda row: None)
+    tiny_run(inputs, tmp_path).train()
     parts = tiny_parts()
     with torch.no_grad():
         parts.vae.post_quant_conv.bias += 1
@@ -96,10 +94,10 @@ def test_other_parts_are_refused(inputs: list[str], tmp_path: Path) -> None:
 
 
 def begun(inputs: list[str], folder: Path, **settings: Any) -> tuple[CodecRun, CodecParts]:
-    """Return a run that begins with a codec that another has trained, and that codec."""
+    """Return a run that begins with the codec of another run, and that codec."""
     (folder / "first").mkdir()
     first = tiny_run(inputs, folder / "first")
-    first.train(lambda row: None)
+    first.train()
     first.save(folder / "codec", "first")
     codec = load_codec(folder / "codec")
     linear = replace(codec, schedule=NoiseSchedule.linear())
@@ -114,7 +112,7 @@ def test_a_training_begins_with_a_codec(inputs: list[str], tmp_path: Path) -> No
             assert torch.equal(model.unet.state_dict()[name], value)
         assert torch.equal(model.acoustic.quantizer.codes, codec.acoustic.quantizer.codes)
         assert float(model.scale_factor) == pytest.approx(codec.scale_factor)
-    assert run.train(lambda row: None) == 0
+    assert run.train() == 0
     again = tiny_run(inputs, tmp_path, run.parts, steps=5)
     assert again.run.step == 4
     assert torch.equal(again.task.model.unet.state_dict()[name], run.task.model.unet.state_dict()[name])
@@ -125,17 +123,17 @@ def test_a_training_begins_with_a_codec(inputs: list[str], tmp_path: Path) -> No
             tiny_run(inputs, tmp_path, replace(run.parts, initial=other))
 
 
-def test_a_codec_of_other_sizes_is_no_beginning(inputs: list[str], tmp_path: Path) -> None:
+def test_an_initial_codec_with_other_settings_is_refused(inputs: list[str], tmp_path: Path) -> None:
     run, codec = begun(inputs, tmp_path)
     beginnings = {
-        r"which has \[unet\] model_channels 12 instead of 8, \[unet\] head_width 4 instead of 8: train with its": {
+        r"other settings .*\(\[unet\] model_channels 12 instead of 8, \[unet\] head_width 4 instead of 8\): train": {
             "unet": TUNet(replace(codec.unet.config, head_width=4, model_channels=12))
         },
-        "the latents of the VAE are not those that first knows": {"vae": AutoencoderKL(VAE)},
+        "the VAE has other latents than the VAE of first": {"vae": AutoencoderKL(VAE)},
         "first was trained with the encoder .*, not with": {
             "encoder": EncoderWeights("other", ENCODER, {k: v + 1 for k, v in codec.encoder.tensors.items()}, {})
         },
-        "which has order paper instead of published": {"info": replace(codec.info, order="paper")},
+        r"\(order paper instead of published\)": {"info": replace(codec.info, order="paper")},
     }
     for message, changes in beginnings.items():
         with pytest.raises(ValueError, match=message):
@@ -149,27 +147,27 @@ def test_codebooks_of_another_encoder_or_rate_are_refused(inputs: list[str], tmp
         tiny_run(inputs, tmp_path, tiny_parts(rate=50))
 
 
-def test_tensorboard_files(tmp_path: Path) -> None:
+def test_tensorboard_files_of_a_resumed_run(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def write(step: int, loss: float) -> None:
         board = TensorBoard(tmp_path, step)
         for number in range(step + 1, step + 21):
-            board.row({"step": number, "loss": loss})
-        board.row({"step": step + 20, "hours": 0.1, "loss": loss, "validation_loss": loss})
-        board.heard(step + 20, torch.zeros(1, 160), torch.zeros(1, 160))
+            board.add_report(StepReport(number, {"loss": loss}))
+        board.add_report(ValidationReport(step + 20, {"loss": loss}, {"loss": loss}, 0.1, 1.0))
+        board.add_decoded(step + 20, torch.zeros(1, 160), torch.zeros(1, 160))
         board.close()
 
     write(0, 1.0)
     time.sleep(1.1)  # the files' names, and so their order, begin with whole seconds
-    write(10, 2.0)  # goes on from step 10 after an interruption
+    write(10, 2.0)  # resumes from step 10 after an interruption
     found = EventAccumulator(str(tmp_path)).Reload()
     assert [(each.step, each.value) for each in found.Scalars("training/loss")] == [(10, 1.0), (20, 2.0), (30, 2.0)]
     assert [each.step for each in found.Scalars("validation/loss")] == [30]
     assert found.Tags()["audio"] == ["decoded/0", "original/0"]
 
 
-def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"install sctok\[train\]"):
         TensorBoard(tmp_path, 0)

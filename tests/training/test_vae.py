@@ -1,4 +1,4 @@
-"""Training a VAE: what its loss is, and that it learns."""
+"""Training a VAE: its loss, its validation, and its learning."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ import torch
 from sctok.audio.mel import log_mel
 from sctok.codec.models.vae import AutoencoderKL
 from sctok.codec.storage.parts import module_hash
-from sctok.training.clips import CropConfig, CropSampler, index_clips
+from sctok.training.clips import open_collection
+from sctok.training.crops import CropConfig, CropSampler
 from sctok.training.vae import MINI, VAETraining, VAETrainingConfig
 
 from .trainings import CPU, VAE, make_task, write_audio
 
 
 def tiny_task(folder: Path, initial: AutoencoderKL | None = None, **changes: Any) -> VAETraining:
-    clips, crops = index_clips(write_audio(folder), folder), CropConfig(samples=5_120)
+    clips, crops = open_collection(write_audio(folder), folder).train, CropConfig(samples=5_120)
     config = VAETrainingConfig(VAE, **{"batch_size": 2, "steps": 20, "warm_up": 2, **changes})
     held_out = CropSampler(clips, crops).draw(10**6, 0, 3)
     return VAETraining(config, CropSampler(clips, crops), held_out, CPU, initial)
@@ -31,7 +32,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert task.validate(20)["mel_error"] < 0.8 * before["mel_error"]
 
 
-def test_the_divergence_is_that_of_normal_distributions(tmp_path: Path) -> None:
+def test_the_divergence_equals_that_of_normal_distributions(tmp_path: Path) -> None:
     task = tiny_task(tmp_path)
     waves = torch.from_numpy(task.held_out)
     with torch.no_grad():
@@ -41,12 +42,12 @@ def test_the_divergence_is_that_of_normal_distributions(tmp_path: Path) -> None:
     assert task.validate(0)["kl"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_validation_repeats_itself(tmp_path: Path) -> None:
+def test_validation_is_reproducible(tmp_path: Path) -> None:
     task = make_task("vae", write_audio(tmp_path), tmp_path)
     assert task.validate(0) == task.validate(0)
 
 
-def test_validation_counts_every_crop_once(tmp_path: Path) -> None:
+def test_validation_weighs_every_crop_equally(tmp_path: Path) -> None:
     task = tiny_task(tmp_path)
     whole = task.validate(0)["kl"]
     parts = []
@@ -67,7 +68,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
         VAETrainingConfig(**settings)
 
 
-def test_a_decoder_is_trained_on_without_moving_the_latents(tmp_path: Path) -> None:
+def test_training_only_the_decoder_keeps_the_latents(tmp_path: Path) -> None:
     first = AutoencoderKL(VAE)
     task = tiny_task(tmp_path, first, decoder_of=module_hash(first), learning_rate=1e-2)
     task.train_step(0)

@@ -1,4 +1,4 @@
-"""Small trainings for tests: seconds of audio, tiny models, and one name for each kind of training."""
+"""Small trainings for tests: seconds of audio, tiny models, and a name for each kind of training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +16,11 @@ from sctok.codec.models.vocoder import VocoderConfig
 from sctok.features.encoder import AudioMAE, EncoderConfig
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.runtime.distributed import ALONE, Group
-from sctok.training.clips import CropConfig, CropSampler, index_clips, split_clips, validation_crops
-from sctok.training.codec import CodecTraining, CodecTrainingConfig, Frozen
+from sctok.training.clips import open_collection
+from sctok.training.codec import CodecTraining, CodecTrainingConfig, FrozenParts
+from sctok.training.crops import CropConfig, CropSampler, validation_crops
+from sctok.training.encoder import EncoderTraining, EncoderTrainingConfig
+from sctok.training.filterbanks import build_filterbank_cache
 from sctok.training.loop import TrainingTask
 from sctok.training.masked_autoencoder import MaskedAutoencoder
 from sctok.training.vae import VAETraining, VAETrainingConfig
@@ -94,7 +97,7 @@ def codebook(k: int = 8, seed: int = 0, encoder_hash: str = "t" * 16, stack: int
 
 
 def codec_config(**changes: Any) -> CodecTrainingConfig:
-    """Return a tiny configuration as the paper's: no grid, constant learning rate."""
+    """Return a tiny configuration like that of the paper: no grid, constant learning rate."""
     settings: dict[str, Any] = {"batch_size": 2, "steps": 6, "learning_rate": 1e-3, "warm_up": 2, "ema_decay": 0.9}
     return CodecTrainingConfig(25, **{"acoustic": ACOUSTIC, "unet": UNET, **settings, **changes})
 
@@ -109,23 +112,46 @@ def codec_task(
 ) -> CodecTraining:
     """Return the task of a tiny codec training."""
     torch.manual_seed(1)
-    frozen = Frozen(encoder(), [codebook(seed=seed) for seed in range(4)], AutoencoderKL(VAE))
-    train, held_out = split_clips(index_clips(inputs, folder))
+    frozen = FrozenParts(encoder(), [codebook(seed=seed) for seed in range(4)], AutoencoderKL(VAE))
+    collection = open_collection(inputs, folder)
     drawn = CropConfig(**(crops or {"packed": 0.5}))
-    held = validation_crops(held_out, drawn, 3)
-    return CodecTraining(codec_config(**changes), frozen, CropSampler(train, drawn), held, device, group)
+    held_out = validation_crops(collection.held_out, drawn, 3)
+    return CodecTraining(codec_config(**changes), frozen, CropSampler(collection.train, drawn), held_out, device, group)
 
 
-def _vae_task(inputs: list[str], folder: Path, device: torch.device = CPU) -> VAETraining:
-    clips, crops = index_clips(inputs, folder), CropConfig(samples=20_480)
-    config = VAETrainingConfig(model=VAE, batch_size=2, steps=6)
-    return VAETraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), device)
+def encoder_config(**changes: Any) -> EncoderTrainingConfig:
+    """Return a tiny configuration of an encoder training."""
+    settings: dict[str, Any] = {"width": 16, "depth": 3, "heads": 2}
+    settings |= {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 1}
+    settings |= {"batch_size": 2, "steps": 6, "validate_every": 2, "validation_windows": 2, "warmup_steps": 2}
+    return EncoderTrainingConfig(**{**settings, **changes})
 
 
-def _vocoder_task(inputs: list[str], folder: Path, device: torch.device = CPU) -> VocoderTraining:
-    clips, crops = index_clips(inputs, folder), CropConfig(samples=4800)
-    config = VocoderTrainingConfig(model=VocoderConfig(8, 1, 2), batch_size=2, steps=6, adversarial_after=2)
-    return VocoderTraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), device)
+def encoder_task(
+    inputs: list[str], folder: Path, group: Group = ALONE, device: torch.device = CPU, **changes: Any
+) -> EncoderTraining:
+    """Return the task of a tiny encoder training; only its decoder learns in the first two steps."""
+    cache = build_filterbank_cache(inputs, folder / "filterbanks", workers=0, device=device, group=group)
+    return EncoderTraining(encoder_config(**{"decoder_steps": 2, **changes}), cache, device, group=group)
+
+
+def vae_task(
+    inputs: list[str], folder: Path, group: Group = ALONE, device: torch.device = CPU, **changes: Any
+) -> VAETraining:
+    """Return the task of a tiny VAE training."""
+    clips, crops = open_collection(inputs, folder).train, CropConfig(samples=20_480)
+    config = VAETrainingConfig(**{"model": VAE, "batch_size": 2, "steps": 6, **changes})
+    return VAETraining(config, CropSampler(clips, crops), validation_crops(clips, crops, 3), device, group=group)
+
+
+def vocoder_task(
+    inputs: list[str], folder: Path, group: Group = ALONE, device: torch.device = CPU, **changes: Any
+) -> VocoderTraining:
+    """Return the task of a tiny vocoder training, whose discriminators are used from the third step on."""
+    clips, crops = open_collection(inputs, folder).train, CropConfig(samples=4800)
+    settings = {"model": VocoderConfig(8, 1, 2), "batch_size": 2, "steps": 6, "adversarial_after": 2, **changes}
+    held_out = validation_crops(clips, crops, 3)
+    return VocoderTraining(VocoderTrainingConfig(**settings), CropSampler(clips, crops), held_out, device, group=group)
 
 
 GRID_CHANGES: dict[str, Any] = {
@@ -138,7 +164,7 @@ GRID_CHANGES: dict[str, Any] = {
     "accumulate": 2,
     "decay_share": 0.5,
 }
-# What is trained on two ranks and on one.
+# Configurations that are trained on two ranks and on one.
 RANKED = {"paper": {"learning_rate": 1e-4}, "grid": {"learning_rate": 1e-4, "scale_batches": 2, **GRID_CHANGES}}
 
 
@@ -147,10 +173,11 @@ def _grid_task(inputs: list[str], folder: Path, device: torch.device = CPU) -> C
 
 
 def make_task(kind: str, inputs: list[str], folder: Path, device: torch.device = CPU) -> TrainingTask:
-    """Return a small task of a kind: vae, vocoder, codec as in the paper, or grid, a codec as the bundled one."""
+    """Return a small task: an encoder, a VAE, a vocoder, the codec of the paper, or one with the bundled grid."""
     makers: dict[str, Callable[..., TrainingTask]] = {
-        "vae": _vae_task,
-        "vocoder": _vocoder_task,
+        "encoder": encoder_task,
+        "vae": vae_task,
+        "vocoder": vocoder_task,
         "codec": codec_task,
         "grid": _grid_task,
     }
@@ -159,4 +186,4 @@ def make_task(kind: str, inputs: list[str], folder: Path, device: torch.device =
 
 def state_of(task: TrainingTask) -> dict[str, torch.Tensor]:
     """Return copies of all tensors of a task's modules."""
-    return {f"{n}/{key}": value.clone() for n, m in task.modules().items() for key, value in m.state_dict().items()}
+    return {f"{n}/{key}": value.clone() for n, m in task.modules.items() for key, value in m.state_dict().items()}

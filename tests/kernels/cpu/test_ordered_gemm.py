@@ -1,4 +1,4 @@
-"""Chains of fused multiply-adds against their oracle."""
+"""Chains of fused multiply-adds have the bits of the reference."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_every_sum_is_one_chain(shape):
     assert np.array_equal(product(x, weights), expected)
 
 
-def test_rows_that_lie_apart():
+def test_rows_with_a_stride():
     generator = np.random.default_rng(0)
     x = generator.standard_normal((14, 2, 40)).astype(np.float32)
     weights = generator.standard_normal((9, 40)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Distances of pairs have the bits of the reference, whatever the width of a row."""
+"""Distances of pairs have the bits of the reference for every row width."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_rows_with_strides_and_no_pairs() -> None:
     assert len(exact_pair_distances(points[:0], centroids, None, labels[:0])) == 0
 
 
-def test_which_widths_the_kernel_takes() -> None:
+def test_widths_that_the_kernel_supports() -> None:
     assert all(constants_of(dim) is not None for dim in (1, 30, 768, 1536, 3072))
     assert constants_of(37) is None
     assert constants_of(1 << 14) is None

@@ -9,7 +9,7 @@ import torch
 
 from sctok.kernels import assign
 from sctok.kernels.assign import nearest_centroid
-from sctok.kernels.cpu.assign import SMALLEST_K
+from sctok.kernels.cpu.certify import SMALLEST_K
 from sctok.kernels.reference import nearest_centroid_reference
 from sctok.kmeans_tools.config import KMeansConfig
 from sctok.kmeans_tools.fit import fit_codebooks

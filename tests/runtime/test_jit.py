@@ -1,4 +1,4 @@
-"""Compiled code on lesser CPUs, without a place on disk, and without a compiler: in processes of their own."""
+"""Compiled code on CPUs with fewer features, without a cache folder and without a compiler, in child processes."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import pytest
+from tests.masked_cpu import MASK
 
 _NARROW = """
 import torch
@@ -27,12 +28,12 @@ assert ordered_gemm.WIDTH == 8
 
 
 @pytest.mark.parametrize(("name", "products", "bits"), [("alderlake", "avxvnni", 256), ("haswell", "", 0)])
-def test_lesser_cpus_use_registers_of_256_bits(name: str, products: str, bits: int, tmp_path: Path) -> None:
+def test_cpus_without_avx512_use_registers_of_256_bits(name: str, products: str, bits: int, tmp_path: Path) -> None:
     if products and not llvm.get_host_cpu_features().get(products):
         pytest.skip("this CPU has no AVX-VNNI")
     features = f"+avx,+avx2,+fma,+bmi,+bmi2,+popcnt{',+' + products if products else ''}"
-    lesser = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    environment = {**os.environ, **lesser, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    settings = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    environment = {**os.environ, **settings, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     code = _NARROW.replace("{bits}", str(bits))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -56,7 +57,7 @@ assert scan.exact_distance(np.ones(3), np.zeros(3), np.zeros(3)) == 3
 
 
 @pytest.mark.parametrize("kind", ["no folder for the cache", "no compiler"])
-def test_without_compiled_code_on_disk_or_at_all(kind: str) -> None:
+def test_without_a_cache_folder_or_a_compiler(kind: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     code = _COMPILED.format(rows=60, locators="[]")
     if kind == "no compiler":
@@ -65,3 +66,33 @@ def test_without_compiled_code_on_disk_or_at_all(kind: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert ("set NUMBA_CACHE_DIR" in done.stderr) == (kind == "no folder for the cache")
+
+
+_FEATURES = """
+import torch
+from sctok.kernels.cpu import ordered_gemm, vnni
+from sctok.runtime.jit import compiled_features
+
+features = compiled_features()
+print(torch.backends.cpu.get_cpu_capability(), vnni.vnni_bits(), ordered_gemm.WIDTH)
+print(any("avx512" in name or "vnni" in name for name in features), "avx2" in features)
+"""
+
+
+def seen(**settings: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _FEATURES], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_masked_cpu_has_avx2() -> None:
+    assert seen(**MASK) == ["AVX2", "0", "8", "False", "True"]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"NUMBA_DISABLE_JIT": "1"}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}]
+)
+def test_without_a_compiler_or_for_a_generic_cpu_there_are_no_features(setting: dict[str, str]) -> None:
+    assert seen(**setting)[1:] == ["0", "8", "False", "False"]

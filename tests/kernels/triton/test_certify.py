@@ -1,4 +1,4 @@
-"""Certified search returns the float64 argmin and runner-up on friendly, ragged and adversarial input."""
+"""Certified search returns the float64 argmin and runner-up on easy, ragged and adversarial input."""
 
 import math
 from dataclasses import replace
@@ -13,25 +13,24 @@ pytest.importorskip("triton")
 
 from sctok.kernels.assign import prepare_centroids
 from sctok.kernels.reference import nearest_centroid_reference, squared_distances
-from sctok.kernels.triton import assign as triton_assign
-from sctok.kernels.triton import certified as triton_certified
-from sctok.kernels.triton import groups as triton_groups
+from sctok.kernels.triton import certify as triton_certify
 from sctok.kernels.triton import operands as triton_operands
 from sctok.kernels.triton import pairs as triton_pairs
-from sctok.kernels.triton.certified import Certified, certified_labels, certified_operand
-from sctok.kernels.triton.operands import prepare_operand, quantise_points
-from sctok.kernels.triton.tiles import TILES, Tile
+from sctok.kernels.triton import rescore as triton_rescore
+from sctok.kernels.triton.certify import Certified, certified_labels
+from sctok.kernels.triton.operands import CentroidOperand, prepare_operand, quantise_points
+from sctok.kernels.triton.tiles import TILES, Tile, family_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Triton's interpreter computes garbage with bf16 products.
+# bf16 products are wrong in the interpreter of Triton.
 OPERANDS = ["fp16", "tf32", "tf32x3", "int8"] + (["bf16"] if DEVICE == "cuda" else [])
 
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter pays for each program, so let each do more."""
+    """Let each program do more, because the interpreter has a cost per program."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(triton_assign, "SCORES_AT_ONCE", 1 << 13)
+        monkeypatch.setattr(triton_rescore, "SCORES_AT_ONCE", 1 << 13)
         monkeypatch.setattr(triton_operands, "ROWS_AT_ONCE", 1 << 10)
         monkeypatch.setattr(triton_pairs, "VALUES_AT_ONCE", 1 << 16)
 
@@ -41,6 +40,11 @@ def _normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
     return values.to(dtype).to(DEVICE)
 
 
+def _prepare(centroids: Tensor, operand: str = "fp16", tile: Tile | None = None) -> CentroidOperand:
+    prepared = prepare_centroids(centroids)
+    return prepare_operand(prepared.centroids, prepared.center, operand, tile)
+
+
 def _two_nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     order = squared_distances(points[:, None], centroids[None]).sort(dim=1, stable=True).indices
     assert torch.equal(order[:, 0], nearest_centroid_reference(points, centroids)[0])
@@ -48,16 +52,16 @@ def _two_nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _assert_exact(points: Tensor, centroids: Tensor, operand: str = "fp16", tile: Tile | None = None) -> Certified:
-    found = certified_labels(points, prepare_centroids(centroids), operand=operand, runner_up=True, tile=tile)
+    found = certified_labels(points, _prepare(centroids, operand, tile), runner_up=True)
     first, second = _two_nearest(points, centroids)
     assert torch.equal(found.labels, first), f"{int((found.labels != first).sum())} labels differ"
     assert found.second_labels is not None
     expected = second if len(centroids) > 1 else torch.full_like(first, -1)
     assert torch.equal(found.second_labels, expected), f"{int((found.second_labels != expected).sum())} runners-up"
-    alone = certified_labels(points, prepare_centroids(centroids), operand=operand, tile=tile)
-    assert torch.equal(alone.labels, first)
-    assert alone.second_labels is None
-    return alone
+    nearest = certified_labels(points, _prepare(centroids, operand, tile))
+    assert torch.equal(nearest.labels, first)
+    assert nearest.second_labels is None
+    return nearest
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
@@ -76,21 +80,21 @@ def test_ragged_sizes(rows: int, k: int, dim: int) -> None:
 @pytest.mark.slow
 def test_more_rows_than_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     points, centroids = _normal(0, 65_537, 3), _normal(1, 19, 3)
-    high = None
+    tile = None
     if DEVICE == "cpu":
-        high = replace(TILES["ampere"]["fp16"], rows=2048)
-        monkeypatch.setattr(triton_groups, "ROWS", 1024)
-    found = certified_labels(points, prepare_centroids(centroids), tile=high)
+        tile = replace(TILES["ampere"]["fp16"], rows=2048)
+        monkeypatch.setattr(triton_rescore, "ROWS", 1024)
+    found = certified_labels(points, _prepare(centroids, tile=tile))
     assert torch.equal(found.labels, nearest_centroid_reference(points, centroids)[0])
 
 
-def test_most_rows_of_easy_data_need_one_pass_and_no_float64() -> None:
+def test_most_rows_of_easy_data_need_one_scan_and_no_float64() -> None:
     found = _assert_exact(_normal(0, 500, 64), _normal(1, 200, 64))
     assert found.reopened < 10
     assert found.rescored < 10
 
 
-def test_a_large_common_offset_is_centred_away() -> None:
+def test_centering_removes_a_large_common_offset() -> None:
     found = _assert_exact(_normal(0, 200, 40) + 1000, _normal(1, 200, 40) + 1000)
     assert found.reopened < 10
 
@@ -159,14 +163,14 @@ def test_strided_points() -> None:
 
 def test_small_blocks_and_a_short_candidate_list_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     points, centroids = _normal(0, 100, 6).round(decimals=1), _normal(1, 300, 6).round(decimals=1)
-    monkeypatch.setattr(triton_certified, "_BLOCK_ROWS", 33)
-    monkeypatch.setattr(triton_certified, "_CAPACITY", 1)
+    monkeypatch.setattr(triton_certify, "_BLOCK_ROWS", 33)
+    monkeypatch.setattr(triton_certify, "_CAPACITY", 1)
     assert _assert_exact(points, centroids, "int8").reopened > 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_named_by_row(value: float) -> None:
-    points, centroids = _normal(0, 30, 4), prepare_centroids(_normal(1, 8, 4))
+    points, centroids = _normal(0, 30, 4), _prepare(_normal(1, 8, 4))
     points[17, 2] = value
     with pytest.raises(ValueError, match="point 117 holds NaN or infinity"):
         certified_labels(points, centroids, first_row=100)
@@ -174,21 +178,21 @@ def test_values_that_are_not_finite_are_named_by_row(value: float) -> None:
 
 def test_unknown_operands_are_refused() -> None:
     with pytest.raises(ValueError, match="operand 'fp8'"):
-        certified_operand(prepare_centroids(_normal(0, 3, 2)), "fp8")
+        _prepare(_normal(0, 3, 2), "fp8")
     with pytest.raises(ValueError, match="at most 131072 dimensions"):
-        prepare_operand(torch.zeros(1, 131_073), torch.zeros(131_073), "int8", columns=128)
+        prepare_operand(torch.zeros(1, 131_073), torch.zeros(131_073), "int8")
 
 
 @pytest.mark.parametrize("operand", ["bf16", "fp16", "tf32", "tf32x3", "int8"])
 def test_bounds_hold_for_the_rounded_operands(operand: str) -> None:
-    """|x̂·ĉ - y·z| stays within what residuals and norms say, and the norms within a hair of their values."""
+    """|x̂·ĉ - y·z| stays within the bound of residuals and norms, and the bounds are close to the true norms."""
     points, centroids = _normal(0, 50, 37) * 3 + 1, _normal(1, 140, 37)
-    centre = centroids.mean(dim=0)
-    c = prepare_operand(centroids, centre, operand, columns=128)
+    center = centroids.mean(dim=0)
+    c = prepare_operand(centroids, center, operand, TILES["ampere"][operand])
     p = quantise_points(points, c)
     factor = float(c.scale)
-    y = (points.double() - centre.double()) * factor
-    z = (centroids.double() - centre.double())[c.ids[: c.k]] * (-2 * factor)
+    y = (points.double() - center.double()) * factor
+    z = (centroids.double() - center.double())[c.ids[: c.k]] * (-2 * factor)
     rounded_y = p.matrix.double()[:, :37] * (p.row_scale.double()[:, None] if operand == "int8" else 1)
     rounded_z = c.matrix.double()[: c.k, :37] * c.column_scale.double()[: c.k, None]
     assert (p.matrix.double()[:, 37:] == 0).all()
@@ -203,6 +207,11 @@ def test_bounds_hold_for_the_rounded_operands(operand: str) -> None:
     assert (error <= bound).all()
     assert (c.offsets[: c.k].double() <= z.square().sum(dim=1) / 4).all()
     assert c.offsets[c.k :].isinf().all()
+
+
+def test_cpus_use_no_descriptors() -> None:
+    assert family_of(torch.device("cpu")) == "ampere"
+    assert not any(tile.descriptors for tile in TILES["ampere"].values())
 
 
 @settings(max_examples=6, deadline=None)
