@@ -33,7 +33,7 @@ class TokenStability:
     tokens: int
 
 
-def sound_changes(seed: int = 0) -> dict[str, Change]:
+def sound_changes(seed: int) -> dict[str, Change]:
     """Return the changes by name; each maps samples float32 (n,) at 16 kHz to (m,), m <= n.
 
     shift: the first sample is removed. gain: -6 dB. noise: white noise 30 dB below the clip. mp3: coded at 64 kbit/s
