@@ -80,7 +80,7 @@ def _wer(whisper: str | None, language: str | None) -> Metric:
 
 
 def _speaker_similarity() -> Metric:
-    modules, how = ("resemblyzer",), "install resemblyzer as described in docs/evaluation.md"
+    modules, how = ("resemblyzer",), "install resemblyzer as described in docs/guides/evaluate-codecs.md"
     protocol = "cosine of resemblyzer's speaker embeddings (GE2E)"
     score = speech.speaker_similarity
     return Metric("speaker_similarity", "", "higher", protocol, score, modules, how, speech_only=True, heavy=True)
