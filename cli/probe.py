@@ -154,6 +154,9 @@ class TaskOptions:
 
     def tasks(self, labels: list[str]) -> "ProbeTasks":
         """Return the tasks for the library."""
+        if not labels and not self.abx:
+            raise typer.BadParameter("name a task, or items with --abx", param_hint="LABELS")
+
         from sctok.evaluation.probe.run import ProbeTasks
 
         try:
@@ -190,15 +193,13 @@ def probe(
     that stays the same under a shift by one sample, gain, noise and MP3. Run the same command again to resume with the
     next task. Clips that cannot be read are reported and skipped.
     """
-    if not labels and not tasks.abx:
-        raise typer.BadParameter("name a task, or items with --abx", param_hint="LABELS")
+    wanted = tasks.tasks(labels or [])
     folder = out or root / "reports" / checked_name(name, "--name")
 
     from sctok.evaluation.probe.run import ProbeReport, run_probes
     from sctok.runtime.devices import resolve_device
 
-    wanted, config = tasks.tasks(labels or []), measures.config()
-    report = ProbeReport(folder, config, systems.load(root))
+    report = ProbeReport(folder, measures.config(), systems.load(root))
     with StageBars() as bars:
         run_probes(report, wanted, partial(_show_progress, bars), resolve_device(systems.device))
     emit(report.to_json(), as_json, lambda: _text(report))
