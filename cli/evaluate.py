@@ -1,6 +1,7 @@
 """`sctok evaluate`: codecs over references, by many metrics, in one table."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -8,10 +9,11 @@ import typer
 
 from sctok.cli.shared.command import command
 from sctok.cli.shared.options import DEFAULT_ROOT, DeviceOption, JsonOption, RetryOption, RootOption, SeedOption
-from sctok.cli.shared.terminal import Progress, emit, say, table
+from sctok.cli.shared.terminal import StageBars, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.evaluation.codecs.registry import CodecUnderTest
+    from sctok.evaluation.evaluate import EvaluationProgress
     from sctok.evaluation.metrics.base import Metric
     from sctok.evaluation.references import Reference
 
@@ -139,46 +141,22 @@ def evaluate(
     codec or a metric fails on a file, the row of the file gives the reason.
     """
     from sctok.evaluation.codecs.process import CodecProcess
-    from sctok.evaluation.evaluate import Settings
-    from sctok.evaluation.evaluate import evaluate as run_evaluation
+    from sctok.evaluation.evaluate import EvaluationConfig, evaluate_codecs
     from sctok.formats.files import read_json
 
     references = clips.chosen(references, root)
     listed = clips.listed(references)
     chosen = metrics.chosen(any(each.transcript is not None for each in listed))
     folder = output.out or root / "reports" / (Path(references[0]).resolve().name.split(".")[0] or "evaluation")
-    with CodecProcess(device) as process, _Stages() as progress:
+    with CodecProcess(device) as process, StageBars() as bars:
         codecs = {spec: process.open(spec) for spec in codec}
-        run_evaluation(
-            listed, codecs, chosen, folder, Settings(metrics.workers, output.audio, output.retry_failed), progress
-        )
+        config = EvaluationConfig(metrics.workers, output.audio, output.retry_failed)
+        evaluate_codecs(listed, codecs, chosen, folder, config, partial(_show_progress, bars))
     _show(folder, codecs, chosen, read_json(folder / "summary.json"), as_json)
 
 
-class _Stages:
-    """A progress bar for each stage of an evaluation, one after the other."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._done = 0
-        self._bar: Progress | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self.__exit__()
-            self._stage, self._done = stage, 0
-            self._bar = Progress(stage, total=total, unit="metrics" if stage in ("score", "transcribe") else "files")
-        assert self._bar is not None
-        self._bar.update(done - self._done)
-        self._done = done
-
-    def __enter__(self) -> "_Stages":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
+def _show_progress(bars: StageBars, event: "EvaluationProgress") -> None:
+    bars.update(event.stage, event.done, event.total, "metrics" if event.stage in ("score", "transcribe") else "files")
 
 
 def _show(

@@ -1,6 +1,6 @@
 """`sctok probe`: how much features and tokens tell about labelled audio."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,12 @@ from sctok.cli.shared.options import (
     checked_name,
     split_list,
 )
-from sctok.cli.shared.terminal import Progress, emit, say, table
+from sctok.cli.shared.terminal import StageBars, emit, say, table
 
 if TYPE_CHECKING:
     from sctok.evaluation.probe.features import System
-    from sctok.evaluation.probe.run import ProbeReport, ProbeSettings
+    from sctok.evaluation.probe.measures import ProbeConfig
+    from sctok.evaluation.probe.run import ProbeProgress, ProbeReport, ProbeTasks
     from sctok.formats.codebooks import Codebook
 
 CHANGES = ("shift", "gain", "noise", "mp3")
@@ -122,19 +123,17 @@ class MeasureOptions:
     ] = 50
     seed: SeedOption = 0
 
-    def settings(self) -> "ProbeSettings":
-        """Return the settings for the library."""
-        from sctok.evaluation.probe.mlp import ProbeConfig
-        from sctok.evaluation.probe.run import MEASURES, ProbeSettings
+    def config(self) -> "ProbeConfig":
+        """Return the configuration for the library."""
+        from sctok.evaluation.probe.measures import MEASURES, ProbeConfig
+        from sctok.evaluation.probe.mlp import MlpConfig
 
         measures = tuple(part.strip() for part in self.measure.split(","))
         if unknown := set(measures) - set(MEASURES):
             raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(MEASURES)}", param_hint="--measure")
-        mlp = ProbeConfig(
-            self.folds, self.grid_points, self.search, self.hidden, max_epochs=self.epochs, seed=self.seed
-        )
+        mlp = MlpConfig(self.folds, self.grid_points, self.search, self.hidden, max_epochs=self.epochs, seed=self.seed)
         names = tuple(self.representation or ())
-        return ProbeSettings(mlp, self.seconds, self.pooling, names, measures, self.stability_clips)
+        return ProbeConfig(mlp, self.seconds, self.pooling, names, measures, self.stability_clips)
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,18 @@ class TaskOptions:
         Path | None,
         typer.Option(help="Folder that paths in tables are relative to.", show_default="the folder of the table"),
     ] = None
+
+    def tasks(self, labels: list[str]) -> "ProbeTasks":
+        """Return the tasks for the library."""
+        if not labels and not self.abx:
+            raise typer.BadParameter("name a task, or items with --abx", param_hint="LABELS")
+
+        from sctok.evaluation.probe.run import ProbeTasks
+
+        try:
+            return ProbeTasks(labels, self.abx or (), self.audio)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="LABELS") from None
 
 
 @command(
@@ -182,21 +193,29 @@ def probe(
     that stays the same under a shift by one sample, gain, noise and MP3. Run the same command again to resume with the
     next task. Clips that cannot be read are reported and skipped.
     """
-    if not labels and not tasks.abx:
-        raise typer.BadParameter("name a task, or items with --abx", param_hint="LABELS")
+    wanted = tasks.tasks(labels or [])
     folder = out or root / "reports" / checked_name(name, "--name")
 
-    from sctok.evaluation.probe.run import ProbeReport
+    from sctok.evaluation.probe.run import ProbeReport, run_probes
+    from sctok.runtime.devices import resolve_device
 
-    settings, loaded = measures.settings(), systems.load(root)
-    report = ProbeReport(folder, settings, loaded)
-    _run_tasks(report, labels or [], tasks.abx or [], tasks.audio, loaded, settings, systems.device)
+    report = ProbeReport(folder, measures.config(), systems.load(root))
+    with StageBars() as bars:
+        run_probes(report, wanted, partial(_show_progress, bars), resolve_device(systems.device))
     emit(report.to_json(), as_json, lambda: _text(report))
     if report.sections["failed"]:
         count = len(report.sections["failed"])
         say(f"warning: {count} clips are missing from the results; {report.path} lists the reasons")
     if report.sections["errors"]:
         raise typer.Exit(1)
+
+
+def _show_progress(bars: StageBars, event: "ProbeProgress") -> None:
+    if event.error:
+        bars.close()
+        say(f"error: {event.task}: {event.error}")
+    else:
+        bars.update(event.task, event.done, event.total, "clips")
 
 
 def _check_encoders(books: "Sequence[Codebook]", names: dict[str, str]) -> None:
@@ -211,78 +230,6 @@ def _check_encoders(books: "Sequence[Codebook]", names: dict[str, str]) -> None:
                 "--padding keep",
                 param_hint="--codebook",
             )
-
-
-def _run_tasks(
-    report: "ProbeReport",
-    labels: Sequence[str],
-    tables: Sequence[Path],
-    audio: Path | None,
-    systems: "Sequence[System]",
-    settings: "ProbeSettings",
-    device: str,
-) -> None:
-    """Measure each task; report those that fail and continue with the others."""
-    jobs: dict[str, Callable[[str], None]] = {}
-    for source in labels:
-        work = partial(_measure_task, report, source, audio, systems, settings, device)
-        _take(jobs, Path(source).resolve().stem, work)
-    for path in tables:
-        _take(jobs, f"{path.stem} (ABX)", partial(_measure_abx, report, path, audio, systems, settings))
-    for name, job in jobs.items():
-        try:
-            job(name)
-        except (ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
-            say(f"error: {name}: {reason}")
-            report.begin(name, "")
-            report.add(name, None, errors=[{"reason": reason}])
-
-
-def _take(jobs: dict[str, Callable[[str], None]], name: str, job: Callable[[str], None]) -> None:
-    if name in jobs:
-        raise typer.BadParameter(f"two tasks are called {name}; rename one, or run a command for each")
-    jobs[name] = job
-
-
-def _measure_task(
-    report: "ProbeReport",
-    source: str,
-    audio: Path | None,
-    systems: "Sequence[System]",
-    settings: "ProbeSettings",
-    device: str,
-    name: str,
-) -> None:
-    from sctok.evaluation.probe.labels import read_task
-    from sctok.evaluation.probe.run import probe_task, task_fingerprint
-    from sctok.runtime.devices import resolve_device
-
-    task = read_task(source, audio)
-    fingerprint = task_fingerprint(task.clips)
-    if report.begin(name, fingerprint):
-        with Progress(name, len(task.clips), "clips") as bar:
-            rows = probe_task(task, systems, settings, bar.update, resolve_device(device))
-        report.add(name, fingerprint, **rows)
-
-
-def _measure_abx(
-    report: "ProbeReport",
-    path: Path,
-    audio: Path | None,
-    systems: "Sequence[System]",
-    settings: "ProbeSettings",
-    name: str,
-) -> None:
-    from sctok.evaluation.probe.abx import read_abx_items
-    from sctok.evaluation.probe.run import probe_abx, task_fingerprint
-
-    items, rejected = read_abx_items(path, audio)
-    fingerprint = task_fingerprint(items)
-    if report.begin(name, fingerprint):
-        with Progress(name, len({item.clip.path for item in items}), "clips") as bar:
-            rows = probe_abx(items, rejected, systems, settings, bar.update)
-        report.add(name, fingerprint, **rows)
 
 
 def _text(report: "ProbeReport") -> str:

@@ -1,1 +1,1 @@
-"""Metrics, probes, codecs to compare with, and the report."""
+"""Evaluation of codecs, probes of features and tokens, and the report."""

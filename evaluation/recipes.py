@@ -1,7 +1,7 @@
-"""Evaluation sets by recipe: the same clips of the same folders for everybody, chosen by hashes, as a manifest.
+"""Recipes of evaluation sets: clips chosen by hashes, so that the same folders give everybody the same manifest.
 
-The choice depends on the seed and on the files' names below their folder alone. A manifest is JSON lines that every
-command of sctok reads: whole files as `path`, `key` and `domain`, stretches of files as cuts of lhotse.
+The choice depends only on the seed and on the files' names below their folder. A manifest has JSON lines, which every
+command of sctok reads: whole files as `path`, `key` and `domain`, excerpts as lhotse cuts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +18,18 @@ from sctok.formats.files import atomic_path, json_text
 
 
 @dataclass(frozen=True)
-class Part:
-    """Clips of one domain. seconds: length of the stretches taken; None for whole files. exact: fewer are an error.
+class RecipePart:
+    """The clips of one domain in a recipe.
 
-    inside: a folder that is gone into where it is there. stems: which files count where there are any of these.
-    held_out: where the bundled models were trained on what the others are, the place of the domain in that training.
+    Attributes:
+        domain: name of the domain.
+        source: name of the collection.
+        clips: number of clips.
+        seconds: length of excerpts, None for whole files.
+        exact: whether fewer clips are an error.
+        inside: subfolder to use if it exists.
+        stems: endings of file names; other files are ignored if any file matches.
+        held_out: number of the domain in the training of the bundled models; only clips held out there are taken.
     """
 
     domain: str
@@ -35,17 +42,17 @@ class Part:
     held_out: int | None = None
 
 
-# Section IV-A of the paper gives the numbers; which utterances and stretches it took is not published.
-RECIPES: Mapping[str, Sequence[Part]] = {
+# Section IV-A of the paper gives the numbers of clips; the chosen utterances and excerpts are not published.
+RECIPES: Mapping[str, Sequence[RecipePart]] = {
     "paper": (
-        Part("speech", "LibriTTS", 300, inside="test-clean"),
-        Part("general", "AudioSet", 500),
-        Part("music", "MUSDB18", 250, 10.0, inside="test", stems=("mixture", ".stem")),
+        RecipePart("speech", "LibriTTS", 300, inside="test-clean"),
+        RecipePart("general", "AudioSet", 500),
+        RecipePart("music", "MUSDB18", 250, 10.0, inside="test", stems=("mixture", ".stem")),
     ),
     "debian": (
-        Part("speech", "speech", 60, 10.0, exact=False, held_out=0),
-        Part("music", "music", 60, 10.0, exact=False, held_out=1),
-        Part("general", "general", 60, 10.0, exact=False, held_out=2),
+        RecipePart("speech", "speech", 60, 10.0, exact=False, held_out=0),
+        RecipePart("music", "music", 60, 10.0, exact=False, held_out=1),
+        RecipePart("general", "general", 60, 10.0, exact=False, held_out=2),
     ),
 }
 _MIN_SECONDS = 1.0
@@ -55,15 +62,15 @@ def write_recipe(recipe: str, folders: Sequence[str | Path], out: Path, seed: in
     """Write the evaluation set of a recipe as a manifest, atomically, and return its path.
 
     Args:
-        recipe: "paper", for three folders, LibriTTS, AudioSet and MUSDB18 (with ffmpeg for its `.stem.mp4`); or
-            "debian", for one folder with speech/, music/ and general/, of which it takes up to 60 clips each that the
-            bundled models were not trained on.
-        folders: where the audio is.
-        out: a `.jsonl` file.
-        seed: another one chooses other clips.
+        recipe: "paper" for three folders, LibriTTS, AudioSet and MUSDB18 (its `.stem.mp4` files need ffmpeg); or
+            "debian" for one folder with speech/, music/ and general/: up to 60 clips of each, none of which the
+            bundled models were trained on.
+        folders: the folders with audio.
+        out: the `.jsonl` file to write.
+        seed: seed of the choice.
 
     Raises:
-        ValueError: the recipe is unknown, the folders are too many or too few, or hold too few clips.
+        ValueError: the recipe is unknown, the number of folders is wrong, or a folder has too few clips.
     """
     rows = list(choose_clips(recipe, folders, seed))
     with atomic_path(out) as temporary:
@@ -72,35 +79,35 @@ def write_recipe(recipe: str, folders: Sequence[str | Path], out: Path, seed: in
 
 
 def choose_clips(recipe: str, folders: Sequence[str | Path], seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the rows that `write_recipe` writes; arguments and errors are the same."""
+    """Yield the rows that `write_recipe` writes. Arguments and errors are the same."""
     if isinstance(folders, str | Path) or not isinstance(folders, Sequence):
         raise ValueError(f"folders must be a list of folders, not {folders!r:.80}")
     if recipe not in RECIPES:
-        raise ValueError(f"there is no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+        raise ValueError(f"unknown recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
     parts = RECIPES[recipe]
-    places = [Path(folder) for folder in folders]
-    if recipe == "debian" and len(places) == 1:
-        places = [places[0] / part.source for part in parts]
-    if len(places) != len(parts):
-        wanted = " ".join(part.source for part in parts)
-        raise ValueError(f"the recipe {recipe} takes folders in this order: {wanted}; {len(folders)} are given")
-    for part, place in zip(parts, places, strict=True):
-        if not place.is_dir():
-            raise ValueError(f"{place}: is no folder; the recipe {recipe} looks for {part.source} there")
-        yield from _clips(part, place, seed)
+    paths = [Path(folder) for folder in folders]
+    if recipe == "debian" and len(paths) == 1:
+        paths = [paths[0] / part.source for part in parts]
+    if len(paths) != len(parts):
+        sources = " ".join(part.source for part in parts)
+        raise ValueError(f"the recipe {recipe} takes folders in this order: {sources}; got {len(folders)}")
+    for part, path in zip(parts, paths, strict=True):
+        if not path.is_dir():
+            raise ValueError(f"{path} is not a folder; the recipe {recipe} expects {part.source} there")
+        yield from _choose(part, path, seed)
 
 
-def _clips(part: Part, folder: Path, seed: int) -> Iterator[dict[str, Any]]:
+def _choose(part: RecipePart, folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     inner = folder / part.inside
     listed = [item for item in list_audio([inner if inner.is_dir() else folder]) if isinstance(item, AudioItem)]
     named = [item for item in listed if item.key.rsplit("/")[-1].endswith(part.stems)] if part.stems else []
     items = sorted(named or listed, key=lambda item: _order(seed, item.key))
     if part.held_out is not None:
         items = [item for item in items if key_share(f"{part.held_out}/{item.key}") < VALIDATION_SHARE]
-    rows = _stretches(part, items, seed) if part.seconds else (_whole(part, item) for item in items)
+    rows = _excerpts(part, items, seed) if part.seconds else (_whole_file(part, item) for item in items)
     chosen = list(islice(rows, part.clips))
     if len(chosen) < (part.clips if part.exact else 1):
-        raise ValueError(f"{folder}: has {len(chosen)} clips of {part.source} that fit, the recipe takes {part.clips}")
+        raise ValueError(f"{folder} has {len(chosen)} suitable clips of {part.source}; the recipe takes {part.clips}")
     yield from chosen
 
 
@@ -108,12 +115,12 @@ def _order(seed: int, text: str) -> float:
     return key_share(f"{seed} {text}")
 
 
-def _whole(part: Part, item: AudioItem) -> dict[str, Any]:
+def _whole_file(part: RecipePart, item: AudioItem) -> dict[str, Any]:
     return {"path": str(Path(item.path).resolve()), "key": f"{part.domain}/{item.key}", "domain": part.domain}
 
 
-def _stretches(part: Part, items: Sequence[AudioItem], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield stretches that do not overlap: the first of each file, then the second of each, as far as they go."""
+def _excerpts(part: RecipePart, items: Sequence[AudioItem], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield excerpts that do not overlap: one of each file, then a second one of each, until none are left."""
     assert part.seconds is not None
     lengths = {item.key: _length(item) for item in items}
     for turn in range(part.clips):
@@ -126,13 +133,13 @@ def _stretches(part: Part, items: Sequence[AudioItem], seed: int) -> Iterator[di
                 yield _cut(part, item, slots[turn] * part.seconds)
             elif not slots and not turn and length >= _MIN_SECONDS:
                 found = True
-                yield _whole(part, item)
+                yield _whole_file(part, item)
         if not found:
             return
 
 
 def _length(item: AudioItem) -> float:
-    """Return the seconds of a file, decoding it where no header says; 0 for one that cannot be read."""
+    """Return the length of a file in seconds; decode it if its header has none. Unreadable files have length 0."""
     stated = audio_seconds(item)
     if stated is not None:
         return stated
@@ -142,7 +149,7 @@ def _length(item: AudioItem) -> float:
         return 0.0
 
 
-def _cut(part: Part, item: AudioItem, start: float) -> dict[str, Any]:
+def _cut(part: RecipePart, item: AudioItem, start: float) -> dict[str, Any]:
     source = {"type": "file", "channels": [0], "source": str(Path(item.path).resolve())}
     key = f"{part.domain}/{item.key}@{start:g}"
     custom = {"domain": part.domain}

@@ -9,7 +9,7 @@ import numpy as np
 from paper_common import DOMAINS, Interval, Values, bootstrap, say
 
 from sctok.evaluation.codecs.registry import CodecUnavailable, open_codec
-from sctok.evaluation.evaluate import Settings, evaluate
+from sctok.evaluation.evaluate import EvaluationConfig, evaluate_codecs
 from sctok.evaluation.metrics.registry import all_metrics, choose_metrics
 from sctok.evaluation.recipes import choose_clips
 from sctok.evaluation.references import Reference, list_references
@@ -88,7 +88,7 @@ def score(references: Sequence[Reference], specs: Sequence[str], metrics: Sequen
     about = [[dict(codec.settings) for codec in codecs.values()], [each.key for each in references]]
     folder = work / f"scores-{hash_json(about)}"
     say(f"{len(codecs)} codecs over {len(references)} clips")
-    evaluate(references, codecs, chosen, folder, Settings(workers=1))
+    evaluate_codecs(references, codecs, chosen, folder, EvaluationConfig(workers=1))
     return _read(folder / "scores.csv", [codec.name for codec in codecs.values()])
 
 

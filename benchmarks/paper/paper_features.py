@@ -14,7 +14,7 @@ from sctok.audio.inputs.held_out import key_share
 from sctok.cli.app import main as sctok
 from sctok.evaluation.probe.features import System, embed_clips, name_filter
 from sctok.evaluation.probe.labels import LabelledTask, fold_numbers, read_task
-from sctok.evaluation.probe.mlp import ProbeConfig, probe_folds
+from sctok.evaluation.probe.mlp import MlpConfig, probe_folds
 from sctok.features.checkpoints import load_weights
 from sctok.formats.codebooks import Codebook, CodebookInfo, Segment, load_codebook, save_codebook
 from sctok.formats.feature_shards import FeatureShard
@@ -160,7 +160,7 @@ def embedded(task: LabelledTask, systems: Sequence[System], work: Path, seconds:
     return LabelledTask(task.name, clips), vectors
 
 
-def probe(task: LabelledTask, name: str, vectors: Rows, config: ProbeConfig, work: Path) -> Values:
+def probe(task: LabelledTask, name: str, vectors: Rows, config: MlpConfig, work: Path) -> Values:
     """Return for each clip whether the probe classified it correctly, bool (n,), stored in the work folder."""
     settings = [task.name, name, config.to_json(), hash_arrays({"vectors": vectors})]
 

@@ -16,18 +16,17 @@ from paper_common import QUICK_TASKS, TASKS, Report, Values, add_options, bootst
 from paper_features import embedded, probe, read_tasks
 
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.evaluation.codecs.base import resampled
+from sctok.evaluation.codecs.base import Wave, resampled
 from sctok.evaluation.codecs.registry import CodecUnavailable, CodecUnderTest, open_codec
 from sctok.evaluation.probe.features import (
-    ClipCodes,
+    EncodedClip,
     EncoderSystem,
     MelSystem,
-    Samples,
-    Stream,
     System,
+    TokenStream,
     load_codec_system,
 )
-from sctok.evaluation.probe.mlp import ProbeConfig
+from sctok.evaluation.probe.mlp import MlpConfig
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 
@@ -42,7 +41,7 @@ class DecodedSystem:
     encoder: EncoderSystem
 
     @property
-    def streams(self) -> dict[str, Stream]:
+    def streams(self) -> dict[str, TokenStream]:
         """Return no layers."""
         return {}
 
@@ -51,7 +50,7 @@ class DecodedSystem:
         """Settings of the codec."""
         return {"codec": dict(self.codec.settings), "encoder": dict(self.encoder.about)}
 
-    def encode(self, samples: Samples) -> ClipCodes:
+    def encode(self, samples: Wave) -> EncodedClip:
         """Return the features of the decoded audio, cut or padded to the length of the input."""
         coded = self.codec.roundtrip(samples, SAMPLE_RATE)
         decoded = resampled(coded.samples, coded.sample_rate, SAMPLE_RATE)[: len(samples)]
@@ -86,7 +85,7 @@ def main() -> None:
     parser.add_argument("--others", nargs="+")
     parser.add_argument("--tasks", nargs="+")
     options = parser.parse_args()
-    config = ProbeConfig(grid_points=1, max_epochs=60) if options.quick else ProbeConfig()
+    config = MlpConfig(grid_points=1, max_epochs=60) if options.quick else MlpConfig()
     others = options.others or list(QUICK_OTHERS if options.quick else OTHERS)
     work = options.work / "table_ii"
     probed, names = systems(options.codec, others)

@@ -18,7 +18,7 @@ from paper_common import DOMAINS, QUICK_TASKS, TASKS, Interval, Report, Values, 
 from paper_features import DomainFeatures, embedded, feature_root, fit_all, probe, read_features, read_tasks
 
 from sctok.evaluation.probe.features import EncoderSystem, MelSystem
-from sctok.evaluation.probe.mlp import ProbeConfig
+from sctok.evaluation.probe.mlp import MlpConfig
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.codebooks import Codebook
@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))
     vectors = options.vectors or (QUICK_VECTORS if options.quick else VECTORS)
-    config = ProbeConfig(grid_points=1, max_epochs=60) if options.quick else ProbeConfig()
+    config = MlpConfig(grid_points=1, max_epochs=60) if options.quick else MlpConfig()
     work = options.work / "table_iv"
     root = feature_root(options.audio, options.features, options.work, options.quick, options.encoder)
     features = {d: read_features(root, d, options.token_rate, vectors, options.seed) for d in DOMAINS}

@@ -22,7 +22,7 @@ from table_iv import lost_variance
 
 from sctok.codec.models.ema_codebook import EMAVectorQuantizer, VQConfig
 from sctok.evaluation.probe.features import EncoderSystem
-from sctok.evaluation.probe.mlp import ProbeConfig
+from sctok.evaluation.probe.mlp import MlpConfig
 from sctok.features.checkpoints import load_weights
 from sctok.features.extractor import FeatureExtractor
 from sctok.formats.codebooks import Codebook, CodebookInfo, load_codebook, save_codebook
@@ -98,7 +98,7 @@ def semantics(
     """Add the lost variance and the accuracy of each codebook."""
     lost = {name: [lost_variance(features[domain], book) for domain in DOMAINS] for name, book in books.items()}
     system = EncoderSystem(FeatureExtractor(load_weights("mini"), torch.device("cpu"), "fp32"), [*books.values()])
-    config = ProbeConfig(grid_points=1, max_epochs=60) if options.quick else ProbeConfig()
+    config = MlpConfig(grid_points=1, max_epochs=60) if options.quick else MlpConfig()
     hits: dict[str, list[Values]] = {name: [] for name in books}
     for task in read_tasks(options.audio, QUICK_TASKS if options.quick else TASKS):
         clips, found = embedded(task, [system], work, 10.24)

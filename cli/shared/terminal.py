@@ -129,6 +129,34 @@ class Progress:
         return f"{self.label}: {self.count:g}{of} {self.unit}, {rate:.1f} {self.unit}/s{left}{note}"
 
 
+class StageBars:
+    """A progress bar for each stage of a command, one after the other. A context manager."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def update(self, stage: str, done: int, total: int, unit: str) -> None:
+        """Show how much of a stage is done, with a new bar if the stage is new."""
+        if self._bar is None or stage != self._bar.label:
+            self.close()
+            self._bar = Progress(stage, total, unit)
+        self._bar.update(done - self._bar.count)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(f"{record.levelname.lower()}: {record.getMessage()}")

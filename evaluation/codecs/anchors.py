@@ -1,25 +1,20 @@
 """The anchors of a listening test: the original, and the original without its high frequencies."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .base import RoundTrip, Spec, Wave, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, timed
 
-_STOP_RATIO = 8 / 7  # 4 kHz for 3.5 kHz, as ITU-R BS.1534 asks of its anchors
+_STOP_RATIO = 8 / 7  # ITU-R BS.1534: an anchor that passes 3.5 kHz stops 4 kHz
 _STOP_DB = 60.0
 _PCM_BYTES = 2
 
 
 @dataclass(frozen=True)
-class Original:
-    """The wave itself; `bytes` are those of 16-bit PCM."""
-
-    name: str
-    settings: Mapping[str, Any]
+class Original(NamedCodec):
+    """The unchanged wave; `bytes` is its size as 16-bit PCM."""
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`."""
@@ -27,30 +22,26 @@ class Original:
 
 
 @dataclass(frozen=True)
-class LowPass:
-    """A linear-phase low-pass without delay: flat (0.01 dB) to `hz`, 60 dB down from 8/7 of that."""
+class LowPass(NamedCodec):
+    """A linear-phase low-pass without delay: flat (0.01 dB) up to `hz`, -60 dB from 8/7 of `hz` on."""
 
-    name: str
-    settings: Mapping[str, Any]
     hz: float
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
-        """See `CodecUnderTest`; `bytes` are those of 16-bit PCM. ValueError where the rate is too low."""
+        """See `CodecUnderTest`; `bytes` is the size as 16-bit PCM. Raises ValueError if the sample rate is too low."""
         stop = self.hz * _STOP_RATIO
         if stop >= sample_rate / 2:
             raise ValueError(f"a low-pass at {self.hz:g} Hz changes nothing at a sample rate of {sample_rate} Hz")
-        filtered, seconds = timed(lambda: _filter(wave, _kernel(self.hz / sample_rate, stop / sample_rate)))
+        filtered, seconds = timed(lambda: _filter(wave, _taps(self.hz / sample_rate, stop / sample_rate)))
         return RoundTrip(filtered, sample_rate, len(wave) * _PCM_BYTES, 0.0, seconds)
 
 
-def _kernel(passed: float, stop: float) -> Wave:
-    """Return the taps of a Kaiser-windowed sinc between two frequencies in cycles per sample."""
+def _taps(passed: float, stop: float) -> Wave:
+    """Return the taps of a Kaiser-windowed low-pass; `passed` and `stop` are in cycles per sample."""
+    from scipy.signal import firwin, kaiser_beta
+
     half = math.ceil((_STOP_DB - 7.95) / (28.72 * (stop - passed)))
-    times = np.arange(-half, half + 1)
-    beta = 0.1102 * (_STOP_DB - 8.7)
-    cut = (passed + stop) / 2
-    taps = 2 * cut * np.sinc(2 * cut * times) * np.kaiser(2 * half + 1, beta)
-    return np.asarray(taps / taps.sum(), np.float32)
+    return np.asarray(firwin(2 * half + 1, passed + stop, window=("kaiser", kaiser_beta(_STOP_DB))), np.float32)
 
 
 def _filter(wave: Wave, taps: Wave) -> Wave:
@@ -59,7 +50,7 @@ def _filter(wave: Wave, taps: Wave) -> Wave:
 
 
 def open_spec(spec: Spec, device: str) -> Original | LowPass:
-    """Open `original` or `lowpass:HZ` (3,500 where no value is given)."""
+    """Open `original` or `lowpass:HZ` (default 3,500)."""
     spec.check_options([])
     if spec.family == "original":
         if spec.value:

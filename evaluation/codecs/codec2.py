@@ -1,21 +1,20 @@
-"""Codec2 through its own programs, c2enc and c2dec."""
+"""Codec2, run by its own programs c2enc and c2dec."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from .base import RoundTrip, Spec, Wave, resampled, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, resampled, timed
 from .programs import find_tool, run_tool
 
 RATE = 8_000
 
 
 class _Mode(NamedTuple):
-    bits: int  # of a frame; each is written as whole bytes
-    samples: int  # of a frame
-    delay: int  # in samples, the lag of the decoded envelope: medians of 40 clips of speech, within 5 samples
+    bits: int  # in a frame; c2enc writes each frame as whole bytes
+    samples: int  # in a frame
+    delay: int  # lag of the decoded envelope in samples: the median over 40 speech clips, which vary by 5 samples
 
 
 _MODES = {
@@ -30,11 +29,9 @@ _MODES = {
 
 
 @dataclass(frozen=True)
-class Codec2:
-    """A mode of Codec2, 8 kHz; `bytes` is what c2enc writes, `container` the bits that fill each frame's last byte."""
+class Codec2(NamedCodec):
+    """A mode of Codec2 at 8 kHz; `bytes` is the output of c2enc, `container` the padding of each frame's last byte."""
 
-    name: str
-    settings: Mapping[str, Any]
     mode: str
     encoder: str
     decoder: str
@@ -44,8 +41,8 @@ class Codec2:
         mode = _MODES[self.mode]
         sound = resampled(wave, sample_rate, RATE)
         frames = -(-(len(sound) + mode.delay) // mode.samples)
-        filled = np.pad(sound, (0, frames * mode.samples - len(sound)))
-        pcm = np.rint(np.clip(filled, -1, 1) * 32767).astype("<i2").tobytes()
+        padded = np.pad(sound, (0, frames * mode.samples - len(sound)))
+        pcm = np.rint(np.clip(padded, -1, 1) * 32767).astype("<i2").tobytes()
         data, encoding = timed(lambda: run_tool([self.encoder, self.mode, "-", "-"], pcm))
         raw, decoding = timed(lambda: run_tool([self.decoder, self.mode, "-", "-"], data))
         decoded = np.frombuffer(raw, "<i2")[mode.delay :].astype(np.float32) / np.float32(32768)
@@ -53,7 +50,10 @@ class Codec2:
 
 
 def open_spec(spec: Spec, device: str) -> Codec2:
-    """Open `codec2:MODE`: 3200, 2400, 1600, 1400, 1300, 1200 or 700C bit/s. CodecUnavailable without the programs."""
+    """Open `codec2:MODE`: 3200, 2400, 1600, 1400, 1300, 1200 or 700C bit/s.
+
+    Raises CodecUnavailable if the programs are missing.
+    """
     spec.check_options([])
     mode = spec.value.upper() or "1200"
     spec.check_choice("mode", mode, _MODES)

@@ -1,4 +1,4 @@
-"""Codecs that sctok does not know: any program, and folders of files that something else has decoded."""
+"""External codecs: any program (`cmd:`), and folders of audio that was decoded elsewhere (`dir:`)."""
 
 import math
 import re
@@ -8,14 +8,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 
 from sctok.formats.untrusted.paths import path_problem
 
-from .base import CodecUnavailable, RoundTrip, Spec, Wave, plain_name, resampled, split_options, timed
+from .base import CodecUnavailable, NamedCodec, RoundTrip, Spec, Wave, plain_name, resampled, split_options, timed
 from .programs import TIMEOUT_SECONDS, run_tool
 
 _COMMAND = re.compile(
@@ -25,82 +24,78 @@ _AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)
-class Command:
-    """A program that reads {in}, a 16-bit WAV file, and writes {out}, which libsndfile reads.
+class Command(NamedCodec):
+    """A program that reads {in}, a 16-bit WAV file, and writes {out}, a file that libsndfile can read.
 
-    `bytes` is the size of {code}, a file that the program leaves besides, else what `kbps=` states, else unknown. All
-    the time that it takes counts as decoding.
+    `bytes` is the size of {code}, an additional file that the program writes; else it follows from `kbps=`; else it is
+    unknown. All of the program's time counts as decoding.
     """
 
-    name: str
-    settings: Mapping[str, Any]
     words: tuple[str, ...]
     kbps: float | None
     rate: int | None
     timeout: float
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
-        """See `CodecUnderTest`; ValueError where the program fails, takes too long or writes no audio."""
+        """See `CodecUnderTest`. Raises ValueError if the program fails, takes too long or writes no audio."""
         rate = self.rate or sample_rate
         with tempfile.TemporaryDirectory() as folder:
-            names = {f"{{{end}}}": str(Path(folder) / name) for end, name in _ENDS.items()}
+            names = {f"{{{mark}}}": str(Path(folder) / name) for mark, name in _FILES.items()}
             soundfile.write(names["{in}"], np.clip(resampled(wave, sample_rate, rate), -1, 1), rate, "PCM_16")
-            words = [_filled(word, names) for word in self.words]
+            words = [_substituted(word, names) for word in self.words]
             _, seconds = timed(lambda: run_tool(words, timeout=self.timeout))
             out, code = Path(names["{out}"]), Path(names["{code}"])
             if not out.is_file():
-                raise ValueError(f"{self.name}: the command ended well but wrote no {{out}}")
-            decoded, decoded_rate = _read(out, f"{self.name}: what the command wrote to {{out}}")
+                raise ValueError(f"{self.name}: the command succeeded but wrote no {{out}}")
+            decoded, decoded_rate = _read(out, f"{self.name}: the file {{out}} of the command")
             written = _stated_bytes(self.kbps, len(wave) / sample_rate)
             if any("{code}" in word for word in self.words):
                 if not code.is_file():
-                    raise ValueError(f"{self.name}: the command ended well but wrote no {{code}}")
+                    raise ValueError(f"{self.name}: the command succeeded but wrote no {{code}}")
                 written = code.stat().st_size
         return RoundTrip(decoded, decoded_rate, written, None, seconds)
 
 
-_ENDS = {"in": "in.wav", "out": "out.wav", "code": "coded"}
+_FILES = {"in": "in.wav", "out": "out.wav", "code": "coded"}
 
 
-def _filled(word: str, names: Mapping[str, str]) -> str:
+def _substituted(word: str, names: Mapping[str, str]) -> str:
     for mark, path in names.items():
         word = word.replace(mark, path)
     return word
 
 
 @dataclass(frozen=True)
-class DecodedFolder:
-    """Files that something else has decoded: FOLDER/KEY.wav and the like; how long that took is not known.
+class DecodedFolder(NamedCodec):
+    """A folder of audio that was decoded elsewhere: FOLDER/KEY.wav, .flac, .ogg, .opus or .mp3. Times are unknown.
 
-    `bytes` is the size of FOLDER/KEY.SUFFIX where `code=SUFFIX` is given, else what `kbps=` states, else unknown.
+    `bytes` is the size of FOLDER/KEY.SUFFIX with `code=SUFFIX`; else it follows from `kbps=`; else it is unknown.
     """
 
-    name: str
-    settings: Mapping[str, Any]
     folder: Path
     kbps: float | None
     code: str | None
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
-        """See `CodecUnderTest`; ValueError where there is no file of that key."""
+        """See `CodecUnderTest`. Raises ValueError if the folder has no file for the key."""
         if problem := path_problem(key):
-            raise ValueError(f"{self.folder}: the key {key!r:.200} cannot be a file there: it {problem}")
-        beside = [self.folder / f"{key}{suffix}" for suffix in _AUDIO_SUFFIXES]
-        found = next((path for path in beside if path.is_file() and path.suffix[1:] != self.code), None)
+            raise ValueError(f"{self.folder}: the key {key!r:.200} cannot be a file name: it {problem}")
+        paths = [self.folder / f"{key}{suffix}" for suffix in _AUDIO_SUFFIXES]
+        found = next((path for path in paths if path.is_file() and path.suffix[1:] != self.code), None)
         if found is None:
-            raise ValueError(f"{self.folder}: holds no decoded {key} ({', '.join(_AUDIO_SUFFIXES)})")
+            raise ValueError(f"{self.folder}: has no decoded file {key} ({', '.join(_AUDIO_SUFFIXES)})")
         decoded, rate = _read(found, str(found))
         written = _stated_bytes(self.kbps, len(wave) / sample_rate)
         if self.code is not None:
             coded = self.folder / f"{key}.{self.code}"
             if not coded.is_file():
-                raise ValueError(f"{coded}: is not there, so nobody knows the bit rate; state it with kbps=")
+                raise ValueError(f"{coded} is missing, so the bit rate is unknown; give it with kbps=")
             written = coded.stat().st_size
         return RoundTrip(decoded, rate, written, None, None)
 
 
 def _read(path: Path, what: str) -> tuple[Wave, int]:
-    """Return mono float32 (n,) at the file's own rate."""
+    """Return mono float32 (n,) and the file's own sample rate."""
     try:
         wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -115,8 +110,8 @@ def _stated_bytes(kbps: float | None, seconds: float) -> int | None:
 def open_spec(spec: Spec, device: str) -> Command | DecodedFolder:
     """Open `cmd:NAME[,kbps=][,rate=][,timeout=]=PROGRAM {in} {out}` or `dir:FOLDER[,kbps=][,code=SUFFIX]`.
 
-    The command is split as a shell would, and run without one. rate: in Hz, of the WAV file that the program is given.
-    CodecUnavailable where there is no such program.
+    The command is split like in a shell, but runs without one. `rate=` is the sample rate of {in} in Hz.
+    Raises CodecUnavailable if the program is missing.
     """
     return _open_command(spec) if spec.family == "cmd" else _open_folder(spec)
 
@@ -133,9 +128,9 @@ def _open_command(spec: Spec) -> Command:
         raise ValueError(f"codec {spec.text!r}: the command cannot be split into words: {error}") from None
     for mark in ("{in}", "{out}"):
         if not any(mark in word for word in words):
-            raise ValueError(f"codec {spec.text!r}: the command does not say where {mark} goes")
+            raise ValueError(f"codec {spec.text!r}: the command lacks {mark}")
     if shutil.which(words[0]) is None:
-        raise CodecUnavailable(f"codec {spec.text!r}: there is no program {words[0]}; install it or give its path")
+        raise CodecUnavailable(f"codec {spec.text!r}: the program {words[0]} is missing; install it or give its path")
     rate = head.option("rate", int, None)
     kbps, timeout = _positive(head, "kbps"), _positive(head, "timeout") or TIMEOUT_SECONDS
     if rate is not None and not 1_000 <= rate <= 384_000:
@@ -149,7 +144,7 @@ def _open_folder(spec: Spec) -> DecodedFolder:
     spec.check_options(["kbps", "code"])
     folder, code = Path(spec.value), spec.options.get("code")
     if not spec.value or not folder.is_dir():
-        raise ValueError(f"codec {spec.text!r}: {spec.value or 'nothing'} is no folder")
+        raise ValueError(f"codec {spec.text!r}: {spec.value!r} is not a folder")
     kbps = _positive(spec, "kbps")
     code = code.lstrip(".") if code else None
     what = f"of the .{code} files" if code else "as stated" if kbps else "unknown"

@@ -1,35 +1,31 @@
-"""MP3 through libsndfile's LAME."""
+"""MP3 by LAME inside libsndfile."""
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import soundfile
 
-from .base import RoundTrip, Spec, Wave, resampled, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, resampled, sound_file, timed
 
-# Layer III's bit rates in kbit/s: of MPEG-1 (32 kHz and above), and of MPEG-2 and 2.5 (below).
+# Bit rates of Layer III in kbit/s: MPEG-1 at 32 kHz and above, MPEG-2 and 2.5 below.
 _MPEG1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _MPEG2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _MPEG25_MAX_KBPS = 64
-_DELAY = 576 + 529  # of LAME's encoder and of any decoder; decoders remove it where the file has an Info frame
+_DELAY = 576 + 529  # of LAME's encoder and of any decoder; decoders remove it if the file has an Info frame
 
 
 @dataclass(frozen=True)
-class Mp3:
+class Mp3(NamedCodec):
     """MP3 at a constant bit rate; `bytes` is the size of the file, `container` that of its Info frame."""
 
-    name: str
-    settings: Mapping[str, Any]
     kbps: int
 
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
-        """See `CodecUnderTest`; ValueError where MP3 has no such bit rate at the sample rate."""
-        known = sorted(rate for rates in _RATES.values() for rate in rates)
-        rate = next((each for each in known if each >= sample_rate), known[-1])
+        """See `CodecUnderTest`. Raises ValueError if MP3 does not have the bit rate at the sample rate."""
+        rates = sorted(rate for rates in _RATES.values() for rate in rates)
+        rate = next((each for each in rates if each >= sample_rate), rates[-1])
         sound = np.clip(resampled(wave, sample_rate, rate), -1, 1)
         data, encoding = timed(lambda: self._encode(sound, rate))
         (decoded, _), decoding = timed(lambda: soundfile.read(io.BytesIO(data), dtype="float32"))
@@ -39,13 +35,11 @@ class Mp3:
     def _encode(self, wave: Wave, rate: int) -> bytes:
         lowest, highest = _range(rate)
         if self.kbps not in (_MPEG1 if rate >= 32_000 else _MPEG2) or not lowest <= self.kbps <= highest:
-            raise ValueError(f"MP3 at {rate} Hz has no {self.kbps} kbit/s; it has {lowest} to {highest}")
+            raise ValueError(f"MP3 at {rate} Hz does not have {self.kbps} kbit/s, only {lowest} to {highest}")
         level = (highest - self.kbps) / (highest - lowest)
-        file = io.BytesIO()
-        # libsndfile refuses a level of exactly 1, and LAME takes the nearest bit rate
+        # libsndfile rejects a level of exactly 1; LAME uses the nearest bit rate.
         options = {"compression_level": min(level, 0.9999), "bitrate_mode": "CONSTANT"}
-        soundfile.write(file, wave, rate, format="MP3", subtype="MPEG_LAYER_III", **options)
-        return file.getvalue()
+        return sound_file(wave, rate, format="MP3", subtype="MPEG_LAYER_III", **options)
 
 
 def _range(rate: int) -> tuple[int, int]:
@@ -55,7 +49,7 @@ def _range(rate: int) -> tuple[int, int]:
 
 
 def _info_frame(data: bytes) -> int:
-    """Return the bytes of the leading frame if it holds no sound but LAME's notes, else 0."""
+    """Return the size of the first frame if it is LAME's Info frame, which holds no audio, else 0."""
     version, rate_index = data[1] >> 3 & 3, data[2] >> 2 & 3
     rates = _MPEG1 if version == 3 else _MPEG2
     kbps = rates[(data[2] >> 4) - 1]
@@ -70,9 +64,10 @@ def open_spec(spec: Spec, device: str) -> Mp3:
     kbps = spec.read("bit rate", spec.value or "16", int)
     if kbps not in {*_MPEG1, *_MPEG2}:
         raise ValueError(
-            f"codec {spec.text!r}: MP3 has no {kbps} kbit/s; it has {', '.join(map(str, sorted({*_MPEG1, *_MPEG2})))}"
+            f"codec {spec.text!r}: MP3 does not have {kbps} kbit/s, only "
+            f"{', '.join(map(str, sorted({*_MPEG1, *_MPEG2})))}"
         )
     if "MP3" not in soundfile.available_formats():
-        raise ValueError(f"codec {spec.text!r}: this libsndfile writes no MP3; install soundfile 0.12 or later")
+        raise ValueError(f"codec {spec.text!r}: this libsndfile cannot write MP3; install soundfile 0.12 or later")
     tool = f"soundfile, libsndfile {soundfile.__libsndfile_version__}"
     return Mp3(spec.name, {"kbps": kbps, "tool": tool, "bytes": "the MP3 file; container: its Info frame"}, kbps)

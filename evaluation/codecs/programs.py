@@ -1,4 +1,4 @@
-"""Other programs, run with a time limit and errors of one line."""
+"""Running external programs with a time limit and one-line errors."""
 
 import contextlib
 import shutil
@@ -14,7 +14,7 @@ TIMEOUT_SECONDS = 600.0
 
 
 def find_tool(program: str, install: str) -> str:
-    """Return the path of a program, or raise CodecUnavailable that says what to install."""
+    """Return the path of a program. Raises CodecUnavailable, which says what to install."""
     found = shutil.which(program)
     if found is None:
         raise CodecUnavailable(f"{program} is not on the PATH; install {install}")
@@ -22,10 +22,13 @@ def find_tool(program: str, install: str) -> str:
 
 
 def run_tool(command: Iterable[str | Path], data: bytes = b"", timeout: float = TIMEOUT_SECONDS) -> bytes:
-    """Return what a program writes to stdout when it is given `data`.
+    """Run a program with `data` on stdin and return its stdout.
 
-    Raises ValueError with the end of its stderr where it fails, and where it takes longer than `timeout` seconds: it
-    and what it started are killed then. FileNotFoundError and PermissionError where it cannot be started.
+    After `timeout` seconds, the program and its children are killed.
+
+    Raises:
+        ValueError: the program fails (with the last lines of its stderr) or takes too long.
+        FileNotFoundError, PermissionError: it cannot be started.
     """
     words = [str(word) for word in command]
     program = Path(words[0]).name
@@ -41,11 +44,11 @@ def run_tool(command: Iterable[str | Path], data: bytes = b"", timeout: float = 
             with contextlib.suppress(ProcessLookupError):
                 killpg(process.pid, signal.SIGKILL)
             process.wait()
-            for pipe in (process.stdin, process.stdout, process.stderr):  # what left the group may hold their ends
+            for pipe in (process.stdin, process.stdout, process.stderr):  # detached children may hold the other ends
                 if pipe is not None:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
     if process.returncode:
-        said = "; ".join(line.strip() for line in err.decode("utf-8", "replace").splitlines()[-3:] if line.strip())
-        raise ValueError(f"{program} ended with exit code {process.returncode}{': ' + said if said else ''}")
+        reason = "; ".join(line.strip() for line in err.decode("utf-8", "replace").splitlines()[-3:] if line.strip())
+        raise ValueError(f"{program} ended with exit code {process.returncode}{': ' + reason if reason else ''}")
     return out

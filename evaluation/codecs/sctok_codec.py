@@ -1,7 +1,6 @@
 """Codecs of sctok under test."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,18 +12,16 @@ from sctok.codec.storage.codec_folder import BUNDLED_CODECS, INFO_FILE
 from sctok.formats.sct import sct_bytes, write_sct
 from sctok.formats.untrusted.bounds import parse_json
 
-from .base import RoundTrip, Spec, Wave, plain_name, timed
+from .base import NamedCodec, RoundTrip, Spec, Wave, plain_name, timed
 
 _READERS: dict[str, Any] = {"steps": int, "eta": float, "guidance": float, "seed": int}
 _TEXTS = {"sampler": "name", "guidance_form": "guidance_form", "spacing": "spacing"}
 
 
 @dataclass(frozen=True, eq=False)
-class SctokCodec:
-    """A codec of sctok; `bytes` is the size of the `.sct` file, of which 56 are header and checksum."""
+class SctokCodec(NamedCodec):
+    """A codec of sctok; `bytes` is the size of the `.sct` file, `container` its header and checksum."""
 
-    name: str
-    settings: Mapping[str, Any]
     codec: Codec
     sampler: SamplerConfig
     codebook: int | None
@@ -42,14 +39,14 @@ class SctokCodec:
 
 
 def _decoder_hashes(name_or_path: str) -> Any:
-    """Return what identifies the decoder of a codec that has been loaded."""
+    """Return the hashes of a codec's decoder."""
     bundled = name_or_path in BUNDLED_CODECS
     folder = files("sctok.weights") / f"codec-{name_or_path}" if bundled else Path(name_or_path)
     return parse_json((folder / INFO_FILE).read_bytes())["decoder_hashes"]
 
 
 def open_spec(spec: Spec, device: str) -> SctokCodec:
-    """Open `mini` or a folder, with the sampler's options, `codebook=ROWS` and `precision=`."""
+    """Open `mini` or a codec folder, with the sampler's options, `codebook=ROWS` and `precision=`."""
     spec.check_options([*_READERS, *_TEXTS, "codebook", "precision"])
     numbers = {key: spec.option(key, read, None) for key, read in _READERS.items() if key in spec.options}
     texts: dict[str, Any] = {field: spec.options[key] for key, field in _TEXTS.items() if key in spec.options}

@@ -1,4 +1,4 @@
-"""What a metric is; free of heavy imports, since each process that scores has them."""
+"""The type of a metric. Free of heavy imports, because every scoring process imports it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,26 +12,27 @@ SPEECH = "speech"
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric's value for one pair, and further columns that go with it."""
+    """A metric's value for one pair, and its additional columns."""
 
     value: float
     details: Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Modules, and what to do where one is not installed."""
-
-    modules: tuple[str, ...] = ()
-    how: str = ""
-
-
-@dataclass(frozen=True)
 class Metric:
-    """How good decoded audio is, in one respect.
+    """A metric of decoded audio.
 
-    score: takes a Pair; picklable; raises any exception where there is no value. speech_only: not measured in domains
-    of another name. transcript: needs one. heavy: loads a large model, and is therefore run in one process.
+    Attributes:
+        name: name in tables.
+        unit: "" if it has none.
+        better: whether higher or lower values are better.
+        protocol: how it is computed. An evaluation resumes only with equal protocols.
+        score: a picklable function of a Pair; it raises an exception if there is no value.
+        modules: modules that it imports.
+        install: how to install them.
+        speech_only: whether it is skipped in other domains than speech.
+        transcript: whether it needs a transcript.
+        heavy: whether it loads a large model and therefore runs in a single process.
     """
 
     name: str
@@ -39,16 +40,17 @@ class Metric:
     better: Literal["higher", "lower"]
     protocol: str
     score: Callable[[Pair], float | Measured]
-    needs: Needs = Needs()
+    modules: tuple[str, ...] = ()
+    install: str = ""
     speech_only: bool = False
     transcript: bool = False
     heavy: bool = False
 
     def missing(self) -> str | None:
-        """Return what to do where a module it needs is not installed, else None."""
-        lacking = [module for module in self.needs.modules if find_spec(module) is None]
-        return f"{self.name} needs {' and '.join(lacking)}: {self.needs.how}" if lacking else None
+        """Return what to install if a required module is missing, else None."""
+        missing = [module for module in self.modules if find_spec(module) is None]
+        return f"{self.name} needs {' and '.join(missing)}: {self.install}" if missing else None
 
     def applies(self, domain: str, transcript: str | None) -> bool:
-        """Return whether it is measured for a file: speech metrics not outside speech, where the domain is known."""
+        """Return whether the metric applies to a file; an unknown domain, "", may be speech."""
         return (not self.speech_only or domain in (SPEECH, "")) and (not self.transcript or transcript is not None)

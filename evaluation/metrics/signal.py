@@ -1,4 +1,4 @@
-"""Distances between waveforms and between their spectra."""
+"""Signal metrics: distances between waveforms and between their spectra."""
 
 from collections.abc import Callable
 from functools import cache
@@ -22,20 +22,22 @@ FEWEST_SAMPLES = STFT_WINDOWS[0] // 2 + 1
 
 def mel_dac(pair: Pair) -> float:
     """Return DAC's mel distance (`spectral_distances.mel_distance`). Raises ValueError below 1025 samples."""
-    return _of_tensors(pair, mel_distance)
+    return _tensor_distance(pair, mel_distance)
 
 
 def stft_dac(pair: Pair) -> float:
     """Return DAC's STFT distance (`spectral_distances.stft_distance`). Raises ValueError below 1025 samples."""
-    return _of_tensors(pair, stft_distance)
+    return _tensor_distance(pair, stft_distance)
 
 
 def mel_db(pair: Pair) -> float:
-    """Return the mel distance in dB, averaged over DAC's seven scales: the paper's Table I in size.
+    """Return the mel distance in dB, averaged over DAC's seven scales; comparable with Table I of the paper.
 
-    The reference is brought to the RMS of the estimate; mean |10 log10 max(P, 1e-10) - 10 log10 max(P', 1e-10)| of
-    HTK mel power spectra (Hann windows, a quarter of them as hop, triangles of height 1).
-    Raises ValueError for fewer than 1025 samples and where one of the waves is silent.
+    The reference is scaled to the RMS of the estimate. The distance is mean |10 log10 max(P, 1e-10) - 10 log10 max(P',
+    1e-10)| of HTK mel power spectra (Hann windows, hop of a quarter window, triangles of height 1).
+
+    Raises:
+        ValueError: there are fewer than 1025 samples, or a wave is silent.
     """
     estimate, reference = _same_level(pair)
     scales = []
@@ -47,12 +49,14 @@ def mel_db(pair: Pair) -> float:
 
 
 def stft_db(pair: Pair) -> float:
-    """Return the STFT distance in dB, averaged over rectangular windows of 2048 and 512 samples, as the paper's scale.
+    """Return the STFT distance in dB, averaged over rectangular windows of 2048 and 512 samples, as in the paper.
 
-    Levels as for `mel_db`; mean |10 log10 max(|X|, 1e-10) - 10 log10 max(|X'|, 1e-10)|: of the magnitude, so these are
-    half the decibels of its power. The floor is that of the public script with the paper's scale (torchaudio's
-    AmplitudeToDB, given |X|). auraloss has 1e-4 by default: it gives less where one side is digital silence.
-    Raises ValueError for fewer than 1025 samples and where one of the waves is silent.
+    Levels are matched as in `mel_db`. The distance is mean |10 log10 max(|X|, 1e-10) - 10 log10 max(|X'|, 1e-10)|. It
+    uses magnitudes, so a decibel here is half a decibel of power. The floor is that of torchaudio's AmplitudeToDB, as
+    in the public script of the paper; auraloss has 1e-4, which gives less if one side is digital silence.
+
+    Raises:
+        ValueError: there are fewer than 1025 samples, or a wave is silent.
     """
     waves = _same_level(pair)
     scales = [_mean_decibels(*(_rectangular(wave, window) for wave in waves)) for window in STFT_WINDOWS]
@@ -62,8 +66,8 @@ def stft_db(pair: Pair) -> float:
 def log_spectral_distance(pair: Pair) -> float:
     """Return the log-spectral distance: the mean over frames of the root mean square of Δ log10 power.
 
-    Hann windows of 2048 samples, hop 512, power floor 1e-10 (Gray and Markel 1976, in units of 10 dB, as papers on
-    audio super-resolution give it). Raises ValueError below 1025 samples.
+    Hann windows of 2048 samples, hop 512, power floor 1e-10 (Gray and Markel 1976). The unit is 10 dB, as in papers on
+    audio super-resolution. Raises ValueError below 1025 samples.
     """
     _check_length(pair)
     logs = [
@@ -74,23 +78,23 @@ def log_spectral_distance(pair: Pair) -> float:
 
 
 def si_sdr(pair: Pair) -> float:
-    """Return the scale-invariant signal-to-distortion ratio in dB, at most 100, of waves freed of their means.
+    """Return the scale-invariant signal-to-distortion ratio in dB, within ±100, of the waves minus their means.
 
-    Le Roux et al. 2019, in float64. Raises ValueError where one of the waves does not vary.
+    Le Roux et al. 2019, in float64. Raises ValueError if a wave is constant.
     """
     pair.check_sound()
     reference, estimate = (_centred(wave) for wave in (pair.reference, pair.estimate))
     for name, wave in (("reference", reference), ("decoded audio", estimate)):
         if not wave.any():
-            raise ValueError(f"the {name} is constant, and without its mean, which SI-SDR takes off, nothing")
+            raise ValueError(f"the {name} is constant, so it is silent without its mean, which SI-SDR removes")
     target = (estimate @ reference / (reference @ reference)) * reference
     noise = estimate - target
     smallest = np.finfo(np.float64).tiny
-    kept, lost = float(target @ target) + smallest, float(noise @ noise) + smallest
-    return float(np.clip(10 * (np.log10(kept) - np.log10(lost)), -SI_SDR_LIMIT, SI_SDR_LIMIT))
+    target_energy, noise_energy = float(target @ target) + smallest, float(noise @ noise) + smallest
+    return float(np.clip(10 * (np.log10(target_energy) - np.log10(noise_energy)), -SI_SDR_LIMIT, SI_SDR_LIMIT))
 
 
-def _of_tensors(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor]) -> float:
+def _tensor_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor]) -> float:
     with torch.inference_mode():
         return distance(_tensor(pair.estimate), _tensor(pair.reference)).item()
 
@@ -101,25 +105,25 @@ def _tensor(wave: NDArray[np.float32]) -> Tensor:
 
 def _centred(wave: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = wave.astype(np.float64)
-    # Rounding of the mean must not make sound of a constant.
+    # A constant must stay silent although its mean is rounded.
     return wide - wide.mean() if np.ptp(wide) else np.zeros_like(wide)
 
 
 def _check_length(pair: Pair) -> None:
     if len(pair.reference) < FEWEST_SAMPLES:
-        raise ValueError(f"{len(pair.reference)} samples are too few: half a window of {STFT_WINDOWS[0]} is reflected")
+        raise ValueError(f"{len(pair.reference)} samples are too few; at least {FEWEST_SAMPLES} are needed")
 
 
 def _same_level(pair: Pair) -> tuple[Tensor, Tensor]:
-    """Return estimate and reference as (1, n), the reference at the RMS of the estimate."""
+    """Return estimate and reference as (1, n), the reference scaled to the RMS of the estimate."""
     _check_length(pair)
     pair.check_sound()
     levels = [np.sqrt(np.mean(np.square(wave, dtype=np.float64))) for wave in (pair.estimate, pair.reference)]
     return _tensor(pair.estimate), _tensor(pair.reference) * float(levels[0] / levels[1])
 
 
-def _mean_decibels(ours: Tensor, theirs: Tensor) -> float:
-    logs = [10 * each.clamp_min(POWER_FLOOR).log10() for each in (ours, theirs)]
+def _mean_decibels(first: Tensor, second: Tensor) -> float:
+    logs = [10 * each.clamp_min(POWER_FLOOR).log10() for each in (first, second)]
     return (logs[0] - logs[1]).abs().mean().item()
 
 
@@ -129,7 +133,7 @@ def _rectangular(wave: Tensor, size: int) -> Tensor:
 
 @cache
 def _htk_filters(bins: int, size: int) -> Tensor:
-    """Return triangles of height 1 between points equally far apart on HTK's mel scale, (size // 2 + 1, bins)."""
+    """Return triangles of height 1 with equal spacing on HTK's mel scale, (size // 2 + 1, bins)."""
     top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
     hertz = np.linspace(0, SAMPLE_RATE / 2, size // 2 + 1)[:, None]

@@ -1,4 +1,4 @@
-"""Metrics made for speech: intelligibility, perceived quality, and whether the speaker is the same."""
+"""Speech metrics: intelligibility (STOI), perceived quality (PESQ) and speaker similarity."""
 
 import warnings
 from functools import cache
@@ -10,22 +10,22 @@ from sctok.audio.windows import SAMPLE_RATE
 
 from .pairs import Pair
 
-_STOI_SAMPLES = (256 + 29 * 128) * SAMPLE_RATE // 10_000  # of 30 frames at 10 kHz
+_STOI_SAMPLES = (256 + 29 * 128) * SAMPLE_RATE // 10_000  # 30 frames at 10 kHz
 
 
 def stoi(pair: Pair, extended: bool = False) -> float:
     """Return short-time objective intelligibility (Taal et al. 2011; extended: Jensen and Taal 2016), by pystoi.
 
-    Raises ValueError where a wave is silent, and where fewer than 30 frames of the reference (0.4 s) hold speech.
+    Raises ValueError if a wave is silent, or if fewer than 30 frames of the reference (0.4 s) contain speech.
     """
     from pystoi import stoi as measure
 
     pair.check_sound()
     too_little = "too little speech: STOI needs 30 frames (0.4 s) that are not silent"
-    if len(pair.reference) < _STOI_SAMPLES:  # pystoi fails in other words below one frame
+    if len(pair.reference) < _STOI_SAMPLES:  # below one frame, pystoi fails with an unrelated error
         raise ValueError(too_little)
     with warnings.catch_warnings():
-        # pystoi gives 1e-5 for too short speech, and says so in a warning alone.
+        # For too little speech, pystoi only warns and returns 1e-5.
         warnings.filterwarnings("error", message="Not enough STFT frames", category=RuntimeWarning)
         try:
             return float(measure(pair.reference, pair.estimate, SAMPLE_RATE, extended=extended))
@@ -36,7 +36,7 @@ def stoi(pair: Pair, extended: bool = False) -> float:
 def pesq_wideband(pair: Pair) -> float:
     """Return wideband PESQ (ITU-T P.862.2), MOS-LQO from 1.04 to 4.64, by the package pesq.
 
-    Raises ValueError where a wave is silent or too short, or holds nothing that PESQ takes for an utterance.
+    Raises ValueError if a wave is silent or too short, or if PESQ finds no utterance in it.
     """
     from pesq import PesqError, pesq
 
@@ -49,16 +49,15 @@ def pesq_wideband(pair: Pair) -> float:
 
 
 def speaker_similarity(pair: Pair) -> float:
-    """Return the cosine of resemblyzer's embeddings (GE2E, Wan et al. 2018) of both waves.
+    """Return the cosine of the embeddings of both waves by resemblyzer (GE2E, Wan et al. 2018).
 
-    Quiet waves are raised to its level, and silence is taken out, before that.
-    Raises ValueError where a wave is silent.
+    resemblyzer first amplifies quiet waves and removes silence. Raises ValueError if a wave is silent.
     """
     pair.check_sound()
     from resemblyzer import preprocess_wav
 
-    ours, theirs = (_voice_encoder().embed_utterance(preprocess_wav(w)) for w in (pair.reference, pair.estimate))
-    return float(np.dot(ours, theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs)))
+    a, b = (_voice_encoder().embed_utterance(preprocess_wav(wave)) for wave in (pair.reference, pair.estimate))
+    return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 @cache

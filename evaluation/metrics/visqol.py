@@ -11,17 +11,17 @@ from .pairs import Pair
 
 
 def visqol_audio(pair: Pair) -> float:
-    """Return MOS-LQO of audio mode: waves brought to 48 kHz, mapped by the support vector machine; at most about 4.75.
+    """Return MOS-LQO of audio mode at 48 kHz, mapped by the support vector machine; at most about 4.75.
 
-    Raises ValueError where a wave is silent or too short.
+    Raises ValueError if a wave is silent or too short.
     """
     return _measure(pair, "audio", *pair.at_48_khz, 48_000)
 
 
 def visqol_speech(pair: Pair) -> float:
-    """Return MOS-LQO of speech mode at 16 kHz, mapped by the deep lattice network that the C++ program takes.
+    """Return MOS-LQO of speech mode at 16 kHz, mapped by the deep lattice network, as in the C++ program.
 
-    Raises ValueError where a wave is silent or too short, or ViSQOL finds no speech.
+    Raises ValueError if a wave is silent or too short, or if ViSQOL finds no speech.
     """
     return _measure(pair, "speech", pair.reference, pair.estimate, SAMPLE_RATE)
 
@@ -29,11 +29,11 @@ def visqol_speech(pair: Pair) -> float:
 def _measure(pair: Pair, mode: str, reference: Any, estimate: Any, rate: int) -> float:
     pair.check_sound()
     try:
-        found = _api(mode).measure_from_arrays(reference.astype(np.float64), estimate.astype(np.float64), rate)
+        result = _api(mode).measure_from_arrays(reference.astype(np.float64), estimate.astype(np.float64), rate)
     except (IndexError, ZeroDivisionError) as error:
-        # What visqol-python raises where it can cut no patch out of the reference.
-        raise ValueError(f"too short for ViSQOL, or without sound that it can compare ({error})") from None
-    return float(found.moslqo)
+        # visqol-python raises these if it finds no patch in the reference.
+        raise ValueError(f"too short for ViSQOL, or without audio that it can compare ({error})") from None
+    return float(result.moslqo)
 
 
 @cache
@@ -41,6 +41,6 @@ def _api(mode: str) -> Any:
     from visqol import VisqolApi
 
     api = VisqolApi()
-    # Without the lattice, speech mode would fall back to a polynomial that is off by up to two points.
+    # Without the lattice, speech mode falls back to a polynomial that is wrong by up to two points.
     api.create(mode=mode, use_lattice_model=True if mode == "speech" else None)
     return api

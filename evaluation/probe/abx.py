@@ -1,4 +1,4 @@
-"""ABX: is a sound nearer to another of its own class than to one of another class? (Schatz et al., 2013)"""
+"""ABX discrimination (Schatz et al., 2013): how often an item is nearer to one of another class than of its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sctok.audio.inputs.manifests import is_manifest, read_rows
+from sctok.audio.inputs.manifests import is_manifest
 from sctok.audio.inputs.sources import AudioItem
 from sctok.runtime.jit import compiled
 
-from .labels import Rejected, audio_item, missing_file, text_of
+from .labels import Rejected, audio_item, labelled_rows
 
-Mode = Literal["within", "across"]
-MAX_ITEMS = 4000  # whose distances, a matrix of floats, fill 64 MB
-_COMPARED = 1 << 20  # triples at once
+AbxMode = Literal["within", "across"]
+MAX_ITEMS = 4000  # their distances take 64 MB
+_MAX_TRIPLES = 1 << 20  # compared at once
 
 
 @dataclass(frozen=True)
 class AbxItem:
-    """A stretch of a clip from `start` to `end` in seconds (all of it where None), its class, who says it and where.
+    """A part of a clip from `start` to `end` in seconds (None: the clip's ends), its class and its speaker.
 
-    Sounds are compared in the same `context` alone, such as the phones around them.
+    Only items with the same `context`, such as the surrounding phones, are compared.
     """
 
     clip: AudioItem
@@ -37,12 +37,16 @@ class AbxItem:
 
 @dataclass(frozen=True)
 class AbxResult:
-    """error: share of triples in which X is nearer to B, ties counting half, as a mean over pairs of classes.
+    """The result of an ABX test.
 
-    standard_error: jackknife over classes, None for two. pairs: ordered pairs of classes. triples: how many there were.
+    Attributes:
+        mode: "within" or "across" speakers.
+        error: share of triples in which X is nearer to B, averaged over pairs of classes; ties count half.
+        standard_error: jackknife over classes, None for two classes.
+        pairs, triples, items: numbers of ordered pairs of classes, triples and items.
     """
 
-    mode: Mode
+    mode: AbxMode
     error: float
     standard_error: float | None
     pairs: int
@@ -51,41 +55,35 @@ class AbxResult:
 
 
 def read_abx_items(table: str | Path, audio: Path | None = None) -> tuple[list[AbxItem], list[Rejected]]:
-    """Read the items of an ABX test, and the rows that cannot be used.
+    """Read the items of an ABX test, and the rejected rows.
 
     Args:
-        table: a manifest with columns `path` and `label`, and `start`, `end`, `speaker` and `context` where there are.
-        audio: what its paths are relative to; its own folder where None.
+        table: a table with columns `path` and `label`, and optionally `start`, `end`, `speaker` and `context`.
+        audio: the folder that paths are relative to, None for the table's folder.
 
     Raises:
-        ValueError: it is not there, is no table, has no column for labels, or no row that can be used.
+        ValueError: the file does not exist or is not a table, or it has no column for labels or no usable row.
     """
     path = Path(table)
+    folder = audio or path.parent
     if not path.is_file() or not is_manifest(path):
         raise ValueError(f"{path} is not a table (CSV, TSV, JSONL, Parquet) of items: path, label, start, end, speaker")
     items: list[AbxItem] = []
     rejected: list[Rejected] = []
-    for number, row in read_rows(path, "path"):
-        if not isinstance(row, str) and "label" not in row:
-            raise ValueError(f"{path} has no column 'label'; its columns are {', '.join(row)}")
+    for row in labelled_rows(path, folder):
         try:
-            if isinstance(row, str):
-                raise ValueError(row)
-            source = text_of(row, "path")
-            start, end = (_seconds(text_of(row, name), name) for name in ("start", "end"))
-            if fault := missing_file(source, audio or path.parent) if source else "has no path":
-                raise ValueError(fault)
-            if not text_of(row, "label"):
-                raise ValueError("has no label")
+            if row.fault:
+                raise ValueError(row.fault)
+            start, end = (_seconds(row[name], name) for name in ("start", "end"))
             if end is not None and end <= (start or 0.0):
                 raise ValueError(f"ends at {end:g} s, before its start")
-            where = text_of(row, "speaker"), text_of(row, "context")
-            items.append(AbxItem(audio_item(source, audio or path.parent), text_of(row, "label"), *where, start, end))
+            clip = audio_item(row["path"], folder)
+            items.append(AbxItem(clip, row["label"], row["speaker"], row["context"], start, end))
         except ValueError as error:
-            rejected.append(Rejected(f"row {number}", str(error)))
+            rejected.append(Rejected(f"row {row.number}", str(error)))
     if not items:
-        faults = f": {rejected[0].source} {rejected[0].reason}" if rejected else ""
-        raise ValueError(f"{path} lists no item that can be used{faults}")
+        first = f": {rejected[0].source} {rejected[0].reason}" if rejected else ""
+        raise ValueError(f"{path} has no usable item{first}")
     return items, rejected
 
 
@@ -95,21 +93,21 @@ def _seconds(text: str, name: str) -> float | None:
     except ValueError:
         value = -1.0
     if value is not None and not 0 <= value < float("inf"):
-        raise ValueError(f"has {text!r} for {name}, which is no time in seconds")
+        raise ValueError(f"has {text!r} for {name}, which is not a time in seconds")
     return value
 
 
 def item_frames(frames: NDArray[np.float32], seconds: float, item: AbxItem) -> NDArray[np.float32]:
-    """Return the frames of an item, (n, D), n > 0, out of those of its clip (T, D), each `seconds` long.
+    """Select the frames of an item, (n, D), n > 0, from the frames of its clip (T, D), each `seconds` long.
 
-    They are those whose middle lies in the item, or else the one that holds the item's middle.
+    Selects the frames whose middle lies in the item; if there are none, the frame that contains the item's middle.
 
     Raises:
-        ValueError: the item starts behind the end of the clip.
+        ValueError: the item starts after the end of the clip.
     """
     start, end = item.start or 0.0, len(frames) * seconds if item.end is None else item.end
     if start >= len(frames) * seconds:
-        raise ValueError(f"starts at {start:g} s, behind the {len(frames) * seconds:g} s of the clip that are read")
+        raise ValueError(f"starts at {start:g} s, after the {len(frames) * seconds:g} s of the clip that are used")
     middles = (np.arange(len(frames)) + 0.5) * seconds
     inside = np.flatnonzero((middles >= start) & (middles < end))
     if len(inside):
@@ -118,16 +116,16 @@ def item_frames(frames: NDArray[np.float32], seconds: float, item: AbxItem) -> N
 
 
 def dtw_distances(items: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the distances float32 (n, n) of items, float32 (frames, D) each with a frame or more.
+    """Return the distances float32 (n, n) of items, float32 (frames, D) each, with one or more frames.
 
-    The distance of frames is their angle over pi, half where one is zero. That of items is its mean along the path of
-    dynamic time warping with the least sum, the shortest such path where several have it.
+    The distance of two frames is their angle divided by pi, and 0.5 if one is zero. The distance of two items is its
+    mean along the dynamic time warping path with the least sum; of equal sums, the shortest path.
 
     Raises:
-        ValueError: there are none, or more than 4000.
+        ValueError: there are no items, or more than 4000.
     """
     if not 0 < len(items) <= MAX_ITEMS:
-        raise ValueError(f"{len(items)} items: 1 to {MAX_ITEMS} can be compared; leave some rows out")
+        raise ValueError(f"got {len(items)} items, but ABX compares 1 to {MAX_ITEMS}; remove some rows")
     stops = np.cumsum([len(each) for each in items])
     frames = np.concatenate(items).astype(np.float64)
     frames /= np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -141,7 +139,7 @@ def dtw_distances(items: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 @compiled()
 def _warp(angles, stops, out):  # type: ignore[no-untyped-def]
-    """Write to out (m,) the distances of the item whose frames are the rows of angles to those that end at stops."""
+    """Write to out (m,) the distances between the item of the rows of angles and the items that end at stops (m,)."""
     rows = angles.shape[0]
     start = 0
     for item in range(len(stops)):
@@ -164,23 +162,23 @@ def _warp(angles, stops, out):  # type: ignore[no-untyped-def]
         start = stops[item]
 
 
-def abx_error(items: Sequence[AbxItem], distances: NDArray[np.float32], mode: Mode = "within") -> AbxResult:
-    """Return the error of ABX over all triples of items.
+def abx_error(items: Sequence[AbxItem], distances: NDArray[np.float32], mode: AbxMode) -> AbxResult:
+    """Compute the ABX error over all triples of items.
 
-    A and X are two items of one class, B is of another. Within: all three are of one speaker. Across: A and B are of
-    one, X is of another. Triples are averaged for each pair of classes, speakers and context; then, for each pair of
-    classes, over speakers and contexts; then over pairs.
+    A and X are items of one class, B is of another class. "within": all three have the same speaker. "across": A and B
+    have the same speaker, X has another. Errors are averaged over the triples of each pair of classes, speakers and
+    context, then over speakers and contexts, then over pairs of classes.
 
     Args:
-        items: n of them.
+        items: n items.
         distances: (n, n).
-        mode: within or across.
+        mode: "within" or "across" speakers.
 
     Raises:
-        ValueError: there are no triples, too many items, or another shape or mode.
+        ValueError: there are no triples, or the shape or the mode is wrong.
     """
-    if mode not in get_args(Mode) or distances.shape != (len(items), len(items)):
-        raise ValueError(f"mode {mode!r} or shape {distances.shape} does not fit {len(items)} items")
+    if mode not in get_args(AbxMode) or distances.shape != (len(items), len(items)):
+        raise ValueError(f"mode {mode!r} is unknown, or shape {distances.shape} does not match {len(items)} items")
     scores: dict[tuple[str, str], list[float]] = {}
     triples = 0
     cells: dict[str, dict[str, dict[str, list[int]]]] = {}
@@ -197,16 +195,16 @@ def abx_error(items: Sequence[AbxItem], distances: NDArray[np.float32], mode: Mo
                         scores.setdefault((a, b), []).append(score)
                         triples += count
     if not scores:
-        needed = "two items of a class" if mode == "within" else "a class said by two speakers"
-        raise ValueError(f"no triples {mode} speakers: there have to be {needed} and an item of another class beside")
-    pairs = {pair: float(np.mean(found)) for pair, found in scores.items()}
+        needed = "two items of a class" if mode == "within" else "a class with two speakers"
+        raise ValueError(f"no triples {mode} speakers: they need {needed}, and an item of another class")
+    pairs = {pair: float(np.mean(errors)) for pair, errors in scores.items()}
     return AbxResult(mode, float(np.mean(list(pairs.values()))), _jackknife(pairs), len(pairs), triples, len(items))
 
 
 def _cell_error(distances: NDArray[np.float32], a: list[int], b: list[int], xs: list[int]) -> tuple[float, int]:
-    """Return the error and the number of triples of items of three cells; an item is not compared with itself."""
+    """Return the error and the number of triples of three lists of items; an item is not compared with itself."""
     wrong, count = 0.0, 0
-    at_once = max(1, _COMPARED // (len(a) * len(b)))
+    at_once = max(1, _MAX_TRIPLES // (len(a) * len(b)))
     for start in range(0, len(xs), at_once):
         some = np.array(xs[start : start + at_once])
         to_a, to_b = distances[some[:, None], a][:, :, None], distances[some[:, None], b][:, None, :]
@@ -217,10 +215,10 @@ def _cell_error(distances: NDArray[np.float32], a: list[int], b: list[int], xs: 
 
 
 def _jackknife(pairs: dict[tuple[str, str], float]) -> float | None:
-    """Return the standard error of the mean over pairs, over classes that are left out in turn."""
+    """Return the jackknife standard error of the mean over pairs, leaving out one class at a time."""
     classes = sorted({label for pair in pairs for label in pair})
-    left = [[score for pair, score in pairs.items() if label not in pair] for label in classes]
-    means = np.array([np.mean(scores) for scores in left if scores])
+    remaining = [[score for pair, score in pairs.items() if label not in pair] for label in classes]
+    means = np.array([np.mean(scores) for scores in remaining if scores])
     if len(means) < 3:
         return None
     return float(np.sqrt((len(means) - 1) / len(means) * np.square(means - means.mean()).sum()))

@@ -1,4 +1,4 @@
-"""Scoring listening tests after ITU-R BS.1534 (MUSHRA) from the ratings that the report's page saves."""
+"""Scoring of listening tests after ITU-R BS.1534 (MUSHRA), from ratings saved by the report's page."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from sctok.evaluation.scores import ALL_DOMAINS
 from sctok.formats.files import FormatError, check_format, damaged, read_json
 
 from .runs import number
 
 RATINGS_FORMAT, RATINGS_VERSION = "sctok-ratings", 1
 REFERENCE, ANCHOR, CODEC = "reference", "anchor", "codec"
-ALL_DOMAINS = "all"
 
 
 @dataclass(frozen=True)
 class MushraConfig:
-    """Whose ratings count, and how wide intervals are.
+    """Scoring of listening tests.
 
-    Left out, as ITU-R BS.1534 does, is who rates the hidden reference under `least_reference` in more
-    than the share `most_misses` of the clips. confidence: of the intervals of the means.
+    A listener who rates the hidden reference below `least_reference` in more than the share `most_misses` of the clips
+    is excluded, following ITU-R BS.1534. confidence: confidence level of the intervals.
     """
 
     least_reference: float = 90.0
@@ -40,7 +40,7 @@ class MushraConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """One clip as one listener rated it: ratings from 0 to 100 by (role, codec)."""
+    """One listener's ratings of one clip, from 0 to 100, by (role, codec)."""
 
     clip: str
     domain: str
@@ -48,8 +48,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Session:
-    """One listener's way through one test; `saved` is when the file was written."""
+class ListeningSession:
+    """One listener's ratings in one test. saved: when the file was written."""
 
     path: Path
     test: str
@@ -61,7 +61,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A listener whose ratings do not count, and why."""
+    """A listener whose ratings are excluded, and the reason."""
 
     listener: str
     reason: str
@@ -69,9 +69,9 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Rating:
-    """Mean rating of one stimulus in one domain ("all": every one).
+    """The mean rating of a stimulus in a domain, or in "all" of them.
 
-    low, high: interval of the mean by Student's t over single ratings, None where there is one only.
+    low, high: interval of the mean by Student's t over single ratings, None for a single rating.
     """
 
     role: str
@@ -86,7 +86,7 @@ class Rating:
 
 @dataclass(frozen=True)
 class ListeningScores:
-    """What one listening test found: ratings by domain, best first; who took part; who was left out."""
+    """The result of a listening test: ratings by domain, best first; all listeners; and those excluded."""
 
     test: str
     ratings: tuple[Rating, ...]
@@ -94,20 +94,22 @@ class ListeningScores:
     excluded: tuple[Exclusion, ...]
 
 
-def load_ratings(paths: Iterable[str | os.PathLike[str]]) -> list[Session]:
-    """Read ratings that the listening page saved: files, or folders with `.json` files.
+def load_ratings(paths: Iterable[str | os.PathLike[str]]) -> list[ListeningSession]:
+    """Read ratings saved by the listening page: files, or folders with `.json` files.
 
-    Of files that were saved at different moments of one session, the one with the most clips counts, and the later of
-    equals. Raises FileNotFoundError; FormatError, naming the file, for another format or damaged content, and for a
-    folder without ratings.
+    If several files are of one session, the file with the most clips counts; of those, the latest.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        FormatError: a file, which the message names, is damaged or of another format, or a folder has no ratings.
     """
-    sessions: dict[tuple[str, str], Session] = {}
+    sessions: dict[tuple[str, str], ListeningSession] = {}
     for path in paths:
         for file in _rating_files(Path(path)):
             session = _read_session(file)
             name = (session.test, session.session)
-            known = sessions.get(name)
-            if known is None or (len(known.trials), known.saved) < (len(session.trials), session.saved):
+            earlier = sessions.get(name)
+            if earlier is None or (len(earlier.trials), earlier.saved) < (len(session.trials), session.saved):
                 sessions[name] = session
     return list(sessions.values())
 
@@ -117,11 +119,11 @@ def _rating_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(path.glob("*.json"))
     if not files:
-        raise FormatError(f"{path} holds no .json files; give the ratings that the listening page saved")
+        raise FormatError(f"{path} has no .json files; give ratings that were saved by the listening page")
     return files
 
 
-def _read_session(path: Path) -> Session:
+def _read_session(path: Path) -> ListeningSession:
     content = read_json(path)
     check_format(path, content, RATINGS_FORMAT, RATINGS_VERSION)
     try:
@@ -131,7 +133,7 @@ def _read_session(path: Path) -> Session:
             raise ValueError("a clip is rated twice")
         session = str(content["session"])
         listener = str(content.get("listener") or "").strip() or f"listener {session[:6]}"
-        return Session(path, str(content["test"]), session, listener, str(content.get("saved", "")), trials)
+        return ListeningSession(path, str(content["test"]), session, listener, str(content.get("saved", "")), trials)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise damaged(path, error) from None
 
@@ -143,34 +145,33 @@ def _read_trial(trial: Mapping[str, Any]) -> Trial:
         if score is None or not 0 <= score <= 100:
             raise ValueError(f"the rating {entry['score']!r} is not between 0 and 100")
         if entry["role"] not in (REFERENCE, ANCHOR, CODEC):
-            raise ValueError(f"{entry['role']!r} is no kind of stimulus")
+            raise ValueError(f"{entry['role']!r} is not a role of a stimulus")
         ratings[entry["role"], str(entry.get("codec") or entry["role"])] = score
     return Trial(str(trial["clip"]), str(trial["domain"]), ratings)
 
 
-def score_ratings(sessions: Sequence[Session], config: MushraConfig | None = None) -> list[ListeningScores]:
-    """Score each test that some sessions belong to, in the order of their first session."""
-    config = config or MushraConfig()
+def score_ratings(sessions: Sequence[ListeningSession], config: MushraConfig = MushraConfig()) -> list[ListeningScores]:
+    """Score the tests of some sessions, in the order of their first session."""
     tests = dict.fromkeys(session.test for session in sessions)
     return [_score_test(test, [s for s in sessions if s.test == test], config) for test in tests]
 
 
-def _score_test(test: str, sessions: Sequence[Session], config: MushraConfig) -> ListeningScores:
+def _score_test(test: str, sessions: Sequence[ListeningSession], config: MushraConfig) -> ListeningScores:
     names = _distinct_names(sessions)
-    kept, excluded = [], []
+    counted, excluded = [], []
     for session, name in zip(sessions, names, strict=True):
         reason = exclusion_reason(session, config)
         if reason is None:
-            kept.append(session)
+            counted.append(session)
         else:
             excluded.append(Exclusion(name, reason))
-    domains = dict.fromkeys(trial.domain for session in kept for trial in session.trials)
+    domains = dict.fromkeys(trial.domain for session in counted for trial in session.trials)
     wanted = [ALL_DOMAINS, *(domains if len(domains) > 1 else [])]
-    ratings = tuple(rating for domain in wanted for rating in _rate(kept, domain, config.confidence))
+    ratings = tuple(rating for domain in wanted for rating in _mean_ratings(counted, domain, config.confidence))
     return ListeningScores(test, ratings, tuple(names), tuple(excluded))
 
 
-def _distinct_names(sessions: Sequence[Session]) -> list[str]:
+def _distinct_names(sessions: Sequence[ListeningSession]) -> list[str]:
     listeners = [session.listener for session in sessions]
     return [
         session.listener if listeners.count(session.listener) == 1 else f"{session.listener} ({session.session[:6]})"
@@ -178,8 +179,8 @@ def _distinct_names(sessions: Sequence[Session]) -> list[str]:
     ]
 
 
-def exclusion_reason(session: Session, config: MushraConfig) -> str | None:
-    """Return why a session does not count, or None where it does."""
+def exclusion_reason(session: ListeningSession, config: MushraConfig) -> str | None:
+    """Return why a session is excluded, or None if it counts."""
     scores = [score for t in session.trials for (role, _), score in t.ratings.items() if role == REFERENCE]
     if not scores:
         return "no clip was rated"
@@ -187,12 +188,12 @@ def exclusion_reason(session: Session, config: MushraConfig) -> str | None:
     if misses <= config.most_misses * len(scores):
         return None
     return (
-        f"rated the hidden reference under {config.least_reference:g} in {misses} of {len(scores)} clips "
+        f"rated the hidden reference below {config.least_reference:g} in {misses} of {len(scores)} clips "
         f"({misses / len(scores):.0%}; {config.most_misses:.0%} are allowed)"
     )
 
 
-def _rate(sessions: Sequence[Session], domain: str, confidence: float) -> list[Rating]:
+def _mean_ratings(sessions: Sequence[ListeningSession], domain: str, confidence: float) -> list[Rating]:
     by_stimulus: dict[tuple[str, str], dict[int, list[float]]] = {}
     for index, session in enumerate(sessions):
         for trial in session.trials:
@@ -208,7 +209,7 @@ def _rate(sessions: Sequence[Session], domain: str, confidence: float) -> list[R
 
 
 def mean_interval(scores: Sequence[float] | np.ndarray, confidence: float) -> tuple[float, float | None, float | None]:
-    """Return the mean of scores (n,) and the ends of its interval by Student's t; None for the ends where n is 1."""
+    """Return the mean of scores (n,) and the limits of its interval by Student's t, which are None if n is 1."""
     from scipy.stats import t
 
     values = np.asarray(scores, np.float64)

@@ -1,4 +1,4 @@
-"""The report: one HTML file, with everything in it, of evaluations, probes, codebooks and listening tests."""
+"""The report: one self-contained HTML file about evaluations, probes, codebooks and listening tests."""
 
 import os
 from collections.abc import Sequence
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import sctok
+from sctok.evaluation.scores import ALL_DOMAINS
 from sctok.formats.codebooks import Codebook, load_codebook
 from sctok.formats.describe import count_summary
 from sctok.formats.files import atomic_path, hash_json
 
-from .audio import ReportClip, build_clip, choose_files, edge_marks
-from .mushra import ALL_DOMAINS, ListeningScores, MushraConfig, Rating, load_ratings, score_ratings
+from .clips import ReportClip, build_clip, choose_files, frequency_marks
+from .mushra import ListeningScores, MushraConfig, Rating, load_ratings, score_ratings
 from .plots import (
     Plot,
     centroid_map,
@@ -25,9 +26,8 @@ from .plots import (
     spectrogram_plot,
     usage_plot,
 )
-from .probe_tables import probe_part
 from .runs import EvaluationRun, failures, load_run
-from .tables import Table, all_metrics, record_table, score_rows, score_tables
+from .tables import Table, codec_scores, probe_part, record_table, run_metrics, score_tables
 
 PAGE = "page.html.j2"
 WIDE = 7.0  # inches
@@ -35,10 +35,14 @@ WIDE = 7.0  # inches
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """title: of the page. clips: how many of each run are in it, at most. seconds: after which they are cut.
+    """The content of a report. Raises ValueError if a value is out of range.
 
-    listening_only: leave out all but the listening test. Raises ValueError for other values than numbers above zero
-    (clips may be 0: no audio).
+    Attributes:
+        title: title of the page.
+        clips: maximum number of clips of each run, 0 for no audio.
+        seconds: length at which clips are cut.
+        listening_only: whether to include only the listening test.
+        mushra: scoring of listening tests.
     """
 
     title: str = "Evaluation report"
@@ -58,7 +62,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class ReportResult:
-    """Where the page is, its size in bytes, how many clips are in it, and the files of plots beside it."""
+    """The path of the page, its size in bytes, its number of clips, the files of plots, and the listening scores."""
 
     path: Path
     bytes: int
@@ -76,17 +80,25 @@ def write_report(
     config: ReportConfig | None = None,
     plots: str | os.PathLike[str] | None = None,
 ) -> ReportResult:
-    """Write the report on some run folders, codebook files and files of ratings to `out`, atomically.
+    """Write a report to `out`, atomically.
 
-    plots: a folder that gets every figure, and the spectrograms of each clip, as PNG and SVG.
+    Args:
+        out: the HTML file.
+        runs: folders of `sctok evaluate` and `sctok probe`.
+        codebooks: codebook files.
+        ratings: files or folders of ratings from the listening test.
+        config: content of the report.
+        plots: folder for all figures, and the spectrograms of each clip, as PNG and SVG; None to write none.
 
-    Raises ImportError, naming the extra, where jinja2 or matplotlib are missing; ValueError if there is nothing to
-    report on; FileNotFoundError and FormatError, naming the file, as the readers of runs, codebooks and ratings.
+    Raises:
+        ImportError: jinja2 or matplotlib is missing; the message names the extra to install.
+        ValueError: there is nothing to report on.
+        FileNotFoundError, FormatError: a run, codebook or file of ratings is missing or damaged.
     """
     config = config or ReportConfig()
     _check_libraries()
     if not runs and not codebooks and not ratings:
-        raise ValueError("there is nothing to report on: give a run folder, --codebook or --ratings")
+        raise ValueError("nothing to report on: give a run folder, --codebook or --ratings")
     loaded = [load_run(folder) for folder in runs]
     books = _load_codebooks([Path(path) for path in codebooks])
     scores = score_ratings(load_ratings(ratings), config.mushra)
@@ -117,13 +129,12 @@ def _check_libraries() -> None:
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error.name} is missing; install sctok[eval] to write reports") from None
 
 
 def _load_codebooks(paths: Sequence[Path]) -> dict[str, Codebook]:
-    """Return codebooks by the names of their files, by whole paths where two have one name."""
+    """Return codebooks by the names of their files, or by their paths if names are equal."""
     stems = [path.stem for path in paths]
     return {path.stem if stems.count(path.stem) == 1 else str(path): load_codebook(path) for path in paths}
 
@@ -136,8 +147,8 @@ def _clips(runs: Sequence[EvaluationRun], config: ReportConfig) -> list[ReportCl
 def _run_part(run: EvaluationRun, index: int, drawn: list[Plot]) -> dict[str, Any]:
     tables = score_tables(run) if run.summary else []
     plot = quality_plot(
-        score_rows(run, ALL_DOMAINS),
-        all_metrics(run),
+        codec_scores(run, ALL_DOMAINS),
+        run_metrics(run),
         f"quality-{index + 1}-{_plain(run.name)}",
         f"{run.name}: quality against bit rate",
     )
@@ -147,7 +158,7 @@ def _run_part(run: EvaluationRun, index: int, drawn: list[Plot]) -> dict[str, An
     facts += [f"by sctok {run.sctok}"] if run.sctok else []
     notes = list(run.notes)
     if run.codecs and run.files and not choose_files(run, 1):
-        notes.append("The run keeps no audio, so there is nothing to listen to; evaluate without --no-audio for that.")
+        notes.append("The run has no audio to listen to; evaluate without --no-audio to keep it.")
     return {
         "id": f"run{index}",
         "name": run.name,
@@ -156,7 +167,7 @@ def _run_part(run: EvaluationRun, index: int, drawn: list[Plot]) -> dict[str, An
         "tables": tables,
         "has_intervals": any(cell.interval for table in tables for row in table.rows for cell in row),
         "plots": _shown([plot], drawn),
-        "failures": record_table("What failed", failed) if failed else None,
+        "failures": record_table("Failures", failed) if failed else None,
         "metrics": [metric for metric in run.metrics if metric.get("protocol")],
         "probe": probe_part(run.probe),
     }
@@ -169,12 +180,12 @@ def _codebook_part(books: dict[str, Codebook], drawn: list[Plot]) -> dict[str, A
         for name, book in books.items()
         if book.metadata.inertia_history and book.metadata.n_vectors
     }
-    if without := [name for name in books if name not in curves]:
-        notes.append(f"No inertia history: {', '.join(without)}.")
+    if missing := [name for name in books if name not in curves]:
+        notes.append(f"No inertia history: {', '.join(missing)}.")
     plots: list[Plot | None] = [inertia_plot(curves), usage_plot({name: book.counts for name, book in books.items()})]
     merged = {name: book for name, book in books.items() if len(book.metadata.segments) > 1}
     if not merged:
-        notes.append("No map of the centroids: only merged codebooks say which domains theirs came from.")
+        notes.append("No map of centroids by domain: none of the codebooks is merged.")
     for name, book in merged.items():
         plots.append(centroid_map(name, book.centroids, book.metadata.segments, f"centroids-{_plain(name)}"))
     table = record_table("Codebooks", [_codebook_record(name, book) for name, book in books.items()])
@@ -198,7 +209,7 @@ def _codebook_record(name: str, book: Codebook) -> dict[str, Any]:
 
 
 def _ratings_part(scores: ListeningScores, index: int, drawn: list[Plot]) -> dict[str, Any]:
-    count, left = len(scores.listeners), len(scores.excluded)
+    count, excluded = len(scores.listeners), len(scores.excluded)
     names = ", ".join(scores.listeners)
     domains = list(dict.fromkeys(rating.domain for rating in scores.ratings))
     rows = [
@@ -208,7 +219,7 @@ def _ratings_part(scores: ListeningScores, index: int, drawn: list[Plot]) -> dic
     ]
     plot = ratings_plot(rows, f"ratings-{index + 1}", f"Mean ratings of test {scores.test}")
     return {
-        "listeners": f"Test {scores.test}: {count} listener{'s' * (count != 1)} ({names}), {left} left out.",
+        "listeners": f"Test {scores.test}: {count} listener{'s' * (count != 1)} ({names}), {excluded} excluded.",
         "excluded": scores.excluded,
         "tables": [_ratings_table(scores, domain) for domain in domains],
         "plots": _shown([plot], drawn),
@@ -236,9 +247,9 @@ def _ratings_table(scores: ListeningScores, domain: str) -> Table:
 
 def _rule(config: MushraConfig) -> str:
     return (
-        f"Means with {config.confidence:.0%} intervals (Student's t over single ratings). As ITU-R BS.1534 asks, "
-        f"listeners are left out who rated the hidden reference under {config.least_reference:g} in more than "
-        f"{config.most_misses:.0%} of the clips."
+        f"Means with {config.confidence:.0%} intervals (Student's t over single ratings). Following ITU-R BS.1534, "
+        f"listeners who rated the hidden reference below {config.least_reference:g} in more than "
+        f"{config.most_misses:.0%} of the clips are excluded."
     )
 
 
@@ -286,7 +297,7 @@ def _save_all(drawn: Sequence[Plot], clips: Sequence[ReportClip], folder: Path) 
     paths = [path for plot in drawn for path in save_plot(plot, folder)]
     for index, clip in enumerate(clips):
         title = f"Spectrograms of {clip.key}"
-        plot = spectrogram_plot(clip.levels, clip.seconds, edge_marks(), f"spectrograms-{index + 1}", title)
+        plot = spectrogram_plot(clip.levels, clip.seconds, frequency_marks(), f"spectrograms-{index + 1}", title)
         paths += save_plot(plot, folder)
     return paths
 

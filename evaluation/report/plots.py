@@ -1,4 +1,4 @@
-"""The report's figures, as files and as SVG that takes its colours from the page around it."""
+"""The report's figures, as files and as inline SVG with the colours of the page."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sctok.formats.codebooks import Segment
 from sctok.formats.files import atomic_path
 
-from .tables import Row, points_of
+from .tables import CodecScores, quality_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INK, GRID = "#16191d", "#cdd2d7"  # in a page: currentColor and var(--line)
 PALETTE = ("#2f7fc1", "#cf6a11", "#2b9a5a", "#8a66c2", "#cc4458", "#16959b", "#96774a", "#75808c")
 MARKERS = "osD^vPX*"
-STYLE: Any = {  # names differ between versions of matplotlib
+STYLE: Any = {  # untyped, because parameter names differ between versions of matplotlib
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -56,7 +56,7 @@ REM_PER_INCH = 6.5
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with the file name and the sentence that describe it."""
+    """A figure, its file name and its title."""
 
     name: str
     title: str
@@ -64,7 +64,7 @@ class Plot:
 
     @property
     def width(self) -> float:
-        """Inches across."""
+        """Width in inches."""
         return float(self.figure.get_size_inches()[0])
 
 
@@ -77,12 +77,14 @@ def _styled() -> Iterator[None]:
 
 
 @_styled()
-def quality_plot(rows: Sequence[Row], metrics: Sequence[Mapping[str, Any]], name: str, title: str) -> Plot | None:
-    """Plot every metric's mean and interval against the bit rate (logarithmic), codecs of one family joined.
+def quality_plot(
+    rows: Sequence[CodecScores], metrics: Sequence[Mapping[str, Any]], name: str, title: str
+) -> Plot | None:
+    """Plot each metric's mean and interval against the bit rate, with a line for each family of codecs.
 
-    Returns None where no codec has a bit rate and a score.
+    Returns None if no codec has a bit rate and a score.
     """
-    panels = [(metric, points) for metric in metrics if (points := points_of(rows, metric["name"]))]
+    panels = [(metric, points) for metric in metrics if (points := quality_points(rows, metric["name"]))]
     if not panels:
         return None
     families = sorted({point.family for _, points in panels for point in points})
@@ -112,22 +114,22 @@ def quality_plot(rows: Sequence[Row], metrics: Sequence[Mapping[str, Any]], name
 
 @_styled()
 def inertia_plot(curves: Mapping[str, Sequence[float]]) -> Plot | None:
-    """Plot mean squared distances after each pass of k-means, one line for each codebook; None without curves."""
+    """Plot the inertia after each iteration of k-means, with a line for each codebook; None without curves."""
     if not curves:
         return None
     figure, (axes,) = _panels(1, (6.4, 3.4))
     for index, (label, values) in enumerate(curves.items()):
         colour = PALETTE[index % len(PALETTE)]
         axes.plot(range(1, len(values) + 1), values, color=colour, marker=".", linewidth=1.2, label=label)
-    axes.set_xlabel("pass")
+    axes.set_xlabel("iteration")
     axes.set_ylabel("inertia per patch embedding")
     axes.legend(ncols=1 + len(curves) // 9)
-    return Plot("inertia", "Inertia after each pass of k-means", figure)
+    return Plot("inertia", "Inertia after each iteration of k-means", figure)
 
 
 @_styled()
 def usage_plot(counts: Mapping[str, NDArray[np.int64]]) -> Plot | None:
-    """Plot what share of the vectors each centroid takes, by rank, relative to an equal share; None without counts."""
+    """Plot each centroid's share of the vectors by rank, relative to an equal share; None without counts."""
     used = {label: np.sort(values)[::-1] for label, values in counts.items() if values.sum()}
     if not used:
         return None
@@ -139,8 +141,8 @@ def usage_plot(counts: Mapping[str, NDArray[np.int64]]) -> Plot | None:
     axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("centroids from the most to the least used")
-    axes.set_ylabel("use, 1 = equal share")
+    axes.set_xlabel("centroids, most used first")
+    axes.set_ylabel("usage, 1 = equal share")
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.legend(ncols=1 + len(used) // 9)
@@ -148,10 +150,9 @@ def usage_plot(counts: Mapping[str, NDArray[np.int64]]) -> Plot | None:
 
 
 def principal_plane(centroids: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Project centroids (k, width) on their two leading principal components.
+    """Project centroids (k, width) on their first two principal components.
 
-    Returns positions (k, 2), and which share of the variance each of the two components holds (2,); a width or
-    a spread of fewer than two dimensions gives zeros.
+    Returns positions (k, 2) and the explained share of the variance (2,). Missing components are zero.
     """
     centred = np.asarray(centroids, np.float64) - centroids.mean(0, dtype=np.float64)
     values, vectors = np.linalg.eigh(centred.T @ centred)
@@ -166,17 +167,17 @@ def principal_plane(centroids: NDArray[np.float32]) -> tuple[NDArray[np.float64]
 
 @_styled()
 def centroid_map(label: str, centroids: NDArray[np.float32], segments: Sequence[Segment], name: str) -> Plot:
-    """Draw centroids (k, width) in the plane of their principal components, coloured by the domain they came from."""
+    """Draw centroids (k, width) in the plane of their first two principal components, coloured by domain."""
     positions, shares = principal_plane(centroids)
     figure, (axes,) = _panels(1, (6.4, 5.0))
     colours = np.empty(len(positions), dtype=object)
     for index, segment in enumerate(segments):
         colours[segment.start : segment.stop] = PALETTE[index % len(PALETTE)]
         axes.scatter([], [], s=18, color=PALETTE[index % len(PALETTE)], label=segment.domain)
-    mixed = np.random.default_rng(0).permutation(len(positions))  # no domain lies over the others
+    shuffled = np.random.default_rng(0).permutation(len(positions))  # so that no domain covers the others
     size = float(np.clip(20_000 / len(positions), 2, 16))
-    x, y = positions[mixed].T
-    axes.scatter(x, y, s=size, c=list(colours[mixed]), alpha=0.7, linewidths=0, rasterized=True)
+    x, y = positions[shuffled].T
+    axes.scatter(x, y, s=size, c=list(colours[shuffled]), alpha=0.7, linewidths=0, rasterized=True)
     axes.set_xlabel(f"first component, {shares[0]:.0%} of the variance")
     axes.set_ylabel(f"second component, {shares[1]:.0%}")
     axes.set_aspect("equal", adjustable="datalim")
@@ -186,19 +187,19 @@ def centroid_map(label: str, centroids: NDArray[np.float32], segments: Sequence[
 
 @_styled()
 def spectrogram_plot(
-    pictures: Mapping[str, NDArray[np.float32]], seconds: float, edges: Mapping[float, float], name: str, title: str
+    spectrograms: Mapping[str, NDArray[np.float32]], seconds: float, marks: Mapping[float, float], name: str, title: str
 ) -> Plot:
-    """Draw spectrograms in dB (frames, bins), below each other on one time axis and one scale of 80 dB.
+    """Draw spectrograms in dB (frames, bins) below each other, with a common time axis and range of 80 dB.
 
-    edges: which frequency in Hz lies at which share of the height, for the marks.
+    marks: marked frequencies in Hz and their positions from 0 to 1.
     """
-    figure, grid = _panels(len(pictures), (7.2, 1.2), columns=1)
-    top = max(float(picture.max()) for picture in pictures.values())
-    for axes, (label, picture) in zip(grid, pictures.items(), strict=True):
+    figure, grid = _panels(len(spectrograms), (7.2, 1.2), columns=1)
+    top = max(float(levels.max()) for levels in spectrograms.values())
+    for axes, (label, levels) in zip(grid, spectrograms.items(), strict=True):
         extent = (0, seconds, 0, 1)
-        axes.imshow(picture.T, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - 80, vmax=top)
+        axes.imshow(levels.T, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - 80, vmax=top)
         axes.grid(False)
-        axes.set_yticks(list(edges.values()), [f"{hertz / 1000:g}k" for hertz in edges])
+        axes.set_yticks(list(marks.values()), [f"{hertz / 1000:g}k" for hertz in marks])
         axes.set_title(label)
         if axes is not grid[-1]:
             axes.set_xticks([])
@@ -208,7 +209,7 @@ def spectrogram_plot(
 
 @_styled()
 def ratings_plot(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> Plot | None:
-    """Plot mean ratings with their intervals, one line for each stimulus (`label`, `mean`, `low`, `high`)."""
+    """Plot mean ratings with their intervals, one row (`label`, `mean`, `low`, `high`) for each stimulus."""
     if not rows:
         return None
     figure, (axes,) = _panels(1, (6.4, 0.9 + 0.34 * len(rows)))
@@ -227,7 +228,7 @@ def ratings_plot(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> Pl
 
 
 def save_plot(plot: Plot, folder: Path) -> list[Path]:
-    """Write `<name>.png` and `<name>.svg` on white into `folder`, atomically, and return their paths."""
+    """Write `<name>.png` and `<name>.svg` with a white background to `folder`, atomically, and return their paths."""
     paths = [folder / f"{plot.name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -235,16 +236,16 @@ def save_plot(plot: Plot, folder: Path) -> list[Path]:
             plot.figure.savefig(
                 temporary, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white", metadata=metadata
             )
-        plot.figure.set_layout_engine("none")  # as it is laid out now
+        plot.figure.set_layout_engine("none")  # keep the current layout
     return paths
 
 
 def inline_svg(plot: Plot) -> str:
-    """Return the figure as an SVG element for HTML: no fixed size, the page's colours, and ids of its own."""
+    """Return the figure as an SVG element for HTML, with flexible size, the page's colours and unique ids."""
     buffer = io.StringIO()
     with _styled():
         plot.figure.savefig(buffer, format="svg", dpi=DOTS_PER_INCH, transparent=True, metadata={"Date": None})
-    plot.figure.set_layout_engine("none")  # as it is laid out now
+    plot.figure.set_layout_engine("none")  # keep the current layout
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -1,12 +1,13 @@
-"""Tables of the report: scores by codec and domain, codebooks, and anything that is a list of records."""
+"""Tables of the report: scores by codec and domain, probe results, and other lists of records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sctok.evaluation.scores import ALL_DOMAINS
+
 from .runs import EvaluationRun, number
 
-ALL_DOMAINS = "all"
 ANCHORS = ("original", "lowpass")
 RATES = {
     "kbps": ("bit rate", "kbit/s"),
@@ -14,13 +15,16 @@ RATES = {
     "rtf_encode": ("encoding", "s per s"),
     "rtf_decode": ("decoding", "s per s"),
 }
-
 SPEEDS = ("rtf_encode", "rtf_decode")
+_FIRST_COLUMNS = (
+    *("task", "domain", "representation", "stream", "change"),
+    *("accuracy", "unchanged", "standard_error", "group_standard_error"),
+)
 
 
 @dataclass(frozen=True)
-class Column:
-    """Head of a column; `better`: "higher", "lower" or empty; `help`: what to know of it; `text`: of words, at left."""
+class TableColumn:
+    """A column's header. better: "higher", "lower" or "". help: its tooltip. text: whether to align it left."""
 
     label: str
     unit: str = ""
@@ -31,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableCell:
-    """What a cell shows, what it is sorted by (None: last), and what is said beside it."""
+    """A cell: its text, its sort key (None sorts last), an interval and a note next to it, and whether it is best."""
 
     text: str
     value: float | str | None = None
@@ -40,19 +44,21 @@ class TableCell:
     best: bool = False
 
 
+_MISSING = TableCell("–")
+
+
 @dataclass(frozen=True)
 class Table:
-    """A caption, columns, and rows of one cell for each column; the first cell names its row."""
+    """A caption, columns, and rows of one cell for each column. The first cell of a row is its name."""
 
     caption: str
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     rows: tuple[tuple[TableCell, ...], ...]
-    note: str = ""
 
 
 @dataclass(frozen=True)
-class Score:
-    """Mean of a metric with its interval (None where there is no value), and how many files have one or failed."""
+class MetricScore:
+    """The mean of a metric and its interval (None if missing), and the numbers of values and failures."""
 
     mean: float | None
     low: float | None
@@ -62,18 +68,18 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One codec in one domain: rates as in RATES, and scores by metric."""
+class CodecScores:
+    """The scores of a codec in a domain: rates by the names of RATES, and scores by metric."""
 
     codec: str
     spec: str
     rates: Mapping[str, float]
-    scores: Mapping[str, Score]
+    scores: Mapping[str, MetricScore]
 
 
 @dataclass(frozen=True)
-class Point:
-    """One codec in a plot of quality against bit rate."""
+class QualityPoint:
+    """A codec in a plot of quality against bit rate."""
 
     family: str
     kbps: float
@@ -82,40 +88,24 @@ class Point:
     high: float
 
 
-def score_rows(run: EvaluationRun, domain: str) -> list[Row]:
-    """Return what a run found in a domain ("all": in every one), one row for each codec in the order of the run."""
-    found: dict[str, dict[str, Score]] = {}
+def codec_scores(run: EvaluationRun, domain: str) -> list[CodecScores]:
+    """Return the summary of a run in a domain, or in "all", for each codec in the order of the run."""
+    by_codec: dict[str, dict[str, MetricScore]] = {codec["name"]: {} for codec in run.codecs}
     for entry in run.summary:
-        if entry.get("domain") == domain:
+        if entry.get("domain") == domain and entry["codec"] in by_codec:
             mean, low, high = (number(entry.get(name)) for name in ("mean", "low", "high"))
-            score = Score(mean, low, high, int(entry.get("n") or 0), int(entry.get("failed") or 0))
-            found.setdefault(str(entry["codec"]), {})[str(entry["metric"])] = score
-    return [
-        Row(codec["name"], codec["spec"], _rates(run, codec["name"], domain, found), found.get(codec["name"], {}))
-        for codec in run.codecs
-    ]
+            score = MetricScore(mean, low, high, int(entry.get("n") or 0), int(entry.get("failed") or 0))
+            by_codec[entry["codec"]][str(entry["metric"])] = score
+    rows = []
+    for codec in run.codecs:
+        scores = by_codec[codec["name"]]
+        rates = {name: mean for name in RATES if name in scores and (mean := scores[name].mean) is not None}
+        rows.append(CodecScores(codec["name"], codec["spec"], rates, scores))
+    return rows
 
 
-def _rates(run: EvaluationRun, codec: str, domain: str, found: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
-    """Return the rates of a codec: those that the summary has, else means over the files."""
-    rates = {}
-    for name in RATES:
-        score = found.get(codec, {}).get(name)
-        values = [
-            value
-            for row in run.scores
-            if row["codec"] == codec and domain in (ALL_DOMAINS, row["domain"])
-            if (value := number(row.get(name))) is not None
-        ]
-        if score is not None and score.mean is not None:
-            rates[name] = score.mean
-        elif values:
-            rates[name] = sum(values) / len(values)
-    return rates
-
-
-def points_of(rows: Sequence[Row], metric: str) -> list[Point]:
-    """Return the codecs that have a bit rate above zero and a mean of `metric`; anchors are none."""
+def quality_points(rows: Sequence[CodecScores], metric: str) -> list[QualityPoint]:
+    """Return a point for each codec with a bit rate above zero and a mean of `metric`, except anchors."""
     points = []
     for row in rows:
         score, kbps = row.scores.get(metric), row.rates.get("kbps")
@@ -124,12 +114,12 @@ def points_of(rows: Sequence[Row], metric: str) -> list[Point]:
             continue
         low = score.mean if score.low is None else score.low
         high = score.mean if score.high is None else score.high
-        points.append(Point(family, kbps, score.mean, min(low, score.mean), max(high, score.mean)))
+        points.append(QualityPoint(family, kbps, score.mean, min(low, score.mean), max(high, score.mean)))
     return points
 
 
-def all_metrics(run: EvaluationRun) -> list[dict[str, Any]]:
-    """Return the metrics of a run but its rates, with those that only its summary has, such as `wer_corpus`."""
+def run_metrics(run: EvaluationRun) -> list[dict[str, Any]]:
+    """Return the metrics of a run without rates, including those that only its summary has, such as `wer_corpus`."""
     metrics = {metric["name"]: metric for metric in run.metrics if metric["name"] not in RATES}
     for name in dict.fromkeys(str(entry["metric"]) for entry in run.summary):
         if name not in metrics and name not in RATES:
@@ -139,39 +129,37 @@ def all_metrics(run: EvaluationRun) -> list[dict[str, Any]]:
 
 
 def score_tables(run: EvaluationRun) -> list[Table]:
-    """Return one table over all domains and, where there are several, one for each."""
+    """Return a table of all domains and, if there are several domains, a table for each."""
     domains = [domain for domain in dict.fromkeys(file["domain"] for file in run.files) if domain]
     wanted = [ALL_DOMAINS, *(domains if len(domains) > 1 else [])]
     return [_score_table(run, domain) for domain in wanted]
 
 
 def _score_table(run: EvaluationRun, domain: str) -> Table:
-    rows = score_rows(run, domain)
+    rows = codec_scores(run, domain)
     rates = [name for name in RATES if any(name in row.rates for row in rows)]
-    metrics = all_metrics(run)
-    parts = [(Column("codec"), [TableCell(row.codec, row.codec) for row in rows])]
-    parts += [(Column(*RATES[name]), _rate_cells(rows, name)) for name in rates if name not in SPEEDS]
-    parts += [
-        (Column(m["name"], m.get("unit") or "", m.get("better") or "", m.get("protocol") or ""), _score_cells(rows, m))
-        for m in metrics
-    ]
-    parts += [(Column(*RATES[name]), _rate_cells(rows, name)) for name in rates if name in SPEEDS]
+    parts = [(TableColumn("codec"), [TableCell(row.codec, row.codec) for row in rows])]
+    parts += [(TableColumn(*RATES[name]), _rate_cells(rows, name)) for name in rates if name not in SPEEDS]
+    for metric in run_metrics(run):
+        unit, better, protocol = (metric.get(key) or "" for key in ("unit", "better", "protocol"))
+        parts.append((TableColumn(metric["name"], unit, better, protocol), _score_cells(rows, metric)))
+    parts += [(TableColumn(*RATES[name]), _rate_cells(rows, name)) for name in rates if name in SPEEDS]
     columns, by_column = zip(*parts, strict=True)
     count = sum(domain in (ALL_DOMAINS, file["domain"]) for file in run.files)
     caption = f"{'All domains' if domain == ALL_DOMAINS else domain.capitalize()}, {count} file{'s' * (count != 1)}"
     return Table(caption, columns, tuple(zip(*by_column, strict=True)))
 
 
-def _rate_cells(rows: Sequence[Row], name: str) -> list[TableCell]:
+def _rate_cells(rows: Sequence[CodecScores], name: str) -> list[TableCell]:
     values = [row.rates.get(name) for row in rows]
-    return [_missing() if value is None else TableCell(_three_digits(value), value) for value in values]
+    return [_MISSING if value is None else TableCell(_three_digits(value), value) for value in values]
 
 
 def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _score_cells(rows: Sequence[Row], metric: Mapping[str, Any]) -> list[TableCell]:
+def _score_cells(rows: Sequence[CodecScores], metric: Mapping[str, Any]) -> list[TableCell]:
     scores = [row.scores.get(metric["name"]) for row in rows]
     places = decimals([None if score is None else score.mean for score in scores])
     cells = [_score_cell(score, places) for score in scores]
@@ -187,36 +175,32 @@ def _score_cells(rows: Sequence[Row], metric: Mapping[str, Any]) -> list[TableCe
     return cells
 
 
-def _score_cell(score: Score | None, places: int) -> TableCell:
+def _score_cell(score: MetricScore | None, places: int) -> TableCell:
     if score is None:
-        return _missing()
+        return _MISSING
     note = f"{score.failed} of {score.n + score.failed} failed" if score.failed else ""
     if score.mean is None:
-        return replace(_missing(), note=note)
+        return replace(_MISSING, note=note)
     interval = "" if score.low is None or score.high is None else f"{score.low:.{places}f} to {score.high:.{places}f}"
     return TableCell(f"{score.mean:.{places}f}", score.mean, interval, note)
 
 
-def _missing() -> TableCell:
-    return TableCell("–", None)
-
-
 def decimals(values: Sequence[float | None]) -> int:
-    """Return how many decimals show three or four digits of the largest of some values."""
+    """Return the number of decimals that shows three or four digits of the largest value."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     return next((places for limit, places in ((1000, 0), (100, 1), (1, 2), (0.1, 3)) if largest >= limit), 4)
 
 
-def record_table(caption: str, records: Sequence[Mapping[str, Any]], *, note: str = "") -> Table:
-    """Return a table of records, such as probe results: a column for every key, values inside values joined."""
+def record_table(caption: str, records: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table of records, with a column for every key; nested records are flattened."""
     flat = [_flatten(record) for record in records]
     keys = list(dict.fromkeys(key for record in flat for key in record))
     by_column = [_record_cells([record.get(key) for record in flat]) for key in keys]
     columns = tuple(
-        Column(key.replace("_", " "), text=any(isinstance(cell.value, str) for cell in cells))
+        TableColumn(key.replace("_", " "), text=any(isinstance(cell.value, str) for cell in cells))
         for key, cells in zip(keys, by_column, strict=True)
     )
-    return Table(caption, columns, tuple(zip(*by_column, strict=True)), note)
+    return Table(caption, columns, tuple(zip(*by_column, strict=True)))
 
 
 def _flatten(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,13 +221,63 @@ def _record_cells(values: Sequence[Any]) -> list[TableCell]:
 
 def _record_cell(value: Any, places: int) -> TableCell:
     if value is None or value == "":
-        return _missing()
+        return _MISSING
     if isinstance(value, bool):
         return TableCell("yes" if value else "no", "yes" if value else "no")
     if isinstance(value, int):
         return TableCell(f"{value:,}", float(value))
     if isinstance(value, float):
-        return _missing() if number(value) is None else TableCell(f"{value:.{places}f}", value)
+        return _MISSING if number(value) is None else TableCell(f"{value:.{places}f}", value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return TableCell(", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value))
     return TableCell(str(value), str(value))
+
+
+@dataclass(frozen=True)
+class ProbePart:
+    """The tables of a probe, its notes, and a table of failures (None without failures)."""
+
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
+    failures: Table | None = None
+
+
+def probe_part(probe: Mapping[str, Any] | None) -> ProbePart:
+    """Return the tables of a `probe.json`. Missing sections, and lists inside rows, are left out."""
+    if probe is None:
+        return ProbePart()
+    tokens = _section(probe, "tokens")
+    sections = (
+        ("Accuracy of classifiers on representations", _section(probe, "tasks")),
+        ("Tokens", [{key: value for key, value in row.items() if key != "stability"} for row in tokens]),
+        ("Stability of tokens under changes of the sound", [row for each in tokens for row in _stability_rows(each)]),
+        ("ABX errors", _section(probe, "abx")),
+    )
+    tables = tuple(record_table(caption, [_probe_record(row) for row in rows]) for caption, rows in sections if rows)
+    notes = [": ".join(str(row[key]) for key in ("task", "note") if row.get(key)) for row in _section(probe, "notes")]
+    failed = [_probe_record(row) for row in (*_section(probe, "failed"), *_section(probe, "errors"))]
+    if not tables:
+        notes.append("The probe has no results yet.")
+    return ProbePart(tables, tuple(notes), record_table("Failures", failed) if failed else None)
+
+
+def _section(probe: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+    found = probe.get(section)
+    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+
+
+def _stability_rows(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    changes = row.get("stability")
+    names = {key: row[key] for key in ("task", "codebook", "domain", "stream") if key in row}
+    if not isinstance(changes, Mapping):
+        return []
+    return [
+        {**names, "change": change, **(found if isinstance(found, Mapping) else {"same": found})}
+        for change, found in changes.items()
+    ]
+
+
+def _probe_record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without lists, with its names and its main result first."""
+    values = {key: value for key, value in row.items() if not isinstance(value, list)}
+    return {**{key: values[key] for key in _FIRST_COLUMNS if key in values}, **values}

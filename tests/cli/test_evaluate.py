@@ -60,7 +60,7 @@ def test_what_is_missing_is_said(references, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["--metrics", "mos"], 2, "'mos' is none of mel_dac"),
+        (["--metrics", "mos"], 2, "unknown metric 'mos'; choose from mel_dac"),
         (["--metrics", ","], 2, "is empty"),
         (["--metrics", "wer"], 1, "wer needs"),
         (["--transcripts", "nowhere.csv"], 1, "nowhere.csv"),

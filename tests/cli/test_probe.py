@@ -104,7 +104,7 @@ def test_what_is_done_is_not_done_again(probe, classes, monkeypatch):
     fast = ("--representation", "log-mel", "--measure", "probe")
     first = probe(classes, *fast)[1]
     with monkeypatch.context() as patch:
-        patch.setattr("sctok.evaluation.probe.run.embed_clips", None)
+        patch.setattr("sctok.evaluation.probe.measures.embed_clips", None)
         assert probe(classes, *fast)[1]["tasks"] == first["tasks"]
     write_tone(classes / "low" / "6.wav", CLASSES["low"], 6)
     again = probe(classes, *fast)[1]
@@ -169,7 +169,7 @@ def test_wrong_usage_is_said(classes, codec_folder, capsys, arguments, message):
 def test_patterns_that_fit_nothing_are_an_error(probe, classes):
     code, _, said = probe(classes, "--representation", "nothing", "--measure", "probe")
     assert code == 1
-    assert "no representation is called like nothing" in said
+    assert "no representation matches nothing" in said
 
 
 def test_another_file_is_not_replaced(probe, classes, tmp_path):

@@ -27,7 +27,7 @@ def test_ratings_alone_are_scored(tmp_path, capsys):
     assert main(["report", "--ratings", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr()
     assert "all opus-6 55.0" in " ".join(printed.out.split())
-    assert "left out: Cleo rated the hidden reference under 90 in 1 of 1 clips" in printed.err
+    assert "left out: Cleo rated the hidden reference below 90 in 1 of 1 clips" in printed.err
 
 
 @pytest.mark.parametrize(

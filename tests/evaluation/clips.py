@@ -1,4 +1,4 @@
-"""Real audio for the tests of metrics: the bundled clips, and what a poor codec might make of them."""
+"""Real audio for the tests of metrics: bundled clips, and copies as a poor codec might decode them."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def clip(name, seconds=2.0):
 
 
 def spoilt(wave):
-    """Return a wave that is duller, quieter and noisier."""
+    """Return a duller, quieter and noisier copy of a wave."""
     dull = np.convolve(wave, [0.25, 0.5, 0.25], "same")
     noise = np.random.default_rng(0).standard_normal(len(wave))
     return (0.6 * dull + 0.004 * noise).astype(np.float32)

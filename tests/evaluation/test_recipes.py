@@ -1,4 +1,4 @@
-"""Evaluation sets by recipe."""
+"""Recipes of evaluation sets."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from sctok.audio.inputs.held_out import VALIDATION_SHARE, key_share
 from sctok.audio.inputs.sources import AudioItem, list_audio
 from sctok.cli.app import main
 from sctok.evaluation import recipes
-from sctok.evaluation.recipes import Part, write_recipe
+from sctok.evaluation.recipes import RecipePart, write_recipe
 
 RATE = 1_000  # low, so that minutes of audio are small
 
@@ -23,11 +23,11 @@ def sound(path, seconds):
 
 @pytest.fixture
 def collections(tmp_path, monkeypatch):
-    """Small copies of the three collections, and the paper's recipe with small numbers."""
+    """Return small copies of the three collections; the paper's recipe gets small numbers."""
     small = (
-        Part("speech", "LibriTTS", 3, inside="test-clean"),
-        Part("general", "AudioSet", 4),
-        Part("music", "MUSDB18", 5, 10.0, inside="test", stems=("mixture", ".stem")),
+        RecipePart("speech", "LibriTTS", 3, inside="test-clean"),
+        RecipePart("general", "AudioSet", 4),
+        RecipePart("music", "MUSDB18", 5, 10.0, inside="test", stems=("mixture", ".stem")),
     )
     monkeypatch.setattr(recipes, "RECIPES", {**recipes.RECIPES, "paper": small})
     for number in range(6):
@@ -44,7 +44,7 @@ def listed(path):
     return list(list_audio([path]))
 
 
-def test_the_recipe_of_the_paper_takes_its_numbers_from_the_right_places(collections, tmp_path):
+def test_the_paper_recipe_takes_the_right_numbers_from_the_right_folders(collections, tmp_path):
     items = listed(write_recipe("paper", collections, tmp_path / "set.jsonl"))
     assert all(isinstance(item, AudioItem) for item in items)
     domains = [item.metadata["domain"] for item in items]
@@ -53,29 +53,29 @@ def test_the_recipe_of_the_paper_takes_its_numbers_from_the_right_places(collect
     assert all(item.path.endswith("mixture.wav") for item in items[7:])
 
 
-def test_stretches_lie_inside_their_tracks_and_do_not_overlap(collections, tmp_path):
+def test_excerpts_lie_inside_their_tracks_and_do_not_overlap(collections, tmp_path):
     items = listed(write_recipe("paper", collections, tmp_path / "set.jsonl"))[7:]
-    stretches = {(item.path, item.start) for item in items if item.start is not None}
-    assert len(stretches) == 5 - 1  # c is shorter than a stretch, and taken whole
-    for path, start in stretches:
+    excerpts = {(item.path, item.start) for item in items if item.start is not None}
+    assert len(excerpts) == 5 - 1  # c is shorter than an excerpt and is taken whole
+    for path, start in excerpts:
         assert start % 10 == 0
         assert start + 10 <= soundfile.info(path).duration
 
 
-def test_the_same_seed_chooses_the_same_clips_and_another_one_others(collections, tmp_path):
+def test_the_choice_depends_on_the_seed(collections, tmp_path):
     first, again = (write_recipe("paper", collections, tmp_path / f"{n}.jsonl").read_bytes() for n in "ab")
     assert first == again
     assert write_recipe("paper", collections, tmp_path / "c.jsonl", seed=1).read_bytes() != first
 
 
-def test_a_new_file_takes_at_most_one_place_in_the_choice(collections, tmp_path):
+def test_a_new_file_replaces_at_most_one_clip(collections, tmp_path):
     before = {item.path for item in listed(write_recipe("paper", collections, tmp_path / "a.jsonl"))[3:7]}
     sound(collections[1] / "new.wav", 10)
     after = {item.path for item in listed(write_recipe("paper", collections, tmp_path / "b.jsonl"))[3:7]}
     assert len(before - after) <= 1
 
 
-def test_the_debian_recipe_takes_clips_that_the_bundled_models_never_saw(tmp_path):
+def test_the_debian_recipe_takes_clips_held_out_from_the_bundled_models(tmp_path):
     for number, domain in enumerate(("speech", "music", "general")):
         names = [str(each) for each in range(400) if key_share(f"{number}/{each}") < VALIDATION_SHARE]
         for name in ["0", "1", *names[:3]]:
@@ -90,33 +90,33 @@ def test_the_debian_recipe_takes_clips_that_the_bundled_models_never_saw(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("recipe", "given", "said"),
+    ("recipe", "folders", "message"),
     [
-        ("papers", ["x"], "no recipe 'papers'; there are paper, debian"),
-        ("paper", ["x"], "takes folders in this order: LibriTTS AudioSet MUSDB18; 1 are given"),
+        ("papers", ["x"], "unknown recipe 'papers'; the recipes are paper, debian"),
+        ("paper", ["x"], "takes folders in this order: LibriTTS AudioSet MUSDB18; got 1"),
         ("paper", "LibriTTS", "folders must be a list of folders, not 'LibriTTS'"),
-        ("debian", ["/nowhere"], "/nowhere/speech: is no folder"),
+        ("debian", ["/nowhere"], "/nowhere/speech is not a folder"),
     ],
 )
-def test_what_no_recipe_takes_is_refused(recipe, given, said, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(said)):
-        write_recipe(recipe, given, tmp_path / "set.jsonl")
+def test_invalid_recipes_and_folders_are_rejected(recipe, folders, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_recipe(recipe, folders, tmp_path / "set.jsonl")
     assert not (tmp_path / "set.jsonl").exists()
 
 
 def test_too_few_clips_are_named(collections, tmp_path):
     for path in list(collections[1].glob("*.wav"))[:3]:
         path.unlink()
-    with pytest.raises(ValueError, match=r"AudioSet: has 3 clips of AudioSet that fit, the recipe takes 4"):
+    with pytest.raises(ValueError, match=r"AudioSet has 3 suitable clips of AudioSet; the recipe takes 4"):
         write_recipe("paper", collections, tmp_path / "set.jsonl")
 
 
 @pytest.mark.slow
-def test_the_command_evaluates_the_stretches_that_a_recipe_chooses(tmp_path):
+def test_the_command_evaluates_the_excerpts_of_a_recipe(tmp_path):
     for number, domain in enumerate(("speech", "music", "general")):
         name = next(str(each) for each in range(400) if key_share(f"{number}/{each}") < VALIDATION_SHARE)
         sound(tmp_path / "audio" / domain / f"{name}.wav", 25)
-    # of a program whose encoding and bytes nobody knows
+    # A program: its encoding time and its bytes are unknown.
     codec = ["--codec", "cmd:copy=cp {in} {out}", "--metrics", "mel_dac", "--workers", "1", "--no-audio"]
     root = tmp_path / "root"
     assert main(["evaluate", str(tmp_path / "audio"), "--recipe", "debian", *codec, "--root", str(root)]) == 0
@@ -125,6 +125,6 @@ def test_the_command_evaluates_the_stretches_that_a_recipe_chooses(tmp_path):
     assert [row.key for row in listed(root / "reports/debian-0.jsonl")] == [file["key"] for file in run["files"]]
 
 
-def test_the_command_knows_no_other_recipes(tmp_path, capsys):
+def test_the_command_rejects_unknown_recipes(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), "--recipe", "debia", "--codec", "original"]) == 2
     assert "'debia' is none of paper, debian" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Domains and transcripts of the files that codecs are measured on."""
+"""Domains and transcripts of references."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_domains_come_from_folders_manifests_or_the_option(tmp_path):
         ("t.tsv", "a/one.flac\tYes, two\n"),
     ],
 )
-def test_transcripts_by_key_or_end_of_path(tmp_path, name, text):
+def test_transcripts_are_found_by_key_or_trailing_path(tmp_path, name, text):
     write(tmp_path / "set" / "a" / "one.wav")
     (tmp_path / name).write_text(text)
     said = read_transcripts(tmp_path / name)
@@ -40,7 +40,7 @@ def test_transcripts_by_key_or_end_of_path(tmp_path, name, text):
     assert [each.transcript for each in list_references([tmp_path / "set" / "a"], transcripts=said)] == ["Yes, two"]
 
 
-def test_transcripts_in_manifests_and_beside_files(tmp_path):
+def test_transcripts_in_manifests_and_next_to_files(tmp_path):
     for name in "abc":
         write(tmp_path / f"{name}.wav")
     (tmp_path / "list.csv").write_text("path,text\na.wav,of the manifest\nb.wav,\nc.wav,\n")
@@ -50,7 +50,7 @@ def test_transcripts_in_manifests_and_beside_files(tmp_path):
     assert found == ["of the manifest", "beside, normalised", None]
 
 
-def test_a_key_that_is_taken_has_a_row_of_its_own(tmp_path):
+def test_equal_keys_are_made_distinct(tmp_path):
     write(tmp_path / "a.wav")
     write(tmp_path / "a.flac")
     found = list_references([tmp_path])
@@ -61,17 +61,17 @@ def test_a_key_that_is_taken_has_a_row_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("t.txt", "x", "read from .csv and .tsv"),
+        ("t.txt", "x", "must be a .csv or .tsv file"),
         ("t.csv", "", "is empty"),
         ("t.csv", "a,b,c\n", "has the columns a, b"),
     ],
 )
-def test_tables_that_hold_no_transcripts(tmp_path, name, text, reason):
+def test_tables_without_transcripts_are_rejected(tmp_path, name, text, reason):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=reason):
         read_transcripts(tmp_path / name)
 
 
-def test_a_folder_without_tables(tmp_path):
+def test_a_folder_without_tables_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"no \.csv or"):
         read_transcripts(tmp_path)

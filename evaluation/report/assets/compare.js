@@ -1,4 +1,4 @@
-// Spectrograms with one playhead: a click, or the arrow keys, seek; the button plays and pauses.
+// Spectrograms with a common playhead. A click or the arrow keys seek; the button plays and pauses.
 for (const clip of document.querySelectorAll(".clip")) {
   const rows = [...clip.querySelectorAll("[data-sound]")];
   if (!rows.length) continue;

@@ -1,7 +1,7 @@
 "use strict";
 document.documentElement.classList.add("script");
 
-// Plays one of several sounds of the same length: switching goes on at the same moment, without a click.
+// Plays one of several sounds of equal length. Switching sounds keeps the position and makes no click.
 class Deck {
   static context = null;
   static current = null;
@@ -38,7 +38,7 @@ class Deck {
     return this.loading.get(id);
   }
 
-  // `slot` names the control that plays, as two controls can share one sound.
+  // `slot` is the active control; two controls can share a sound.
   async play(id, slot = id, at = null) {
     const turn = ++this.wanted;
     const buffer = await this.load(id);

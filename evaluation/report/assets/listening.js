@@ -1,4 +1,4 @@
-// A blind test after ITU-R BS.1534. All state is one object, kept in localStorage after every change.
+// A blind test after ITU-R BS.1534. The state is one object, saved to localStorage after every change.
 const testData = JSON.parse(document.getElementById("test-data")?.textContent ?? "null");
 if (testData) {
   const root = document.getElementById("test"), place = `sctok-listening:${testData.test}`;
@@ -74,11 +74,11 @@ if (testData) {
     return element;
   };
   const storageNote = () => make("p", { className: storable ? "note" : "warn", textContent: storable
-    ? "Ratings are kept in this browser as you give them; you can close the page and go on later."
-    : "This browser keeps nothing for this page: download the ratings before you close or reload it." });
+    ? "Ratings are saved in this browser as you give them; you can close the page and resume later."
+    : "This browser cannot save ratings: download the ratings before you close or reload the page." });
   const keys = () => {
-    const rows = [["0", "open reference"], ["1 … 9", "sound of that number"], ["Space", "play, pause"], ["↑ ↓", "on a slider: one point"],
-      ["Page ↑ ↓", "on a slider: ten points"], ["Enter", "on a slider: play its sound, accept its rating"], ["← →", "elsewhere: one second back, on"], ["L", "loop"], ["[ ]", "loop from, to here"], ["N  P", "next, previous clip"]];
+    const rows = [["0", "play the reference"], ["1 … 9", "play the sound with this number"], ["Space", "play or pause"], ["↑ ↓", "on a slider: change by one point"],
+      ["Page ↑ ↓", "on a slider: change by ten points"], ["Enter", "on a slider: play its sound and accept its rating"], ["← →", "elsewhere: move by one second"], ["L", "loop"], ["[ ]", "start, end of the loop"], ["N  P", "next, previous clip"]];
     return make("details", {}, make("summary", { textContent: "Keys" }),
       make("ul", { className: "keys" }, ...rows.map(([key, text]) => make("li", {}, make("kbd", { textContent: key }), ` ${text}`))));
   };
@@ -94,10 +94,10 @@ if (testData) {
     const kept = load(), count = testData.clips.length;
     const most = Math.max(...testData.clips.map((clip) => clip.stimuli.length));
     const intro = make("p", { textContent: `${count} clip${count === 1 ? "" : "s"} with up to ${most} sounds each. ` +
-      "For each clip, compare every numbered sound with the reference and say how good it is, from 0 (bad) to 100 (excellent: no difference from the reference). " +
-      "One of the sounds is the reference itself and one is made dull on purpose; which is which, and which codec is which, is hidden and shuffled. Use headphones." });
+      "For each clip, compare every numbered sound with the reference and rate its quality from 0 (bad) to 100 (excellent: no difference from the reference). " +
+      "One of the sounds is the reference itself, and one lacks high frequencies on purpose. All sounds are shuffled and unnamed. Use headphones." });
     const name = make("input", { type: "text", autocomplete: "off", maxLength: 60, id: "listener" });
-    const form = make("form", {}, make("label", { className: "field", htmlFor: "listener" }, "Your name, or any other", name),
+    const form = make("form", {}, make("label", { className: "field", htmlFor: "listener" }, "Your name or a pseudonym", name),
       make("button", { type: "submit", className: "main", textContent: "Begin" }));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -107,14 +107,14 @@ if (testData) {
     });
     if (!kept) return show(intro, form, storageNote());
     const done = kept.order.filter((id) => Object.keys(kept.trials[id].scores).length === kept.trials[id].order.length).length;
-    const who = kept.listener || "somebody without a name";
-    const resume = button(kept.finished ? "See the end" : "Go on", () => { state = kept; kept.finished ? showEnd() : showTrial(); }, "main");
-    const restart = button("Begin anew", () => {
+    const who = kept.listener || "an unnamed listener";
+    const resume = button(kept.finished ? "Show the result" : "Resume", () => { state = kept; kept.finished ? showEnd() : showTrial(); }, "main");
+    const restart = button("Start again", () => {
       if (!kept.downloaded && !confirm(`This removes the ratings of ${who} from this browser. They have not been downloaded.`)) return;
       forget();
       showStart();
     });
-    show(intro, make("p", { textContent: `Begun by ${who}: ${done} of ${count} clips rated.` }), make("div", { className: "bar" }, resume, restart), storageNote());
+    show(intro, make("p", { textContent: `Started by ${who}: ${done} of ${count} clips rated.` }), make("div", { className: "bar" }, resume, restart), storageNote());
   }
 
   function showTrial() {
@@ -206,7 +206,7 @@ if (testData) {
       save();
     };
     slider.addEventListener("input", rate);
-    slider.addEventListener("click", rate); // a rating of exactly where the slider stands
+    slider.addEventListener("click", rate); // accepts the current position of the slider
     slider.addEventListener("keydown", (event) => {
       if (event.key === "Enter") { rate(); toggle(sound); }
     });
@@ -218,7 +218,7 @@ if (testData) {
     document.documentElement.classList.add("testing");
     const done = state.order.filter(complete).length;
     show(make("h2", { tabIndex: -1, textContent: state.finished ? "Done, thank you" : "Not every clip is rated" }),
-      make("p", { textContent: `${done} of ${state.order.length} clips are rated. Send the file to whoever asked you to listen; it is scored by sctok report --ratings.` }),
+      make("p", { textContent: `${done} of ${state.order.length} clips are rated. Send the file to the person who asked you to listen. sctok report --ratings scores it.` }),
       make("div", { className: "bar" }, button("Download ratings (JSON)", download, "main"),
         button("Back to the clips", () => { state.at = Math.max(0, state.order.findIndex((id) => !complete(id))); state.finished = false; save(); showTrial(); }), button("Leave", showStart)),
       storageNote());

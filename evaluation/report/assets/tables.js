@@ -1,4 +1,4 @@
-// Columns sort by a button in their heads: best first, then the other way round; cells without a value stay last.
+// A button in each column header sorts the column: best first, then reversed. Cells without a value stay last.
 for (const table of document.querySelectorAll("table.data")) {
   const body = table.tBodies[0];
   if (body.rows.length < 2) continue;

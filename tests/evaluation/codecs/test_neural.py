@@ -1,4 +1,4 @@
-"""Learned codecs, with tiny untrained models saved as the published ones are."""
+"""Neural codecs, with tiny untrained models saved in the published formats."""
 
 import json
 
@@ -63,7 +63,7 @@ def small_xcodec():
     return transformers.XcodecModel(config)
 
 
-# family, model, value, codebooks, sample rate, samples of a code, bits of a code
+# family: model, value, codebooks, sample rate, samples per code, bits per code
 MODELS = {
     "encodec": (small_encodec, "1.5", 2, 24_000, 320, 10),
     "dac": (small_dac, "3", 3, 16_000, 512, 6),
@@ -74,7 +74,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder for each family, with a model of its kind."""
+    """Return a folder with a small model for each family."""
     found = {}
     for family, (make, *_) in MODELS.items():
         torch.manual_seed(0)
@@ -84,7 +84,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_a_model_of_transformers_codes_and_decodes(folders, family):
+def test_models_of_transformers_encode_and_decode(folders, family):
     _, value, books, rate, hop, bits = MODELS[family]
     codec = open_codec(f"{family}:{value},weights={folders[family]},name={family}", device="cpu")
     first, second = codec.roundtrip(WAVE, RATE), codec.roundtrip(WAVE, RATE)
@@ -97,17 +97,17 @@ def test_a_model_of_transformers_codes_and_decodes(folders, family):
     assert first.bytes == -(-first.tokens * bits // 8)
 
 
-def test_encodec_at_48_khz_is_given_two_channels_and_its_scales_count(tmp_path):
+def test_encodec_at_48_khz_gets_two_channels_and_its_scales_count(tmp_path):
     torch.manual_seed(0)
     more = {"audio_channels": 2, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01, "sampling_rate": 48_000}
     small_encodec(**more, norm_type="time_group_norm", use_causal_conv=False).save_pretrained(tmp_path)
     coded = open_codec(f"encodec:3,weights={tmp_path},name=e", device="cpu").roundtrip(WAVE, RATE)
-    chunks = 2  # of a second, which overlap by a hundredth
+    chunks = 2  # of one second, overlapping by 1 %
     assert coded.bytes == -(-coded.tokens * 10 // 8) + 4 * chunks
     assert len(coded.samples) >= 48_000
 
 
-def test_snac_codes_and_decodes(tmp_path):
+def test_snac_encodes_and_decodes(tmp_path):
     snac = pytest.importorskip("snac", reason="the package snac is not installed")
     config = {
         "sampling_rate": 24_000,
@@ -129,18 +129,18 @@ def test_snac_codes_and_decodes(tmp_path):
     np.testing.assert_array_equal(first.samples, second.samples)
 
 
-def test_a_model_of_another_kind_is_refused(folders):
+def test_a_model_of_another_type_is_rejected(folders):
     with pytest.raises(ValueError, match="holds a model of type dac, not encodec"):
         open_codec(f"encodec:1.5,weights={folders['dac']}")
 
 
-def test_a_value_that_the_model_does_not_have_is_refused(folders):
-    with pytest.raises(ValueError, match=r"has no 5; it has 1\.5, 3, 6, 12, 24"):
+def test_a_value_that_the_model_does_not_support_is_rejected(folders):
+    with pytest.raises(ValueError, match=r"does not have 5, only 1\.5, 3, 6, 12, 24"):
         open_codec(f"encodec:5,weights={folders['encodec']}")
 
 
 @pytest.mark.parametrize("weights", ["/nowhere", "nowhere"])
-def test_missing_weights_are_named_without_asking_a_network(weights):
+def test_missing_weights_are_named_without_network_access(weights):
     with pytest.raises(CodecUnavailable, match=f"{weights} is neither a folder nor a repository"):
         open_codec(f"mimi:8,weights={weights}")
 
@@ -150,7 +150,7 @@ def test_a_folder_without_weights_says_how_to_fetch_them(tmp_path):
         open_codec(f"dac:2,weights={tmp_path}")
 
 
-def test_missing_tensors_are_not_made_up(folders, tmp_path):
+def test_missing_tensors_are_rejected(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     (tmp_path / "config.json").write_bytes((folders["dac"] / "config.json").read_bytes())

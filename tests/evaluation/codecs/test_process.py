@@ -86,11 +86,11 @@ def test_a_codec_is_what_it_is_in_this_process(process):
 
 
 def test_what_cannot_be_opened_or_coded_is_said_as_in_this_process(process, tmp_path):
-    with pytest.raises(ValueError, match="there is no option 'x'"):
+    with pytest.raises(ValueError, match="has no option 'x'"):
         process.open("lowpass:3500,x=1")
-    with pytest.raises(CodecUnavailable, match="there is no program no-such-codec"):
+    with pytest.raises(CodecUnavailable, match="the program no-such-codec is missing"):
         process.open("cmd:x=no-such-codec {in} {out}")
-    with pytest.raises(ValueError, match="holds no decoded a"):
+    with pytest.raises(ValueError, match="has no decoded file a"):
         process.open(f"dir:{tmp_path}").roundtrip(wave(0.5), 16_000, key="a")
 
 

@@ -1,4 +1,4 @@
-"""Opus, MP3 and Codec2: bytes, bit rates, and delays that have been removed."""
+"""Opus, MP3 and Codec2: sizes, bit rates, and removal of their delays."""
 
 import io
 import re
@@ -27,7 +27,7 @@ def speech(samples_folder):
 
 
 def lag(decoded, reference):
-    """Return by how many samples `decoded` comes late, from the peak of the cross-correlation."""
+    """Return the lag of `decoded` in samples: the peak of the cross-correlation."""
     size = 1 << (len(decoded) + len(reference)).bit_length()
     product = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(reference, size))
     peak = int(np.fft.irfft(product, size).argmax())
@@ -53,41 +53,41 @@ OPUS_TOOLS = [
 @pytest.mark.parametrize("spec", [*OPUS_TOOLS, "mp3:48", "mp3:64"])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_the_delay_of_a_codec_is_removed(speech, spec, rate):
-    assert late(speech, spec, rate) <= 1
+    assert delay_of(speech, spec, rate) <= 1
 
 
 def test_the_delay_of_the_smallest_bit_rate_is_removed(speech):
-    assert late(speech, "mp3:16", 16_000) <= 1
+    assert delay_of(speech, "mp3:16", 16_000) <= 1
 
 
-def late(speech, spec, rate):
+def delay_of(speech, spec, rate):
     coded = open_codec(spec).roundtrip(soxr.resample(speech, RATE, rate), rate)
     return abs(lag(soxr.resample(coded.samples, coded.sample_rate, RATE), speech))
 
 
 @needs("c2enc")
 @pytest.mark.parametrize("mode", ["3200", "2400", "1600", "1400", "1300", "1200", "700C"])
-def test_the_envelope_of_codec2_is_where_it_was(speech, mode):
+def test_the_delay_of_codec2_is_removed(speech, mode):
     coded = open_codec(f"codec2:{mode}").roundtrip(speech, RATE)
-    late = lag(envelope(soxr.resample(coded.samples, coded.sample_rate, RATE)), envelope(speech))
-    assert abs(late) <= 0.005 * RATE
+    delay = lag(envelope(soxr.resample(coded.samples, coded.sample_rate, RATE)), envelope(speech))
+    assert abs(delay) <= 0.005 * RATE
     assert len(coded.samples) / coded.sample_rate >= len(speech) / RATE
 
 
 @needs("c2enc")
 @pytest.mark.parametrize(("mode", "rate"), [("3200", 3200), ("1300", 1300), ("700C", 700)])
-def test_codec2_has_the_bit_rate_of_its_name(speech, mode, rate):
+def test_codec2_has_its_nominal_bit_rate(speech, mode, rate):
     coded = open_codec(f"codec2:{mode}").roundtrip(np.tile(speech, 4), RATE)
     assert coded.payload * 8 / (4 * len(speech) / RATE) == pytest.approx(rate, rel=0.01)
 
 
 @pytest.mark.parametrize("spec", OPUS_TOOLS)
-def test_opus_has_about_the_bit_rate_that_it_was_asked_for(speech, spec):
+def test_opus_has_about_the_requested_bit_rate(speech, spec):
     coded = open_codec(spec).roundtrip(np.tile(speech, 3), RATE)
     assert coded.payload * 8 / (3 * len(speech) / RATE) == pytest.approx(12_000, rel=0.15)
 
 
-def test_the_payload_of_opus_is_that_of_its_packets(speech):
+def test_the_payload_of_opus_is_the_size_of_its_packets(speech):
     file = io.BytesIO()
     soundfile.write(file, speech, RATE, format="OGG", subtype="OPUS", compression_level=0.99)
     data = file.getvalue()
@@ -97,21 +97,21 @@ def test_the_payload_of_opus_is_that_of_its_packets(speech):
 
 
 @pytest.mark.parametrize("data", [b"RIFF" + bytes(40), b"OggS" + bytes(10)])
-def test_what_is_no_ogg_stream_has_no_payload(data):
-    with pytest.raises(ValueError, match="no Ogg stream"):
+def test_data_that_is_not_an_ogg_stream_is_rejected(data):
+    with pytest.raises(ValueError, match="not an Ogg stream"):
         opus_payload(data)
 
 
 @pytest.mark.parametrize("kbps", [8, 16, 32, 48, 160])
-def test_the_payload_of_mp3_is_its_frames_at_their_rate(speech, kbps):
+def test_the_payload_of_mp3_is_the_size_of_its_audio_frames(speech, kbps):
     coded = open_codec(f"mp3:{kbps}").roundtrip(speech, RATE)
     frames = coded.payload / (kbps * 1000 / 8 * 576 / RATE)
     assert frames == pytest.approx(round(frames), abs=1e-9)
-    assert (coded.container > 0) == (kbps > 32)  # LAME's notes do not fit into smaller frames
+    assert (coded.container > 0) == (kbps > 32)  # LAME's Info frame does not fit into smaller frames
 
 
 @pytest.mark.parametrize("spec", ["opus:6", "mp3:8", pytest.param("codec2:1200", marks=needs("c2enc"))])
-def test_silence_and_a_single_sample_pass(spec):
+def test_silence_and_a_single_sample_can_be_coded(spec):
     for samples in (1, RATE):
         coded = open_codec(spec).roundtrip(np.zeros(samples, np.float32), RATE)
         assert len(coded.samples) / coded.sample_rate >= samples / RATE
@@ -119,32 +119,32 @@ def test_silence_and_a_single_sample_pass(spec):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("opus:3", "6 to 256 kbit/s"),
         ("opus:many", "bit rate 'many' is not a number"),
-        ("opus:6,tool=sox", "tool 'sox' is none of soundfile, opusenc, ffmpeg"),
+        ("opus:6,tool=sox", "tool must be one of soundfile, opusenc, ffmpeg, not 'sox'"),
         ("opus:6,frame=60", "add tool=opusenc"),
         ("opus:6,rate=3", "no option 'rate'"),
-        ("mp3:7", "MP3 has no 7 kbit/s; it has 8, 16"),
-        ("codec2:9000", "mode '9000' is none of 3200"),
+        ("mp3:7", "MP3 does not have 7 kbit/s, only 8, 16"),
+        ("codec2:9000", "mode must be one of 3200"),
     ],
 )
-def test_settings_that_a_codec_does_not_have_are_refused(spec, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_unsupported_settings_are_rejected(spec, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         open_codec(spec)
 
 
-def test_an_mp3_rate_that_is_not_there_at_48_khz_is_refused(speech):
-    with pytest.raises(ValueError, match="MP3 at 48000 Hz has no 8 kbit/s; it has 32 to 320"):
+def test_an_mp3_bit_rate_unsupported_at_48_khz_is_rejected(speech):
+    with pytest.raises(ValueError, match="MP3 at 48000 Hz does not have 8 kbit/s, only 32 to 320"):
         open_codec("mp3:8").roundtrip(speech, 48_000)
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [("codec2:1200", "install Codec2"), ("opus:6,tool=opusenc", "install opus-tools")],
 )
-def test_a_missing_program_is_named_with_what_to_install(spec, said, monkeypatch):
+def test_a_missing_program_is_named_with_what_to_install(spec, message, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(CodecUnavailable, match=said):
+    with pytest.raises(CodecUnavailable, match=message):
         open_codec(spec)

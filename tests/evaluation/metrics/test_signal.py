@@ -1,4 +1,4 @@
-"""Signal metrics on real audio, each against its definition written down anew in NumPy and float64."""
+"""Signal and speech metrics on real audio, each compared with its definition in NumPy and float64."""
 
 import warnings
 
@@ -16,13 +16,13 @@ DISTANCES = (mel_dac, stft_dac, mel_db, stft_db, log_spectral_distance)
 
 
 def levelled(pair):
-    """Estimate, and the reference with the estimate's energy."""
+    """Return the estimate, and the reference with the estimate's energy."""
     ours, theirs = pair.estimate.astype(np.float64), pair.reference.astype(np.float64)
     return ours, theirs * np.linalg.norm(ours) / np.linalg.norm(theirs)
 
 
 def htk_triangles(bins, size):
-    """Triangles of height 1 through points equally far apart on HTK's mel scale, (size // 2 + 1, bins)."""
+    """Return triangles of height 1 with equal spacing on HTK's mel scale, (size // 2 + 1, bins)."""
     mels = np.linspace(0, 1127.01048 * np.log1p(RATE / 2 / 700), bins + 2)
     corners = 700 * np.expm1(mels / 1127.01048)
     hertz = np.arange(size // 2 + 1) * RATE / size
@@ -58,7 +58,7 @@ def lsd_defined(pair):
 
 
 def si_sdr_defined(pair):
-    """By the correlation r of both waves: 10 log10 r² / (1 - r²)."""
+    """Return 10 log10 r² / (1 - r²) for the correlation r of both waves."""
     r = np.corrcoef(pair.reference.astype(np.float64), pair.estimate.astype(np.float64))[0, 1]
     return 10 * np.log10(r**2 / (1 - r**2))
 
@@ -80,18 +80,18 @@ def test_agrees_with_its_definition(metric, defined, tolerance, name):
     assert metric(pair) == pytest.approx(defined(pair), rel=tolerance)
 
 
-def test_digital_silence_on_one_side_counts_from_the_floor_of_stft_db():
+def test_digital_silence_on_one_side_counts_down_to_the_floor_of_stft_db():
     noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) * np.float32(0.1)
     pair = Pair(np.where(np.arange(32_000) < 16_000, noise, np.float32(0)), noise)
     found = stft_db(pair)
     assert found == pytest.approx(stft_db_defined(pair), rel=1e-4)
-    # A floor 60 dB higher takes 60 dB off in each silent frame, which 29 of 63 and 124 of 251 are.
+    # A floor that is 60 dB higher removes 60 dB from each silent frame: 29 of 63 and 124 of 251.
     share = np.mean([29 / 63, 124 / 251])
     assert found - stft_db_defined(pair, floor=1e-4) == pytest.approx(60 * share, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["general/horse_neigh", *CLIPS])
-def test_stft_db_is_that_of_auraloss_with_the_same_floor(name):
+def test_stft_db_equals_auraloss_with_the_same_floor(name):
     freq = pytest.importorskip("auraloss.freq", reason="auraloss is not installed")
     import torch
 
@@ -103,19 +103,19 @@ def test_stft_db_is_that_of_auraloss_with_the_same_floor(name):
 
 
 @pytest.mark.parametrize("metric", DISTANCES)
-def test_distance_of_a_wave_to_itself(metric):
+def test_the_distance_of_a_wave_to_itself_is_zero(metric):
     wave = clip(CLIPS[0])
     assert metric(Pair(wave, wave)) == 0
 
 
 @pytest.mark.parametrize("metric", [mel_db, stft_db])
-def test_levels_do_not_count_in_decibels(metric):
+def test_distances_in_decibels_ignore_the_level(metric):
     pair = pair_of(CLIPS[0])
     louder = Pair(pair.reference * 3, pair.estimate)
     assert metric(louder) == pytest.approx(metric(pair), rel=1e-4)
 
 
-def test_si_sdr_has_limits():
+def test_si_sdr_is_limited():
     wave = clip(CLIPS[0])
     tone = np.sin(np.arange(16_000) * 0.1 * np.pi).astype(np.float32)
     assert si_sdr(Pair(wave, wave)) == 100
@@ -135,32 +135,32 @@ def test_silence_has_no_value(metric, silent):
 def test_si_sdr_of_a_constant_has_no_value(constant):
     wave, level = clip(CLIPS[0]), np.full(32_000, 0.1, np.float32)
     pair = Pair(level, wave) if constant == "reference" else Pair(wave, level)
-    with pytest.raises(ValueError, match=f"the {constant} is constant, and without its mean"):
+    with pytest.raises(ValueError, match=f"the {constant} is constant, so it is silent without its mean"):
         si_sdr(pair)
 
 
 @pytest.mark.parametrize("metric", DISTANCES)
-def test_too_short(metric):
+def test_too_few_samples_have_no_value(metric):
     wave = clip(CLIPS[0])[:1000]
     with pytest.raises(ValueError, match="1000 samples"):
         metric(Pair(wave, wave))
 
 
-def test_lengths_that_differ():
+def test_waves_of_different_lengths_are_rejected():
     with pytest.raises(ValueError, match=r"\(8,\) and \(9,\)"):
         Pair(np.zeros(8, np.float32), np.zeros(9, np.float32))
 
 
 @pytest.mark.parametrize(
-    ("wave", "what"), [(None, "NoneType"), ([0.1] * 8, "list"), (np.zeros(8), "float64"), (np.zeros(8, int), "int64")]
+    ("wave", "kind"), [(None, "NoneType"), ([0.1] * 8, "list"), (np.zeros(8), "float64"), (np.zeros(8, int), "int64")]
 )
-def test_waves_of_other_kinds(wave, what):
-    with pytest.raises(ValueError, match=rf"the estimate must be a float32 array \(n,\), not {what}"):
+def test_waves_of_other_types_are_rejected(wave, kind):
+    with pytest.raises(ValueError, match=rf"the estimate must be a float32 array \(n,\), not {kind}"):
         Pair(np.zeros(8, np.float32), wave)
 
 
 def third_octaves(frames):
-    """Magnitudes in 15 bands from 150 Hz of spectra (frames, 257) at 10 kHz."""
+    """Return the magnitudes of spectra (frames, 257) at 10 kHz in 15 bands from 150 Hz."""
     hertz = np.linspace(0, 5000, 257)
     centres = 150 * 2 ** (np.arange(15) / 3)
     edges = [[np.argmin(np.abs(hertz - c * 2 ** (sign / 6))) for sign in (-1, 1)] for c in centres]
@@ -168,7 +168,7 @@ def third_octaves(frames):
 
 
 def stoi_defined(reference, estimate):
-    """Short-time objective intelligibility of waves at 10 kHz, as Taal et al. 2011 write it."""
+    """Return short-time objective intelligibility of waves at 10 kHz after Taal et al. 2011."""
     window = np.hanning(258)[1:-1]
 
     def cut(wave):
@@ -200,7 +200,7 @@ def test_stoi_agrees_with_its_definition():
 
 
 @pytest.mark.parametrize("samples", [100, 400, 4000, 6349])
-def test_stoi_of_too_little_speech(samples):
+def test_stoi_of_too_little_speech_has_no_value(samples):
     wave = clip(CLIPS[0])[8000 : 8000 + samples]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -209,7 +209,7 @@ def test_stoi_of_too_little_speech(samples):
 
 
 @pytest.mark.slow
-def test_speakers_are_told_apart_at_any_level():
+def test_speaker_similarity_separates_speakers_at_any_level():
     pytest.importorskip("resemblyzer", reason="resemblyzer is not installed")
     wave, other = clip("speech/fr_agent_login", 3.0), clip("speech/it_agent_login", 3.0)
     length = min(len(wave), len(other))
@@ -223,14 +223,14 @@ def spoilt_similarity(wave):
     return speaker_similarity(Pair(wave, spoilt(wave)))
 
 
-def test_pesq_is_that_of_its_package():
+def test_pesq_equals_the_package_pesq():
     pesq = pytest.importorskip("pesq", reason="pesq is built with a C compiler")
     pair = pair_of("speech/it_agent_login")
     assert pesq_wideband(pair) == pesq.pesq(RATE, pair.reference, pair.estimate, "wb")
     assert 1.04 < pesq_wideband(pair) < pesq_wideband(Pair(pair.reference, pair.reference)) < 4.65
 
 
-def test_pesq_of_too_little():
+def test_pesq_of_too_little_speech_has_no_value():
     pytest.importorskip("pesq", reason="pesq is built with a C compiler")
     wave = clip(CLIPS[0])[:3000]
     with pytest.raises(ValueError, match="1/4 of a second"):

@@ -1,4 +1,4 @@
-"""Word errors: the paper's normalisation, and counts against an edit distance of our own."""
+"""Word error rate: the paper's normalisation, and counts compared with an edit distance."""
 
 import json
 
@@ -34,20 +34,20 @@ def test_normalisation(text, plain):
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))
 @settings(max_examples=200, deadline=None)
-def test_counts_are_those_of_an_edit_distance(said, heard):
+def test_counts_equal_an_edit_distance(said, heard):
     assert count_word_errors(" ".join(said), " ".join(heard)) == (edit_distance(said, heard), len(said))
 
 
-def test_line_breaks_part_words_and_punctuation_does_not_count():
+def test_line_breaks_separate_words_and_punctuation_is_ignored():
     assert count_word_errors("One,\ntwo.", "one two") == (0, 2)
 
 
-def test_a_transcript_without_words():
-    with pytest.raises(ValueError, match="holds no words"):
+def test_a_transcript_without_words_has_no_value():
+    with pytest.raises(ValueError, match="has no words"):
         count_word_errors("…!", "anything")
 
 
-def test_which_library_loads_a_checkpoint(tmp_path):
+def test_the_library_of_a_checkpoint_is_found(tmp_path):
     (tmp_path / "ct2").mkdir()
     for name in ("model.bin", "vocabulary.txt"):
         (tmp_path / "ct2" / name).touch()
@@ -65,7 +65,7 @@ MARKS = ("<|startoftranscript|>", *LANGUAGES, *TASKS, "<|startofprev|>", "<|noti
 
 @pytest.fixture
 def untrained_whisper(tmp_path):
-    """The folder of a Whisper of transformers with 62,000 random weights, whose tokens are bytes."""
+    """Return the folder of a Whisper of transformers with 62,000 random weights, whose tokens are bytes."""
     transformers = pytest.importorskip("transformers")
     import torch
 
@@ -104,7 +104,7 @@ def untrained_whisper(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_whisper_of_transformers_hears_the_same_each_time(untrained_whisper):
+def test_a_whisper_of_transformers_is_reproducible(untrained_whisper):
     wave = clip("speech/en_conf_only_person", 3.0)
     pair = Pair(wave, wave, "only one person")
     found = [word_error_rate(pair, untrained_whisper, "en") for _ in range(2)]
@@ -116,7 +116,7 @@ def test_a_whisper_of_transformers_hears_the_same_each_time(untrained_whisper):
 
 
 @pytest.mark.slow
-def test_whisper_hears_a_bundled_clip():
+def test_whisper_transcribes_a_bundled_clip():
     pytest.importorskip("faster_whisper", reason="sctok[whisper] is not installed")
     from sctok.evaluation.metrics.text import bundled_whisper
 

@@ -1,4 +1,4 @@
-"""ViSQOL through visqol-python, which publishes how far it is from the C++ program."""
+"""ViSQOL by visqol-python; its expected value is from the C++ program."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from sctok.evaluation.metrics.visqol import visqol_audio, visqol_speech
 pytest.importorskip("visqol", reason="visqol-python is built with a C++ compiler")
 
 
-def test_a_wave_and_itself_score_what_the_cpp_program_gives():
+def test_identical_waves_score_as_in_the_cpp_program():
     wave = clip("music/guitar_em9")
     assert visqol_audio(Pair(wave, wave)) == pytest.approx(4.7321, abs=1e-3)  # castanets_identity
 
@@ -23,7 +23,7 @@ def test_spoilt_speech_scores_less(metric):
     assert 1 <= metric(pair) < metric(Pair(pair.reference, pair.reference)) <= 5
 
 
-def test_speech_mode_is_that_of_the_deep_lattice():
+def test_speech_mode_uses_the_deep_lattice():
     pytest.importorskip("ai_edge_litert", reason="speech mode needs the deep lattice network")
     from visqol import VisqolApi
 
@@ -34,7 +34,7 @@ def test_speech_mode_is_that_of_the_deep_lattice():
     assert visqol_speech(pair) == api.measure_from_arrays(*waves, 16_000).moslqo
 
 
-def test_silence_and_too_short():
+def test_silent_and_short_waves_have_no_value():
     wave = clip(CLIPS[0])
     with pytest.raises(ValueError, match="decoded audio is silent"):
         visqol_audio(Pair(wave, np.zeros_like(wave)))

@@ -1,4 +1,4 @@
-"""The probe of the HEAR protocol on classes whose separability is known, and its labels and folds."""
+"""The HEAR classifier on classes of known separability, and labels and folds of tasks."""
 
 from dataclasses import replace
 
@@ -13,14 +13,15 @@ from sctok.evaluation.probe.labels import LabelledClip, assign_folds, fold_numbe
 from sctok.evaluation.probe.mlp import (
     GRID,
     GridPoint,
-    ProbeConfig,
+    LabelledVectors,
+    MlpConfig,
     build_network,
     draw_grid,
     probe_folds,
     train_network,
 )
 
-QUICK = ProbeConfig(hidden=64, grid_points=2, batch=32, max_epochs=60, patience=8)
+QUICK = MlpConfig(hidden=64, grid_points=2, batch=32, max_epochs=60, patience=8)
 
 
 def clip(label, group="", fold=""):
@@ -28,14 +29,14 @@ def clip(label, group="", fold=""):
 
 
 def gaussians(clips, classes, width=16, distance=6.0, seed=0):
-    """Return vectors around the corners of a simplex, their classes, and folds."""
+    """Return vectors around the corners of a simplex, their classes and folds."""
     labels = np.arange(clips) % classes
     noise = np.random.default_rng(seed).standard_normal((clips, width))
     vectors = noise + distance * np.eye(width)[labels]
     return vectors.astype(np.float32), labels, np.arange(clips) // classes % 5
 
 
-def test_separable_classes_are_all_told_right():
+def test_separable_classes_are_classified_without_errors():
     found = probe_folds(*gaussians(120, 4), QUICK)
     assert (found.accuracy, found.standard_error, found.fold_standard_error) == (1.0, 0.0, 0.0)
     assert found.fold_accuracies == [1.0] * 5
@@ -50,14 +51,14 @@ def test_shuffled_labels_are_at_chance():
     assert found.standard_error == pytest.approx(deviation, rel=0.1)
 
 
-def test_what_only_the_tested_fold_shows_is_not_used():
-    """Vectors name the class in each fold by other values: with them at hand in training all would be right."""
+def test_the_tested_fold_is_not_used_in_training():
+    """Vectors encode the class differently in each fold; a network trained on the tested fold would be perfect."""
     _, labels, folds = gaussians(300, 3)
     vectors = 6 * np.eye(16)[folds * 3 + labels].astype(np.float32)
     assert probe_folds(vectors, labels, folds, QUICK).accuracy < 0.75
 
 
-def test_the_same_seed_gives_the_same_result():
+def test_results_are_reproducible_by_seed():
     vectors, labels, folds = gaussians(120, 4, distance=1.0)
     one, two = (probe_folds(vectors, labels, folds, QUICK) for _ in range(2))
     np.testing.assert_array_equal(one.correct, two.correct)
@@ -66,20 +67,20 @@ def test_the_same_seed_gives_the_same_result():
     assert (other.chosen, other.validation) != (one.chosen, one.validation)
 
 
-def test_the_state_of_the_global_generator_is_left_alone():
+def test_the_global_generator_is_not_changed():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     probe_folds(*gaussians(60, 2), QUICK)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_the_grid_is_searched_in_the_first_fold_or_in_every():
+def test_the_grid_is_searched_in_the_first_or_in_every_fold():
     vectors, labels, folds = gaussians(100, 4, distance=1.0)
     tried = []
 
-    def watched(x, y, valid_x, valid_y, classes, point, config, seed):
+    def watched(train, valid, classes, point, config, seed):
         tried.append(point)
-        return train_network(x, y, valid_x, valid_y, classes, point, config, seed)
+        return train_network(train, valid, classes, point, config, seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sctok.evaluation.probe.mlp.train_network", watched)
@@ -91,11 +92,12 @@ def test_the_grid_is_searched_in_the_first_fold_or_in_every():
         assert len(tried) == 2 * 5
 
 
-def test_the_network_kept_is_that_of_the_best_validation():
+def test_training_returns_the_network_of_the_best_validation():
     vectors, labels, _ = gaussians(200, 4, distance=1.5)
     x, y = torch.from_numpy(vectors), torch.from_numpy(labels)
-    found = train_network(x[:100], y[:100], x[100:], y[100:], 4, GRID[0], QUICK, 0)
-    assert float((found.model(x[100:]).argmax(1) == y[100:]).float().mean()) == pytest.approx(found.accuracy)
+    train, valid = LabelledVectors(x[:100], y[:100]), LabelledVectors(x[100:], y[100:])
+    found = train_network(train, valid, 4, GRID[0], QUICK, 0)
+    assert float((found.model(valid.x).argmax(1) == valid.y).float().mean()) == pytest.approx(found.accuracy)
     assert found.epoch % QUICK.validate_every == 0
 
 
@@ -106,9 +108,9 @@ def test_the_grid_has_sixteen_points_drawn_without_repeats():
 
 
 @pytest.mark.parametrize("point", [GridPoint(1, 1e-3, "uniform"), GridPoint(2, 1e-3, "normal")])
-def test_networks_are_those_of_the_protocol(point):
+def test_networks_match_the_protocol(point):
     torch.manual_seed(0)
-    model = build_network(300, 7, point, ProbeConfig())
+    model = build_network(300, 7, point, MlpConfig())
     names = [type(layer).__name__ for layer in model]
     assert names == ["Linear", "BatchNorm1d", "Dropout", "ReLU"] * point.layers + ["Linear"]
     assert model[0].weight.shape == (1024, 300)
@@ -116,7 +118,7 @@ def test_networks_are_those_of_the_protocol(point):
     assert model[-1].weight.std().item() == pytest.approx(np.sqrt(2) * np.sqrt(2 / 1031), rel=0.05)
 
 
-def test_errors_of_groups_that_stand_or_fall_together_are_larger():
+def test_dependent_clips_have_a_larger_standard_error():
     found = probe_folds(*gaussians(120, 4, distance=1.0), QUICK)
     alone = found.group_standard_error(np.arange(120).astype(str))
     assert alone == pytest.approx(found.standard_error)
@@ -133,12 +135,12 @@ def test_errors_of_groups_that_stand_or_fall_together_are_larger():
         ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_values_out_of_range_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
-        ProbeConfig(**change)
+        MlpConfig(**change)
 
 
-def test_features_that_are_not_finite_are_refused():
+def test_features_that_are_not_finite_are_rejected():
     vectors, labels, folds = gaussians(40, 2)
     vectors[3, 1] = np.nan
     with pytest.raises(ValueError, match="1 clips have features that are not finite"):
@@ -147,7 +149,7 @@ def test_features_that_are_not_finite_are_refused():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=1, max_size=40), st.integers(3, 6))
-def test_groups_stay_whole_and_no_fold_is_empty(clips, folds):
+def test_groups_are_not_split_and_no_fold_is_empty(clips, folds):
     labels, groups = [label for label, _ in clips], [str(group) for _, group in clips]
     found = assign_folds(labels, groups, folds)
     assert len({(group, fold) for group, fold in zip(groups, found, strict=True)}) == len(set(groups))
@@ -170,35 +172,35 @@ def test_prescribed_folds_are_kept():
     ("clips", "message"),
     [
         ([clip("a", "1", "x"), clip("b", "2", ""), clip("a", "3", "y"), clip("a", "4", "z")], "for every clip"),
-        ([clip("a", "1", "x"), clip("b", "2", "y")], "3 folds or more"),
+        ([clip("a", "1", "x"), clip("b", "2", "y")], "at least 3 folds"),
         ([clip("a", "1", "x"), clip("b", "1", "y"), clip("b", "2", "z")], "group 1 is in the folds x and y"),
     ],
 )
-def test_prescribed_folds_that_do_not_do_are_refused(clips, message):
+def test_invalid_prescribed_folds_are_rejected(clips, message):
     with pytest.raises(ValueError, match=message):
         fold_numbers(clips, 5)
 
 
-def test_one_class_is_no_task():
+def test_a_single_class_is_rejected():
     with pytest.raises(ValueError, match="all 9 clips are of the class 'a'"):
         task_faults([clip("a", str(i)) for i in range(9)], 5)
 
 
-def test_two_groups_are_no_folds():
-    with pytest.raises(ValueError, match="of 2 groups; 3 folds"):
+def test_fewer_groups_than_folds_are_rejected():
+    with pytest.raises(ValueError, match="of 2 groups; a task needs at least 3"):
         task_faults([clip("ab"[i % 2], str(i % 2)) for i in range(9)], 5)
 
 
-def test_what_limits_a_task_is_said():
+def test_limitations_of_a_task_are_named():
     clips = [clip("a", str(i % 4)) for i in range(8)] + [clip("b", "0"), clip("b", "0")]
-    few, small, alone = task_faults(clips, 5)
+    few, small, single = task_faults(clips, 5)
     assert few == "there are 4 groups, so 4 folds instead of 5"
     assert small == "classes with fewer clips than the 4 folds: b (2)"
-    assert alone == "classes of one group, tested without having been trained: b"
+    assert single == "classes with a single group, tested but never trained on: b"
     assert task_faults([clip("ab"[i % 2], str(i)) for i in range(20)], 5) == []
 
 
-def test_a_folder_of_classes_is_a_task(tmp_path):
+def test_a_folder_of_classes_is_read(tmp_path):
     for name in ("cat/1.wav", "cat/deep/1.wav", "dog/1.flac", "dog/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -213,7 +215,7 @@ def test_a_folder_of_classes_is_a_task(tmp_path):
     assert [each.source for each in task.rejected] == ["empty"]
 
 
-def test_rows_that_cannot_be_used_are_named(tmp_path):
+def test_unusable_rows_are_named(tmp_path):
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).touch()
     rows = ["path,label,group,domain", "a.wav,x,1,speech", "a.wav,x,1,speech", "a.wav,y,1,speech", "b.wav,,2,speech"]
@@ -225,10 +227,10 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
     ]
     assert (task.name, task.domain) == ("task", "speech")
     assert [(each.source, each.reason.partition(" (")[0]) for each in task.rejected] == [
-        ("a.wav", "is listed before"),
-        ("a.wav", "is listed before with the label x"),
+        ("a.wav", "is repeated"),
+        ("a.wav", "is repeated with the label x"),
         ("b.wav", "has no label"),
-        ("c.wav", "is not there"),
+        ("c.wav", "does not exist"),
         ("row 7", "has no path"),
     ]
 
@@ -237,22 +239,22 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
     ("text", "message"),
     [
         ("", "no column 'path'"),
-        ("path,label\n", "lists no clip"),
+        ("path,label\n", "no usable clip"),
         ("path,name\na.wav,b\n", "no column 'label'; its columns are path, name"),
-        ("path,label\nmissing.wav,b\n", "missing.wav is not there .* unless --audio"),
+        ("path,label\nmissing.wav,b\n", "missing.wav does not exist .* or to --audio"),
     ],
 )
-def test_a_table_without_clips_is_refused(tmp_path, text, message):
+def test_a_table_without_clips_is_rejected(tmp_path, text, message):
     (tmp_path / "task.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_task(tmp_path / "task.csv")
 
 
-def test_what_is_no_task_is_refused(tmp_path):
+def test_sources_that_are_not_tasks_are_rejected(tmp_path):
     (tmp_path / "a.wav").touch()
     with pytest.raises(ValueError, match="has no subfolders"):
         read_task(tmp_path)
     with pytest.raises(ValueError, match="neither a folder"):
         read_task(tmp_path / "a.wav")
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_task(tmp_path / "nowhere")

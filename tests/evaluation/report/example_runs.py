@@ -29,7 +29,7 @@ def write_flac(path: Path, wave, rate: int = RATE) -> None:
 
 
 def write_run(folder: Path, *, files=FILES, codecs=CODECS, audio: bool = True, seconds: float = 1.0, **head) -> Path:
-    """Write the folder of an evaluation whose scores are made up; the last codec has its own sample rate."""
+    """Write the folder of an evaluation with invented scores; the last codec has another sample rate."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         {"key": key, "domain": domain, "seconds": seconds, "path": f"/nowhere/{key}.wav"} for key, domain in files
@@ -76,9 +76,12 @@ def _summary(codecs, files):
     return [
         {"codec": name, "domain": domain, "metric": metric, "mean": mean, "low": mean - 0.1, "high": mean + 0.2,
          "n": len(files), "failed": 0}
-        for name, _, _, quality in codecs
+        for name, _, kbps, quality in codecs
         for domain in domains
-        for metric, mean in (("visqol", quality), ("mel_dac", 5 - quality))
+        for metric, mean in (
+            *(("visqol", quality), ("mel_dac", 5 - quality), ("kbps", kbps), ("rtf_encode", 0.1), ("rtf_decode", 0.2)),
+            *([("tokens_per_second", 50)] if name == "tiny" else []),
+        )
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: it plays, rates by keyboard and by touch, exports, and forgets nothing."""
+"""The report in headless Chromium: playback, ratings by keyboard and by touch, export, and saved state."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ BROKEN_STORAGE = "Object.defineProperty(window, 'localStorage', { get() { throw 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
-        # Without a sandbox it starts as root as well, as in containers.
+        # Without a sandbox, Chromium also starts as root, for example in containers.
         found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
         found.close()
@@ -39,7 +39,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser):
-    """Open a file in a context of its own; complaints of the page and requests to a network fail the test."""
+    """Return a function that opens a file in a new context; console errors and network requests fail the test."""
     contexts, complaints = [], []
 
     def open_page(path, script="", **options):
@@ -68,7 +68,7 @@ def begin(page, name="Ana"):
 
 
 def tab_to(page, label):
-    """Press Tab until the element of that name has the focus."""
+    """Press Tab until the element with this label has the focus."""
     for _ in range(60):
         page.keyboard.press("Tab")
         focus = "(document.activeElement.getAttribute('aria-label') || document.activeElement.textContent).trim()"
@@ -78,7 +78,7 @@ def tab_to(page, label):
 
 
 def until(page, condition):
-    """Wait for a condition; the page's policy forbids the `eval` of Playwright's own waiting."""
+    """Wait for a condition. The page's policy forbids the `eval` that Playwright's own waiting needs."""
     look = f"const look = () => (({condition}) ? done() : requestAnimationFrame(look)); look();"
     page.evaluate(f"Promise.race([new Promise((done) => {{ {look} }}), {TOO_LONG}])")
 
@@ -87,7 +87,7 @@ def playing(page, condition="true"):
     until(page, f"Deck.current?.playing && Deck.current.position > 0.02 && ({condition})")
 
 
-def test_players_play_one_at_a_time_and_stop(visit, report):
+def test_only_one_player_plays_at_a_time(visit, report):
     page = visit(report)
     first, second = (page.get_by_role("button", name=f"Play {name}", exact=True).first for name in ("tiny", "opus-6"))
     first.click()
@@ -100,7 +100,7 @@ def test_players_play_one_at_a_time_and_stop(visit, report):
     assert page.locator(".playing").count() == 0
 
 
-def test_a_click_on_a_spectrogram_plays_from_there(visit, report):
+def test_a_click_on_a_spectrogram_plays_from_that_position(visit, report):
     page = visit(report)
     picture = page.locator(".clip").nth(1).locator(".picture").nth(1)
     box = picture.bounding_box()
@@ -117,7 +117,7 @@ def test_arrow_keys_move_the_playhead_of_all_rows(visit, report):
     assert {pictures.nth(i).get_attribute("aria-valuenow") for i in range(SOUNDS)} == {"2.5"}
 
 
-def test_heads_sort_tables_and_empty_cells_stay_last(visit, report):
+def test_column_headers_sort_tables_and_empty_cells_stay_last(visit, report):
     page = visit(report)
     table = page.locator("table").first
 
@@ -141,7 +141,7 @@ def test_tables_and_players_work_without_javascript(visit, report):
     assert page.get_by_text("needs JavaScript").is_visible()
 
 
-def test_a_whole_test_by_keyboard_ends_in_ratings_that_are_scored(visit, report, tmp_path):
+def test_a_listening_test_by_keyboard_gives_ratings_that_are_scored(visit, report, tmp_path):
     page = visit(report)
     page.focus("#listener")
     page.keyboard.type("Ana Ö.")
@@ -171,7 +171,7 @@ def test_a_whole_test_by_keyboard_ends_in_ratings_that_are_scored(visit, report,
     assert found == dict.fromkeys(names, (99, 2))
 
 
-def test_a_clip_is_not_left_before_every_sound_is_rated(visit, report):
+def test_the_next_clip_needs_a_rating_of_every_sound(visit, report):
     page = visit(report)
     begin(page)
     page.get_by_label("Rating of sound 1").press("ArrowUp")
@@ -180,7 +180,7 @@ def test_a_clip_is_not_left_before_every_sound_is_rated(visit, report):
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Rating of sound 2"
 
 
-def test_enter_accepts_the_rating_at_which_the_slider_stands(visit, report):
+def test_enter_accepts_the_position_of_the_slider(visit, report):
     page = visit(report)
     begin(page)
     assert page.locator(".trial .score").first.inner_text() == "–"
@@ -188,7 +188,7 @@ def test_enter_accepts_the_rating_at_which_the_slider_stands(visit, report):
     assert page.locator(".trial .score").first.inner_text() == "50"
 
 
-def test_a_reload_keeps_ratings_order_and_place(visit, report):
+def test_a_reload_keeps_ratings_order_and_position(visit, report):
     page = visit(report)
     begin(page, "Bo")
     for number in range(1, SOUNDS + 1):
@@ -196,15 +196,15 @@ def test_a_reload_keeps_ratings_order_and_place(visit, report):
     page.get_by_role("button", name="Next clip").click()
     page.get_by_label("Rating of sound 3").fill("77")
     page.reload()
-    assert page.get_by_text("Begun by Bo: 1 of 2 clips rated.").is_visible()
-    page.get_by_role("button", name="Go on").click()
+    assert page.get_by_text("Started by Bo: 1 of 2 clips rated.").is_visible()
+    page.get_by_role("button", name="Resume").click()
     assert page.locator(".trial .score").all_inner_texts() == ["–", "–", "77", "–", "–"]
     page.keyboard.press("p")
     page.get_by_role("heading", name="Clip 1 of 2").wait_for()
     assert page.locator(".trial .score").all_inner_texts() == ["10", "20", "30", "40", "50"]
 
 
-def test_switching_keeps_the_moment_and_the_loop(visit, report):
+def test_switching_keeps_the_position_and_the_loop(visit, report):
     page = visit(report)
     begin(page)
     page.get_by_label("Position", exact=True).fill("1")
@@ -221,14 +221,14 @@ def test_switching_keeps_the_moment_and_the_loop(visit, report):
     assert page.evaluate("[Deck.current.voice.source.loopStart, Deck.current.voice.source.loopEnd]") == [1, 2]
 
 
-def test_what_is_rated_is_hidden(visit, report):
+def test_names_of_rated_sounds_are_hidden(visit, report):
     page = visit(report)
     begin(page)
     shown = page.inner_text("body")
     assert not any(name in shown for name in ("tiny", "opus", "3.5 kHz", "speech", "music"))
 
 
-def test_a_phone_rates_by_touch_without_scrolling_sideways(visit, report):
+def test_a_phone_rates_by_touch_without_horizontal_scrolling(visit, report):
     page = visit(report, **PHONE)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.fill("#listener", "Cleo")
@@ -258,7 +258,7 @@ def test_without_storage_the_page_warns_and_still_exports(visit, report, tmp_pat
     assert len(json.loads(download.value.path().read_text())["trials"]) == 2
 
 
-def test_the_page_for_listeners_alone(visit, tmp_path):
+def test_the_page_for_listeners_has_only_the_test(visit, tmp_path):
     run = write_run(tmp_path / "run", files=FILES[:1], seconds=0.5)
     page = visit(write_report(tmp_path / "test.html", [run], config=ReportConfig(listening_only=True)).path)
     begin(page)

@@ -1,4 +1,4 @@
-"""The report's page, read without a browser."""
+"""The report's page, parsed without a browser."""
 
 import json
 from html.parser import HTMLParser
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from sctok.evaluation.report.audio import BINS, build_clip, choose_files, edge_marks, levels_db
+from sctok.evaluation.report.clips import BINS, build_clip, choose_files, frequency_marks, levels_db
 from sctok.evaluation.report.page import ReportConfig, write_report
 from sctok.evaluation.report.runs import load_run
 from sctok.formats.codebooks import Codebook, CodebookInfo, Segment, save_codebook
@@ -17,7 +17,7 @@ VOID = {"meta", "link", "img", "input", "br", "progress"}
 
 
 class Page(HTMLParser):
-    """Elements of a page as (tag, attributes), its text, and whether every element is closed."""
+    """The elements of a page as (tag, attributes), its text, and the elements that are open."""
 
     def __init__(self, text):
         super().__init__()
@@ -56,7 +56,7 @@ def write_codebook(path, domain="speech", segments=None, history=(9.0, 4.0, 3.0)
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """A page with all parts: (folder of the run, text of the page, plots)."""
+    """Return a page with all parts: the folder of the run, the text of the page, and the result."""
     folder = tmp_path_factory.mktemp("report")
     run = write_run(folder / "run <1>", files=(("speech/one", "speech"), ("music/two", "music")))
     (run / "probe.json").write_text(
@@ -88,14 +88,14 @@ def test_every_element_is_closed(page):
     assert page.open == []
 
 
-def test_ids_are_unique_and_links_lead_somewhere(page):
+def test_ids_are_unique_and_links_have_targets(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
     wanted = {a["href"][1:] for a in page.all("a")} | {a.get("aria-labelledby", ids[0]) for _, a in page.elements}
     assert wanted <= set(ids)
 
 
-def test_nothing_comes_from_a_network(page):
+def test_the_page_needs_no_network(page):
     sources = [a[name] for _, a in page.elements for name in ("src", "href", "xlink:href") if name in a]
     assert sources
     assert all(source.startswith(("data:", "#")) for source in sources)
@@ -104,7 +104,7 @@ def test_nothing_comes_from_a_network(page):
     assert "http" not in policy
 
 
-def test_all_parts_are_there(page):
+def test_the_page_has_all_parts(page):
     titles = ["run <1>", "Codebooks", "Listening test: ratings", "Listen and compare", "Listening test"]
     assert all(title in page.text for title in titles)
     assert "esc-50" in page.text
@@ -131,7 +131,7 @@ def test_each_clip_has_reference_anchor_and_every_codec(page):
     assert labels == ["reference", "low-pass 3.5 kHz", "tiny", "opus-6", "opus-12"] * 2
 
 
-def test_the_listening_test_knows_roles_and_no_missing_sounds(everything):
+def test_the_data_of_the_listening_test_has_roles(everything):
     text = everything[1]
     start = text.index('id="test-data">') + len('id="test-data">')
     data = json.loads(text[start : text.index("</script>", start)])
@@ -139,7 +139,7 @@ def test_the_listening_test_knows_roles_and_no_missing_sounds(everything):
     assert [s["role"] for s in data["clips"][0]["stimuli"]] == ["reference", "anchor", "codec", "codec", "codec"]
 
 
-def test_plots_are_written_as_files_too(everything):
+def test_plots_are_also_written_as_files(everything):
     names = {path.name for path in everything[2].plots}
     stems = {"quality-1-run--1-", "inertia", "usage", "centroids-merged-8-r50", "ratings-1"}
     stems |= {f"spectrograms-{number}" for number in (1, 2)}
@@ -147,17 +147,17 @@ def test_plots_are_written_as_files_too(everything):
     assert all(path.stat().st_size for path in everything[2].plots)
 
 
-def test_missing_audio_is_said_in_its_row(tmp_path):
+def test_missing_audio_is_named_in_its_row(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "audio" / "tiny" / "speech" / "one.flac").unlink()
     (run / "audio" / "opus-6" / "speech" / "one.flac").write_bytes(b"no flac")
     clip = build_clip(load_run(run), {"key": "speech/one", "domain": "speech"}, "c", 10.0)
     problems = {stimulus.name: stimulus.problem for stimulus in clip.stimuli if stimulus.problem}
-    assert problems["tiny"] == "its decoded audio was not kept"
+    assert problems["tiny"] == "the decoded audio was not kept"
     assert "cannot be read" in problems["opus-6"]
 
 
-def test_a_codec_that_failed_says_why_in_place_of_its_audio(tmp_path):
+def test_a_failed_codec_shows_the_reason_instead_of_audio(tmp_path):
     run = write_run(tmp_path / "run", files=(("one", "speech"),))
     (run / "audio" / "tiny" / "one.flac").unlink()
     text = (run / "scores.csv").read_text().splitlines()
@@ -166,15 +166,15 @@ def test_a_codec_that_failed_says_why_in_place_of_its_audio(tmp_path):
     assert next(s.problem for s in clip.stimuli if s.name == "tiny") == "failed: out of memory"
 
 
-@pytest.mark.parametrize("what", ["empty", "silent"])
-def test_a_run_without_anything_to_hear_says_so(tmp_path, what):
-    run = write_run(tmp_path / "run", **({"files": ()} if what == "empty" else {"audio": False}))
+@pytest.mark.parametrize("kind", ["empty", "silent"])
+def test_a_run_without_audio_has_a_note(tmp_path, kind):
+    run = write_run(tmp_path / "run", **({"files": ()} if kind == "empty" else {"audio": False}))
     page = Page(write_report(tmp_path / "report.html", [run]).path.read_text())
-    assert ("This evaluation is empty" if what == "empty" else "keeps no audio") in page.text
+    assert ("This evaluation is empty" if kind == "empty" else "has no audio") in page.text
     assert not page.all("audio")
 
 
-def test_runs_and_codebooks_of_one_name_are_all_shown(tmp_path):
+def test_runs_and_codebooks_with_equal_names_are_all_shown(tmp_path):
     runs = [write_run(tmp_path / folder / "run", audio=False) for folder in "ab"]
     books = [write_codebook(tmp_path / folder / "speech-8-r50.safetensors") for folder in "ab"]
     page = Page(write_report(tmp_path / "report.html", runs, codebooks=books).path.read_text())
@@ -184,7 +184,7 @@ def test_runs_and_codebooks_of_one_name_are_all_shown(tmp_path):
     assert all(str(path) in page.text for path in books)
 
 
-def test_no_report_on_nothing(tmp_path):
+def test_a_report_needs_an_input(tmp_path):
     with pytest.raises(ValueError, match="nothing to report on"):
         write_report(tmp_path / "report.html", [])
 
@@ -199,7 +199,7 @@ def test_a_listening_page_shows_no_results(tmp_path):
     assert not any("controls" in audio for audio in page.all("audio"))
 
 
-def test_the_anchor_of_a_run_is_taken_and_its_original_left_out(tmp_path):
+def test_the_anchor_of_a_run_is_used_and_its_original_is_not(tmp_path):
     codecs = (("original", "original", 256.0, 5.0), ("dull", "lowpass:3500", 256.0, 2.0), ("tiny", "tiny", 0.6, 2.0))
     run = write_run(tmp_path / "run", files=(("one", "speech"),), codecs=codecs)
     clip = build_clip(load_run(run), {"key": "one", "domain": "speech"}, "c", 10.0)
@@ -218,14 +218,14 @@ def test_sounds_are_cut_and_aligned_to_the_reference(tmp_path):
     assert {len(level) for level in clip.levels.values()} == {91}
 
 
-def test_clips_are_shared_out_among_the_domains(tmp_path):
+def test_clips_are_balanced_over_domains(tmp_path):
     files = (*((f"s{i}", "speech") for i in range(5)), ("m", "music"), *((f"g{i}", "general") for i in range(5)))
     run = load_run(write_run(tmp_path / "run", files=files, seconds=0.1))
     assert [file["key"] for file in choose_files(run, 5)] == ["s0", "s2", "m", "g0", "g2"]
     assert len(choose_files(run, 100)) == 11
 
 
-def test_keys_that_lead_out_of_the_run_are_not_read(tmp_path):
+def test_keys_outside_of_the_run_are_not_read(tmp_path):
     run = write_run(tmp_path / "run", files=(("one", "speech"),))
     write_flac(tmp_path / "run" / "outside.flac", tone("one"))
     (run / "run.json").write_text((run / "run.json").read_text().replace('"one"', '"../../outside"'))
@@ -236,10 +236,10 @@ def test_spectrograms_show_a_tone_at_its_frequency():
     wave = np.sin(2 * np.pi * 2000 * np.arange(48_000) / 24_000).astype(np.float32)
     levels = levels_db(wave, 24_000)
     assert levels.shape == (201, BINS)
-    np.testing.assert_allclose(levels[100].argmax() / BINS, edge_marks()[2000.0], atol=0.02)
+    np.testing.assert_allclose(levels[100].argmax() / BINS, frequency_marks()[2000.0], atol=0.02)
 
 
 @pytest.mark.parametrize("change", [{"clips": -1}, {"seconds": 0}, {"listening_only": True, "clips": 0}])
-def test_impossible_settings_are_refused(change):
+def test_values_out_of_range_are_rejected(change):
     with pytest.raises(ValueError, match=r"clips|seconds"):
         ReportConfig(**change)

@@ -20,12 +20,12 @@ from sctok.evaluation.report.plots import (
     spectrogram_plot,
     usage_plot,
 )
-from sctok.evaluation.report.tables import Row, Score
+from sctok.evaluation.report.tables import CodecScores, MetricScore
 from sctok.formats.codebooks import Segment
 
 
 def row(codec, spec, kbps, mean):
-    return Row(codec, spec, {"kbps": kbps}, {"visqol": Score(mean, mean - 0.1, mean + 0.1, 3, 0)})
+    return CodecScores(codec, spec, {"kbps": kbps}, {"visqol": MetricScore(mean, mean - 0.1, mean + 0.1, 3, 0)})
 
 
 ROWS = [row("opus-6", "opus:6", 6.0, 3.0), row("opus-12", "opus:12", 12.0, 4.0), row("mini", "mini", 0.6, 2.0)]
@@ -44,7 +44,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_becomes_files_and_svg_for_a_page(name, tmp_path):
+def test_figures_can_be_saved_and_embedded(name, tmp_path):
     plot = FIGURES[name]()
     png, svg = save_plot(plot, tmp_path)
     with Image.open(png) as image:
@@ -58,14 +58,14 @@ def test_every_figure_becomes_files_and_svg_for_a_page(name, tmp_path):
     assert GRID not in inline
 
 
-def test_ids_of_two_figures_in_one_page_differ():
+def test_ids_of_two_figures_differ():
     one, other = inertia_plot({"a": [2.0, 1.0]}), usage_plot({"a": np.array([1, 2])})
     ids = [re.findall(r'\bid="([^"]+)"', inline_svg(plot)) for plot in (one, other)]
     assert ids[0]
     assert not set(ids[0]) & set(ids[1])
 
 
-def test_references_inside_a_figure_find_their_ids():
+def test_references_inside_a_figure_have_targets():
     svg = inline_svg(inertia_plot({"a": [2.0, 1.0]}))
     ids = set(re.findall(r'\bid="([^"]+)"', svg))
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
@@ -73,25 +73,25 @@ def test_references_inside_a_figure_find_their_ids():
     assert used <= ids
 
 
-def test_quality_joins_the_codecs_of_a_family_by_bit_rate():
+def test_the_codecs_of_a_family_are_joined_by_bit_rate():
     axes = quality_plot(ROWS[::-1], [VISQOL], "quality", "Quality").figure.axes[0]
     lines = {line.get_label(): list(line.get_xdata()) for line in (c.lines[0] for c in axes.containers)} or {}
     assert [6.0, 12.0] in lines.values()
 
 
 def test_anchors_and_codecs_without_scores_or_rates_are_not_plotted():
-    silent = Row("dir", "dir:x", {}, {"visqol": Score(3.0, None, None, 1, 0)})
-    failed = Row("opus-6", "opus:6", {"kbps": 6.0}, {"visqol": Score(None, None, None, 0, 3)})
+    silent = CodecScores("dir", "dir:x", {}, {"visqol": MetricScore(3.0, None, None, 1, 0)})
+    failed = CodecScores("opus-6", "opus:6", {"kbps": 6.0}, {"visqol": MetricScore(None, None, None, 0, 3)})
     assert quality_plot([row("original", "original", 256.0, 5.0), silent, failed], [VISQOL], "q", "Q") is None
 
 
-def test_nothing_to_draw_gives_no_figure():
+def test_without_data_there_is_no_figure():
     assert inertia_plot({}) is None
     assert usage_plot({"a": np.zeros(3, np.int64)}) is None
     assert ratings_plot([], "r", "R") is None
 
 
-def test_principal_plane_keeps_the_distances_of_points_in_a_plane():
+def test_the_principal_plane_preserves_distances_of_points_in_a_plane():
     rng = np.random.default_rng(1)
     plane = rng.standard_normal((40, 2)) * [3.0, 1.0]
     basis, _ = np.linalg.qr(rng.standard_normal((7, 2)))
@@ -105,7 +105,7 @@ def test_principal_plane_keeps_the_distances_of_points_in_a_plane():
     assert shares[0] > shares[1]
 
 
-def test_principal_plane_of_what_has_no_extent():
+def test_the_principal_plane_of_equal_points_is_zero():
     positions, shares = principal_plane(np.ones((3, 1), np.float32))
     assert not positions.any()
     assert not shares.any()

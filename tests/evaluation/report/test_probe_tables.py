@@ -1,19 +1,19 @@
-"""Tables of probes in the report."""
+"""Tables of probe results."""
 
-from sctok.evaluation.report.probe_tables import probe_part
+from sctok.evaluation.report.tables import probe_part
 
 
 def shown(table):
     return [column.label for column in table.columns], [[cell.text for cell in row] for row in table.rows]
 
 
-def test_what_matters_comes_first_and_lists_are_left_out():
+def test_the_main_result_comes_first_and_lists_are_left_out():
     task = {"clips": 40, "task": "esc-50", "accuracy": 0.5, "fold_accuracies": [0.4, 0.6], "representation": "semantic"}
     (table,) = probe_part({"tasks": [task]}).tables
     assert shown(table) == (["task", "representation", "accuracy", "clips"], [["esc-50", "semantic", "0.500", "40"]])
 
 
-def test_stability_is_a_table_of_its_own():
+def test_stability_is_a_separate_table():
     row = {
         "task": "esc",
         "stream": "semantic",
@@ -25,7 +25,7 @@ def test_stability_is_a_table_of_its_own():
     assert shown(stability)[1] == [["esc", "semantic", "shift", "0.800"], ["esc", "semantic", "mp3", "0.500"]]
 
 
-def test_notes_and_failures_are_passed_on():
+def test_notes_and_failures_are_included():
     part = probe_part(
         {"notes": [{"task": "esc", "note": "few clips"}], "errors": [{"task": "gtzan", "reason": "one class"}]}
     )
@@ -33,6 +33,6 @@ def test_notes_and_failures_are_passed_on():
     assert shown(part.failures)[1] == [["gtzan", "one class"]]
 
 
-def test_no_probe_gives_nothing():
+def test_without_a_probe_there_are_no_tables():
     part = probe_part(None)
     assert (part.tables, part.notes, part.failures) == ((), (), None)

@@ -1,9 +1,9 @@
-"""The clips of the report: audio as FLAC and spectrograms as PNG, both inside the page as data URIs."""
+"""The clips of the report: audio as FLAC and spectrograms as PNG, embedded in the page as data URIs."""
 
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from sctok.audio.errors import AudioError
 from sctok.audio.windows import SAMPLE_RATE
 from sctok.evaluation.codecs.anchors import LowPass
+from sctok.evaluation.codecs.base import Wave, sound_file
 from sctok.formats.files import FormatError, hash_bytes
 from sctok.formats.untrusted.paths import path_inside
 
 from .runs import EvaluationRun, number
-
-Wave = NDArray[np.float32]
 
 ANCHOR_HZ = 3500.0
 FRAMES_PER_SECOND = 100
@@ -29,12 +28,12 @@ BINS = 96
 FFT_SIZE = 1024
 RANGE_DB = 80.0
 COLOURS = 64
-EDGE_HERTZ = (500, 1000, 2000, 4000)
+MARKED_HERTZ = (500, 1000, 2000, 4000)
 
 
 @dataclass(frozen=True)
 class Stimulus:
-    """One sound of a clip. role: "reference", "anchor" or "codec". problem: why there is no audio, else empty."""
+    """One sound of a clip. role: "reference", "anchor" or "codec". problem: why there is no audio, else ""."""
 
     id: str
     role: str
@@ -47,7 +46,7 @@ class Stimulus:
 
 @dataclass(frozen=True)
 class ReportClip:
-    """One file of a run: the reference, the anchor and every codec; levels in dB for figures, by name."""
+    """One file of a run: the reference, the anchor and each codec. levels: spectrograms in dB by name."""
 
     id: str
     run: str
@@ -60,14 +59,14 @@ class ReportClip:
 
     @property
     def marks(self) -> list[tuple[float, str]]:
-        """Where the time axis is marked: share of the width, and text."""
+        """The marks of the time axis: their positions from 0 to 1, and their texts."""
         step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60) if self.seconds / step <= 6), 300)
-        shares = [(index * step / self.seconds, f"{index * step:g}") for index in range(int(self.seconds / step) + 1)]
-        return [(share, text) for share, text in shares if share < 0.97]  # the unit stands at the end
+        marks = [(index * step / self.seconds, f"{index * step:g}") for index in range(int(self.seconds / step) + 1)]
+        return [(position, text) for position, text in marks if position < 0.97]  # leaves room for the unit
 
 
 def audio_file(run: EvaluationRun, codec: str | None, key: str) -> Path | None:
-    """Return a reference (codec None) or decoded file that a run keeps; None if it is missing or outside the run."""
+    """Return the path of a reference (codec None) or decoded file; None if it is missing or outside the run."""
     try:
         path = path_inside(run.folder / "audio", f"{codec or 'reference'}/{key}", ".flac")
     except FormatError:
@@ -77,7 +76,7 @@ def audio_file(run: EvaluationRun, codec: str | None, key: str) -> Path | None:
 
 
 def choose_files(run: EvaluationRun, count: int) -> list[dict[str, Any]]:
-    """Return up to `count` files whose reference is there, as many of each domain as can be, spread over the run."""
+    """Choose up to `count` files that have a reference, balanced over domains and spread over the run."""
     by_domain: dict[str, list[dict[str, Any]]] = {}
     for file in run.files:
         if audio_file(run, None, file["key"]):
@@ -94,15 +93,15 @@ def choose_files(run: EvaluationRun, count: int) -> list[dict[str, Any]]:
 
 
 def build_clip(run: EvaluationRun, file: Mapping[str, Any], clip_id: str, most_seconds: float) -> ReportClip:
-    """Read one file of a run in all its forms, cut after `most_seconds`, aligned to the reference's length.
+    """Read the reference and all decoded versions of a file, cut to `most_seconds` and to the reference's length.
 
-    A codec's file that is missing or cannot be read becomes a stimulus with a `problem`.
-    Raises AudioError if the reference cannot be read.
+    A missing or unreadable decoded file becomes a stimulus with a `problem`. Raises AudioError if the reference cannot
+    be read.
     """
     key = file["key"]
     path = audio_file(run, None, key)
     if path is None:
-        raise AudioError(key, f"the reference is not in {run.folder}")
+        raise AudioError(key, f"the reference is missing in {run.folder}")
     reference, rate = _read(path, most_seconds)
     seconds = len(reference) / rate
     specs = {codec["name"]: codec["spec"] for codec in run.codecs}
@@ -143,7 +142,7 @@ def _decoded(run: EvaluationRun, codec: str, key: str, seconds: float) -> tuple[
     path = audio_file(run, codec, key)
     if path is None:
         error = next((row.get("error") for row in run.scores if (row["codec"], row["key"]) == (codec, key)), "")
-        return None, 0, f"failed: {error}" if error else "its decoded audio was not kept"
+        return None, 0, f"failed: {error}" if error else "the decoded audio was not kept"
     try:
         wave, rate = _read(path, seconds + 1)
     except AudioError as error:
@@ -164,7 +163,7 @@ def _kbps(run: EvaluationRun, codec: str, key: str) -> float | None:
 
 
 def levels_db(wave: Wave, rate: int) -> NDArray[np.float32]:
-    """Return the mel spectrogram of wave (n,) in dB, float32 (frames, BINS): 100 frames per second, 0 to 8 kHz."""
+    """Return the mel spectrogram in dB of a wave (n,), float32 (frames, BINS): 100 frames per second, 0 to 8 kHz."""
     import torch
 
     from sctok.audio.mel import mel_filters, stft_magnitude
@@ -176,20 +175,19 @@ def levels_db(wave: Wave, rate: int) -> NDArray[np.float32]:
     return np.asarray(20 * mel.clamp_min(1e-6).log10(), np.float32)
 
 
-def edge_marks(hertz: Sequence[int] = EDGE_HERTZ) -> dict[float, float]:
-    """Return at which share of the height of a spectrogram some frequencies lie (Slaney's mel scale to 8 kHz)."""
+def frequency_marks() -> dict[float, float]:
+    """Return marked frequencies in Hz and their positions on the mel axis (Slaney's scale), from 0 to 1 at 8 kHz."""
 
     def mel(frequency: float) -> float:
         linear = frequency / (200 / 3)
         return linear if frequency < 1000 else 15 + float(np.log(frequency / 1000)) * 27 / float(np.log(6.4))
 
-    return {float(frequency): mel(frequency) / mel(SAMPLE_RATE / 2) for frequency in hertz}
+    return {float(frequency): mel(frequency) / mel(SAMPLE_RATE / 2) for frequency in MARKED_HERTZ}
 
 
 def _flac_uri(wave: Wave, rate: int) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wave, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
+    data = sound_file(np.clip(wave, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return "data:audio/flac;base64," + base64.b64encode(data).decode()
 
 
 def _picture_uri(levels: NDArray[np.float32], top: float) -> str:
