@@ -115,7 +115,7 @@ def failure(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (["--encoder", "mini"], "for the encoder mini; it has merged-8 at 25 of another encoder"),
         (["--codebooks", "8,99"], "no merged codebook of 99 centroids at 25 tokens per second"),
         (["--codebooks", "other.safetensors"], "for 50 tokens per second, the codec for 25"),
-        (["--codebooks", "cut.safetensors"], "extracted with --padding keep"),
+        (["--codebooks", "cut.safetensors"], "extracted with this one and the same --padding"),
         (["--vae", "vocoder.safetensors"], "vocoder.safetensors is a part of kind 'istft', not vae"),
         (["--vocoder", "nowhere"], "nowhere"),
     ],
