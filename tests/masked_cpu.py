@@ -22,7 +22,7 @@ NUMERIC = (
     "tests/kmeans_tools/passes/test_bounds.py",
     "tests/kmeans_tools/passes/test_code_cache.py",
     "tests/kmeans_tools/test_cluster_command.py",
-    "tests/features/test_acceleration.py",
+    "tests/features/test_extractor.py",
     "tests/features/test_encoder.py",
     "tests/features/test_goldens.py",
     "tests/codec/models/test_acoustic.py",
