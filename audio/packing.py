@@ -139,7 +139,9 @@ class _Queue(Generic[ClipT]):
         self._entries.append(end)
 
     def ready(self) -> Iterator[Event[ClipT]]:
-        """Yield encoded results in order. If too many windows wait for one, encode it with those of its length."""
+        """Yield encoded results in order. If too many windows wait for one window, encode it together with the others
+        of the same length.
+        """
         while self._entries:
             first = self._entries[0]
             if isinstance(first, FileEnd):

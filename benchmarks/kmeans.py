@@ -382,7 +382,7 @@ def main() -> int:
     args = parser.parse_args()
     parts = args.only.split(",")
     if unknown := set(parts) - set(PARTS):
-        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
+        parser.error(f"--only: {', '.join(sorted(unknown))} is not one of {', '.join(PARTS)}")
     set_threads(args.threads)
     results = measure(parts, args.features, QUICK if args.quick else Sizes(), args.threads)
     report = markdown_report(results)

@@ -51,7 +51,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(help=SUMMARY, epilog="Start with sctok demo. Add --debug to any command for the traceback of an error.")
+@app.callback(
+    help=SUMMARY, epilog="Start with sctok demo. Add --debug to any command to see the traceback of an error."
+)
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")

@@ -1,4 +1,4 @@
-"""`sctok cluster`: k-means codebooks from feature shards, or straight from audio."""
+"""`sctok cluster`: train k-means codebooks from feature shards, or directly from audio."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,7 +259,7 @@ def _parse_codebooks(values: list[str]) -> list[int]:
 
 
 def parse_stack(token_rate: int | None, stack: int | None) -> int:
-    """Return the stack factor of --token-rate or --stack; by default that of 100 tokens per second."""
+    """Return the stack factor of --token-rate or --stack; by default the one for 100 tokens per second."""
     from sctok.formats.stacking import stack_factor
     from sctok.formats.stacking import token_rate as rate_of
 

@@ -30,8 +30,10 @@ def decode(
 ) -> None:
     """Decode TOKENS to 16-bit audio files at 16 kHz, each exactly as long as the audio that was encoded.
 
-    Existing files are replaced. With --skip-existing, audio of the right length is kept, whatever sampler made it.
-    Tokens that are damaged or of another codec are reported, the remaining ones are decoded, and the exit code is 1.
+    Existing files are replaced. With --skip-existing, audio of the right length is kept, even if another sampler made
+    it.
+    Tokens that are damaged or belong to another codec are reported, the remaining ones are decoded, and the exit code
+    is 1.
     """
     config = decoding.sampler_config()
     suffix = audio_suffix(out, audio_format)

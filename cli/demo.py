@@ -1,4 +1,4 @@
-"""`sctok demo`: from sound to tokens and back on bundled clips, with the commands a user would type."""
+"""`sctok demo`: turn bundled clips into tokens and back, with the commands that a user would type."""
 
 import shlex
 import time

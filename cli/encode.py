@@ -45,7 +45,7 @@ def encode(
             reporter.take(encode_to_shard(loaded, jobs, chosen, out, reporter.windows))
         except StartsOver:
             raise StartsOver(
-                f"{out} is written in one piece, so nothing of it is kept; sctok tokenize --codec {codec.codec} can "
+                f"{out} is written in one piece, so no part of it is kept; sctok tokenize --codec {codec.codec} can "
                 "be resumed"
             ) from None
     else:

@@ -1,4 +1,4 @@
-"""`sctok evaluate`: codecs over references, by many metrics, in one table."""
+"""`sctok evaluate`: score codecs on reference audio with many metrics."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +58,7 @@ class ReferenceOptions:
         if self.recipe is None:
             return folders
         if self.recipe not in RECIPES:
-            raise typer.BadParameter(f"{self.recipe!r} is none of {', '.join(RECIPES)}", param_hint="--recipe")
+            raise typer.BadParameter(f"{self.recipe!r} is not one of {', '.join(RECIPES)}", param_hint="--recipe")
         manifest = root / "reports" / f"{self.recipe}-{self.seed}.jsonl"
         return [str(write_recipe(self.recipe, folders, manifest, self.seed))]
 

@@ -1,4 +1,4 @@
-"""`sctok extract`: AudioMAE features of audio into HDF5 shards."""
+"""`sctok extract`: write AudioMAE features of audio to HDF5 shards."""
 
 from functools import partial
 from typing import Annotated

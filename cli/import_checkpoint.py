@@ -1,4 +1,4 @@
-"""`sctok import-checkpoint`: a published SemantiCodec checkpoint to a codec in ROOT/codecs."""
+"""`sctok import-checkpoint`: convert a published SemantiCodec checkpoint to a codec in ROOT/codecs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def import_checkpoint(
 ) -> None:
     """Convert published SemantiCodec checkpoints to a codec in ROOT/codecs, without running any code from them."""
     if options.rate not in (None, 25, 50, 100):
-        raise typer.BadParameter(f"{options.rate} is none of 100, 50, 25", param_hint="--rate")
+        raise typer.BadParameter(f"{options.rate} is not one of 100, 50, 25", param_hint="--rate")
     if options.name is not None:
         codec_name(options.name)
 

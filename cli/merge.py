@@ -1,4 +1,4 @@
-"""`sctok merge`: one codebook from those of several domains, by default 2 : 1 : 1."""
+"""`sctok merge`: merge the codebooks of several domains into one, by default at 2 : 1 : 1."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class MergeOptions:
         list[str] | None,
         typer.Option(
             help="Number of centroids of the merged codebook, repeated or separated by commas.",
-            show_default="all that the codebooks allow",
+            show_default="all sizes that the codebooks allow",
         ),
     ] = None
     token_rate: Annotated[

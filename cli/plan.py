@@ -61,9 +61,9 @@ class MachineOptions:
     """The machines that would do the work."""
 
     panel: ClassVar[str] = "Machines"
-    device: Annotated[
-        str, typer.Option(help="Device to plan for: h100, a100, l4 …; here measures the one of this machine.")
-    ] = HERE
+    device: Annotated[str, typer.Option(help="Device to plan for: h100, a100, l4 …; here measures this machine.")] = (
+        HERE
+    )
     count: Annotated[int, typer.Option(help="Number of devices, or of machines like this one.", min=1)] = 1
     cores: Annotated[
         int | None,

@@ -63,7 +63,9 @@ class EncoderTrainingOptions:
     mask_ratio: Annotated[float, typer.Option(help="Share of the patches that is hidden from the encoder.")] = 0.8
     balance: Annotated[
         float,
-        typer.Option(help="Power of a group's hours in the probability to draw from it: 0 draws evenly, 1 by hours."),
+        typer.Option(
+            help="Exponent of a group's hours in its sampling weight: 0 draws groups evenly, 1 in proportion to their hours."
+        ),
     ] = 0.5
     initial: Annotated[
         str | None, typer.Option(help="Encoder of the same sizes to start from: a name or a file, as for --encoder.")
@@ -146,12 +148,13 @@ class VAETrainingOptions:
     channels: Annotated[int, typer.Option(help="Channels of the first layer, a multiple of 4.", min=4)] = 32
     latent_channels: Annotated[int, typer.Option(help="Channels of the latent.", min=1)] = 16
     patch: Annotated[
-        int, typer.Option(help="Side of the squares of the spectrogram that one position reads.", min=1)
+        int, typer.Option(help="Side of the square of the spectrogram that each latent position covers.", min=1)
     ] = 2
     kl_weight: Annotated[float, typer.Option(help="Weight of the KL divergence.", min=0)] = 0.01
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.", min=0)] = 1e-3
     decay_share: Annotated[
-        float, typer.Option(help="Share of the steps, at the end, in which the learning rate falls to 0.", min=0, max=1)
+        float,
+        typer.Option(help="Share of the steps, at the end, over which the learning rate falls to 0.", min=0, max=1),
     ] = 0.3
     decoder_of: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""`sctok probe`: how much features and tokens tell about labelled audio."""
+"""`sctok probe`: how well features and tokens tell labelled audio apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,7 +130,7 @@ class MeasureOptions:
 
         measures = tuple(part.strip() for part in self.measure.split(","))
         if unknown := set(measures) - set(MEASURES):
-            raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(MEASURES)}", param_hint="--measure")
+            raise typer.BadParameter(f"{min(unknown)!r} is not one of {', '.join(MEASURES)}", param_hint="--measure")
         mlp = MlpConfig(self.folds, self.grid_points, self.search, self.hidden, max_epochs=self.epochs, seed=self.seed)
         names = tuple(self.representation or ())
         return ProbeConfig(mlp, self.seconds, self.pooling, names, measures, self.stability_clips)

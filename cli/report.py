@@ -1,4 +1,4 @@
-"""`sctok report`: one HTML file of what was evaluated, with audio, and a listening test."""
+"""`sctok report`: write an HTML file with evaluation results, audio and a listening test."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`sctok tokenize`: tokens of a whole corpus, semantic or of both streams, into WebDataset shards."""
+"""`sctok tokenize`: write the tokens of a corpus, semantic only or both streams, to WebDataset shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

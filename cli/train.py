@@ -1,4 +1,4 @@
-"""`sctok train`: a codec from a collection of audio."""
+"""`sctok train`: train a codec on a collection of audio."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -99,7 +99,7 @@ class Codec:
 
     @property
     def hash(self) -> str:
-        """Hash of everything except the codebook that decides the tokens."""
+        """Hash of everything except the codebook that determines the tokens."""
         return self.info.token_hash
 
     @cached_property
@@ -254,7 +254,7 @@ class Codec:
     ) -> Iterator[tuple[Key, Iterator[NDArray[np.float32]]]]:
         """Decode files, given as (key, tokens), packing windows of several short files into a batch.
 
-        Yields each key with its blocks, as `decode_blocks` yields them, in order. Take the blocks of a file before the
+        Yields each key with its blocks, as `decode_blocks` yields them, in order. Take all blocks of a file before the
         next file. They raise DecodingError if a window is not finite; the next file can still be taken.
 
         Raises:

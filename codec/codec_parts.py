@@ -21,7 +21,8 @@ from .noise_schedule import NoiseSchedule
 class CodecInfo:
     """The name, the token rate and the origin of a codec.
 
-    token_hash: hash of everything except the codebook that decides the tokens; empty until the codec is saved. order:
+    token_hash: hash of everything except the codebook that determines the tokens; empty until the codec is saved.
+    order:
     order of the vectors in the context of the T-UNet. provenance: JSON values about the origin of the codec.
     """
 

@@ -41,7 +41,7 @@ _COPIED_ROWS = 8192
 
 @dataclass(frozen=True)
 class ExtractionConfig:
-    """Settings that decide the features of a run, in addition to the encoder.
+    """Settings that determine the features of a run, in addition to the encoder.
 
     domain: name of the kind of audio. channel: to read; None mixes all channels. tokens_per_clip: number of patches to
     keep of each file, rounded up to a multiple of 16; None keeps all. max_hours: hours of audio after which no more

@@ -43,7 +43,7 @@ StoredTokens = tuple[str, npt.NDArray[Any], dict[str, Any]]  # key, tokens (n, s
 
 @dataclass(frozen=True)
 class TokenizationConfig:
-    """Settings that decide the tokens of a run, in addition to the tokenizer.
+    """Settings that determine the tokens of a run, in addition to the tokenizer.
 
     channel: to read; None mixes all channels. files_per_shard: number of files in one shard. Raises RunError for values
     out of range.
@@ -92,7 +92,7 @@ def tokenize_corpus(
     """Write the tokens of all audio in `inputs` to token shards, or resume a run that does.
 
     Each codebook of the tokenizer has its own run folder. Audio is decoded and embedded once for all of them, and each
-    folder gets the bytes that it would get from a run of its own. The tokens of a file depend only on the file and the
+    folder gets the same bytes as from a separate run. The tokens of a file depend only on the file and the
     tokenizer; the bytes of a folder also depend on the list of inputs and on `config`.
 
     Args:

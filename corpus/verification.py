@@ -1,4 +1,4 @@
-"""Verify a folder: read every run and every codebook in it again, to the last byte."""
+"""Verify a folder: reread every byte of all runs and codebooks in it."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Recipes of evaluation sets: clips chosen by hashes, so that the same folders give everybody the same manifest.
+"""Recipes of evaluation sets: clips chosen by hashes, so that the same folders give everyone the same manifest.
 
 The choice depends only on the seed and on the files' names below their folder. A manifest has JSON lines, which every
 command of sctok reads: whole files as `path`, `key` and `domain`, excerpts as lhotse cuts.

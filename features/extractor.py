@@ -42,8 +42,8 @@ class Extractor(Protocol):
     """A frozen encoder on one device.
 
     stage: called with the name of each stage, returns the context in which to run it; callers set it to measure times.
-    device: the torch device, or its name. name: of the encoder. hash: of its weights, with an ending of its own if it
-    cuts padding. width: number of values in a patch embedding. precision: fp32, bf16 or fp16. padding: whether it sees
+    device: the torch device, or its name. name: of the encoder. hash: of its weights, with a suffix if it cuts padding.
+    width: number of values in a patch embedding. precision: fp32, bf16 or fp16. padding: whether it sees
     the silence that fills up the last window of a file, keep or cut.
     """
 

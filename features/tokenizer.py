@@ -30,7 +30,7 @@ class TokenStreams:
 
     names: of the streams. sizes: number of different tokens in each stream. token_rate: tokens per second, counting a
     semantic and an acoustic stream: 100, 50 or 25. codebook_hash: of the semantic codebook. codec_hash: of everything
-    else that decides about the tokens, apart from the encoder; None if there is nothing else.
+    else that determines the tokens, apart from the encoder; None if there is nothing else.
     """
 
     names: tuple[str, ...]

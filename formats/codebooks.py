@@ -186,7 +186,7 @@ def _info_from_json(metadata: Mapping[str, Any]) -> CodebookInfo:
 
 
 def codebook_hash(codebook: Codebook) -> str:
-    """Return the hash of everything that decides tokens: centroids, stack factor and encoder weights."""
+    """Return the hash of everything that determines tokens: centroids, stack factor and encoder weights."""
     return hash_json(
         {
             "centroids": hash_arrays({"centroids": codebook.centroids}),

@@ -127,7 +127,7 @@ class FeatureShardWriter:
         if not is_key(key):
             raise FormatError(f"{self.path}: {key!r} cannot be the key of a clip; rename the file")
         if key in self._keys:
-            raise FormatError(f"{self.path}: the key {key!r} occurs twice; give every clip a key of its own")
+            raise FormatError(f"{self.path}: the key {key!r} occurs twice; give every clip its own key")
         self._open_clip = (key, self.rows)
 
     def append_rows(self, features: npt.ArrayLike) -> None:

@@ -25,7 +25,7 @@ _FULL_TEXT = re.compile(rf"\b(?:errno = |os error )({'|'.join(str(number) for nu
 
 
 class FormatError(ValueError):
-    """A file, or the content for one, violates its format. The message is one line: file, fault, remedy."""
+    """A file, or content to be written to one, violates the format. The message is one line: file, fault, remedy."""
 
 
 class DiskFullError(OSError):
@@ -238,7 +238,7 @@ def check_format(path: str | os.PathLike[str], found: Any, format_name: str, ver
 
 
 def foreign(path: str | os.PathLike[str], expected: str | None = None) -> FormatError:
-    """Return the error for a file that sctok does not write, or that has not the `expected` format."""
+    """Return the error for a file that sctok does not write, or that does not have the `expected` format."""
     return FormatError(
         f"{path} is not a file that sctok writes{f' (expected: {expected})' if expected else ''}; check the path"
     )

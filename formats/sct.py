@@ -49,7 +49,7 @@ class CodecTokens:
 
     tokens: int64 (n, 2), semantic and acoustic. samples: length of the audio at 16 kHz. token_rate: 100, 50 or 25 per
     second, both streams together. codebook_sizes: rows of the semantic and the acoustic codebook. codebook_hash: of
-    the semantic codebook. codec_hash: of everything else that decides the tokens.
+    the semantic codebook. codec_hash: of everything else that determines the tokens.
 
     Raises ValueError for values out of range or tokens outside their codebooks.
     """

@@ -19,7 +19,7 @@ PatchArray = TypeVar("PatchArray", bound=_Array)
 
 
 def stack_factor(rate: int) -> int:
-    """Return the stack factor (1, 2, 4) of a token rate (100, 50, 25 per second). Raises ValueError for others."""
+    """Return the stack factor (1, 2, 4) of a token rate (100, 50, 25 per second). Raises ValueError for other rates."""
     for factor, known in TOKEN_RATES.items():
         if known == rate:
             return factor
@@ -27,7 +27,7 @@ def stack_factor(rate: int) -> int:
 
 
 def token_rate(factor: int) -> int:
-    """Return the token rate (100, 50, 25 per second) of a stack factor (1, 2, 4). Raises ValueError for others."""
+    """Return the token rate (100, 50, 25 per second) of a stack factor (1, 2, 4). Raises ValueError for other factors."""
     if factor not in TOKEN_RATES:
         raise ValueError(f"stack factor {factor} is not one of {', '.join(map(str, TOKEN_RATES))}")
     return TOKEN_RATES[factor]

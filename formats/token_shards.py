@@ -105,7 +105,7 @@ class TokenShardWriter:
             raise ValueError(f"{self.path}: the writer works only inside a with block")
         name = encode_key(key)
         if key in self._keys:
-            raise FormatError(f"{self.path}: the key {key!r} occurs twice; give every file a key of its own")
+            raise FormatError(f"{self.path}: the key {key!r} occurs twice; give every file its own key")
         data = self._token_bytes(key, np.asarray(tokens))
         text = self._info_bytes(key, info)
         with disk_errors(self.path):

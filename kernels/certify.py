@@ -1,4 +1,4 @@
-"""Certify labels: prove by error bounds which centroid is nearest, and let float64 decide what remains open.
+"""Certify labels: prove by error bounds which centroid is nearest, and let float64 decide the remaining cases.
 
 This module does it with float32 matrix products, on any device. `cpu.certify` does the same with 8-bit products on CPUs
 that have them, `triton.certify` with the tensor cores of GPUs; both use the error bounds and distances defined here.

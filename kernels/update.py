@@ -32,7 +32,7 @@ def centroid_sums(
         sums (k, D) float64 and counts (k,) int64.
 
     Raises:
-        ValueError: A label is outside [0, k), or the number of labels is not that of points.
+        ValueError: A label is outside [0, k), or the number of labels differs from the number of points.
     """
     if labels.ndim != 1 or len(labels) != len(points):
         raise ValueError(f"{len(points)} points need as many labels, not a tensor of shape {tuple(labels.shape)}")

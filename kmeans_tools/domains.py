@@ -1,4 +1,4 @@
-"""The codebooks of each domain: from feature shards to codebook files, what `sctok cluster` does."""
+"""Train the codebooks of each domain from its feature shards, as `sctok cluster` does."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -38,7 +38,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     """Return the device called `name`. "auto" is the first CUDA device, or the CPU without one.
 
     Raises:
-        ValueError: The name is not that of a device, or the device does not exist.
+        ValueError: The name is not a device name, or the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -41,7 +41,7 @@ class WorkerProcess:
         name: name of the process, for errors.
         work: a function that can be imported.
         arguments: its further arguments, which are pickled.
-        daemon: whether the worker ends when the parent exits; a daemonic worker cannot have workers of its own.
+        daemon: whether the worker ends when the parent exits; a daemonic worker cannot start workers itself.
         unwind: raise SystemExit in the work on SIGTERM, so that it cleans up, instead of ending at once.
 
     Attributes:

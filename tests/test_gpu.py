@@ -49,7 +49,7 @@ def test_labels_do_not_depend_on_the_device(features):
 
 
 @pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
-def test_kmeans_is_as_good_and_repeats_itself(features, algorithm):
+def test_kmeans_is_as_good_and_reproducible(features, algorithm):
     wide = features.astype(np.float32)
     settings = {"n_clusters": 500, "random_state": 0, "algorithm": algorithm, "max_iter": 25}
     here = KMeans(**settings, device="cpu").fit(wide)
@@ -129,7 +129,7 @@ def test_replayed_training_steps_equal_ordinary_steps(kind, tmp_path, monkeypatc
             assert float((gradient - expected).norm()) < 1e-2 * float(expected.norm())
 
 
-def test_a_codec_loaded_for_inference_alone_encodes(waves):
+def test_a_codec_loaded_only_for_encoding_encodes(waves):
     with torch.inference_mode():
         codec = Codec.load("mini", device="cuda")
         assert codec.encode(waves[0], 16_000).tokens.any()

@@ -20,7 +20,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# Importing sideways within a layer is allowed here alone: readers of audio ask formats for bounds and tar headers.
+# Importing sideways within a layer is allowed only here: readers of audio ask formats for bounds and tar headers.
 SIDEWAYS: set[tuple[str, str]] = {("audio", "formats")}
 
 

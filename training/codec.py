@@ -41,7 +41,7 @@ _LATENT, _NOISE, _TIME, _CODEBOOK, _DROPOUT = range(5)
 
 @dataclass(frozen=True)
 class CodecTrainingConfig:
-    """Everything that decides what a codec learns; the defaults follow section IV of the paper.
+    """Settings that determine what a codec learns; the defaults follow section IV of the paper.
 
     condition_dropout: chance that a whole batch is trained without its condition, for guidance. accumulate: batches
     whose gradients are averaged for one step. scale_batches: batches on which the scale of the latent is measured.

@@ -171,7 +171,7 @@ def _plan(table: Mapping[str, Any], settings: Mapping[str, Any], parts: Mapping[
         raise ValueError("token_rate is missing: set it to 25, 50 or 100")
     stack_factor(top["token_rate"])
     if top.get("precision", "auto") not in PRECISIONS:
-        raise ValueError(f"precision {top['precision']!r} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision {top['precision']!r} is not one of {', '.join(PRECISIONS)}")
     crops = CropConfig(**{"seed": top.get("seed", 0), **sections.pop("crops")})
     if crops.samples != WINDOW_SAMPLES:
         raise ValueError(f"[crops] samples = {crops.samples}, but a codec is trained on windows of {WINDOW_SAMPLES}")

@@ -31,7 +31,8 @@ class CropConfig:
     """How crops are drawn.
 
     samples: length of a crop at 16 kHz; 163,840 (10.24 s) in the paper.
-    balance: exponent of a group's hours in the probability to draw from it: 0 draws evenly, 1 by hours.
+    balance: exponent of a group's hours in its sampling probability: 0 draws groups evenly, 1 in proportion to their
+    hours.
     packed: share of crops that are filled with successive clips; the others hold one clip and silence.
     level: "peak" normalizes the clips of a crop to a peak of 0.5, as the published training code does; "random" then
         changes their level by -18 to +6 dB.

@@ -29,11 +29,11 @@ PRETRAINING = Use("pretraining an encoder", "sctok.training.masked_autoencoder:p
 
 @dataclass(frozen=True)
 class EncoderTrainingConfig:
-    """Everything that decides what an encoder learns; the default sizes are those of the bundled mini encoder.
+    """Settings that determine what an encoder learns; the default sizes are those of the bundled mini encoder.
 
     predicted: masked patches that a step predicts; validation predicts all of them. initial: hash of the encoder to
-    begin with, None for random weights. The decoder always begins with random weights. decoder_steps: first steps in
-    which only the decoder learns, so that its early gradients do not spoil such an encoder.
+    begin with, None for random weights. The decoder always begins with random weights. decoder_steps: steps at the
+    start that train only the decoder, so that its early gradients do not spoil such an encoder.
     """
 
     width: int = 192
@@ -98,8 +98,8 @@ class EncoderTrainingConfig:
 class EncoderTraining(MixedPrecisionTask):
     """The task of training an encoder: to predict masked patches of filterbanks.
 
-    Windows and masks of a step depend only on the seed and the step. Of several ranks, each takes its part of one
-    batch of all ranks together.
+    Windows and masks of a step depend only on the seed and the step. With several ranks, each takes its part of one
+    batch that all ranks share.
     """
 
     main_loss = "loss"

@@ -31,7 +31,7 @@ def check_training(config: Any, positive: Sequence[str], not_negative: Sequence[
         raise ValueError(f"decay_share {config.decay_share} must lie between 0 and 1")
     precision = getattr(config, "precision", "fp32")
     if precision not in DTYPES:
-        raise ValueError(f"precision {precision!r} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
 
 
 def descend(

@@ -138,7 +138,7 @@ class CodecRun:
 
 
 def _sizes(acoustic: AcousticConfig, unet: TUNetConfig, grid: GridConfig | None) -> dict[str, Any]:
-    """Return the numbers that decide the shapes of the trained parts, named as in a configuration file."""
+    """Return the numbers that determine the shapes of the trained parts, named as in a configuration file."""
     found = {"hidden": acoustic.hidden_width, "acoustic_width": acoustic.quantizer.dim}
     found |= {name: getattr(acoustic, name) for name in ("feature_width", "layers", "codebook_size")}
     parts = {"acoustic": found, "unet": asdict(unet), "grid": asdict(grid) if grid else {}}

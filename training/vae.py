@@ -24,7 +24,7 @@ MINI = VAEConfig(channels=32, res_blocks=1, latent_channels=16, patch=2)
 
 @dataclass(frozen=True)
 class VAETrainingConfig:
-    """Everything that decides what a VAE learns: mean |mel error| + kl_weight · KL per latent value.
+    """Settings that determine what a VAE learns: mean |mel error| + kl_weight · KL per latent value.
 
     decoder_of: hash of a VAE of which only the decoder is trained further, None to begin with random weights.
     """

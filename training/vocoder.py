@@ -33,7 +33,7 @@ COMPRESSION = 0.3  # exponent of the magnitudes in the discriminators' input
 
 @dataclass(frozen=True)
 class VocoderTrainingConfig:
-    """Everything that decides what a vocoder learns.
+    """Settings that determine what a vocoder learns.
 
     From step `adversarial_after` on, hinge and feature-matching losses of three discriminators are added to the
     distances. initial: hash of the vocoder to begin with, None for random weights. through: hash of a VAE that encodes

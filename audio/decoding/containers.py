@@ -37,7 +37,7 @@ class Link:
     ranges: the bytes of the part; None for the whole file. head: replaces the first bytes. endless: hide the length
     from libsndfile, which would guess it. promised: samples that the header states, if libsndfile does not return them
     or must not see them. slack: how many of these may be missing. mpeg: the part consists of MPEG frames. complete: a
-    decoder error after the promised samples concerns only what follows the sound.
+    decoder error after the promised samples does not affect the sound.
     """
 
     ranges: tuple[Range, ...] | None = None

@@ -57,7 +57,7 @@ def stream_audio(
     """Yield the audio of a file as mono blocks, float32 (n,) at 16 kHz with n > 0, in bounded memory.
 
     `source` is a path, the bytes of a file, or a seekable binary file, which is closed at the end; `name` is its name
-    in errors. The content decides about the format, not the suffix: libsndfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF
+    in errors. The content, not the suffix, decides the format: libsndfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF
     and others, ffmpeg decodes the containers in `ffmpeg.FORMATS`. The result is the mean of all channels in float32,
     or the channel numbered `channel`. A file of n samples at rate r gives ceil(n · 16000 / r) samples, which do not
     depend on `block_samples`, the approximate size of a block.
@@ -85,7 +85,9 @@ def stream_audio(
 
 
 def read_audio(source: Source, *, name: str | None = None, channel: int | None = None) -> NDArray[np.float32]:
-    """Return a whole file as mono float32 (n,) at 16 kHz; arguments and errors are those of `stream_audio`."""
+    """Return a whole file as mono float32 (n,) at 16 kHz; it takes the arguments and raises the errors of
+    `stream_audio`.
+    """
     return np.concatenate(list(stream_audio(source, name=name, channel=channel)))
 
 

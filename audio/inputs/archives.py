@@ -52,7 +52,9 @@ class _Sample:
     metadata_bytes: int = 0
 
     def takes(self, size: int) -> bool:
-        """Return whether a metadata member is small enough, alone and with the earlier ones, and count its bytes."""
+        """Return whether a metadata member is small enough, both by itself and together with the earlier ones, and
+        count its bytes.
+        """
         if size > MAX_METADATA_BYTES or self.metadata_bytes + size > max_metadata_bytes():
             return False
         self.metadata_bytes += size

@@ -38,7 +38,7 @@ def open_url(url: str) -> BinaryIO:
         raise AudioError(url, f"cannot be opened: {error}") from error
     except FileNotFoundError as error:
         raise AudioError(url, "no such file") from error
-    except Exception as error:  # each protocol's client has errors of its own
+    except Exception as error:  # each protocol's client has its own errors
         raise AudioError(url, f"cannot be opened: {type(error).__name__}: {error}") from error
 
 
@@ -65,7 +65,7 @@ class RemoteFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         try:
             data = self._file.read(len(view))
-        except Exception as error:  # each protocol's client has errors of its own
+        except Exception as error:  # each protocol's client has its own errors
             raise OSError(f"{type(error).__name__}: {error}") from error
         view[: len(data)] = data
         return len(data)

@@ -80,7 +80,7 @@ class ReadingOptions:
         from sctok.codec.files import Reading
 
         workers = self.workers
-        if workers is None:  # to start a process does not pay off for few files
+        if workers is None:  # for few files, starting a process takes longer than it saves
             workers = 0 if files < FEW_FILES else default_workers(codec.device.type == "cuda")
         return Reading(self._codebook(codec), self.channel, workers)
 

@@ -25,7 +25,7 @@ def one_of(*names: str) -> Callable[[str], str]:
 
     def check(value: str) -> str:
         if value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}")
         return value
 
     return check
@@ -41,7 +41,7 @@ def not_empty(value: str | None) -> str | None:
 def device_names(value: str) -> str:
     """Check that an option's value names devices, whether or not this machine has them."""
     if not re.fullmatch(r"auto|all|(cpu|cuda(:\d+)?)(, *(cpu|cuda(:\d+)?))*", value):
-        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N")
+        raise typer.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N")
     return value
 
 

@@ -45,7 +45,9 @@ class AcousticConfig:
 
     @classmethod
     def published(cls, token_rate: int) -> "AcousticConfig":
-        """Return the sizes of the published codec with a token rate of 100, 50 or 25. Raises ValueError for others."""
+        """Return the sizes of the published codec with a token rate of 100, 50 or 25. Raises ValueError for other
+        rates.
+        """
         return cls(feature_width=PUBLISHED_WIDTH * stack_factor(token_rate), layers=PUBLISHED_LAYERS[token_rate])
 
     @property

@@ -162,7 +162,7 @@ class _Team:
     def start(self, device: str, arguments: tuple[Any, ...]) -> None:
         """Start the process of a device."""
         name = f"{device} (process {len(self._processes) + 2})"
-        # Not daemonic, so that it can have decoding processes of its own.
+        # Not daemonic, so that it can have its own decoding processes.
         process = WorkerProcess(name, _process_shards_here, *arguments, daemon=False, unwind=True)
         self._processes[name] = process
         listener = threading.Thread(target=self._listen, args=(name, process), daemon=True)

@@ -163,7 +163,7 @@ def survey_inputs(
 
 
 def estimate(survey: Survey, costs: Costs, fleet: Fleet) -> Estimate:
-    """Return the time of a run whose parts run in parallel, so that the slowest part decides.
+    """Return the time of a run whose parts run in parallel, so that the slowest part determines the time.
 
     The stages of a device run one after the other. If the devices are the cores, decoding and feeding do so too.
     """

@@ -158,7 +158,7 @@ def export_tokens(
 
 
 def _describe(source: TokenSource, config: ExportConfig, placement: Placement) -> dict[str, Any]:
-    """Return everything that decides the bytes of an export, as JSON values."""
+    """Return everything that determines the bytes of an export, as JSON values."""
     form, layout = FORMATS[config.to], placement.layout
     facts = {
         "format": EXPORT_FORMAT,

@@ -63,7 +63,7 @@ class Stamp:
 
 
 def stamp_file(path: str) -> Stamp | None:
-    """Return the stamp of a file; None if it is at a URL or gone."""
+    """Return the stamp of a file; None if it is at a URL or does not exist any more."""
     if is_url(path):
         return None
     try:
@@ -109,7 +109,7 @@ class Planned:
 
     @property
     def changed(self) -> bool:
-        """Whether the file is gone or has another stamp than when it was listed; False if it has no stamp."""
+        """Whether the file is missing or has changed its stamp since it was listed; False if it has no stamp."""
         return self.stamp is not None and stamp_file(self.item.path) != self.stamp
 
 

@@ -1,4 +1,4 @@
-"""Plan a run: write its configuration and manifest, and check that the contents of the folder fit them."""
+"""Plan a run: write its configuration and manifest, and check that the folder contains nothing else."""
 
 import itertools
 import json
@@ -52,7 +52,7 @@ def plan_runs(
     missing lines. Several processes may plan one folder.
 
     Args:
-        configs: everything that decides the bytes of the results, as JSON values, for each run folder; folders are
+        configs: everything that determines the bytes of the results, as JSON values, for each run folder; folders are
             created if absent.
         suffix: ending of shard files.
         list_inputs: lists inputs and problems in a deterministic order, as `list_audio` does.

@@ -26,7 +26,8 @@ def update_inputs(runs: Sequence[RunFolder], *, refresh: bool) -> None:
 
     Args:
         runs: existing runs over the same inputs.
-        refresh: mark shards with changed or vanished inputs to be done again: changed inputs are read again, vanished
+        refresh: mark shards with changed or vanished inputs to be written again: changed inputs are read again,
+        vanished
             ones leave the manifest.
 
     Raises:
@@ -51,7 +52,7 @@ def _describe(runs: Sequence[RunFolder], stale: Stale) -> str:
     counts = [f"{stale.changed:,} changed"] * bool(stale.changed) + [f"{stale.gone:,} vanished"] * bool(stale.gone)
     return (
         f"inputs of {runs[0].path}: {' and '.join(counts)} since they were read, first {stale.first}; add "
-        f"--refresh to do their shards again ({shard_names(stale.shards)}), or restore the files"
+        f"--refresh to rewrite their shards ({shard_names(stale.shards)}), or restore the files"
     )
 
 

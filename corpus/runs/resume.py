@@ -1,7 +1,7 @@
 """Where a run resumes: which shards are done, which inputs are left, and which results are stale.
 
 A shard is done if its file exists and no `.retry.jsonl` next to it names inputs to try again (`RunFolder.finished`).
-What is left of the other shards is claimed by one process each (`claim_work`). A result is stale if its audio file
+Each of the other shards is claimed by one process (`claim_work`). A result is stale if its audio file
 changed or vanished after it was read (`find_stale`).
 """
 
@@ -39,7 +39,9 @@ def all_shards(index: int) -> bool:
 
 
 def keys_left(runs: Sequence[RunFolder], shard: Shard) -> dict[int, frozenset[str] | None]:
-    """Return the keys to read for each run, by its position, in which a shard is not done; None means all keys."""
+    """For each run in which a shard is not done, return the keys to read, by the position of the run; None means all
+    keys.
+    """
     return {place: run.retry_keys(shard) for place, run in enumerate(runs) if not run.finished(shard.index)}
 
 
@@ -101,7 +103,7 @@ class Work:
 
 
 def _hash_as_read(item: AudioItem, before: Stamp | None) -> str | None:
-    """Return the hash of an input as it was when its file had the stamp `before`; None if those bytes are gone."""
+    """Return the hash of an input as it was when its file had the stamp `before`; None if those bytes no longer exist."""
     if before is None:
         return None
     found, after = hash_content(item, None if item.offset is not None else before.bytes), stamp_file(item.path)

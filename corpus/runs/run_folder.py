@@ -1,6 +1,6 @@
 """Run folders: one configuration, an append-only plan of shards, and locks that let processes share the shards.
 
-A run folder holds `run.json` (everything that decides the bytes), `manifest.jsonl` (one line per listed input), one
+A run folder holds `run.json` (everything that determines the bytes), `manifest.jsonl` (one line per listed input), one
 file per finished shard with its checksum and a list of its failed inputs, and at the end `failed.jsonl` and
 `summary.json`. Everything follows from the configuration and from the inputs in the order of listing, so that any
 sequence of kills and reruns ends in the same bytes. Shards record their inputs and the hash of their configuration, so
@@ -62,7 +62,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A planned run: its folder, the configuration that decides its bytes, and the suffix of its shards (.h5, .tar)."""
+    """A planned run: its folder, the configuration that determines its bytes, and the suffix of its shards (.h5, .tar)."""
 
     path: Path
     config: Mapping[str, Any]

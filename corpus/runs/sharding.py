@@ -34,7 +34,7 @@ MakeExtractor = Callable[[str], Extractor]  # device name -> encoder on it; pick
 
 
 def describe_extractor(extractor: Extractor) -> dict[str, Any]:
-    """Return the settings of an encoder that decide its features, for the configuration of a run."""
+    """Return the settings of an encoder that determine its features, for the configuration of a run."""
     return {
         "encoder": extractor.name,
         "encoder_hash": extractor.hash,
@@ -124,7 +124,7 @@ class Execution:
 
     devices: one process runs on each, this process on the first. batch_size: windows per batch. workers: number of
     decoding processes on all devices together; 0 decodes between batches. retry_failed: also read inputs again that
-    failed in finished shards. refresh: do shards again if their inputs changed or vanished. rank, world_size: work
+    failed in finished shards. refresh: rewrite shards whose inputs changed or vanished. rank, world_size: work
     only on shards whose number is `rank` modulo `world_size`, for machines that cannot lock each other's files and for
     job arrays. profile: measure the time of each stage. ray_address: run on the Ray cluster at this address, or on one
     started for this run if it is LOCAL. Raises RunError for values out of range.

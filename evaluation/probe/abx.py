@@ -1,4 +1,4 @@
-"""ABX discrimination (Schatz et al., 2013): how often an item is nearer to one of another class than of its own."""
+"""ABX discrimination (Schatz et al., 2013): how often an item is nearer to another class than to its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -258,7 +258,8 @@ def _gathered_bounds(
     typingctx: Any, x: Any, stride: Any, c: Any, quads: Any, offsets: Any, terms: Any, factors: Any, rows: Any,
     limits: Any, out: Any, masks: Any,
 ) -> Any:  # fmt: skip
-    """Store lower bounds float32 (ROWS, LANES) between chosen points and LANES centroids, and masks of those in limits.
+    """Store lower bounds float32 (ROWS, LANES) between chosen points and LANES centroids, and masks of those within the
+    limits.
 
     A bound is the estimate minus (factors[1] terms[2] + factors[2] terms[3] + factors[3] terms[4]). rows: int64
     (ROWS,), the numbers of the points. limits: float32 (ROWS,). masks: int64 (ROWS,), one bit per lane. Other

@@ -10,7 +10,7 @@ Low-precision scores with their error bounds give a lower bound of every true sc
 4. Float64 compares the candidates that float32 cannot separate. Its order of summation defines the reference; the
    lowest index wins a tie.
 
-Most points need only the first group and have one candidate in it. A kernel of its own settles these.
+Most points need only the first group and have one candidate in it. A separate kernel settles these.
 """
 
 import math

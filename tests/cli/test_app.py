@@ -57,7 +57,7 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
 
 
 @pytest.mark.parametrize("sink", ["closed", "/dev/full"])
-def test_a_stdout_that_takes_nothing_is_no_traceback(sink, tmp_path):
+def test_a_closed_or_full_stdout_gives_no_traceback(sink, tmp_path):
     start = "; from sctok.cli.app import run; run()"
     code = "import os, sys; os.close(1); os.open(sys.argv.pop(1), os.O_WRONLY)" + start
     if sink == "closed":
@@ -75,7 +75,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("sctok ")
 
 
-def test_doctor_says_what_auto_picks(capsys):
+def test_doctor_reports_what_auto_selects(capsys):
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {
@@ -115,7 +115,7 @@ def test_an_empty_folder_is_named(command, tmp_path, capsys):
     assert "empty" in line
 
 
-def test_cluster_without_features_says_what_to_run(tmp_path, capsys):
+def test_cluster_without_features_names_the_command_to_run(tmp_path, capsys):
     line = one_line(capsys, "cluster", "--domain", "speech", "--k", "4", "--root", tmp_path)
     assert "sctok extract" in line
 
@@ -125,7 +125,7 @@ def test_merge_lists_the_missing_codebooks(tmp_path, capsys):
     assert all(domain in line for domain in ("general", "speech", "music"))
 
 
-def test_tokenize_without_codebooks_says_what_to_run(samples_folder, tmp_path, capsys):
+def test_tokenize_without_codebooks_names_the_command_to_run(samples_folder, tmp_path, capsys):
     line = one_line(capsys, "tokenize", samples_folder / "general", "--root", tmp_path, "--codebook", 8192)
     assert "sctok cluster" in line
 
@@ -141,7 +141,7 @@ def features_root(tmp_path_factory):
     return folder
 
 
-def test_more_centroids_than_vectors(features_root, capsys):
+def test_more_centroids_than_vectors_are_refused(features_root, capsys):
     line = one_line(capsys, "cluster", "--domain", "tones", "--k", "100000", "--root", features_root)
     assert "100000" in line
     assert "160" in line  # two clips of 1.5 s: 20 columns of 8 patches

@@ -18,7 +18,7 @@ print(json.dumps({"code": code, "peak": resource.getrusage(resource.RUSAGE_SELF)
 
 
 def peak_bytes(*arguments):
-    """Run a command in a process of its own and return the most memory that it held."""
+    """Run a command in a separate process and return the most memory that it held."""
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -29,7 +29,7 @@ def peak_bytes(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])
-def test_sixteen_minutes_take_the_memory_of_eight(command, codec_folder, tmp_path):
+def test_sixteen_minutes_need_no_more_memory_than_eight(command, codec_folder, tmp_path):
     noise = (np.random.default_rng(0).standard_normal(16_000 * 60) * 3000).astype(np.int16)
     peaks = {}
     for minutes in (8, 16):  # eight are enough for all that is read ahead

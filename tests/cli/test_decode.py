@@ -29,7 +29,7 @@ def file(tokens, tmp_path):
     return tmp_path / "a.sct"
 
 
-def test_a_file_gets_its_audio_beside_it(sctok, small_codec, tokens, file):
+def test_audio_is_written_next_to_the_token_file(sctok, small_codec, tokens, file):
     code, printed, _ = sctok("decode", file, "--sampler", "dpm++", "--steps", 2, "--seed", 3, "--json")
     assert code == 0
     info = soundfile.info(file.with_suffix(".decoded.wav"))
@@ -41,7 +41,7 @@ def test_a_file_gets_its_audio_beside_it(sctok, small_codec, tokens, file):
     assert (facts["files"], facts["audio_seconds"], facts["token_rate"]) == (1, 40_001 / 16_000, 25)
 
 
-def test_audio_beside_its_tokens_stays(sctok, tmp_path):
+def test_original_audio_next_to_its_tokens_is_kept(sctok, tmp_path):
     audio = write_noise(tmp_path / "clips" / "a.wav", 8_000)
     before = audio.read_bytes()
     assert sctok("encode", tmp_path / "clips")[0] == 0
@@ -50,7 +50,7 @@ def test_audio_beside_its_tokens_stays(sctok, tmp_path):
     assert soundfile.info(tmp_path / "clips" / "a.decoded.wav").frames == 8_000
 
 
-def test_the_seed_and_the_steps_matter(sctok, file, tmp_path):
+def test_seed_and_steps_change_the_result(sctok, file, tmp_path):
     def audio(*options):
         assert sctok("decode", file, "--out", tmp_path / "x.wav", *options)[0] == 0
         return (tmp_path / "x.wav").read_bytes()
@@ -60,7 +60,7 @@ def test_the_seed_and_the_steps_matter(sctok, file, tmp_path):
     assert len({first, audio(*QUICK, "--seed", 1), audio("--steps", 2), audio(*QUICK, "--guidance", 1)}) == 4
 
 
-def test_a_folder_keeps_its_tree_and_what_fails_is_named(sctok, small_codec, tokens, tmp_path):
+def test_a_folder_keeps_its_structure_and_failures_are_named(sctok, small_codec, tokens, tmp_path):
     folder = tmp_path / "in"
     for place in ("a.sct", "x/b.sct", "x/other codec.sct", "cut.sct", "x/foreign.sct"):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def shard(path, tokens, **changes):
         writer.add("x/odd", tokens.tokens, {**info, **changes})
 
 
-def test_a_shard_takes_the_bits_of_its_tokens(sctok, tokens, file, tmp_path):
+def test_a_shard_reports_the_bits_of_its_tokens(sctok, tokens, file, tmp_path):
     shard(tmp_path / "s.tar", tokens)
     code, printed, _ = sctok("decode", tmp_path / "s.tar", "--out", tmp_path / "out", *QUICK, "--json")
     assert code == 0
@@ -104,7 +104,7 @@ def test_a_shard_takes_the_bits_of_its_tokens(sctok, tokens, file, tmp_path):
     assert json.loads(printed)["bits_per_second"] == pytest.approx(bits / seconds)
 
 
-def test_token_shards_are_decoded_too(sctok, tokens, file, tmp_path):
+def test_token_shards_are_decoded(sctok, tokens, file, tmp_path):
     shard(tmp_path / "s" / "shard-00000.tar", tokens)
     assert sctok("decode", tmp_path / "s", "--out", tmp_path / "out", *QUICK)[0] == 0
     assert sctok("decode", file, *QUICK)[0] == 0
@@ -144,7 +144,7 @@ def test_existing_audio_is_replaced_or_kept(sctok, file):
     assert soundfile.info(target).frames == 40_001
 
 
-def test_places_that_do_not_fit_are_refused(sctok, file, tokens, tmp_path):
+def test_invalid_output_paths_are_refused(sctok, file, tokens, tmp_path):
     shard(tmp_path / "s.tar", tokens)
     (tmp_path / "empty").mkdir()
     for arguments, reason in [
@@ -170,11 +170,11 @@ def test_places_that_do_not_fit_are_refused(sctok, file, tokens, tmp_path):
 @pytest.mark.parametrize(
     "options", [["--sampler", "euler"], ["--eta", "2"], ["--steps", "0"], ["--guidance", "nan"], ["--format", "mp3"]]
 )
-def test_wrong_usage(options, capsys):
+def test_wrong_usage_is_refused(options, capsys):
     assert main(["decode", "a.sct", *options]) == 2
 
 
-def test_more_steps_than_the_schedule_has_are_refused(sctok, file):
+def test_more_steps_than_in_the_schedule_are_refused(sctok, file):
     code, _, said = sctok("decode", file, "--steps", 1001)
     assert code == 1
     assert "1001" in said
@@ -186,7 +186,7 @@ def test_inspect_describes_a_token_file(file, tokens, capsys):
     assert (facts["kind"], facts["samples"], facts["codec_hash"]) == ("token file", 40_001, read_sct(file).codec_hash)
 
 
-def test_audio_does_not_replace_that_of_another_input(sctok, file, tokens, tmp_path):
+def test_audio_of_one_input_does_not_replace_audio_of_another(sctok, file, tokens, tmp_path):
     (tmp_path / "b").mkdir()
     write_sct(tmp_path / "b" / "a.sct", tokens)
     code, printed, said = sctok("decode", file, tmp_path / "b" / "a.sct", "--out", tmp_path / "out", *QUICK, "--json")

@@ -26,7 +26,7 @@ def test_the_demo_ends_with_tokens_of_every_clip(tmp_path, capsys, samples_folde
 
 
 @pytest.mark.slow
-def test_tokens_of_a_clip_do_not_depend_on_its_company(tmp_path, samples_folder):
+def test_tokens_of_a_clip_do_not_depend_on_the_other_clips(tmp_path, samples_folder):
     """With the bundled encoder: alone, among others, in other batches."""
     root = ["--root", str(tmp_path)]
     assert main(["extract", str(samples_folder / "general"), "--domain", "x", *root]) == 0

@@ -15,7 +15,7 @@ from sctok.formats.token_shards import read_token_shard
 from .conftest import write_noise
 
 
-def test_a_file_gets_its_tokens_beside_it(sctok, small_codec, tmp_path):
+def test_tokens_are_written_next_to_the_audio_file(sctok, small_codec, tmp_path):
     audio = write_noise(tmp_path / "a.wav", 40_000)
     code, printed, _ = sctok("encode", audio, "--json")
     assert code == 0
@@ -29,13 +29,13 @@ def test_a_file_gets_its_tokens_beside_it(sctok, small_codec, tmp_path):
     assert facts["bits_per_second"] == len(found.tokens) * 12 / 2.5
 
 
-def test_the_table_says_bitrate_and_speed(sctok, tmp_path):
+def test_the_table_shows_bit_rate_and_speed(sctok, tmp_path):
     code, printed, _ = sctok("encode", write_noise(tmp_path / "a.wav", 16_000))
     assert code == 0
     assert all(title in printed for title in ("kbit/s", "× real time", "tokens/s"))
 
 
-def test_a_folder_becomes_a_tree_and_what_fails_is_named(sctok, tmp_path):
+def test_a_folder_keeps_its_structure_and_failures_are_named(sctok, tmp_path):
     folder = tmp_path / "in"
     write_noise(folder / "x" / "stereo.flac", 50_000, rate=44_100, channels=2)
     write_noise(folder / "short.wav", 800)
@@ -93,7 +93,7 @@ def test_existing_results_are_replaced_or_kept(sctok, tmp_path):
     assert target.stat().st_ino != second
 
 
-def test_two_inputs_with_one_place_are_told_apart(sctok, tmp_path):
+def test_two_inputs_with_the_same_output_path_are_reported(sctok, tmp_path):
     inputs = [write_noise(tmp_path / name, 8_000) for name in ("a.wav", "a.flac")]
     code, printed, _ = sctok("encode", *inputs, "--json")
     assert code == 1
@@ -113,7 +113,7 @@ def test_tar_shards_need_a_folder(sctok, tmp_path):
     assert read_sct(tmp_path / "out" / "a.sct").samples == 8_000
 
 
-def test_one_token_shard_holds_all(sctok, small_codec, tmp_path):
+def test_one_token_shard_holds_all_files(sctok, small_codec, tmp_path):
     write_noise(tmp_path / "in" / "x" / "a.wav", 8_000)
     (tmp_path / "in" / "bad.wav").write_bytes(b"RIFF")
     code, printed, _ = sctok("encode", tmp_path / "in", "--out", tmp_path / "t.tar", "--json")
@@ -136,7 +136,7 @@ def test_one_token_shard_holds_all(sctok, small_codec, tmp_path):
     assert soundfile.info(tmp_path / "out" / "x" / "a.wav").frames == 8_000
 
 
-def test_decoding_processes_change_nothing(sctok, tmp_path):
+def test_the_number_of_decoding_processes_changes_nothing(sctok, tmp_path):
     for samples in (3_000, 20_000):
         write_noise(tmp_path / "in" / f"{samples}.wav", samples)
     for workers in (0, 2):
@@ -146,7 +146,7 @@ def test_decoding_processes_change_nothing(sctok, tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_codec_of_the_work_directory_has_a_name(codec_folder, tmp_path, capsys):
+def test_a_codec_in_the_work_directory_is_found_by_name(codec_folder, tmp_path, capsys):
     audio = write_noise(tmp_path / "a.wav", 8_000)
     (tmp_path / "root" / "codecs").mkdir(parents=True)
     (tmp_path / "root" / "codecs" / "mine").symlink_to(codec_folder)
@@ -156,17 +156,17 @@ def test_a_codec_of_the_work_directory_has_a_name(codec_folder, tmp_path, capsys
 
 
 @pytest.mark.parametrize("arguments", [[], ["a.wav", "--channel", "-1"], ["a.wav", "--device", "tpu"]])
-def test_wrong_usage(arguments, capsys):
+def test_wrong_usage_is_refused(arguments, capsys):
     assert main(["encode", *arguments]) == 2
 
 
-def test_a_missing_input_is_one_line(sctok, tmp_path):
+def test_a_missing_input_is_reported_in_one_line(sctok, tmp_path):
     code, _, said = sctok("encode", tmp_path / "nowhere.wav")
     assert code == 1
     assert said.strip().endswith("nowhere.wav: no such file or folder")
 
 
-def test_ctrl_c_says_that_a_shard_starts_over_and_leaves_nothing(sctok, tmp_path, monkeypatch):
+def test_ctrl_c_reports_that_a_shard_starts_over_and_leaves_no_files(sctok, tmp_path, monkeypatch):
     audio = write_noise(tmp_path / "in" / "a.wav", 8_000)
 
     def interrupt(*_, **__):
@@ -181,7 +181,7 @@ def test_ctrl_c_says_that_a_shard_starts_over_and_leaves_nothing(sctok, tmp_path
 
 
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])
-def test_ctrl_c_says_how_to_go_on(sctok, tmp_path, monkeypatch, command):
+def test_ctrl_c_says_how_to_resume(sctok, tmp_path, monkeypatch, command):
     for name in ("a", "b"):
         write_noise(tmp_path / "in" / f"{name}.wav", 8_000)
     options = ["--out", tmp_path / "out"] if command == "encode" else [tmp_path / "out", "--steps", 1]
@@ -202,7 +202,7 @@ def test_ctrl_c_says_how_to_go_on(sctok, tmp_path, monkeypatch, command):
     assert "finished files are kept; run the same command with --skip-existing to resume" in said
 
 
-def test_what_a_killed_command_left_beside_its_files_is_removed(sctok, tmp_path):
+def test_temporary_files_of_a_killed_command_are_removed(sctok, tmp_path):
     write_noise(tmp_path / "in" / "a.wav", 8_000)
     stale, foreign = (tmp_path / "out" / f"{name}.sct.tmp-{2**31 - 1}" for name in ("a", "mine"))
     sound = tmp_path / "sound" / f"a.wav.tmp-{2**31 - 1}"
@@ -214,7 +214,7 @@ def test_what_a_killed_command_left_beside_its_files_is_removed(sctok, tmp_path)
     assert (stale.exists(), foreign.exists(), sound.exists()) == (False, True, False)
 
 
-def test_what_a_killed_command_left_beside_its_shard_is_removed(sctok, tmp_path):
+def test_temporary_files_of_a_killed_shard_command_are_removed(sctok, tmp_path):
     stale = tmp_path / f"t.tar.tmp-{2**31 - 1}"
     stale.touch()
     assert sctok("encode", write_noise(tmp_path / "in" / "a.wav", 8_000), "--out", tmp_path / "t.tar")[0] == 0

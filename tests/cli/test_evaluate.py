@@ -48,7 +48,7 @@ def test_reports_go_to_the_work_directory(references, tmp_path, capsys):
     assert (tmp_path / "root" / "reports" / "set" / "scores.csv").is_file()
 
 
-def test_what_is_missing_is_said(references, tmp_path, capsys):
+def test_missing_values_are_reported(references, tmp_path, capsys):
     soundfile.write(references / "speech" / "silence.wav", np.zeros(8000), 16_000)
     out = tmp_path / "run"
     code, _, said = run(capsys, references, "--codec", "original", "--metrics", "si_sdr", "--out", out)
@@ -67,14 +67,14 @@ def test_what_is_missing_is_said(references, tmp_path, capsys):
         (["--codec", "nonsense"], 1, "'nonsense'"),
     ],
 )
-def test_wrong_usage(arguments, code, reason, references, tmp_path, capsys):
+def test_wrong_usage_is_refused(arguments, code, reason, references, tmp_path, capsys):
     found, _, said = run(capsys, references, "--codec", "original", *arguments, "--out", tmp_path / "run")
     assert found in (code, 2)
     assert reason in " ".join(said.split())
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_folder(tmp_path, capsys):
+def test_an_empty_folder_is_refused(tmp_path, capsys):
     (tmp_path / "none").mkdir()
     code, _, said = run(capsys, tmp_path / "none", "--codec", "original", "--out", tmp_path / "run")
     assert code == 1

@@ -40,12 +40,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "tokens-00000.jsonl").open()]
 
 
-def test_formats_and_layouts_are_those_of_the_library() -> None:
+def test_help_lists_the_formats_and_layouts_of_the_library() -> None:
     assert tuple(FORMATS) == command.FORMATS
     assert LAYOUTS == command.LAYOUTS
 
 
-def test_a_name_is_exported_below_the_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_given_by_name_is_exported_below_the_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(root, "books", "--to", "jsonl", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["folder"] == str(root / "exports" / "books-jsonl")
@@ -53,7 +53,7 @@ def test_a_name_is_exported_below_the_root(root: Path, capsys: pytest.CaptureFix
     assert lines(root / "exports" / "books-jsonl")[0]["tokens"] == [1, 1, 2, 21, 21, 22]
 
 
-def test_a_name_counts_before_a_folder_of_audio_called_so(
+def test_a_run_name_takes_precedence_over_a_folder_of_the_same_name(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "books").mkdir()
@@ -62,7 +62,7 @@ def test_a_name_counts_before_a_folder_of_audio_called_so(
 
 
 @pytest.mark.parametrize("place", ["", "shard-00000.tar"])
-def test_a_run_or_shard_may_be_given_as_a_path(root: Path, tmp_path: Path, place: str) -> None:
+def test_a_run_or_shard_can_be_given_as_a_path(root: Path, tmp_path: Path, place: str) -> None:
     assert run(root, root / "tokens" / "books" / place, "--to", "jsonl", "--out", tmp_path / "out") == 0
     assert len(lines(tmp_path / "out")) == 1
 
@@ -75,13 +75,13 @@ def test_options_reach_the_export(root: Path, tmp_path: Path) -> None:
     assert row["durations"] == [2, 1]
 
 
-def test_one_stream_and_parts(root: Path, tmp_path: Path) -> None:
+def test_one_stream_is_exported_in_parts(root: Path, tmp_path: Path) -> None:
     options = ["--streams", "acoustic", "--end-of-document", "auto", "--shard-size", "1K"]
     assert run(root, "books", "--to", "km", "--out", tmp_path / "out", *options) == 0
     assert (tmp_path / "out" / "tokens-00000.km").read_text() == "5 5 6 8\n"
 
 
-def test_a_second_call_says_that_it_is_done(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_reports_that_nothing_is_left(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(root, "books", "--to", "npy") == 0
     assert run(root, "books", "--to", "npy") == 0
     assert "nothing left to do" in capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_wrong_usage_is_exit_code_2(
         (["books", "--to", "npy", "--out", "root"], "not an export"),
     ],
 )
-def test_a_failure_is_one_line(
+def test_a_failure_is_reported_in_one_line(
     root: Path, arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(root.parent)

@@ -57,7 +57,7 @@ def test_tokenize(sctok: Sctok, options: list[object], rate: int) -> None:
     assert (f"using the bundled codebook merged-4096-r{rate} (encoder mini); run sctok" in err) != by_name
 
 
-def test_what_was_made_with_a_bundled_codebook_names_it(sctok: Sctok) -> None:
+def test_tokens_name_the_bundled_codebook_that_made_them(sctok: Sctok) -> None:
     assert sctok("tokenize", "audio", "--workers", 0)[0] == 0
     for place in ("sctok-data/tokens/audio", "sctok-data/tokens/audio/shard-00000.tar", "merged-4096-r100"):
         code, out, err = sctok("inspect", place, "--json")
@@ -77,7 +77,7 @@ def test_tokenize_refuses_the_bundled_codebook_for_another_encoder(sctok: Sctok,
     assert not Path("sctok-data").exists()
 
 
-def test_a_bundled_codebook_by_name_is_refused_for_another_encoder(sctok: Sctok) -> None:
+def test_a_named_bundled_codebook_is_refused_for_another_encoder(sctok: Sctok) -> None:
     save_weights(Path("own.safetensors"), encoder(), {})
     code, _, err = sctok("tokenize", "audio", "--encoder", "own.safetensors", "--codebook", "merged-4096-r100")
     assert code == 1
@@ -101,7 +101,7 @@ def test_train_with_bundled_parts(sctok: Sctok) -> None:
 
 
 @pytest.mark.parametrize("config", ["paper-25", "paper-50", "paper-100"])
-def test_train_says_at_once_what_the_configurations_of_the_paper_need(sctok: Sctok, config: str) -> None:
+def test_train_names_the_parts_that_the_paper_configurations_need(sctok: Sctok, config: str) -> None:
     code, _, err = sctok("train", "audio", "--config", config)
     assert code == 2
     said = " ".join(err.replace("│", " ").split())

@@ -39,7 +39,7 @@ def is_clean(text):
     return all(line.isprintable() for line in text.splitlines()) and not re.search("[\r\x85\u2028]", text)
 
 
-def test_a_shard_is_decoded_into_its_folder_and_nowhere_else(sctok, tokens, tmp_path):
+def test_a_shard_is_decoded_only_into_its_folder(sctok, tokens, tmp_path):
     out = tmp_path / "a" / "out"
     out.mkdir(parents=True)
     (out / "link").symlink_to(tmp_path)
@@ -68,7 +68,7 @@ def test_a_shard_is_described_without_its_control_characters(capsys, tokens, tmp
     assert "u202e" in printed
 
 
-def test_messages_tables_and_notes_show_what_they_would_not_print(capsys, monkeypatch):
+def test_messages_tables_and_notes_escape_control_characters(capsys, monkeypatch):
     say(f"a{UNSEEN}")
     emit({f"a{UNSEEN}": UNSEEN}, True, "")
     emit({}, False, table(("name",), [(UNSEEN,)]))
@@ -103,7 +103,7 @@ def test_an_input_is_named_without_its_control_characters(sctok, tmp_path):
         (["decode", "x.sct", "--codec"], {"encoder": "own/er"}),
     ],
 )
-def test_the_description_of_a_codec_opens_nothing_outside_its_folder(capsys, codec_folder, tmp_path, change, command):
+def test_the_description_of_a_codec_opens_no_file_outside_its_folder(capsys, codec_folder, tmp_path, change, command):
     content = json.loads((codec_folder / "codec.json").read_text())
     for path in codec_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -143,7 +143,7 @@ class _Runs:
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("value", [_Runs(), {"a": 1}, bytearray(b"x")])
-def test_a_pickle_as_encoder_gets_one_line_and_runs_nothing(capfd, tmp_path, monkeypatch, protocol, value):
+def test_a_pickle_as_encoder_is_refused_in_one_line_and_not_run(capfd, tmp_path, monkeypatch, protocol, value):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(value, protocol))
     assert main(["extract", str(write_noise(tmp_path / "a.wav", 800)), "--domain", "x", "--encoder", "p.pkl"]) == 1

@@ -28,7 +28,7 @@ def run(tmp_path, capsys):
     return command
 
 
-def test_a_codec_that_loads(run, source, tmp_path):
+def test_an_imported_codec_can_be_loaded(run, source, tmp_path):
     code, out, _ = run(source, "--json")
     result = json.loads(out)
     assert code == 0
@@ -44,7 +44,7 @@ def test_a_codec_that_loads(run, source, tmp_path):
     assert "CC-BY-NC" in parts.info.provenance["licence"]
 
 
-def test_an_import_that_is_interrupted_leaves_nothing(run, source, tmp_path, monkeypatch):
+def test_an_interrupted_import_leaves_no_files(run, source, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
@@ -57,7 +57,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(run, source, tmp_path, mon
     assert run(source)[0] == 0
 
 
-def test_a_codec_of_this_name_is_replaced_only_when_asked_to(run, source):
+def test_an_existing_codec_is_replaced_only_with_overwrite(run, source):
     assert run(source, "--name", "mine")[0] == 0
     code, _, said = run(source, "--name", "mine")
     assert code == 1
@@ -68,11 +68,11 @@ def test_a_codec_of_this_name_is_replaced_only_when_asked_to(run, source):
 @pytest.mark.parametrize(
     "options", [("--rate", "75"), ("--name", "../x"), ("--name", ".x"), ("--name", "a\nb"), ("--name", "mini")]
 )
-def test_wrong_usage(run, source, options):
+def test_wrong_usage_is_refused(run, source, options):
     assert run(source, *options)[0] == 2
 
 
-def test_a_source_that_is_not_there(run):
+def test_a_missing_source_is_reported(run):
     code, _, said = run("nothing")
     assert code == 1
     assert "neither a folder nor a hub repository" in said

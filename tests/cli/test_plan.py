@@ -22,7 +22,7 @@ def planned(capsys, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_for_devices_of_the_table(audio, capsys) -> None:
+def test_a_plan_for_known_devices(audio, capsys) -> None:
     found = planned(capsys, str(audio), "--device", "H100", "--count", "8", "--encoder", "base", "--codebook", "8192")
     assert (found["files"], found["windows"], found["seconds"], found["device"]) == (3, 3, 6.0, "h100")
     assert found["fleet"] == {"devices": 8, "cores": 128, "read_rate": 4e9, "write_rate": 1e8, "shared": False}
@@ -31,7 +31,7 @@ def test_a_plan_for_devices_of_the_table(audio, capsys) -> None:
     assert any("97.0 GFLOP per window at 40% of 989 TFLOP/s" in each for each in found["assumptions"])
 
 
-def test_twice_the_devices_take_half_the_time_of_the_encoder(audio, capsys) -> None:
+def test_twice_the_devices_halve_the_encoder_time(audio, capsys) -> None:
     one, two = (planned(capsys, str(audio), "--device", "l4", "--count", count) for count in "12")
     assert one["parts"]["encoder"] == pytest.approx(2 * two["parts"]["encoder"])
 
@@ -42,7 +42,7 @@ def test_a_plan_for_this_machine_measures_it(audio, capsys) -> None:
     assert found["costs"]["device"]["encoder"] > found["costs"]["device"]["nearest centroid"] > 0
 
 
-def test_the_text_names_the_bottleneck_and_what_is_assumed(audio, capsys) -> None:
+def test_the_text_names_the_bottleneck_and_the_assumptions(audio, capsys) -> None:
     assert main(["plan", str(audio), "--device", "t4", "--write-mb", "0.001"]) == 0
     text = capsys.readouterr()
     assert "bottleneck: writing; to speed it up: a faster disk" in text.out
@@ -54,11 +54,11 @@ def test_the_text_names_the_bottleneck_and_what_is_assumed(audio, capsys) -> Non
     [
         (["--device", "abacus"], 1, "unknown device 'abacus'"),
         (["--count", "0"], 2, "--count"),
-        (["--token-rate", "60"], 2, "none of 100, 50, 25"),
+        (["--token-rate", "60"], 2, "not one of 100, 50, 25"),
         (["--encoder", "nothing-like-it"], 1, "nothing-like-it"),
     ],
 )
-def test_what_cannot_be_planned_is_named(audio, capsys, arguments: list[str], code: int, message: str) -> None:
+def test_impossible_plans_are_refused(audio, capsys, arguments: list[str], code: int, message: str) -> None:
     assert main(["plan", str(audio), *arguments]) == code
     assert message in capsys.readouterr().err
 

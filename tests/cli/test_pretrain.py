@@ -75,7 +75,7 @@ def test_saved_vae_and_vocoder_can_be_loaded(folder: Path) -> None:
         assert vocoder(mel[:, 0]).shape == (1, 64 * 160)
 
 
-def test_a_vocoder_begins_with_another_and_uses_a_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vocoder_starts_from_another_and_uses_a_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("vae", "--steps", 1) == 0
     assert run("vocoder", "--steps", 1) == 0
     vae, vocoder = (f"sctok-data/pretrain/{kind}/{kind}.safetensors" for kind in TINY)
@@ -102,5 +102,5 @@ def test_other_sizes_are_refused(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(("kind", "more"), [("vae", ["--steps", "0"]), ("vocoder", ["--name", "../x"])])
-def test_wrong_usage(kind: str, more: list[str], folder: Path) -> None:
+def test_wrong_usage_is_refused(kind: str, more: list[str], folder: Path) -> None:
     assert run(kind, *more) == 2

@@ -62,7 +62,7 @@ def test_a_folder_of_classes_is_probed(probe, classes, tmp_path):
     assert all(0 <= each["unchanged"] <= 1 for each in semantic["stability"].values())
 
 
-def test_tones_are_told_apart_by_their_spectra(probe, classes):
+def test_tones_are_classified_by_their_spectra(probe, classes):
     strong = ("--hidden", 64, "--grid-points", 2, "--epochs", 60, "--device", "cpu", "--json", "--measure", "probe")
     code, found, _ = probe(classes, "--representation", "log-mel", fast=strong)
     assert code == 0
@@ -71,14 +71,14 @@ def test_tones_are_told_apart_by_their_spectra(probe, classes):
     assert found["tokens"] == []
 
 
-def test_the_tables_are_for_people(probe, classes):
+def test_results_are_printed_as_tables(probe, classes):
     fast = tuple(each for each in FAST if each != "--json")
     code, printed, _ = probe(classes, "--representation", "log*", fast=fast)
     assert code == 0
     assert all(title in printed for title in ("accuracy", "± groups", "perplexity", "NMI", "shift", "probe.json"))
 
 
-def test_a_table_with_faults_goes_on_without_them(probe, classes, tmp_path):
+def test_faulty_rows_of_a_table_are_skipped(probe, classes, tmp_path):
     (classes / "low" / "5.wav").write_text("this is no audio")
     rows = [f"{name}/{i}.wav,{name},{i}" for name in CLASSES for i in range(6)]
     (tmp_path / "task.csv").write_text("\n".join(["path,label,group", *rows, "low/5.wav,low,5", "low/9.wav,low,9"]))
@@ -91,7 +91,7 @@ def test_a_table_with_faults_goes_on_without_them(probe, classes, tmp_path):
     assert "3 clips are missing from the results" in said
 
 
-def test_a_task_that_cannot_be_done_leaves_the_others(probe, classes, tmp_path):
+def test_a_failed_task_does_not_stop_the_others(probe, classes, tmp_path):
     (tmp_path / "one.csv").write_text("\n".join(["path,label", *(f"pitch/low/{i}.wav,low" for i in range(6))]))
     code, found, said = probe(tmp_path / "one.csv", classes, "--representation", "log-mel", "--measure", "probe")
     assert code == 1
@@ -100,7 +100,7 @@ def test_a_task_that_cannot_be_done_leaves_the_others(probe, classes, tmp_path):
     assert "error: one: all 6 clips are of the class 'low'" in said
 
 
-def test_what_is_done_is_not_done_again(probe, classes, monkeypatch):
+def test_finished_tasks_are_not_repeated(probe, classes, monkeypatch):
     fast = ("--representation", "log-mel", "--measure", "probe")
     first = probe(classes, *fast)[1]
     with monkeypatch.context() as patch:
@@ -119,7 +119,7 @@ def test_the_same_command_gives_the_same_result(probe, classes, tmp_path):
     assert {**first, "created": None} == {**second, "created": None}
 
 
-def test_items_are_compared_by_abx(probe, classes, tmp_path):
+def test_items_are_compared_with_abx(probe, classes, tmp_path):
     rows = [f"pitch/{name}/{i}.wav,{name},{'ab'[i % 2]},0,0.3" for name in CLASSES for i in range(4)]
     (tmp_path / "items.csv").write_text(
         "\n".join(["path,label,speaker,start,end", *rows, "pitch/low/0.wav,low,a,9,10"])
@@ -154,19 +154,19 @@ def test_the_codebook_of_an_encoder_is_probed(classes, tmp_path, capsys, monkeyp
     ("arguments", "message"),
     [
         ([], "name a task"),
-        (["LABELS", "--measure", "purity"], "'purity' is none of probe, tokens, stability"),
+        (["LABELS", "--measure", "purity"], "'purity' is not one of probe, tokens, stability"),
         (["LABELS", "--name", "a/b", "--root", "."], "--name"),
         (["LABELS", "LABELS"], "two tasks are called pitch"),
         (["LABELS", "--pooling", "max"], "'max' is not one of 'mean', 'rows'"),
     ],
 )
-def test_wrong_usage_is_said(classes, codec_folder, capsys, arguments, message):
+def test_wrong_usage_is_refused(classes, codec_folder, capsys, arguments, message):
     given = [str(classes) if each == "LABELS" else each for each in arguments]
     assert main(["probe", *given, "--codec", str(codec_folder), "--device", "cpu"]) == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_patterns_that_fit_nothing_are_an_error(probe, classes):
+def test_patterns_without_a_match_are_an_error(probe, classes):
     code, _, said = probe(classes, "--representation", "nothing", "--measure", "probe")
     assert code == 1
     assert "no representation matches nothing" in said

@@ -13,7 +13,7 @@ from .conftest import write_noise
 QUICK = ("--steps", "1")
 
 
-def test_a_file_comes_back_as_encode_and_decode_give_it(sctok, tmp_path):
+def test_the_result_equals_encode_followed_by_decode(sctok, tmp_path):
     audio = write_noise(tmp_path / "in.wav", 30_000, rate=22_050, channels=2)
     code, printed, _ = sctok("reconstruct", audio, tmp_path / "out.wav", *QUICK, "--json")
     assert code == 0
@@ -24,7 +24,7 @@ def test_a_file_comes_back_as_encode_and_decode_give_it(sctok, tmp_path):
     assert soundfile.info(tmp_path / "out.wav").frames == 21_769
 
 
-def test_a_folder_keeps_its_tree_and_what_fails_is_named(sctok, tmp_path):
+def test_a_folder_keeps_its_structure_and_failures_are_named(sctok, tmp_path):
     write_noise(tmp_path / "in" / "a.wav", 30_000)
     write_noise(tmp_path / "in" / "x" / "b.flac", 180_000)
     (tmp_path / "in" / "bad.wav").write_bytes(b"RIFF")
@@ -44,7 +44,7 @@ def test_the_input_is_never_replaced(sctok, tmp_path):
     assert audio.read_bytes() == before
 
 
-def test_existing_audio_is_kept_where_asked_for(sctok, tmp_path):
+def test_existing_audio_is_kept_on_request(sctok, tmp_path):
     audio = write_noise(tmp_path / "in.wav", 8_000)
     soundfile.write(tmp_path / "out.wav", np.zeros(10), 16_000)
     code, printed, _ = sctok("reconstruct", audio, tmp_path / "out.wav", "--skip-existing", "--json")
@@ -53,5 +53,5 @@ def test_existing_audio_is_kept_where_asked_for(sctok, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["a.wav"], [], ["a.wav", "b.wav", "c.wav"]])
-def test_wrong_usage(arguments, capsys):
+def test_wrong_usage_is_refused(arguments, capsys):
     assert main(["reconstruct", *arguments]) == 2

@@ -14,14 +14,14 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_a_run_is_found_by_its_name_and_the_page_lies_beside_it(root, capsys):
+def test_a_run_is_found_by_name_and_the_page_is_written_into_its_folder(root, capsys):
     assert main(["report", "first", "--root", str(root), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     page = root / "reports" / "first" / "report.html"
     assert (facts["path"], facts["bytes"], facts["clips"]) == (str(page), page.stat().st_size, 1)
 
 
-def test_ratings_alone_are_scored(tmp_path, capsys):
+def test_ratings_without_a_run_are_scored(tmp_path, capsys):
     for name, score in (("Ana", 100), ("Cleo", 10)):
         (tmp_path / f"{name}.json").write_text(json.dumps(ratings(name, {"reference": [score], "opus-6": [55]})))
     assert main(["report", "--ratings", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0

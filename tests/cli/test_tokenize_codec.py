@@ -56,7 +56,7 @@ def tree(folder):
     }
 
 
-def test_tokens_are_those_of_encode(sctok, corpus, tokenized, tmp_path):
+def test_tokens_equal_the_tokens_of_encode(sctok, corpus, tokenized, tmp_path):
     assert sctok("encode", corpus, "--out", tmp_path)[0] == 1
     found = entries(tokenized)
     assert found.keys() == {"x/stereo", "short", "long", "silent"}
@@ -64,7 +64,7 @@ def test_tokens_are_those_of_encode(sctok, corpus, tokenized, tmp_path):
         np.testing.assert_array_equal(tokens, read_sct(tmp_path / f"{key}.sct").tokens, key)
 
 
-def test_run_and_files_say_what_made_the_tokens(tokenized, small_codec):
+def test_run_and_files_record_what_made_the_tokens(tokenized, small_codec):
     run = json.loads((tokenized / "run.json").read_text())
     wanted = {
         "streams": ["semantic", "acoustic"],
@@ -96,7 +96,7 @@ def test_the_summary_describes_both_streams(tokenized):
         pytest.param(("--engine", "ray"), marks=pytest.mark.slow),
     ],
 )
-def test_bytes_do_not_depend_on_how_it_is_done(sctok, codec_folder, corpus, tokenized, tmp_path, options):
+def test_bytes_do_not_depend_on_the_execution(sctok, codec_folder, corpus, tokenized, tmp_path, options):
     if "ray" in options:
         pytest.importorskip("ray")
     settings = ["--codec", codec_folder, "--files-per-shard", 2, "--out", tmp_path / "run"]
@@ -111,7 +111,7 @@ def test_ranks_share_the_shards(sctok, corpus, tokenized, tmp_path):
     assert tree(tmp_path / "run") == tree(tokenized)
 
 
-def test_several_codebooks_embed_once_and_give_the_bytes_of_single_runs(sctok, tmp_path, monkeypatch):
+def test_several_codebooks_embed_once_and_equal_single_runs(sctok, tmp_path, monkeypatch):
     corpus, windows = tmp_path / "corpus", []
     write_noise(corpus / "a.wav", 800)
     write_noise(corpus / "b.wav", 170_000)
@@ -131,7 +131,7 @@ def test_several_codebooks_embed_once_and_give_the_bytes_of_single_runs(sctok, t
     assert tree(tmp_path / "many") == tree(tmp_path / "single")
 
 
-def test_failures_are_tried_again(sctok, tmp_path):
+def test_failures_are_retried(sctok, tmp_path):
     for samples in (900, 1_000):
         write_noise(tmp_path / "in" / f"{samples}.wav", samples)
     (tmp_path / "in" / "950.wav").write_text("this is no audio")
@@ -142,7 +142,7 @@ def test_failures_are_tried_again(sctok, tmp_path):
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_features_that_are_not_finite_fail_their_file_alone(sctok, tmp_path, monkeypatch):
+def test_features_that_are_not_finite_fail_only_their_file(sctok, tmp_path, monkeypatch):
     embed = FeatureExtractor.embed_with_mel
 
     def sick(self, waves, last):
@@ -178,7 +178,7 @@ def test_decode_turns_a_run_back_into_sound(sctok, tmp_path):
     assert soundfile.info(tmp_path / "out" / "a.wav").frames == 5_000
 
 
-def test_the_windows_of_a_published_codec_are_those_of_encode(tmp_path, monkeypatch):
+def test_a_published_codec_reads_the_same_windows_as_encode(tmp_path, monkeypatch):
     parts = tiny_parts()
     save_codec(
         tmp_path / "codec",
@@ -209,14 +209,14 @@ def test_the_windows_of_a_published_codec_are_those_of_encode(tmp_path, monkeypa
         (("--codebook", f"{CODEBOOK_SIZES[0]},{CODEBOOK_SIZES[0]}"), "two codebooks have the same size"),
     ],
 )
-def test_what_does_not_fit_the_codec_is_wrong_usage(sctok, corpus, tmp_path, options, said):
+def test_options_that_do_not_fit_the_codec_are_wrong_usage(sctok, corpus, tmp_path, options, said):
     code, printed, message = sctok("tokenize", corpus, "--out", tmp_path / "run", *options)
     assert (code, printed) == (2, "")
     assert said in message
     assert not (tmp_path / "run").exists()
 
 
-def test_a_codebook_file_has_to_be_the_codecs(sctok, corpus, small_codec, tmp_path):
+def test_a_codebook_file_must_belong_to_the_codec(sctok, corpus, small_codec, tmp_path):
     own = tiny_parts().tokens.codebooks[0]
     save_codebook(tmp_path / "own.safetensors", own)
     save_codebook(tmp_path / "other.safetensors", replace(own, centroids=own.centroids + 1))
@@ -245,7 +245,7 @@ def test_a_folder_of_one_stream_is_refused(sctok, corpus, codec_folder, tokenize
     assert "codec_hash" in said
 
 
-def test_a_codebook_of_features_without_padding_is_no_codecs(sctok, corpus, tmp_path):
+def test_a_codebook_of_features_without_padding_is_refused(sctok, corpus, tmp_path):
     own = tiny_parts().tokens.codebooks[0]
     cut = replace(own, metadata=replace(own.metadata, encoder_hash=f"{own.metadata.encoder_hash}-cut"))
     save_codebook(tmp_path / "cut.safetensors", cut)

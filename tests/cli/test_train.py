@@ -50,7 +50,7 @@ def arguments(*more: object) -> list[str]:
     return ["train", "a", "b", "--config", "tiny.toml", *parts, *map(str, more)]
 
 
-def test_a_codec_and_a_run_that_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_codec_is_written_and_its_run_resumes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments("--json")) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
@@ -68,7 +68,7 @@ def test_a_codec_and_a_run_that_goes_on(folder: Path, capsys: pytest.CaptureFixt
     assert load_codec("sctok-data/codecs/my-tiny").info.token_hash != before.info.token_hash
 
 
-def test_a_training_that_begins_with_a_codec(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_can_start_from_a_codec(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments()) == 0
     further = ["train", "a", "b", "--config", "tiny.toml", "--initial", "my-tiny", "--name", "second"]
     for part in ("vae.safetensors", "vocoder.safetensors", "encoder.safetensors"):
@@ -98,7 +98,7 @@ def test_a_training_that_begins_with_a_codec(folder: Path, capsys: pytest.Captur
         (["--vae", ""], "--vae"),
     ],
 )
-def test_wrong_usage(more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_refused(more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "bad.toml").write_text(CONFIG.replace("steps", "stepps"))
     assert main(arguments(*more)) == 2
     assert message in "".join(capsys.readouterr().err.replace("│", "").split("\n"))
@@ -120,7 +120,7 @@ def failure(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (["--vocoder", "nowhere"], "nowhere"),
     ],
 )
-def test_parts_that_do_not_fit(more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_that_do_not_fit_are_refused(more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = load_weights(folder / "encoder.safetensors").hash
     save_codebook(folder / "other.safetensors", codebook(8, 0, known, 2))
     save_codebook(folder / "cut.safetensors", codebook(8, 0, f"{known}-cut"))
@@ -137,7 +137,7 @@ def test_a_precision_that_the_cpu_cannot_train_in_becomes_fp32(
     assert "(cpu, fp32), from step 0 to 1" in said
 
 
-def test_broken_files_are_told_and_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_files_are_reported_and_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "a" / "broken.wav").write_text("not audio")
     assert main(arguments("--steps", 1)) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
@@ -145,13 +145,13 @@ def test_broken_files_are_told_and_left_out(folder: Path, capsys: pytest.Capture
     assert "broken.wav: " in lines[0]
 
 
-def test_nothing_but_broken_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_broken_files_are_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (*(folder / "a").iterdir(), *(folder / "b").iterdir()):
         path.write_text("not audio")
     assert failure(capsys) == "error: no readable audio in a, b"
 
 
-def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: Any, **__: Any) -> None:
         raise DiskFullError(f"{path}: the disk is full; make room and run the same command again")
 
@@ -162,7 +162,7 @@ def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "the disk is full" in line
 
 
-def test_a_stopped_training_says_so(
+def test_a_stopped_training_is_reported(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = training_run.TrainingRun._count
@@ -178,19 +178,19 @@ def test_a_stopped_training_says_so(
     assert not (folder / "sctok-data/codecs").exists()
 
 
-def test_a_codec_of_another_making_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_codec_of_another_training_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "sctok-data/codecs/my-tiny").mkdir(parents=True)
     assert "exists and was not made by this training" in failure(capsys)
 
 
-def test_without_tensorboard(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_continues_without_tensorboard(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(arguments("--steps", 1)) == 0
     assert "install sctok[train] to follow a training in TensorBoard; training continues" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_under_torchrun_two_ranks_train_as_one_with_the_doubled_batch(folder: Path) -> None:
+def test_two_ranks_under_torchrun_train_as_one_with_a_doubled_batch(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*ranks, "-m", "sctok.cli.app", *arguments("--name", "two", "--json")]

@@ -59,7 +59,7 @@ def facts(codebook: Codebook) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "sample", [{}, {"max_hours": 0.004}, {"tokens_per_clip": 40, "seed": 3}, {"channel": 0, "exclude": "clïp4*"}]
 )
-def test_codebooks_equal_those_of_stored_features(
+def test_codebooks_equal_codebooks_of_stored_features(
     sctok: Cluster, collection: Path, tmp_path: Path, sample: dict[str, Any]
 ) -> None:
     code, _, err = sctok("cluster", "--from-audio", collection, workers=0, **sample)

@@ -71,7 +71,7 @@ def test_killed_with_decoding_workers_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("command", [pytest.param("extract", marks=pytest.mark.slow), "tokenize"])
-def test_two_processes_share_the_shards_and_do_none_twice(
+def test_two_processes_share_the_shards_and_write_none_twice(
     collection: Path, tmp_path: Path, start_fake: Start, command: str
 ) -> None:
     run_command(command, [collection], tmp_path / "clean", files_per_shard=1)
@@ -179,7 +179,7 @@ def test_other_settings_are_refused_without_the_configuration_too(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_only_failures_are_tried_again(tmp_path: Path, command: str) -> None:
+def test_only_failures_are_retried(tmp_path: Path, command: str) -> None:
     audio = write_collection(tmp_path / "audio", 6)
     run_command(command, [audio], tmp_path / "run")
     write_audio(audio / "part 1" / "empty.wav", 3000)
@@ -219,7 +219,7 @@ def test_a_plain_run_completes_an_interrupted_retry(
     assert tree(tmp_path / "run") == tree(tmp_path / "clean")
 
 
-def test_the_next_run_tries_unlisted_inputs_again(tmp_path: Path) -> None:
+def test_the_next_run_retries_unlisted_inputs(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav", 3000)
     (tmp_path / "list.csv").write_text("path\na.wav\nb.wav\n")
     result = run_command("extract", [tmp_path / "list.csv"], tmp_path / "run")

@@ -31,7 +31,7 @@ def peak_bytes(audio, root, encoder):
 
 
 @pytest.mark.slow
-def test_forty_minutes_take_the_memory_of_two(tmp_path, small_weights):
+def test_forty_minutes_need_no_more_memory_than_two(tmp_path, small_weights):
     save_weights(tmp_path / "small.safetensors", small_weights.build(), {})
     noise = (np.random.default_rng(0).standard_normal(16_000 * 60) * 3000).astype(np.int16)
     peaks = {}

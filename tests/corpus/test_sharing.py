@@ -18,7 +18,7 @@ COMMANDS = ["extract", "tokenize"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_ranks_do_each_shard_once_and_give_the_bytes_of_one_run(tmp_path: Path, command: str) -> None:
+def test_ranks_write_each_shard_once_and_equal_a_single_run(tmp_path: Path, command: str) -> None:
     audio = write_collection(tmp_path / "audio", 5)
     done: list[list[int]] = []
     for rank in (2, 0, 1):
@@ -41,7 +41,7 @@ def test_a_plain_run_completes_the_shards_of_a_lost_rank(tmp_path: Path) -> None
     assert verify_folder(tmp_path / "run").faults == []
 
 
-def test_a_rank_tries_its_own_failures_again(tmp_path: Path) -> None:
+def test_a_rank_retries_its_own_failures(tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 3)
     run_command("tokenize", [audio], tmp_path / "run", files_per_shard=1)
     tried: list[str] = []

@@ -165,7 +165,7 @@ def test_features_and_tokens_do_not_share_a_folder(collection: Path, tokenized: 
 BOOKS = {"8": fake_codebook(8, 1), "32": fake_codebook(32, 2), "5": fake_codebook(5, 4)}
 
 
-def test_several_codebooks_in_one_pass_give_the_bytes_of_single_runs(collection: Path, tmp_path: Path) -> None:
+def test_several_codebooks_in_one_pass_equal_single_runs(collection: Path, tmp_path: Path) -> None:
     results = tokenize_with([collection], {tmp_path / "many" / name: book for name, book in BOOKS.items()})
     assert [result.summary.codebook_size for result in results] == [8, 32, 5]
     for name, book in BOOKS.items():
@@ -218,7 +218,7 @@ def test_runs_with_other_histories_are_not_mixed(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_failures_are_tried_again_in_all_runs(tmp_path: Path) -> None:
+def test_failures_are_retried_in_all_runs(tmp_path: Path) -> None:
     audio = write_collection(tmp_path / "audio", 4)
     targets = {tmp_path / "many" / name: book for name, book in BOOKS.items()}
     tokenize_with([audio], targets)

@@ -127,4 +127,4 @@ def test_the_command_evaluates_the_excerpts_of_a_recipe(tmp_path):
 
 def test_the_command_rejects_unknown_recipes(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), "--recipe", "debia", "--codec", "original"]) == 2
-    assert "'debia' is none of paper, debian" in capsys.readouterr().err
+    assert "'debia' is not one of paper, debian" in capsys.readouterr().err

@@ -63,5 +63,5 @@ def test_semantic_tokens(rate, features, golden, reference):
 
 
 @pytest.mark.parametrize("name", ["pretrained.pth", "model.safetensors"])
-def test_every_layout_gives_the_same_weights(name, checkpoints):
+def test_every_layout_loads_the_same_weights(name, checkpoints):
     assert load_weights(checkpoints / name).hash == load_weights(checkpoints / "encoder.ckpt").hash

@@ -96,7 +96,7 @@ def test_ties_take_the_lowest_index() -> None:
     assert nearest_centroid(points, centroids).labels.tolist() == [0, 0, 2, 1]
 
 
-def test_every_centroid_the_same() -> None:
+def test_identical_centroids_take_the_lowest_index() -> None:
     found = _assert_exact(_normal(0, 50, 8), _normal(1, 1, 8).expand(40, 8))
     assert found.labels.eq(0).all()
     assert found.rescored == 50

@@ -41,7 +41,7 @@ def test_results_come_in_order_and_errors_are_raised(threads: int) -> None:
         run_tasks([lambda: 1 // 0, lambda: 1])
 
 
-def test_a_forked_child_has_threads_of_its_own(threads: int) -> None:
+def test_a_forked_child_has_its_own_threads(threads: int) -> None:
     run_tasks([lambda: None] * 8)
     child = os.fork()
     if not child:

@@ -107,7 +107,7 @@ def test_work_that_raises_ends_with_exit_code_1(capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("unwind", [True, False])
-def test_a_terminated_worker_cleans_up_if_it_is_to_unwind(tmp_path: Path, unwind: bool) -> None:
+def test_a_terminated_worker_cleans_up_if_asked_to_unwind(tmp_path: Path, unwind: bool) -> None:
     worker = WorkerProcess("waiting", wait_for_sigterm, tmp_path / "note", False, unwind=unwind)
     worker.receive()
     worker.terminate()
@@ -132,7 +132,7 @@ def test_a_worker_that_writes_more_than_is_read_can_be_ended() -> None:
     assert worker.wait() == -signal.SIGTERM
 
 
-def test_a_worker_that_is_not_daemonic_has_workers_of_its_own() -> None:
+def test_a_worker_that_is_not_daemonic_can_start_workers() -> None:
     worker = WorkerProcess("nest", nest, daemon=False)
     try:
         worker.send("task")

@@ -226,7 +226,7 @@ def test_steps_that_overflow_are_skipped(task: CodecTraining) -> None:
     )
 
 
-def test_bf16_learns_what_fp32_does(inputs: list[str], tmp_path: Path) -> None:
+def test_bf16_learns_as_well_as_fp32(inputs: list[str], tmp_path: Path) -> None:
     if fault := low_precision_faults("bf16", [CODEC_TRAINING])[CODEC_TRAINING]:
         pytest.skip(f"this CPU does not train a codec in bf16: {fault}")
     half, full = (codec_task(inputs, tmp_path, precision=each, condition_dropout=0.0) for each in ("bf16", "fp32"))

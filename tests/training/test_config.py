@@ -94,7 +94,7 @@ def test_a_size_that_contradicts_the_parts_is_refused(tmp_path: Path) -> None:
         ("steps = true", "steps = True is not a whole number"),
         ("learning_rate = '1e-4'", "learning_rate = '1e-4' is not a number"),
         ("order = 'mine'", "order = 'mine' is not one of published, paper"),
-        ("precision = 'fp8'", "precision 'fp8' is none of auto"),
+        ("precision = 'fp8'", "precision 'fp8' is not one of auto"),
         ("[acoustic]\nhidden = 'wide'", r"\[acoustic\] hidden = 'wide' is not a whole number"),
         ("[acoustic]\npadding_counts = 1", r"\[acoustic\] padding_counts = 1 is not true or false"),
         ("[unet]\nmultipliers = [1, 'two']", r"\[unet\] multipliers = .* is not a list, each element a whole number"),

@@ -228,7 +228,7 @@ def test_occasional_metrics_have_columns(tmp_path: Path) -> None:
     assert [row["validation_rare"] for row in curve(tmp_path)] == ["", "2.0", ""]
 
 
-def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+def test_a_persistent_nan_loss_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     run = toy_run(tmp_path)
     run.run(TrainingLength(3))
     run.task.bad_from = 5  # type: ignore[attr-defined]

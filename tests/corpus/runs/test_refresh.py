@@ -250,7 +250,7 @@ def test_a_run_without_any_input_left_is_not_emptied(audio: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("listing", PACKERS)
-def test_the_same_bytes_with_another_time_are_unchanged(audio: Path, tmp_path: Path, listing: str) -> None:
+def test_the_same_bytes_with_another_time_count_as_unchanged(audio: Path, tmp_path: Path, listing: str) -> None:
     inputs = PACKERS[listing](audio)
     run("tokenize", inputs, tmp_path / "run")
     before = tree(tmp_path / "run")
@@ -261,7 +261,7 @@ def test_the_same_bytes_with_another_time_are_unchanged(audio: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_other_bytes_of_the_same_size_are_a_change(audio: Path, tmp_path: Path, command: str) -> None:
+def test_other_bytes_of_the_same_size_count_as_a_change(audio: Path, tmp_path: Path, command: str) -> None:
     run(command, audio, tmp_path / "run")
     size = (audio / "d.wav").stat().st_size
     change(audio, "d", 3000 + 700 * 3)

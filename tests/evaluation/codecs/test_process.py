@@ -77,7 +77,7 @@ def deadly(tmp_path, monkeypatch):
     return f"snac,weights={tmp_path / 'weights'},name=deadly"
 
 
-def test_a_codec_is_what_it_is_in_this_process(process):
+def test_a_codec_gives_the_same_results_as_in_this_process(process):
     there, here = (opened("lowpass:3500").roundtrip(wave(0.5), 16_000) for opened in (process.open, open_codec))
     assert process.open("lowpass:3500,name=dull").name == "dull"
     assert process.open("lowpass:3500").settings == open_codec("lowpass:3500").settings
@@ -85,7 +85,7 @@ def test_a_codec_is_what_it_is_in_this_process(process):
     assert (there.bytes, there.sample_rate) == (here.bytes, here.sample_rate)
 
 
-def test_what_cannot_be_opened_or_coded_is_said_as_in_this_process(process, tmp_path):
+def test_errors_are_the_same_as_in_this_process(process, tmp_path):
     with pytest.raises(ValueError, match="has no option 'x'"):
         process.open("lowpass:3500,x=1")
     with pytest.raises(CodecUnavailable, match="the program no-such-codec is missing"):
@@ -111,7 +111,7 @@ def test_a_codec_that_dies_is_opened_again_for_the_next_file(process, deadly, tm
 
 
 @pytest.mark.slow
-def test_what_a_codec_prints_is_no_result(deadly, capfd):
+def test_output_that_a_codec_prints_is_not_a_result(deadly, capfd):
     with CodecProcess("cpu") as process:
         process.open(deadly).roundtrip(wave(0.6), 16_000)
     out, err = capfd.readouterr()
@@ -125,7 +125,7 @@ def test_a_codec_that_dies_when_it_is_opened_is_named(process, deadly, tmp_path)
         process.open(deadly)
 
 
-def test_a_process_that_cannot_be_started_is_told(process, monkeypatch):
+def test_a_process_that_cannot_be_started_is_reported(process, monkeypatch):
     def start(self):
         raise OSError("no more processes")
 
@@ -165,7 +165,7 @@ def test_a_program_that_a_codec_runs_ends_when_the_first_process_is_killed(tmp_p
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_after_a_codec_that_died(deadly, tmp_path, capsys):
+def test_the_command_continues_after_a_codec_died(deadly, tmp_path, capsys):
     for name, peak in (("a", 0.9), ("b", 0.5)):
         path = tmp_path / "set" / f"{name}.wav"
         path.parent.mkdir(exist_ok=True)

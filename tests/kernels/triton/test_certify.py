@@ -106,7 +106,7 @@ def test_duplicates_take_the_lowest_index(operand: str) -> None:
     assert found.rescored == 120
 
 
-def test_every_centroid_the_same() -> None:
+def test_identical_centroids_take_the_lowest_index() -> None:
     _assert_exact(_normal(0, 40, 8), _normal(1, 1, 8).expand(300, 8))
 
 
