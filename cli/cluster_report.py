@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sctok.cli.shared.terminal import Progress, table
+from sctok.cli.shared.terminal import Progress, ProgressReporter, table_of
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.config import KMeansConfig
-    from sctok.kmeans_tools.domains import DomainResult, TrainedCodebook
+    from sctok.kmeans_tools.domains import DomainResult
     from sctok.kmeans_tools.progress import FitEvent
     from sctok.kmeans_tools.sources.vectors import ShardSource
 
@@ -20,22 +20,28 @@ _SHOWN = (
     "iterations",
     "certified_rows",
 )
+_COLUMNS = {
+    "domain": "domain",
+    "k": "k",
+    "inertia": "inertia:.6g",
+    "explained": "explained_variance:.1%",
+    "perplexity": "perplexity:.1f",
+    "dead": "dead_codes",
+    "iterations": "iterations",
+    "seconds": "seconds:.1f",
+    "path": "path",
+}
 
 
-class ClusterProgress:
+class ClusterProgress(ProgressReporter):
     """Show the progress of one domain: vectors per second, and the inertia after each iteration."""
+
+    bar: Progress
 
     def __init__(self, domain: str, source: "ShardSource", config: "KMeansConfig") -> None:
         self.name = f"{domain} r{100 // source.stack}"
         self.rows, self.iterations = source.rows, config.most_iterations
         self.bar = Progress(f"cluster {self.name}", total=source.rows * (self.iterations + 1), unit="vectors")
-
-    def __enter__(self) -> "ClusterProgress":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
 
     def __call__(self, event: "FitEvent") -> None:
         """Show an event of `fit_codebooks`."""
@@ -60,37 +66,19 @@ def domain_facts(result: "DomainResult") -> dict[str, Any]:
 
 def codebook_rows(result: "DomainResult") -> list[dict[str, Any]]:
     """Return the facts of each codebook of a domain for JSON."""
-    return [_row(result.domain, book) for book in result.codebooks]
-
-
-def _row(domain: str, book: "TrainedCodebook") -> dict[str, Any]:
-    certificate = book.codebook.metadata.certificate or {}
-    return {
-        "domain": domain,
-        "k": book.codebook.k,
-        **{name: certificate.get(name) for name in _SHOWN},
-        "seconds": book.seconds,
-        "path": str(book.path),
-        "trained": book.seconds is not None,
-    }
+    return [
+        {
+            "domain": result.domain,
+            "k": book.codebook.k,
+            **{name: (book.codebook.metadata.certificate or {}).get(name) for name in _SHOWN},
+            "seconds": book.seconds,
+            "path": str(book.path),
+            "trained": book.seconds is not None,
+        }
+        for book in result.codebooks
+    ]
 
 
 def codebook_table(rows: list[dict[str, Any]]) -> str:
     """Return rows of `codebook_rows` as a table."""
-    header = ("domain", "k", "inertia", "explained", "perplexity", "dead", "iterations", "seconds", "path")
-    return table(header, [_cells(row) for row in rows])
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    explained, seconds = row["explained_variance"], row["seconds"]
-    return (
-        row["domain"],
-        str(row["k"]),
-        f"{row['inertia']:.6g}",
-        "-" if explained is None else f"{100 * explained:.1f}%",
-        f"{row['perplexity']:.1f}",
-        str(row["dead_codes"]),
-        str(row["iterations"]),
-        "-" if seconds is None else f"{seconds:.1f}",
-        row["path"],
-    )
+    return table_of(rows, _COLUMNS)

@@ -10,7 +10,7 @@ import typer
 
 from sctok.cli.shared.command import command
 from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, RootOption
-from sctok.cli.shared.terminal import emit, say, table
+from sctok.cli.shared.terminal import emit, say, table_of
 
 if TYPE_CHECKING:
     from sctok.formats.codebooks import Codebook
@@ -19,6 +19,15 @@ DOMAINS = {"general": 128, "speech": 64, "music": 64}
 MERGED_SIZE = 256
 TOKEN_RATE = 100
 SOUND = "reconstructed"
+_COLUMNS = {
+    "clip": "clip",
+    "seconds": "seconds:.2f",
+    "tokens": "tokens",
+    "distinct": "distinct",
+    "own domain": "own_domain:.0%",
+    "mel distance": "mel_distance:.2f",
+    "first tokens": "first",
+}
 
 
 @command("sctok demo")
@@ -107,23 +116,11 @@ def _mel_distance(clips: Path, sound: Path, clip: str) -> float:
 
 
 def _text(rows: list[dict[str, Any]], places: dict[str, str], seconds: float) -> str:
-    cells: list[tuple[str, ...]] = [
-        (
-            row["clip"],
-            f"{row['seconds']:.2f}",
-            str(row["tokens"]),
-            str(row["distinct"]),
-            f"{100 * row['own_domain']:.0f}%",
-            f"{row['mel_distance']:.2f}",
-            " ".join(map(str, row["first"])) + " …",
-        )
-        for row in rows
-    ]
-    header = ("clip", "seconds", "tokens", "distinct", "own domain", "mel distance", "first tokens")
+    shown = [{**row, "first": " ".join(map(str, row["first"])) + " …"} for row in rows]
     width = max(map(len, places))
     lines = [f"{name.ljust(width)}  {place}" for name, place in places.items()]
     hint = (
         f"listen to {shlex.quote(places['sound'])}; "
         f"describe any of the files with: sctok inspect {shlex.quote(places['merged codebook'])}"
     )
-    return "\n".join(["", table(header, cells), "", *lines, "", f"done in {seconds:.0f} s; {hint}"])
+    return "\n".join(["", table_of(shown, _COLUMNS), "", *lines, "", f"done in {seconds:.0f} s; {hint}"])

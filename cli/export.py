@@ -2,13 +2,13 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from sctok.cli.shared.command import command
 from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, RootOption, byte_count, one_of
-from sctok.cli.shared.terminal import Progress, emit, say, table
+from sctok.cli.shared.terminal import Progress, ProgressReporter, emit, say, table_of
 
 if TYPE_CHECKING:
     from sctok.corpus.exports.run import ExportConfig, ExportResult
@@ -157,33 +157,25 @@ def _name(path: Path) -> str:
     return path.resolve().name if path.is_dir() else path.stem
 
 
-class ExportReporter:
+class ExportReporter(ProgressReporter):
     """Show the progress of an export."""
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._bar: Progress | None = None
         self._files = self._ids = 0
-
-    def __enter__(self) -> "ExportReporter":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
 
     def __call__(self, event: "ExportEvent") -> None:
         from sctok.corpus.runs.events import DocumentExported, ExportPlanned
 
         if isinstance(event, ExportPlanned):
-            self._bar = Progress(self._label, total=event.shards, unit="shards")
-        elif self._bar is not None and isinstance(event, DocumentExported):
+            self.bar = Progress(self._label, total=event.shards, unit="shards")
+        elif self.bar is not None and isinstance(event, DocumentExported):
             self._files += 1
             self._ids += event.ids
             if self._files % 100 == 0:
-                self._bar.update(0, self._note())
-        elif self._bar is not None:
-            self._bar.update(1, self._note())
+                self.bar.update(0, self._note())
+        elif self.bar is not None:
+            self.bar.update(1, self._note())
 
     def _note(self) -> str:
         return f"{self._files:,} files, {self._ids:,} ids"
@@ -191,6 +183,6 @@ class ExportReporter:
 
 def _show(result: "ExportResult", as_json: bool) -> None:
     facts = asdict(result)
-    names = ("documents", "ids", "vocabulary_size", "parts", "bytes")
-    header = tuple(name.replace("_", " ") for name in names)
-    emit(facts, as_json, lambda: f"{table(header, [tuple(f'{facts[n]:,}' for n in names)])}\n\n{result.folder}")
+    shown = ("documents", "ids", "vocabulary_size", "parts", "bytes")
+    columns = {name.replace("_", " "): f"{name}:," for name in shown}
+    emit(facts, as_json, lambda: f"{table_of([facts], columns)}\n\n{result.folder}")

@@ -8,7 +8,7 @@ import typer
 
 from sctok.cli.shared.command import command
 from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, OverwriteOption, RootOption, whole_numbers
-from sctok.cli.shared.terminal import emit, say, table
+from sctok.cli.shared.terminal import emit, say, table_of
 
 if TYPE_CHECKING:
     from sctok.kmeans_tools.merging import MergedCodebook
@@ -105,8 +105,8 @@ def _result_row(result: "MergedCodebook") -> dict[str, Any]:
 
 
 def _result_table(rows: list[dict[str, Any]]) -> str:
-    cells: list[tuple[str, ...]] = []
-    for row in rows:
-        parts = " + ".join(f"{part['domain']} {part['stop'] - part['start']}" for part in row["segments"])
-        cells.append((str(row["size"]), str(row["token_rate"]), parts, row["path"]))
-    return table(("size", "token rate", "rows", "path"), cells)
+    def parts(row: dict[str, Any]) -> str:
+        return " + ".join(f"{part['domain']} {part['stop'] - part['start']}" for part in row["segments"])
+
+    columns = {"size": "size", "token rate": "token_rate", "rows": "parts", "path": "path"}
+    return table_of([{**row, "parts": parts(row)} for row in rows], columns)

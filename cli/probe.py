@@ -21,7 +21,7 @@ from sctok.cli.shared.options import (
     checked_name,
     split_list,
 )
-from sctok.cli.shared.terminal import StageBars, emit, say, table
+from sctok.cli.shared.terminal import StageBars, emit, say, table_of
 
 if TYPE_CHECKING:
     from sctok.evaluation.probe.features import System
@@ -239,58 +239,50 @@ def _text(report: "ProbeReport") -> str:
 
 
 def _accuracies(rows: Sequence[dict[str, Any]]) -> str:
-    header = ("task", "clips", "classes", "majority", "representation", "accuracy", "± clips", "± groups", "± folds")
-    fields = ("majority", "accuracy", "standard_error", "group_standard_error", "fold_standard_error")
-    cells: list[tuple[str, ...]] = []
-    for row in rows:
-        majority, *numbers = (f"{row[name]:.3f}" for name in fields)
-        about = (row["task"], str(row["clips"]), str(row["classes"]), majority)
-        cells.append((*about, row["representation"], *numbers))
-    return table(header, cells) if cells else ""
+    columns = {
+        "task": "task",
+        "clips": "clips",
+        "classes": "classes",
+        "majority": "majority:.3f",
+        "representation": "representation",
+        "accuracy": "accuracy:.3f",
+        "± clips": "standard_error:.3f",
+        "± groups": "group_standard_error:.3f",
+        "± folds": "fold_standard_error:.3f",
+    }
+    return table_of(rows, columns) if rows else ""
 
 
 def _tokens(rows: Sequence[dict[str, Any]]) -> str:
     numbers = {
-        "size": ("size", "d"),
-        "usage": ("usage", ".3f"),
-        "entropy": ("entropy", ".2f"),
-        "perplexity": ("perplexity", ".0f"),
-        "bit/s": ("nominal_bits_per_second", ".0f"),
-        "needed": ("bits_per_second", ".0f"),
-        "pairs": ("bigram_bits_per_second", ".0f"),
-        "coded": ("coded_bits_per_second", ".0f"),
-        "run": ("run_length", ".2f"),
-        "purity": ("purity", ".3f"),
-        "by chance": ("shuffled_purity", ".3f"),
-        "NMI": ("nmi", ".3f"),
-        "chance": ("shuffled_nmi", ".3f"),
+        "size": "size",
+        "usage": "usage:.3f",
+        "entropy": "entropy:.2f",
+        "perplexity": "perplexity:.0f",
+        "bit/s": "nominal_bits_per_second:.0f",
+        "needed": "bits_per_second:.0f",
+        "pairs": "bigram_bits_per_second:.0f",
+        "coded": "coded_bits_per_second:.0f",
+        "run": "run_length:.2f",
+        "purity": "purity:.3f",
+        "by chance": "shuffled_purity:.3f",
+        "NMI": "nmi:.3f",
+        "chance": "shuffled_nmi:.3f",
+        **{change: f"{change}:.3f" for change in CHANGES},
     }
-    shown = {title: how for title, how in numbers.items() if any(how[0] in row for row in rows)}
-    changes = [change for change in CHANGES if any(change in row["stability"] for row in rows)]
-    cells: list[tuple[str, ...]] = []
-    for row in rows:
-        counted = (_number(row.get(key), form) for key, form in shown.values())
-        kept = (_number(row["stability"].get(change, {}).get("unchanged"), ".3f") for change in changes)
-        cells.append((row["task"], row["stream"], *counted, *kept))
-    return table(("task", "stream", *shown, *changes), cells) if cells else ""
+    flat = [{**row, **{name: kept["unchanged"] for name, kept in row["stability"].items()}} for row in rows]
+    shown = {title: column for title, column in numbers.items() if any(column.partition(":")[0] in row for row in flat)}
+    return table_of(flat, {"task": "task", "stream": "stream", **shown}) if rows else ""
 
 
 def _abx(rows: Sequence[dict[str, Any]]) -> str:
-    header = ("task", "representation", "speakers", "ABX error", "±", "class pairs", "triples")
-    cells: list[tuple[str, ...]] = [
-        (
-            row["task"],
-            row["representation"],
-            row["mode"],
-            f"{row['error']:.3f}",
-            _number(row["standard_error"], ".3f"),
-            str(row["pairs"]),
-            str(row["triples"]),
-        )
-        for row in rows
-    ]
-    return table(header, cells) if cells else ""
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+    columns = {
+        "task": "task",
+        "representation": "representation",
+        "speakers": "mode",
+        "ABX error": "error:.3f",
+        "±": "standard_error:.3f",
+        "class pairs": "pairs",
+        "triples": "triples",
+    }
+    return table_of(rows, columns) if rows else ""

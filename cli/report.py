@@ -8,10 +8,19 @@ import typer
 
 from sctok.cli.shared.command import command
 from sctok.cli.shared.options import DEFAULT_ROOT, JsonOption, RootOption
-from sctok.cli.shared.terminal import emit, say, table
+from sctok.cli.shared.terminal import emit, say, table_of
 
 if TYPE_CHECKING:
     from sctok.evaluation.report.page import ReportConfig, ReportResult
+
+_COLUMNS = {
+    "domain": "domain",
+    "sound": "codec",
+    "mean": "mean:.1f",
+    "low": "low:.1f",
+    "high": "high:.1f",
+    "ratings": "n",
+}
 
 
 @dataclass(frozen=True)
@@ -101,12 +110,7 @@ def _facts(result: "ReportResult") -> dict[str, Any]:
 def _text(result: "ReportResult") -> str:
     lines = []
     for scores in result.scores:
-        header = ("domain", "sound", "mean", "low", "high", "ratings")
-        rows = [
-            (r.domain, r.codec, *("-" if v is None else f"{v:.1f}" for v in (r.mean, r.low, r.high)), str(r.n))
-            for r in scores.ratings
-        ]
-        lines += [f"listening test {scores.test}", table(header, rows), ""]
+        lines += [f"listening test {scores.test}", table_of([vars(rating) for rating in scores.ratings], _COLUMNS), ""]
     plots = f", and {len(result.plots)} files of plots in {result.plots[0].parent}" if result.plots else ""
     size = f"{result.bytes / 1e6:.1f} MB, {result.clips} clip{'s' * (result.clips != 1)}"
     return "\n".join([*lines, f"{result.path} ({size}){plots}"])

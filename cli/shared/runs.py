@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING, Any
 
-from .terminal import Progress, emit, say, table
+from .terminal import Progress, ProgressReporter, emit, say, table, table_of
 
 if TYPE_CHECKING:
     from sctok.corpus.engines.processes import RunResult
@@ -12,23 +12,15 @@ if TYPE_CHECKING:
 RETRY = "correct them and run the same command with --retry-failed to read them again"
 
 
-class RunReporter:
+class RunReporter(ProgressReporter):
     """Show finished files, the speed, and what went wrong while a run is going."""
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._bar: Progress | None = None
         self._started = time.monotonic()
         self._seconds = 0.0
         self._windows = 0
         self.stages: dict[str, float] = {}
-
-    def __enter__(self) -> "RunReporter":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
 
     @property
     def elapsed(self) -> float:
@@ -40,25 +32,25 @@ class RunReporter:
 
         if isinstance(event, RunPlanned):
             self._begin(event.files, event.shards)
-        if self._bar is None:
+        if self.bar is None:
             return
         match event:
             case WindowsEncoded(count):
                 self._windows += count
-                self._bar.update(0, self._note())
+                self.bar.update(0, self._note())
             case FileFinished(seconds=seconds):
                 self._seconds += seconds
-                self._bar.update(1, self._note())
+                self.bar.update(1, self._note())
             case StagesTimed(times):
                 self.stages = {name: self.stages.get(name, 0.0) + value for name, value in times.items()}
             case WorkerLost(device, reason):
-                self._bar.message(f"warning: the process on {device} ended early ({reason}); the others continue")
+                self.bar.message(f"warning: the process on {device} ended early ({reason}); the others continue")
 
     def _begin(self, files: int, shards: int) -> None:
         self._started = time.monotonic()
         if files:
             say(f"{self._label}: {_count(files, 'file')} in {_count(shards, 'shard')} to do")
-            self._bar = Progress(self._label, total=files, unit="files")
+            self.bar = Progress(self._label, total=files, unit="files")
         else:
             say(f"{self._label}: nothing left to do")
 
@@ -105,9 +97,9 @@ def _profile_text(stages: dict[str, float], elapsed: float) -> str:
     from sctok.runtime.stages import find_bottleneck
 
     shares = sorted(stages.items(), key=lambda entry: -entry[1])
-    rows: list[tuple[str, ...]] = [(name, f"{value:,.2f}", f"{100 * value / elapsed:.1f}%") for name, value in shares]
+    rows = [{"stage": name, "seconds": value, "share": value / elapsed} for name, value in shares]
     slowest, remedy = find_bottleneck(stages)
-    text = table(("stage", "seconds", "of the run"), rows)
+    text = table_of(rows, {"stage": "stage", "seconds": "seconds:,.2f", "of the run": "share:.1%"})
     return f"{text}\n\nbottleneck: {slowest}; to speed it up: {remedy}"
 
 

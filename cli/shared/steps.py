@@ -1,12 +1,11 @@
 """What the training commands share: the progress of steps, messages about skipped files, and how they stop."""
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import typer
 
-from .terminal import Progress, say
+from .terminal import Progress, ProgressReporter, say
 
 if TYPE_CHECKING:
     from sctok.training.loop import StepReport
@@ -27,28 +26,22 @@ def exit_if_stopped(signal: int, step: int, leads: bool = True) -> None:
         raise typer.Exit(INTERRUPTED_BASE + signal)
 
 
-class StepProgress:
+class StepProgress(ProgressReporter):
     """Show the steps with the time left, and print the numbers of each validation."""
 
+    bar: Progress
+
     def __init__(self, label: str, done: int, steps: int, loss: str) -> None:
-        self._bar = Progress(label, total=max(0, steps - done), unit="steps")
+        self.bar = Progress(label, total=max(0, steps - done), unit="steps")
         self._steps, self._loss = steps, loss
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.__exit__(kind, error, trace)
 
     def __call__(self, report: "StepReport") -> None:
         """Show a report of `TrainingRun.run`."""
         from sctok.training.loop import ValidationReport
 
         value = report.losses.get(self._loss)
-        self._bar.update(1, "" if value is None else f"{self._loss.replace('_', ' ')} {value:.4f}")
+        self.bar.update(1, "" if value is None else f"{self._loss.replace('_', ' ')} {value:.4f}")
         if isinstance(report, ValidationReport):
             numbers = {name: value for name, value in report.row().items() if name not in ("step", "hours")}
             shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
-            self._bar.message(f"step {report.step}/{self._steps}, {report.hours:.2f} h: {shown}")
+            self.bar.message(f"step {report.step}/{self._steps}, {report.hours:.2f} h: {shown}")

@@ -6,8 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 LINE_SECONDS = 10.0
@@ -79,14 +78,43 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-class Progress:
+def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """Return rows as a table. columns: for each title the key and format of a value, such as `seconds:.1f`.
+
+    A value that is None or absent is shown as `-`.
+    """
+    parts = [column.partition(":") for column in columns.values()]
+    cells = [["-" if row.get(key) is None else format(row[key], form) for key, _, form in parts] for row in rows]
+    return table(tuple(columns), cells)
+
+
+class ProgressReporter:
+    """A context manager that shows progress in a bar, or in several in turn, and removes the last one at its end."""
+
+    bar: "Progress | None" = None
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Progress(ProgressReporter):
     """A progress bar with rate and time left on a terminal, a plain line every ten seconds elsewhere."""
+
+    bar: Any = None  # of tqdm
 
     def __init__(self, label: str, total: float | None = None, unit: str = "it") -> None:
         self.label, self.total, self.unit = label, total, unit
         self.count, self.note = 0.0, ""
         self.started = self.printed = time.monotonic()
-        self.bar: Any = None
         if sys.stderr.isatty() and not os.environ.get("NO_PROGRESS"):
             from tqdm import tqdm
 
@@ -111,15 +139,6 @@ class Progress:
         else:
             say(text)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
     def _line(self) -> str:
         elapsed = time.monotonic() - self.started
         rate = self.count / elapsed if elapsed else 0.0
@@ -129,32 +148,15 @@ class Progress:
         return f"{self.label}: {self.count:g}{of} {self.unit}, {rate:.1f} {self.unit}/s{left}{note}"
 
 
-class StageBars:
-    """A progress bar for each stage of a command, one after the other. A context manager."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
+class StageBars(ProgressReporter):
+    """A progress bar for each stage of a command, one after the other."""
 
     def update(self, stage: str, done: int, total: int, unit: str) -> None:
         """Show how much of a stage is done, with a new bar if the stage is new."""
-        if self._bar is None or stage != self._bar.label:
+        if self.bar is None or stage != self.bar.label:
             self.close()
-            self._bar = Progress(stage, total, unit)
-        self._bar.update(done - self._bar.count)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            self.bar = Progress(stage, total, unit)
+        self.bar.update(done - self.bar.count)
 
 
 class _StderrHandler(logging.Handler):
