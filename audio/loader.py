@@ -77,12 +77,17 @@ def load_windows(
 
 def _load_here(items: Iterable[AudioItem], channel: int | None, chunk_windows: int) -> Iterator[Chunk]:
     for item in items:
-        first = 0
-        for piece in read_pieces(item, channel, chunk_windows):
-            buffer = empty_span(piece.windows)
-            buffer[: len(piece.audio)] = piece.audio
-            yield _chunk(item, first, buffer, piece)
-            first += piece.windows
+        yield from file_chunks(item, read_pieces(item, channel, chunk_windows))
+
+
+def file_chunks(item: AudioItem, pieces: Iterable[Piece]) -> Iterator[Chunk]:
+    """Yield the pieces of one file as chunks of windows."""
+    first = 0
+    for piece in pieces:
+        buffer = empty_span(piece.windows)
+        buffer[: len(piece.audio)] = piece.audio
+        yield _chunk(item, first, buffer, piece)
+        first += piece.windows
 
 
 def _chunk(item: AudioItem, first: int, buffer: NDArray[np.float32], piece: Piece) -> Chunk:

@@ -71,7 +71,7 @@ def encode_files(
         for chunk in pieces:
             if end is None:
                 end = FileEnd(open_clip(chunk.item), chunk.item, 0, None)
-            reason = end.reason or _failure_reason(chunk)
+            reason = end.reason or chunk.error or ("it holds no audio" if chunk.last and not chunk.samples else None)
             end = FileEnd(end.clip, end.item, chunk.samples or 0, reason)
             for position, wave in enumerate(chunk.waves if reason is None else ()):
                 last = chunk.last and position == len(chunk.waves) - 1
@@ -92,14 +92,6 @@ def _cut_off(wave: npt.NDArray[np.float32], window: int, samples: int) -> npt.ND
     columns = min(WINDOW_COLUMNS, token_columns(samples) - window * WINDOW_COLUMNS)
     # A copy, so that the remaining samples do not stay in memory while the window waits.
     return wave if columns == WINDOW_COLUMNS else wave[: span_samples(columns)].copy()
-
-
-def _failure_reason(chunk: Chunk) -> str | None:
-    if chunk.error is not None:
-        return chunk.error
-    if chunk.last and not chunk.samples:
-        return "it holds no audio"
-    return None
 
 
 @dataclass(eq=False)

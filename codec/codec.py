@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from sctok.audio.inputs.sources import AudioItem
-from sctok.audio.loader import Chunk
+from sctok.audio.loader import Chunk, file_chunks
 from sctok.audio.packing import FileEnd, encode_files
-from sctok.audio.pieces import cut_pieces, empty_span, window_rows
+from sctok.audio.pieces import cut_pieces
 from sctok.audio.transfer import DirectLanes
 from sctok.audio.windows import COLUMN_SAMPLES, PATCH_ROWS, SAMPLE_RATE, token_count
 from sctok.codec.storage.codec_folder import load_codec
@@ -144,7 +144,8 @@ class Codec:
         `sctok.audio.decoding.decode.stream_audio` yields the blocks of a file. Memory: a few batches of windows, and
         the tokens. Raises ValueError like `encode`.
         """
-        ((_, result),) = self.encode_many(_cut_chunks(blocks, self._encoder.batch_size), codebook)
+        chunks = file_chunks(AudioItem("audio", "audio"), cut_pieces(blocks, self._encoder.batch_size))
+        ((_, result),) = self.encode_many(chunks, codebook)
         if isinstance(result, str):
             raise ValueError(result)
         return result
@@ -333,16 +334,6 @@ class _EncodedFile:
     def wants(self, window: int, samples: int | None) -> bool:
         """Return True: every window is encoded."""
         return True
-
-
-def _cut_chunks(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterator[Chunk]:
-    """Cut audio in memory into chunks of windows, like those of a file."""
-    item, first = AudioItem("audio", "audio"), 0
-    for piece in cut_pieces(blocks, size):
-        span = empty_span(piece.windows)
-        span[: len(piece.audio)] = piece.audio
-        yield Chunk(item, first, window_rows(span), piece.samples is not None, piece.samples, None)
-        first += piece.windows
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,7 +90,9 @@ class WindowDecoder:
         pairs = torch.from_numpy(np.stack([window.pairs for window in windows])).to(self._device)
         padded = pairs[..., 0] == NO_TOKEN
         acoustic = self._quantizer.decode(pairs[..., 1].masked_fill(padded, 0))
-        semantic = torch.from_numpy(np.stack([_centroids(window) for window in windows])).to(self._device)
+        # Padding gets the first centroid.
+        centroids = [window.codebook.centroids[window.pairs[:, 0].clip(min=0)] for window in windows]
+        semantic = torch.from_numpy(np.stack(centroids)).to(self._device)
         context = build_condition(acoustic, semantic, padded, order=self._order)
         empty = unconditional(context.shape[1], acoustic.shape[-1] + semantic.shape[-1]).to(self._device)
         if self._parts.grid is None:
@@ -103,11 +105,6 @@ class WindowDecoder:
         waves: Tensor = self._parts.vocoder(mel)
         assert waves.shape[1] >= WINDOW_SAMPLES
         return waves
-
-
-def _centroids(window: TokenWindow) -> NDArray[np.float32]:
-    """Return the centroids (L, F) of the semantic tokens of a window. Padding gets the first centroid."""
-    return window.codebook.centroids[window.pairs[:, 0].clip(min=0)]
 
 
 def decoder_steps() -> list[Step]:

@@ -10,7 +10,6 @@ the input. Windows that would contain only padding are not decoded.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,12 +60,13 @@ def cross_fade(waves: Iterable[NDArray[np.float32]], samples: int) -> Iterator[N
         ValueError: a waveform is shorter, or there are fewer waveforms than decode_window_count(samples).
     """
     remaining, tail = samples, np.empty(0, np.float32)
+    fade_in = np.linspace(0, 1, OVERLAP_SAMPLES, dtype=np.float32)
     for wave in waves:
         if len(wave) < WINDOW_SAMPLES:
             raise ValueError(f"a window decodes to {len(wave)} samples, not {WINDOW_SAMPLES}")
         block = wave[:WINDOW_SAMPLES].copy()
         if len(tail):
-            block[:OVERLAP_SAMPLES] = tail + _fade_in() * (block[:OVERLAP_SAMPLES] - tail)
+            block[:OVERLAP_SAMPLES] = tail + fade_in * (block[:OVERLAP_SAMPLES] - tail)
         if remaining <= WINDOW_SAMPLES:
             yield block[:remaining]
             return
@@ -74,8 +74,3 @@ def cross_fade(waves: Iterable[NDArray[np.float32]], samples: int) -> Iterator[N
         remaining, tail = remaining - HOP_SAMPLES, block[HOP_SAMPLES:]
     if remaining:
         raise ValueError(f"{samples} samples need {decode_window_count(samples)} windows, but there are fewer")
-
-
-@cache
-def _fade_in() -> NDArray[np.float32]:
-    return np.linspace(0, 1, OVERLAP_SAMPLES, dtype=np.float32)

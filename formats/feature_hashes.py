@@ -34,10 +34,6 @@ class ClipRows:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def _plain_clips(clips: Sequence[ClipRows]) -> list[list[Any]]:
-    return [[clip.key, clip.first_row, clip.rows, clip.samples, clip.metadata] for clip in clips]
-
-
 class ContentHash:
     """The running SHA-256 of the float16 rows of a shard in order, followed by its clip table."""
 
@@ -60,7 +56,7 @@ class ContentHash:
     def value(self, width: int, clips: Sequence[ClipRows]) -> str:
         """Return 16 hexadecimal characters for the rows, each of `width` values, and the clip table."""
         whole = self._rows.copy()
-        table = _plain_clips(clips)
+        table = [[clip.key, clip.first_row, clip.rows, clip.samples, clip.metadata] for clip in clips]
         whole.update(json_text([width, table]).encode("ascii"))
         return whole.hexdigest()[:HASH_CHARACTERS]
 

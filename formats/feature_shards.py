@@ -306,8 +306,7 @@ class FeatureShard:
     def _patches(self, start: int, stop: int) -> npt.NDArray[np.float16]:
         try:
             if self._seal is None:
-                unchecked: npt.NDArray[np.float16] = self._data[start:stop]
-                return unchecked
+                return self._data[start:stop]
             patches = np.empty((stop - start, self.width), np.float16)
             size = self._data.chunks[0]
             for index in range(start // size, -(-stop // size)):

@@ -50,10 +50,8 @@ def stack_patches(patches: PatchArray, factor: int) -> PatchArray:
     if factor == 1:
         return patches
     if factor == 2:
-        stacked: PatchArray = patches.reshape(*lead, rows // 2, 2 * width)
-        return stacked
+        return patches.reshape(*lead, rows // 2, 2 * width)
     pairs = columns // 2
     even: Any = patches[..., : pairs * 2 * PATCHES_PER_COLUMN, :]  # type: ignore[index]
     blocks = even.reshape(*lead, pairs, 2, PATCHES_PER_COLUMN // 2, 2, width)
-    joined: PatchArray = blocks.swapaxes(-4, -3).reshape(*lead, pairs * PATCHES_PER_COLUMN // 2, 4 * width)
-    return joined
+    return blocks.swapaxes(-4, -3).reshape(*lead, pairs * PATCHES_PER_COLUMN // 2, 4 * width)

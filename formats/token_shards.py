@@ -41,7 +41,9 @@ def encode_key(key: str) -> str:
     folders, _, name = key.rpartition("/")
     if not is_key(key) or not name or ("/" in key and any(part in ("", ".", "..") for part in folders.split("/"))):
         raise FormatError(f"{key!r} cannot be the key of a token file; use a relative path without . and .. folders")
-    folders, name = (re.sub(r"[%\x00-\x1f\x7f]", _percent, part) for part in (folders, name))
+    folders, name = (
+        re.sub(r"[%\x00-\x1f\x7f]", lambda found: f"%{ord(found[0]):02X}", part) for part in (folders, name)
+    )
     if re.match(r"__[^/]*__(/|$)", folders):
         folders = "%5F" + folders[1:]
     name = name.replace(".", "%2E")
@@ -51,10 +53,6 @@ def encode_key(key: str) -> str:
 def decode_key(name: str) -> str:
     """Return the key that `encode_key` encoded as `name`."""
     return re.sub(r"%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), name)
-
-
-def _percent(found: re.Match[str]) -> str:
-    return f"%{ord(found[0]):02X}"
 
 
 class TokenShardWriter:

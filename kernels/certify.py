@@ -108,7 +108,8 @@ def certify_block(points: Tensor, centroids: FloatOperand, wanted: int, first_ro
     if (centroids.exact or wanted > 1) and bool(undecided.any()):
         chosen = undecided[rows]
         rows, columns = rows[chosen], columns[chosen]
-        if _needs_float64(points, centroids.centroids, len(rows), int(undecided.sum())):
+        wide = torch.float64 in (points.dtype, centroids.centroids.dtype)
+        if wide and len(rows) > _MANY_PAIRS * int(undecided.sum()):
             rows, columns = float64_candidates(points, centroids.centroids, undecided.nonzero()[:, 0], wanted)
         elif wanted == 1:
             possible = _candidates(scores[rows, columns], norms, rows, columns, centroids)
@@ -122,11 +123,6 @@ def certify_block(points: Tensor, centroids: FloatOperand, wanted: int, first_ro
         pairs = float64_candidates(points, centroids.centroids, unsafe, wanted)
         labels[unsafe] = _decide(points, centroids.centroids, *pairs, wanted)[unsafe]
     return labels, rescored + len(unsafe)
-
-
-def _needs_float64(points: Tensor, centroids: Tensor, pairs: int, rows: int) -> bool:
-    """Return whether float32 leaves so many candidates that a float64 product decides them sooner."""
-    return torch.float64 in (points.dtype, centroids.dtype) and pairs > _MANY_PAIRS * rows
 
 
 def _true_positions(mask: Tensor, columns: int) -> tuple[Tensor, Tensor]:
@@ -185,8 +181,7 @@ def row_norms(shifted: Tensor) -> Tensor:
     """Return upper bounds (n,) float64 of the norms of float32 rows, including squares that underflow."""
     dim = shifted.shape[1]
     computed = torch.linalg.vector_norm(shifted, dim=1).to(torch.float64)
-    bound: Tensor = computed * (1 + 2 * gamma(dim)) + math.sqrt(dim) * 2.0**-63
-    return bound
+    return computed * (1 + 2 * gamma(dim)) + math.sqrt(dim) * 2.0**-63
 
 
 def reference_error(dim: int) -> float:
@@ -203,8 +198,7 @@ def error_bound(point_norms: Tensor, norms: Tensor, squares: Tensor, dim: int, s
     product = 2 * gamma(dim) * point_norms * norms
     reference = reference_error(dim) * (point_norms.square() + norms.square())
     underflow = dim * 2.0**-122 * (1 + point_norms + norms) + dim * 2.0**-1073 * scale * scale
-    bound: Tensor = (product + 4 * UNIT * squares + reference + underflow) * (1 + 2.0**-20)
-    return bound
+    return (product + 4 * UNIT * squares + reference + underflow) * (1 + 2.0**-20)
 
 
 def rounded_up(values: Tensor) -> Tensor:

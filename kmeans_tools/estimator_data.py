@@ -30,8 +30,7 @@ def as_source(X: Any) -> VectorSource | None:
     not array-like, and functions that return iterables.
     """
     if callable(getattr(X, "blocks", None)) and callable(getattr(X, "take", None)):
-        source: VectorSource = X
-        return source
+        return X
     items = [X] if isinstance(X, str | os.PathLike) else X
     if isinstance(items, list | tuple):
         if items and all(isinstance(item, str | os.PathLike) for item in items):

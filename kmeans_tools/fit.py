@@ -204,7 +204,8 @@ class _Fit:
             if len(sample) == self.source.rows:
                 raise
         whole = self.source.whole if isinstance(self.source, SharedSource) else self.source
-        return seed(*gather_distinct(whole, k, count, self.config.rows_per_block(self.source.dim)))
+        blocks = whole.blocks(self.config.rows_per_block(self.source.dim))
+        return seed(*gather_distinct(blocks, k, count, whole.name))
 
     def _run_round(self, states: dict[int, ClusterState]) -> dict[int, FitResult]:
         """Run one pass for every codebook while reading the vectors once; return the results that are complete."""

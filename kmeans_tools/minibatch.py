@@ -51,8 +51,7 @@ def in_batch(places: npt.NDArray[np.int64], share: float, rows: int, seed: Seque
     if share >= 1:
         return np.ones(len(places), np.bool_)
     piece = max(1, min(_LARGEST_PIECE, rows // _PIECES))
-    chosen: npt.NDArray[np.bool_] = place_uniforms(places // piece, seed) < share
-    return chosen
+    return place_uniforms(places // piece, seed) < share
 
 
 def place_uniforms(places: npt.NDArray[np.int64], seed: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -66,8 +65,7 @@ def place_uniforms(places: npt.NDArray[np.int64], seed: Sequence[int]) -> npt.ND
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    uniforms: npt.NDArray[np.float64] = ((mixed >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return uniforms
+    return ((mixed >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 @dataclass

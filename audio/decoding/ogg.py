@@ -41,8 +41,9 @@ def ogg_links(window: Window, start: int) -> list[OggLink]:
         body = position + _HEADER_BYTES + header[26]
         end = body + sum(lengths)
         inside = min(end, window.end)
-        if inside != end or window.at(end, 4) != _PAGE:
-            _check_body(window, position + 1, inside)
+        followed = inside == end and window.at(end, 4) == _PAGE
+        if not followed and _next_page(window, position + 1) < inside:  # another page begins inside this one
+            raise ValueError("a truncated or damaged page")
         if len(lengths) < header[26] or end > window.end:
             break
         flags, page_serial = header[5], header[14:18]
@@ -62,12 +63,6 @@ def ogg_links(window: Window, start: int) -> list[OggLink]:
             link.ended = link.ended or bool(flags & _END)
         position = end
     return links
-
-
-def _check_body(window: Window, start: int, end: int) -> None:
-    """Raise ValueError if another page begins inside a page that no page follows."""
-    if _next_page(window, start) < end:
-        raise ValueError("a truncated or damaged page")
 
 
 def _measure_header(link: OggLink, granule: bytes, page_bytes: int) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -147,18 +148,11 @@ def _end_problem(file: BinaryIO, offset: int) -> str | None:
 
 
 def _add_metadata(metadata: dict[str, Any], extension: str, data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
+    value: Any = data.decode("utf-8", "replace")
     if extension.lower() == "json":
-        try:
-            value = json_value(json.loads(text))
-        except (ValueError, RecursionError):
-            value = text
-        if isinstance(value, dict):
-            metadata.update(value)
-            return
-        metadata[extension] = value
-    else:
-        metadata[extension] = text
+        with suppress(ValueError, RecursionError):
+            value = json_value(json.loads(value))
+    metadata.update(value if isinstance(value, dict) else {extension: value})
 
 
 class MemberFile(io.RawIOBase):

@@ -42,8 +42,7 @@ def iter_group(table: Path, file: Any, group: int, columns: Sequence[str], most_
     with table.open("rb") as raw:
         largest = sum(_largest_row(table, raw, file, group, column) for column in columns)
     rows = max(1, min(most_rows, max_input_bytes() // (_BATCH_PARTS * max(1, largest))))
-    batches: Iterator[Any] = file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
-    return batches
+    return file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
 
 
 def _largest_row(table: Path, raw: BinaryIO, file: Any, group: int, column: str) -> int:

@@ -1,7 +1,6 @@
 """The acoustic encoder of SemantiCodec: a bidirectional LSTM over features and their centroids, then a quantizer."""
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from sctok.formats.stacking import stack_factor
 from sctok.kernels.cpu.lstm import bidirectional_lstm
 from sctok.runtime.jit import jit_works
 
-from .ema_codebook import EMAVectorQuantizer, VQConfig
+from .ema_codebook import EMAVectorQuantizer, Quantized, VQConfig
 
 PADDING = -1.0  # input at positions without audio, as in the published code
 PUBLISHED_WIDTH = 768  # width of the AudioMAE base encoder
@@ -62,14 +61,6 @@ class AcousticConfig:
         return VQConfig(width, **{each.name: getattr(self, each.name) for each in fields(VQConfig)[1:]})
 
 
-class AcousticOutput(NamedTuple):
-    """Quantized vectors, float32 (B, L, A); indices (acoustic tokens), int64 (B, L); and commitment loss ()."""
-
-    vectors: Tensor
-    indices: Tensor
-    commit_loss: Tensor
-
-
 def is_batch_invariant(device: torch.device) -> bool:
     """Return whether float32 inference encodes a window identically in every batch."""
     return device.type == "cpu" and jit_works()
@@ -89,7 +80,7 @@ class AcousticEncoder(nn.Module):
         self.encoder_output_linear = nn.Linear(2 * hidden, width, bias=False)
         self.quantizer = EMAVectorQuantizer(config.quantizer)
 
-    def forward(self, features: Tensor, quantized: Tensor, padded: Tensor) -> AcousticOutput:
+    def forward(self, features: Tensor, quantized: Tensor, padded: Tensor) -> Quantized:
         """Encode and quantize windows.
 
         Args:
@@ -108,7 +99,7 @@ class AcousticEncoder(nn.Module):
                 f"(batch, length), got {tuple(features.shape)}, {tuple(quantized.shape)} and {tuple(padded.shape)}"
             )
         inputs = torch.cat([features, quantized], dim=-1).masked_fill(padded[..., None], PADDING)
-        return AcousticOutput(*self.quantizer(self._before_quantizer(inputs), padded))
+        return self.quantizer(self._before_quantizer(inputs), padded)
 
     def _before_quantizer(self, inputs: Tensor) -> Tensor:
         """Return the vectors to quantize, (B, L, A). In inference on a CPU, they depend only on their window."""

@@ -151,9 +151,8 @@ class EMAVectorQuantizer(nn.Module):
             codes = codes[: self._codes_set()]
             if not len(codes):
                 raise ValueError("the acoustic codebook is empty: train the codec first")
-        if self.training:  # the codes change at every step
-            return nearest_centroid(rows, codes).labels
-        if codes.is_inference():  # changes of inference tensors cannot be detected
+        # In training the codes change at every step; changes of inference tensors cannot be detected.
+        if self.training or codes.is_inference():
             return nearest_centroid(rows, codes).labels
         key = (codes.data_ptr(), codes.device, len(codes), codes._version)
         if self._prepared is None or self._prepared[0] != key:

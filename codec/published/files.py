@@ -52,7 +52,8 @@ def find_published(source: str, rate: int | None = None, codebooks: Path | None 
         if rate is None:
             raise ValueError(f"{source} has codecs with several token rates: give --rate 100, 50 or 25")
         repository = HUB_REPOSITORY if source in HUB_NAMES else source
-        folder = _fetch_checkpoints(repository, rate)
+        fetch_file(repository, f"{CHECKPOINTS.format(rate=rate)}/{DECODER}")
+        folder = fetch_file(repository, f"{CHECKPOINTS.format(rate=rate)}/{ENCODER}").parent
         candidates = [codebooks] if codebooks else [_fetch_codebooks(repository, rate, folder.parent)]
     else:
         kind = "is a file, neither" if path.exists() else "is neither"
@@ -97,12 +98,6 @@ def _codebook_files(paths: Sequence[Path]) -> list[Path]:
         f"there are no codebooks in {where}: with --codebooks, give a .npy file or a folder like the published "
         "codebook_idx"
     )
-
-
-def _fetch_checkpoints(repository: str, rate: int) -> Path:
-    folder = CHECKPOINTS.format(rate=rate)
-    fetch_file(repository, f"{folder}/{DECODER}")
-    return fetch_file(repository, f"{folder}/{ENCODER}").parent
 
 
 def _fetch_codebooks(repository: str, rate: int, root: Path) -> Path:

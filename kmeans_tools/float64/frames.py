@@ -52,13 +52,11 @@ class Float32Frame:
     def inside(self, vectors: Wide) -> Vectors:
         """Convert vectors (n, D) to the frame."""
         with np.errstate(over="ignore"):
-            result: Vectors = np.ldexp(vectors - self.origin, -self.exponent).astype(np.float32)
-        return result
+            return np.ldexp(vectors - self.origin, -self.exponent).astype(np.float32)
 
     def outside(self, centers: Vectors) -> Wide:
         """Convert centers (k, D) of the frame back to the space of the vectors."""
-        wide: Wide = np.ldexp(centers.astype(np.float64), self.exponent) + self.origin
-        return wide
+        return np.ldexp(centers.astype(np.float64), self.exponent) + self.origin
 
     def holds(self, centers: Wide) -> bool:
         """Return whether centers (k, D) are near enough to the vectors to be converted to float32."""
@@ -68,8 +66,7 @@ class Float32Frame:
         """Return the squared rounding error (n,) of each vector in the frame, times 4**-exponent."""
         exact = np.ldexp(vectors - self.origin, -self.exponent)
         lost = exact - exact.astype(np.float32)
-        result: Wide = np.einsum("nd,nd->n", lost, lost)
-        return result
+        return np.einsum("nd,nd->n", lost, lost)
 
 
 def resolved(losses: Wide, squares: Wide) -> bool:

@@ -98,8 +98,7 @@ def _subtracts(rows: Wide, origin: Wide) -> npt.NDArray[np.bool_]:
         moved = rows - origin
         back = moved - rows
         lost = (rows - (moved - back)) - (origin + back)
-    exact: npt.NDArray[np.bool_] = ((lost == 0) & np.isfinite(moved)).all(axis=0)
-    return exact
+    return ((lost == 0) & np.isfinite(moved)).all(axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +137,7 @@ class _Pass:
     @property
     def cluster_squares(self) -> Wide:
         weighted = self.squares if self.weights is None else self.squares * self.weights
-        found: Wide = np.bincount(self.labels, weighted, len(self.mass)).astype(np.float64)
-        return found
+        return np.bincount(self.labels, weighted, len(self.mass)).astype(np.float64)
 
     @property
     def smallest_radius(self) -> float:

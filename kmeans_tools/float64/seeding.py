@@ -14,9 +14,9 @@ from sctok.kernels.assign import nearest_centroid
 from sctok.kernels.certify import pair_distances
 from sctok.kmeans_tools.config import KMeansConfig
 from sctok.kmeans_tools.progress import FitProgress
-from sctok.kmeans_tools.seeding.first_centroids import CHOICE, SAMPLE, sample_size
+from sctok.kmeans_tools.seeding.first_centroids import CHOICE, SAMPLE, gather_distinct, sample_size
 from sctok.kmeans_tools.seeding.plus_plus import greedy_plus_plus
-from sctok.kmeans_tools.sources.distinct import distinct_rows, find_distinct
+from sctok.kmeans_tools.sources.distinct import distinct_rows
 from sctok.kmeans_tools.sources.vectors import TooFewVectorsError, sample_weighted
 from sctok.runtime.devices import resolve_device
 
@@ -74,10 +74,7 @@ def _distinct_sample(data: WideData, k: int, seed: Sequence[int]) -> tuple[Wide,
     first, masses = distinct_rows(sample, None if weights is None else weights[places])
     if len(first) >= k:
         return sample[first], masses
-    found = find_distinct(data.blocks(k), max(k, count))
-    if len(found.vectors) < k:
-        raise TooFewVectorsError(k, len(found.vectors), f"distinct vectors of {source.name}")
-    return found.vectors, found.masses
+    return gather_distinct(data.blocks(k), k, count, source.name)
 
 
 def _local_search(

@@ -90,28 +90,22 @@ class ClusterSums:
 
     def accumulate(self, points: Tensor, labels: Tensor, weights: Weights | None, sign: int = 1) -> None:
         """Add points (n, D) to the clusters of labels (n,), or subtract them if sign is -1."""
-        k, device = len(self.counts), points.device
+        k, device, counts = len(self.counts), points.device, torch.zeros_like(self.counts)
         if weights is None:
-            counts = torch.zeros_like(self.counts)
             centroid_sums(points if sign > 0 else -points, labels, k, out=(self.sums, counts))
         else:
             kept = torch.from_numpy(np.flatnonzero(weights)).to(device)
             masses = sign * torch.from_numpy(weights).to(device)[kept, None]
             if self.mass is None:
                 self.mass = torch.zeros(k, dtype=torch.float64, device=device)
-            counts = torch.zeros_like(self.counts)
             centroid_sums(points[kept].to(torch.float64) * masses, labels[kept], k, out=(self.sums, counts))
             self.mass += centroid_sums(masses, labels[kept], k)[0][:, 0]
         self.counts += sign * counts
-        if sign < 0:
-            self._clear_empty()
-
-    def _clear_empty(self) -> None:
-        """Remove rounding errors from clusters whose last vector was subtracted."""
-        empty = self.counts == 0
-        self.sums[empty] = 0
-        if self.mass is not None:
-            self.mass[empty] = 0
+        if sign < 0:  # remove rounding errors from clusters whose last vector was subtracted
+            empty = self.counts == 0
+            self.sums[empty] = 0
+            if self.mass is not None:
+                self.mass[empty] = 0
 
     def over(self, group: Group) -> "ClusterSums":
         """Return the sums of all ranks together; the sums of this rank do not change."""

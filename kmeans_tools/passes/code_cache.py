@@ -36,7 +36,8 @@ class CodeCache:
             found = code_points(points, prepared)
             if found is not None and self._frame is None:
                 self._frame = found.frame
-                self._allocate(found)
+                if found.frame.basis is not None and (found.row_bytes + 1) * self._rows <= self._memory:
+                    self._codes, self._cached = empty_codes(self._rows, found), np.zeros(self._rows, np.bool_)
             return found
         index = places.numpy()
         missing = np.flatnonzero(~self._cached[index])
@@ -47,7 +48,3 @@ class CodeCache:
             self._codes.put(index[missing], found)
             self._cached[index[missing]] = True
         return self._codes.take(index)
-
-    def _allocate(self, found: CodedPoints) -> None:
-        if found.frame.basis is not None and (found.row_bytes + 1) * self._rows <= self._memory:
-            self._codes, self._cached = empty_codes(self._rows, found), np.zeros(self._rows, np.bool_)

@@ -73,5 +73,4 @@ def _draw_distinct(
     positive = np.flatnonzero(shares > 0)
     keys = -np.log1p(-uniforms[positive]) / shares[positive]
     order = positive[np.argsort(keys, kind="stable")]
-    drawn: npt.NDArray[np.int64] = order[distinct_rows(sample[order])[0][:count]]
-    return drawn
+    return order[distinct_rows(sample[order])[0][:count]]

@@ -1,7 +1,8 @@
 """First centroids from a sample of bounded size: hierarchical, greedy k-means++ or random."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sctok.kmeans_tools.sources.distinct import distinct_rows, find_distinct
 from sctok.kmeans_tools.sources.vectors import (
+    Block,
     TooFewVectorsError,
     Vectors,
     VectorSource,
@@ -89,17 +91,17 @@ def check_distinct(sample: Vectors, k: int, weights: Weights | None = None) -> t
     return places, masses
 
 
-def gather_distinct(source: VectorSource, k: int, count: int, block_rows: int) -> tuple[Vectors, Weights]:
-    """Return distinct vectors (m, D) of the whole source, k <= m <= max(k, count), and the sums (m,) of their weights.
+def gather_distinct(blocks: Iterable[Block], k: int, count: int, name: str) -> tuple[npt.NDArray[Any], Weights]:
+    """Return distinct vectors (m, D) of a whole source, k <= m <= max(k, count), and the sums (m,) of their weights.
 
     Used if a sample contains fewer than k distinct vectors.
 
     Raises:
         TooFewVectorsError: the source has fewer than k distinct vectors.
     """
-    found = find_distinct(source.blocks(block_rows), max(k, count))
+    found = find_distinct(blocks, max(k, count))
     if len(found.vectors) < k:
-        raise TooFewVectorsError(k, len(found.vectors), f"distinct vectors of {source.name}")
+        raise TooFewVectorsError(k, len(found.vectors), f"distinct vectors of {name}")
     return found.vectors, found.masses
 
 
@@ -133,8 +135,7 @@ def _draw(
     if not cumulated[-1] > 0:
         return np.array([generator.choice(np.setdiff1d(np.arange(len(weights)), chosen))], np.int64)
     drawn = np.searchsorted(cumulated, generator.random(draws) * cumulated[-1], side="right")
-    places: npt.NDArray[np.int64] = np.minimum(drawn, np.flatnonzero(weights)[-1])
-    return places
+    return np.minimum(drawn, np.flatnonzero(weights)[-1])
 
 
 def _distances(points: Tensor, norms: Tensor, places: Tensor) -> Tensor:

@@ -345,5 +345,4 @@ def _full_means(vectors: PickedRows, masses: Weights, labels: Indices, k: int, d
         sums = centroid_sums(block, found, k, out=sums)
     assert sums is not None
     mass = sums[1].cpu().numpy() if even else np.bincount(labels, masses, minlength=k)
-    means: Vectors = (sums[0].cpu().numpy() / mass[:, None]).astype(np.float32)
-    return means
+    return (sums[0].cpu().numpy() / mass[:, None]).astype(np.float32)

@@ -70,5 +70,4 @@ def _possible_repeats(vectors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     for column in columns:
         keys = keys * _MIXER + (vectors[:, column] + vectors.dtype.type(0)).view(_BITS[vectors.itemsize])
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    places: npt.NDArray[np.int64] = np.flatnonzero(counts[inverse] > 1)
-    return places
+    return np.flatnonzero(counts[inverse] > 1)

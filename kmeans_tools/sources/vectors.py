@@ -86,8 +86,7 @@ Data = Array | torch.Tensor | VectorSource
 
 def source_weights(source: VectorSource) -> Weights | None:
     """Return the weights (rows,) of the vectors of a source, or None if all vectors weigh 1."""
-    weights: Weights | None = getattr(source, "weights", None)
-    return weights
+    return getattr(source, "weights", None)
 
 
 def take_blocks(blocks: Iterator[Block], places: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> npt.NDArray[Any]:
