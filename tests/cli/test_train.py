@@ -98,7 +98,9 @@ def test_a_training_can_start_from_a_codec(folder: Path, capsys: pytest.CaptureF
         (["--vae", ""], "--vae"),
     ],
 )
-def test_wrong_usage_is_refused(more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_refused(
+    more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "bad.toml").write_text(CONFIG.replace("steps", "stepps"))
     assert main(arguments(*more)) == 2
     assert message in "".join(capsys.readouterr().err.replace("│", "").split("\n"))
@@ -120,7 +122,9 @@ def failure(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (["--vocoder", "nowhere"], "nowhere"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_that_do_not_fit_are_refused(
+    more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     known = load_weights(folder / "encoder.safetensors").hash
     save_codebook(folder / "other.safetensors", codebook(8, 0, known, 2))
     save_codebook(folder / "cut.safetensors", codebook(8, 0, f"{known}-cut"))
@@ -151,7 +155,9 @@ def test_only_broken_files_are_an_error(folder: Path, capsys: pytest.CaptureFixt
     assert failure(capsys) == "error: no readable audio in a, b"
 
 
-def test_a_full_disk_is_reported(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, *_: Any, **__: Any) -> None:
         raise DiskFullError(f"{path}: the disk is full; make room and run the same command again")
 
@@ -183,7 +189,9 @@ def test_a_codec_of_another_training_is_not_replaced(folder: Path, capsys: pytes
     assert "exists and was not made by this training" in failure(capsys)
 
 
-def test_a_training_continues_without_tensorboard(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_continues_without_tensorboard(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(arguments("--steps", 1)) == 0
     assert "install sctok[train] to follow a training in TensorBoard; training continues" in capsys.readouterr().err
