@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from codec_quality import QualityRuns, measure_quality
-from codec_report import need_matplotlib, quality_report, save_quality_plots, speed_report
-from codec_stages import Stage, decode_stages, encode_stages, largest_codebook, workload
-from codec_standin import stand_in
-from kmeans_report import describe_machine, write_between_markers
-from kmeans_systems import set_threads
+from parts.codec_quality import QualityRuns, measure_quality
+from parts.codec_report import need_matplotlib, quality_report, save_quality_plots, speed_report
+from parts.codec_stages import Stage, decode_stages, encode_stages, largest_codebook, workload
+from parts.codec_standin import stand_in
+from parts.kmeans_report import describe_machine
+from parts.kmeans_systems import set_threads
+from parts.markdown import write_between_markers
 
 from sctok.audio.decoding.decode import stream_audio
 from sctok.audio.windows import WINDOW_PATCHES

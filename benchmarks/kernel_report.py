@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from triton_compile import (
+from parts.triton_compile import (
     FAMILIES,
     TARGETS,
     Variant,

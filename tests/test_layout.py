@@ -124,6 +124,18 @@ def test_a_public_class_name_exists_once():
     assert not {name: modules for name, modules in found.items() if len(modules) > 1}
 
 
+BENCHMARKS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "benchmarks" / "paper").glob("[ft]*.py")]
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS), ids=lambda path: path.stem)
+def test_a_benchmark_parses_its_arguments(path):
+    """Without a parser, `--help` would run the script or print nothing. Modules without a command are in parts/."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert {"ArgumentParser", "parse_args"} <= attributes
+    assert any(isinstance(node, ast.Name) and node.id == "__name__" for node in nodes)
+
+
 def test_help_imports_no_heavy_library():
     code = (
         "import sys; from sctok.cli.app import main\n"
