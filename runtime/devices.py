@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from .low_precision import DTYPES as DTYPES
 from .low_precision import FAILED, PASSED, STARTED
 
 logger = logging.getLogger("sctok.devices")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROBE_SECONDS = 120
 _PROBE = "from sctok.runtime.low_precision import main; main()"
 

@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from .sections import Range, Window
@@ -151,13 +152,8 @@ def _next_sync(window: Window, position: int) -> int:
 
 def mpeg_parts(window: Window, start: int) -> list[MpegPart]:
     """Return the frames from `start` on, grouped by format in the order of the file."""
-    groups: list[list[_Run]] = []
-    for run in _runs(window, start):
-        if groups and groups[-1][-1].format == run.format:
-            groups[-1].append(run)
-        else:
-            groups.append([run])
-    parts = [_part(window, group, later=number > 0) for number, group in enumerate(groups)]
+    groups = groupby(_runs(window, start), key=lambda run: run.format)
+    parts = [_part(window, list(runs), later=number > 0) for number, (_, runs) in enumerate(groups)]
     return [part for part in parts if part.samples > 0]
 
 

@@ -19,8 +19,7 @@ from sctok.audio.errors import AudioError, os_reason
 
 from .archives import BadMember, MemberFile, scan_tar
 from .key_table import KeyTable
-from .lhotse_cuts import is_cut, read_cut
-from .manifests import MANIFEST_SUFFIXES, is_manifest, read_rows
+from .manifests import MANIFEST_SUFFIXES, is_cut, is_manifest, read_cut, read_rows
 from .remote import RemoteFile, is_url, url_path
 from .tables import TABLE_SUFFIX, audio_column, list_rows, read_row
 
@@ -171,10 +170,7 @@ def _expand_braces(given: str | Path) -> Iterator[Path | str]:
     if is_url(given):
         yield from braceexpand.braceexpand(str(given))
         return
-    if Path(given).exists():
-        yield Path(given)
-        return
-    for name in braceexpand.braceexpand(str(given)):
+    for name in [given] if Path(given).exists() else braceexpand.braceexpand(str(given)):
         if not Path(name).exists():
             raise AudioError(name, "no such file or folder")
         yield Path(name)
@@ -248,31 +244,21 @@ def _strip_suffix(name: str) -> str:
 
 def _list_input(path: Path | str, path_column: str, key_column: str) -> Iterator[tuple[str, Listed]]:
     """Yield (origin, item) for one input; origin: the file or folder in which the key of the item is unique."""
-    if isinstance(path, str):
-        yield from _list_url(path)
-        return
-    suffix = path.suffix.lower()
-    if path.is_dir():
+    name = url_path(path) if isinstance(path, str) else path
+    suffix = name.suffix.lower()
+    if isinstance(path, Path) and path.is_dir():
         yield from _list_folder(str(path))
-    elif is_manifest(path):
+    elif is_manifest(name):
+        if isinstance(path, str):
+            raise AudioError(path, "is a manifest at a URL; download it, its rows may be URLs")
         for listed in _list_manifest(path, path_column, key_column):
             yield str(path), listed
     elif suffix == _TAR_SUFFIX:
         yield from _list_tar(str(path))
-    elif suffix in _PACKED_SUFFIXES:
+    elif isinstance(path, Path) and suffix in _PACKED_SUFFIXES:
         raise AudioError(path, "is a compressed archive, which cannot be read in place; unpack it, or make it a .tar")
     else:
-        yield str(path), AudioItem(_strip_suffix(path.name), str(path), suffix=suffix)
-
-
-def _list_url(url: str) -> Iterator[tuple[str, Listed]]:
-    path = url_path(url)
-    if is_manifest(path):
-        raise AudioError(url, "is a manifest at a URL; download it, its rows may be URLs")
-    if path.suffix.lower() == _TAR_SUFFIX:
-        yield from _list_tar(url)
-    else:
-        yield url, AudioItem(_strip_suffix(path.name), url, suffix=path.suffix.lower())
+        yield str(path), AudioItem(_strip_suffix(name.name), str(path), suffix=suffix)
 
 
 def _list_tar(path: str) -> Iterator[tuple[str, Listed]]:
