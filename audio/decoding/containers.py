@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from sctok.audio.errors import AudioError
+from sctok.audio.errors import AudioError, truncated
 
 from .headers import MPEG_TAGS, Extent, is_placeholder, sound_extent
 from .mpeg import MpegPart, mpeg_parts, starts_mpeg
@@ -106,17 +106,12 @@ def _zeros(window: Window, start: int) -> int:
     return count
 
 
-def _truncated(name: str, promised: int, unit: str, held: int) -> AudioError:
-    reason = f"is truncated: header promises {promised} {unit}, file holds {max(0, held)}; fetch it again"
-    return AudioError(name, reason)
-
-
 def _mpeg(window: Window, start: int, name: str) -> list[Link]:
     parts = mpeg_parts(window, start)
     for part in parts:
         missing = (part.promised or 0) - part.samples
         if missing > _SLACK_FRAMES * part.format.samples:
-            raise _truncated(name, part.promised or 0, "samples", part.samples)
+            raise truncated(name, f"{part.promised} samples", f"{part.samples}")
     if len(parts) == 1 and parts[0].plain and start == _tag_bytes(window, 0) <= _PLAIN_TAG_BYTES:
         return [replace(_mpeg_link(parts[0]), ranges=None, head=b"", endless=False)]
     if not parts or len(parts) > _MAX_LINKS:
@@ -222,7 +217,7 @@ def _checked_bytes(extent: Extent, held: int, name: str) -> int:
     if extent.promised is None or is_placeholder(extent, held):
         return held
     if extent.promised // extent.block > held // extent.block:
-        raise _truncated(name, extent.promised // extent.block, extent.unit, held // extent.block)
+        raise truncated(name, f"{extent.promised // extent.block} {extent.unit}", f"{held // extent.block}")
     if extent.bits == 32 and held - extent.promised >= _BEYOND_32_BITS:
         reason = f"holds {held} bytes after a header that states {extent.promised}; convert it to RF64 or FLAC"
         raise AudioError(name, reason)
@@ -233,7 +228,7 @@ def _check_avi(window: Window, start: int, name: str) -> None:
     head = window.at(start, 12)
     size, held = int.from_bytes(head[4:8], "little"), window.end - start - 8
     if head[:4] == b"RIFF" and head[8:] == b"AVI " and size > held and not is_placeholder(Extent(8, size), held):
-        raise _truncated(name, size, "bytes", held)
+        raise truncated(name, f"{size} bytes", f"{held}")
 
 
 def _next_header(window: Window, start: int, end: int) -> int | None:
