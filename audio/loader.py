@@ -138,7 +138,7 @@ def _read_into(pipe: int, rest: memoryview) -> bool:
 
 
 def _widen(pipe: int) -> None:
-    """Enlarge the buffer of a pipe if the system allows it, so that the two sides alternate less often."""
+    """Enlarge the buffer of a pipe if the system allows it, so that each side waits for the other less often."""
     with suppress(OSError, AttributeError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 

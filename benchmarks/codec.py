@@ -1,4 +1,4 @@
-"""How fast is the codec in each stage, and how good is it with how many steps?
+"""How fast is each stage of the codec, and how does quality depend on the number of steps?
 
     python benchmarks/codec.py [CODEC | --stand-in 100] [--windows 8] [--decode ddim:50] [--json F] [--markdown F]
     python benchmarks/codec.py [CODEC] --quality CLIPS [--plots DIR] [--json F] [--markdown F]
@@ -45,7 +45,7 @@ from sctok.features.extractor import ENCODER
 from sctok.formats.sct import CodecTokens
 from sctok.runtime.devices import DTYPES, resolve_device, resolve_precision
 
-PATIENCE = 60.0  # seconds; a measurement that took longer so far is not repeated again
+PATIENCE = 60.0  # seconds; a measurement that has taken longer is not repeated
 DECODES = ("ddim:50", "dpm++:10")
 
 

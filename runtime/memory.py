@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Of cgroup v1 and v2: the line of /proc/self/cgroup that names the group, the folder of all groups, limit and usage.
+# For cgroup v1 and v2: pattern of the line in /proc/self/cgroup, folder of all groups, files of limit and usage.
 _CGROUPS = (
     (r"^\d+:[^:]*\bmemory\b[^:]*:(.*)$", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     (r"^0::(.*)$", "sys/fs/cgroup", "memory.max", "memory.current"),

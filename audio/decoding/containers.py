@@ -1,4 +1,4 @@
-"""Recognising a file by its content: the links that it consists of, and how to read each of them."""
+"""Recognising a file by its content, and splitting it into links that libsndfile can read."""
 
 import re
 import struct
@@ -35,9 +35,9 @@ class Link:
     """A part of a file that libsndfile reads as a file of its own.
 
     ranges: the bytes of the part; None for the whole file. head: replaces the first bytes. endless: hide the length
-    from libsndfile, which would guess it. promised: samples that the header states, if libsndfile does not return them
-    or must not see them. slack: how many of these may be missing. mpeg: the part consists of MPEG frames. complete: a
-    decoder error after the promised samples does not affect the sound.
+    from libsndfile, which would guess it. promised: number of samples that the header states, if libsndfile does not
+    report it or must not see it. slack: how many of these may be missing. mpeg: the part consists of MPEG frames.
+    complete: a decoder error after the promised samples does not affect the sound.
     """
 
     ranges: tuple[Range, ...] | None = None
@@ -149,7 +149,7 @@ def _flac(window: Window, start: int) -> list[Link]:
 
 
 def _flac_link(window: Window, start: int, end: int) -> Link:
-    """Return a stream of frames with a header without pictures and without a length.
+    """Return one FLAC stream, with a header that has no pictures and no length.
 
     A length that is too small would end the decoding early.
     """
@@ -232,7 +232,7 @@ def _check_avi(window: Window, start: int, name: str) -> None:
 
 
 def _next_header(window: Window, start: int, end: int) -> int | None:
-    """Return where another file follows the one that begins at `start` and whose sound ends at `end`, or None."""
+    """Return where the next file begins, after one from `start` with sound up to `end`; None if no file follows."""
     head = window.at(start, 12)
     places = [end, end + (end & 1)]
     if head[:4] in (b"RIFF", b"RIFX", b"FORM"):

@@ -53,7 +53,7 @@ class _Run(NamedTuple):
 class MpegPart:
     """Successive frames of one format.
 
-    head: replaces their first bytes, the header that states the length, by a corrected one. samples: length of the
+    head: a corrected header, which replaces the one in their first bytes that states the length. samples: length of the
     frames. promised: length that the header stated; both without the encoder's delay and padding. plain: a decoder
     reads a file of only this part correctly without help. endless: no header states the length to a decoder.
     """
@@ -139,7 +139,7 @@ def _is_followed(window: Window, position: int, found: tuple[Format, int]) -> bo
 
 
 def _next_sync(window: Window, position: int) -> int:
-    """Return where the next frame begins that another one follows, or the end of the file."""
+    """Return the start of the next frame that another frame follows, or the end of the file."""
     while piece := window.piece(position):
         for match in _SYNC.finditer(piece):
             place = position + match.start()

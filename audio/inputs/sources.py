@@ -28,7 +28,7 @@ _LISTED_SUFFIXES = AUDIO_SUFFIXES | {_TAR_SUFFIX}
 _PACKED_SUFFIXES = frozenset((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"))
 _MEMBER_BUFFER_BYTES = 65_536
 _STRETCH = ("start", "seconds")
-# The mark of a folder of results that corpus/runs/run_folder.py has written.
+# What marks a folder of results; corpus/runs/run_folder.py writes it.
 _RUN_FILE, _RUN_FORMAT = "run.json", "sctok-run"
 _MAX_RUN_FILE_BYTES = 1 << 20
 
@@ -39,7 +39,7 @@ class AudioItem:
 
     key: its name in all results. path: the file, or the tar or Parquet file that holds it; may be a URL. offset, size:
     its bytes in a tar; in a Parquet file, `offset` is its row. suffix: its last suffix in lower case. metadata: JSON
-    values from its manifest or tar. start, seconds: the stretch of the file that is meant; None for the whole file.
+    values from its manifest or tar. start, seconds: the stretch of the file to read; None for the whole file.
     """
 
     key: str
@@ -197,7 +197,7 @@ def _nothing_found(path: Path | str) -> str:
 
 
 def _unique(found: Iterable[tuple[str, Listed]]) -> Iterator[Listed]:
-    taken = KeyTable()  # of keys: the input or the tar that each came from
+    taken = KeyTable()  # the input or the tar of each key
     for origin, listed in found:
         if isinstance(listed, BadItem):
             yield listed
@@ -243,7 +243,7 @@ def _strip_suffix(name: str) -> str:
 
 
 def _list_input(path: Path | str, path_column: str, key_column: str) -> Iterator[tuple[str, Listed]]:
-    """Yield (origin, item) for one input; origin: the file or folder in which the key of the item is unique."""
+    """Yield (origin, item) for each item of an input. origin: the file or folder in which its key is unique."""
     name = url_path(path) if isinstance(path, str) else path
     suffix = name.suffix.lower()
     if isinstance(path, Path) and path.is_dir():
