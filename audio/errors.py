@@ -11,6 +11,11 @@ class AudioError(ValueError):
         return " ".join(": ".join(self.args).splitlines())
 
 
+def truncated(name: str, promised: str, held: str) -> AudioError:
+    """Return the error for a file with less sound than its header states."""
+    return AudioError(name, f"is truncated: header promises {promised}, file holds {held}; fetch it again")
+
+
 def os_reason(error: OSError) -> str:
     """Return why the system refused to open a file."""
     if isinstance(error, PermissionError):

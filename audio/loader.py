@@ -71,13 +71,8 @@ def load_windows(
         settings = f"workers={workers}, ahead={ahead}, chunk_windows={chunk_windows}, channel={channel}"
         raise ValueError(f"{settings}: workers and channel must be at least 0, ahead and chunk_windows at least 1")
     if workers == 0:
-        return _load_here(items, channel, chunk_windows)
+        return (chunk for item in items for chunk in file_chunks(item, read_pieces(item, channel, chunk_windows)))
     return _load_in_workers(items, workers, channel, ahead, chunk_windows)
-
-
-def _load_here(items: Iterable[AudioItem], channel: int | None, chunk_windows: int) -> Iterator[Chunk]:
-    for item in items:
-        yield from file_chunks(item, read_pieces(item, channel, chunk_windows))
 
 
 def file_chunks(item: AudioItem, pieces: Iterable[Piece]) -> Iterator[Chunk]:
@@ -143,7 +138,7 @@ def _read_into(pipe: int, rest: memoryview) -> bool:
 
 
 def _widen(pipe: int) -> None:
-    """Enlarge the buffer of a pipe if the system allows it, so that the two sides alternate less often."""
+    """Enlarge the buffer of a pipe if the system allows it, so that each side waits for the other less often."""
     with suppress(OSError, AttributeError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 

@@ -105,7 +105,7 @@ class _Window(Generic[ClipT]):
 
 
 class _Queue(Generic[ClipT]):
-    """The windows and ends of files in their order, from when they are read until their results are yielded."""
+    """The windows and ends of files in their order. Each stays here until its result is yielded."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes

@@ -1,4 +1,4 @@
-"""The filterbank of the published SemantiCodec codecs, bit by bit on the CPU that made our reference values.
+"""The filterbank of the published SemantiCodec codecs, bit-exact on the CPU that computed our reference values.
 
 It computes what `filterbank` does in the steps of torchaudio, all in float32. The difference of at most 1e-4 does not
 matter for features, but the chaotic recurrence of the acoustic encoder turns any difference into other tokens.

@@ -1,4 +1,4 @@
-"""How fast is the codec in each stage, and how good is it with how many steps?
+"""How fast is each stage of the codec, and how does quality depend on the number of steps?
 
     python benchmarks/codec.py [CODEC | --stand-in 100] [--windows 8] [--decode ddim:50] [--json F] [--markdown F]
     python benchmarks/codec.py [CODEC] --quality CLIPS [--plots DIR] [--json F] [--markdown F]
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from codec_quality import QualityRuns, measure_quality
-from codec_report import need_matplotlib, quality_report, save_quality_plots, speed_report
-from codec_stages import Stage, decode_stages, encode_stages, largest_codebook, workload
-from codec_standin import stand_in
-from kmeans_report import describe_machine, write_between_markers
-from kmeans_systems import set_threads
+from parts.codec_quality import QualityRuns, measure_quality
+from parts.codec_report import need_matplotlib, quality_report, save_quality_plots, speed_report
+from parts.codec_stages import Stage, decode_stages, encode_stages, largest_codebook, workload
+from parts.codec_standin import stand_in
+from parts.kmeans_report import describe_machine
+from parts.kmeans_systems import set_threads
+from parts.markdown import write_between_markers
 
 from sctok.audio.decoding.decode import stream_audio
 from sctok.audio.windows import WINDOW_PATCHES
@@ -44,7 +45,7 @@ from sctok.features.extractor import ENCODER
 from sctok.formats.sct import CodecTokens
 from sctok.runtime.devices import DTYPES, resolve_device, resolve_precision
 
-PATIENCE = 60.0  # seconds; a measurement that took longer so far is not repeated again
+PATIENCE = 60.0  # seconds; a measurement that has taken longer is not repeated
 DECODES = ("ddim:50", "dpm++:10")
 
 

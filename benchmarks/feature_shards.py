@@ -2,8 +2,8 @@
 
     python benchmarks/feature_shards.py [--rows 163840] [--width 768]
 
-Writes a shard, reads it with its checksums, and reads it again after another HDF5 program has rewritten it without
-them. Each time is the best of five.
+It writes a shard and reads it with its checksums. Then another HDF5 program rewrites it without them, and it is read
+again. Each time is the best of five.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_peers import cuvs, faiss_gpu, flash_iteration, flash_kmeans, torch_argmin
+from parts.gpu_peers import cuvs, faiss_gpu, flash_iteration, flash_kmeans, torch_argmin
 from torch import Tensor
 
 # Dense peaks by device name, from data sheets: TFLOP/s or TOP/s of 16-bit floats, TF32 and int8, then memory in TB/s.

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from gpu import median_ms
-from triton_compile import SHARED_BYTES
+from parts.triton_compile import SHARED_BYTES
 
 from sctok.kernels.assign import prepare_centroids
 from sctok.kernels.triton.operands import CentroidOperand, prepare_operand, quantise_points

@@ -2,8 +2,8 @@
 
     python benchmarks/kernel_report.py [--family hopper] [--operands fp16,int8] [--dims 768,1536,3072] [--json FILE]
 
-Compiles every shipped configuration ahead of time, and the kernels of flash-kmeans if it is installed. Both are counted
-by the same code. The loop over centroids is found in the machine code by its backward branches. Instructions of the
+It compiles every shipped configuration ahead of time, and the kernels of flash-kmeans if it is installed. The same code
+counts both. The loop over centroids is found in the machine code by its backward branches. Instructions of the
 loop over D inside it count once per step, all others once per tile. Tensor instructions and NOPs do not count. The
 total of a program is divided by the number of scores of its tile.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from triton_compile import (
+from parts.triton_compile import (
     FAMILIES,
     TARGETS,
     Variant,

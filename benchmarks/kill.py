@@ -113,7 +113,7 @@ def tree(folder: Path) -> dict[str, str]:
 def one_round(corpus: Corpus, out: Path, rng: random.Random, pace: list[float], most: int) -> list[int]:
     """Run the command until it completes, killing it at most `most` times.
 
-    pace: seconds that the command took when it was last not killed. It is updated, because the load of the machine may
+    pace: seconds that the last complete run of the command took. It is updated, because the load of the machine may
     change.
 
     Returns:

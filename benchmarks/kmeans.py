@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kmeans_report import (
+from parts.kmeans_report import (
     describe_machine,
     first_time,
     markdown_report,
@@ -32,9 +32,8 @@ from kmeans_report import (
     points_below,
     save_plots,
     slope,
-    write_between_markers,
 )
-from kmeans_systems import (
+from parts.kmeans_systems import (
     DIM,
     OURS,
     PEERS,
@@ -52,6 +51,7 @@ from kmeans_systems import (
     warm_up,
     write_shards,
 )
+from parts.markdown import write_between_markers
 
 from sctok.kernels.assign import nearest_centroid, prepare_centroids
 from sctok.kernels.reference import nearest_centroid_reference

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenization_corpora import Audio, real_audio, windows_of
-from tokenization_report import report
-from tokenization_sections import SECTIONS, Setting
-from tokenization_systems import System, bare_job, make_system
+from parts.tokenization_corpora import Audio, real_audio, windows_of
+from parts.tokenization_report import report
+from parts.tokenization_sections import SECTIONS, Setting
+from parts.tokenization_systems import System, bare_job, make_system
 
 import sctok
 from sctok.features.extractor import ENCODER

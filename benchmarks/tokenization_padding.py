@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from parts.markdown import table
 from probe_encoder import mean_and_error, right
-from tokenization_report import table
 
 from sctok import KMeans
 from sctok.audio.decoding.decode import read_audio

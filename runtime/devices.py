@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from .low_precision import DTYPES as DTYPES
 from .low_precision import FAILED, PASSED, STARTED
 
 logger = logging.getLogger("sctok.devices")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROBE_SECONDS = 120
 _PROBE = "from sctok.runtime.low_precision import main; main()"
 
@@ -111,7 +111,7 @@ def low_precision_faults(precision: str, uses: Sequence[Use]) -> dict[Use, str |
 
 
 def _run_probes(precision: str, uses: Sequence[Use]) -> dict[Use, str | None]:
-    """Return the faults of the uses that a child process tested before it ended, at least of the first one."""
+    """Test uses in a child process, and return the faults of those it finished; the first use is always among them."""
     command = [sys.executable, "-c", _PROBE, precision, *(use.steps for use in uses)]
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1"}

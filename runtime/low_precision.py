@@ -13,7 +13,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 STARTED, FAILED, PASSED = "started", "failed", "passed"
 LARGEST_ERROR = 0.1  # of a result in low precision, relative to its norm; bfloat16 loses about 0.01
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ def _report(event: str, use: str, text: str) -> None:
 
 
 def _autocast(precision: str) -> torch.autocast:
-    return torch.autocast("cpu", _DTYPES[precision], enabled=precision != "fp32")
+    return torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32")

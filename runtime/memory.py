@@ -5,6 +5,11 @@ import re
 from pathlib import Path
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# For cgroup v1 and v2: pattern of the line in /proc/self/cgroup, folder of all groups, files of limit and usage.
+_CGROUPS = (
+    (r"^\d+:[^:]*\bmemory\b[^:]*:(.*)$", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    (r"^0::(.*)$", "sys/fs/cgroup", "memory.max", "memory.current"),
+)
 
 
 def parse_bytes(text: str) -> int:
@@ -25,7 +30,10 @@ def free_memory(root: Path = Path("/")) -> int:
 
     root: the folder of /proc and /sys. Without them (not on Linux), the result is the physical memory.
     """
-    limits = [*_system(root), *_cgroup_v1(root), *_cgroup_v2(root)]
+    limits = _system(root)
+    for line, mount, limit, usage in _CGROUPS:
+        group = re.search(line, _read(root / "proc/self/cgroup"), re.MULTILINE)
+        limits += _left(root / mount, group[1] if group else "", limit, usage)
     return max(0, min(limits)) if limits else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -39,16 +47,6 @@ def _system(root: Path) -> list[int]:
     return [int(match[1]) * 1024] if match else []
 
 
-def _cgroup_v1(root: Path) -> list[int]:
-    match = re.search(r"^\d+:[^:]*\bmemory\b[^:]*:(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
-    return _left(root / "sys/fs/cgroup/memory", match[1] if match else "", "memory.limit_in_bytes", "usage_in_bytes")
-
-
-def _cgroup_v2(root: Path) -> list[int]:
-    match = re.search(r"^0::(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
-    return _left(root / "sys/fs/cgroup", match[1] if match else "", "memory.max", "current")
-
-
 def _left(mount: Path, group: str, limit_name: str, usage_name: str) -> list[int]:
     """Return the memory left in a group and in each of its parents. A container sees its own group as the mount."""
     found = []
@@ -56,7 +54,7 @@ def _left(mount: Path, group: str, limit_name: str, usage_name: str) -> list[int
     for parent in (folder, *folder.parents):
         if not parent.is_relative_to(mount):
             break
-        limit, usage = _number(parent / limit_name), _number(parent / f"memory.{usage_name}")
+        limit, usage = _number(parent / limit_name), _number(parent / usage_name)
         if limit is not None and usage is not None:
             # Cached files count as used, but the system can drop them.
             cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(parent / "memory.stat"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The stages that a run passes windows through, the time spent in each, and what would speed up the slowest."""
+"""The stages of a run, the time spent in each, and advice for the slowest."""
 
 import time
 from collections import defaultdict
@@ -29,7 +29,7 @@ _Item = TypeVar("_Item")
 
 
 class StageTimer:
-    """Adds up seconds by stage. Calling it with a name returns a context to time; on a GPU, the context synchronizes.
+    """Add up the seconds of each stage. `timer(name)` is a context that times one; it waits for a GPU at its end.
 
     seconds: by the name of the stage.
     """

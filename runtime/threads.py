@@ -35,7 +35,7 @@ def in_parallel(rows: int, work: Callable[[int, int], Any], multiple: int = 1) -
 
 
 def on_every_thread(work: Callable[[int, int], Any]) -> None:
-    """Call work(thread, threads) once on each of as many threads as PyTorch uses."""
+    """Call work(thread, threads) once on each thread; there are as many threads as PyTorch uses."""
     threads = torch.get_num_threads()
     run_tasks([partial(work, thread, threads) for thread in range(threads)])
 

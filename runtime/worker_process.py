@@ -42,7 +42,7 @@ class WorkerProcess:
         work: a function that can be imported.
         arguments: its further arguments, which are pickled.
         daemon: whether the worker ends when the parent exits; a daemonic worker cannot start workers itself.
-        unwind: raise SystemExit in the work on SIGTERM, so that it cleans up, instead of ending at once.
+        unwind: on SIGTERM, raise SystemExit in the work so that it cleans up. By default it ends at once.
 
     Attributes:
         results: the end of the pipe that `receive` reads; `multiprocessing.connection.wait` takes it.
@@ -151,7 +151,7 @@ def _exit(*_: object) -> None:
 def _end_with_parent(parent: int) -> None:
     process = multiprocessing.parent_process()
     assert process is not None
-    # A process forked from the parent may keep the handle of the parent open, so its number is compared as well.
+    # A fork of the parent may keep the parent's handle open, so the parent's process id is compared as well.
     while os.getppid() == parent:
         process.join(_PARENT_CHECK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -161,7 +161,7 @@ def _end_with_parent(parent: int) -> None:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT in this thread: a process that it starts inherits that, and unblocks the signal once ignored."""
+    """Block SIGINT in this thread. A process started meanwhile inherits this and unblocks SIGINT once it is ignored."""
     resource_tracker.ensure_running()  # the first worker would start it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

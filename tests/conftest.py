@@ -1,4 +1,4 @@
-"""What several test folders share: the reference signal and weights, small encoders, the bundled clips."""
+"""Fixtures of several test folders: the reference signal and weights, a small encoder, the bundled clips."""
 
 import importlib.util
 import os
@@ -22,13 +22,13 @@ from sctok.training.masked_autoencoder import MaskedAutoencoder
 from .skips import SkipReport
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # decides when Triton is first imported, by whatever test
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when a test first imports it
 
 REFERENCE = Path(__file__).parent / "reference"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """List and judge the skips, and put an ffmpeg on the PATH if there is none: that of imageio-ffmpeg."""
+    """Register the report of skips. If the PATH has no ffmpeg, add the one of imageio-ffmpeg."""
     config.pluginmanager.register(SkipReport(config))
     if shutil.which("ffmpeg") is None:
         import imageio_ffmpeg
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def cut_windows(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return a signal's windows (n, 164,080) and which of them is the last."""
+    """Return a signal's windows (n, 164,080), and a mask (n,) of the last one."""
     count = window_count(len(samples))
     padded = np.zeros(count * WINDOW_SAMPLES + WINDOW_SPAN - WINDOW_SAMPLES, np.float32)
     padded[: len(samples)] = samples
@@ -51,7 +51,7 @@ def cut_windows(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDAr
 
 @pytest.fixture(scope="session", autouse=True)
 def interrupts() -> Iterator[None]:
-    """Let Ctrl-C interrupt, here and in the processes that tests start: a shell's background jobs ignore it."""
+    """Let Ctrl-C interrupt this process and those that tests start, even in a background job of a shell."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -70,7 +70,7 @@ def reference() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[int, dict[str, NDArray[np.float32]]]:
-    """What the published code computes with the stand-in weights, by token rate."""
+    """The results of the published code with the stand-in weights, by token rate."""
     return {rate: dict(np.load(REFERENCE / f"golden_{rate}.npz")) for rate in (25, 50, 100)}
 
 

@@ -1,6 +1,6 @@
-"""Run the numeric tests as a CPU with AVX2 and nothing newer would: `python -m tests.masked_cpu [options of pytest]`.
+"""Run the numeric tests without instructions newer than AVX2: `python -m tests.masked_cpu [options of pytest]`.
 
-PyTorch, oneDNN and our own compiled code are told so by variables; MKL and FAISS have none that all vendors' CPUs obey.
+Environment variables limit PyTorch, oneDNN and our compiled code. MKL and FAISS have none that works on all CPUs.
 """
 
 import os
@@ -14,7 +14,7 @@ MASK = {
     "NUMBA_CPU_NAME": "haswell",
     "NUMBA_CPU_FEATURES": "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt",
 }
-# Tests whose results depend on which instructions a CPU has; those of masked child processes run in the first run.
+# Tests whose results depend on the CPU's instructions. Tests that mask their own child processes are not repeated.
 NUMERIC = (
     "tests/kernels/test_assign.py",
     "tests/kernels/cpu/test_ordered_gemm.py",
@@ -28,7 +28,7 @@ NUMERIC = (
     "tests/codec/models/test_acoustic.py",
     "tests/codec/test_encoding.py",
     "tests/training/test_codec.py::test_a_step_does_not_depend_on_the_steps_before",
-    "tests/training/test_codec.py::test_bf16_learns_what_fp32_does",
+    "tests/training/test_codec.py::test_bf16_learns_as_well_as_fp32",
     "tests/training/test_codec.py::test_a_grid_learns_to_estimate_the_latent",
     "tests/codec/test_goldens.py::test_semantic_tokens",
     "tests/codec/test_goldens.py::test_acoustic_tokens_of_another_cpu",
@@ -37,7 +37,7 @@ NUMERIC = (
 
 
 def main() -> None:
-    """Replace this process by pytest, or end it where there is nothing to mask."""
+    """Replace this process by pytest, or return if there is nothing to mask."""
     if not llvm.get_host_cpu_features().get("avx512f"):
         print("this CPU has no AVX-512: the tests above ran without it, and are not repeated with its features masked")
         return

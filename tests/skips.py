@@ -1,6 +1,6 @@
-"""Which tests may be skipped, and for what reason: the only ones that a machine can lack by its nature.
+"""The reasons for which a test may be skipped: hardware and programs that `make test` cannot install.
 
-Everything else is installed by `make test`. A run with another skip fails; every skip is listed at its end.
+A run with any other skip fails. Every skip is listed at the end of the run.
 """
 
 import re
@@ -15,7 +15,7 @@ ALLOWED = (
     r"this CPU does not (train a codec|run the encoder) in bf16: .+",
     # scikit-learn's check with arrays of other libraries, which our estimators do not claim to take.
     r"SCIPY_ARRAY_API is not set.*",
-    # Programs of the distribution and models of other packages, in no extra that tests install.
+    # System programs, and models from packages that no extra for tests installs.
     r"no Chromium on this machine",
     r"pip install sctok\[browser\] to test pages in a browser",
     r"(opusenc|c2enc) is not installed",
@@ -33,7 +33,7 @@ def allowed(reason: str) -> bool:
 
 
 class SkipReport:
-    """A pytest plugin that gathers skips, also those of workers that collect, and fails the run for others."""
+    """A pytest plugin that collects the skips of all processes, and fails the run if one is not allowed."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -54,12 +54,12 @@ class SkipReport:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take over what a worker of pytest-xdist has skipped: it does not report skipped modules."""
+        """Add the skips of a pytest-xdist worker, which does not report skipped modules itself."""
         self.skips.update(dict.fromkeys(map(tuple, getattr(node, "workeroutput", {}).get("skips", []))))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Hand the skips on to the process that started this one, or fail for those that are not allowed."""
+        """Send the skips of a worker to its parent process. In the parent, fail the run if one is not allowed."""
         if (output := getattr(self._config, "workeroutput", None)) is not None:
             output["skips"] = [list(skip) for skip in self.skips]
         elif session.exitstatus == pytest.ExitCode.OK and any(self._wrong()):

@@ -1,4 +1,4 @@
-"""On a CUDA device everything gives what it gives on a CPU: skipped where there is none."""
+"""Results on a CUDA device agree with those on a CPU. Skipped if there is no CUDA device."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def waves(samples_folder):
 
 @pytest.fixture(scope="module")
 def features():
-    """20,000 vectors around 500 centres, float16 as features are."""
+    """20,000 vectors around 500 centres, float16 like features."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(500, 192))
     noise = generator.normal(size=(20_000, 192))

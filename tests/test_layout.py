@@ -1,4 +1,4 @@
-"""The arrangement of the repository: packages, links, layers, and what a newcomer's first import costs."""
+"""The arrangement of the repository: packages, links, layers, and the imports that `--help` needs."""
 
 import ast
 import subprocess
@@ -86,8 +86,8 @@ def test_imports_point_down(name):
         assert LEVEL[other] < LEVEL[folder] or (folder, other) in SIDEWAYS, f"{folder} imports {other}"
 
 
-def test_no_import_circle():
-    """Also imports inside functions count: a circle of those is two modules that are one."""
+def test_there_is_no_import_circle():
+    """Imports inside functions count too: modules that import each other are really one module."""
     open_modules, done = [], set()
 
     def visit(name):
@@ -115,13 +115,25 @@ def test_functions_are_short(name):
     assert not [(function, lines) for function, lines in functions(name) if lines > limit]
 
 
-def test_a_public_class_name_exists_once():
+def test_each_public_class_name_is_unique():
     found = {}
     for name, path in MODULES.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(name)
     assert not {name: modules for name, modules in found.items() if len(modules) > 1}
+
+
+BENCHMARKS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "benchmarks" / "paper").glob("[ft]*.py")]
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS), ids=lambda path: path.stem)
+def test_a_benchmark_parses_its_arguments(path):
+    """Without a parser, `--help` would run the script or print nothing. Modules without a command are in parts/."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert {"ArgumentParser", "parse_args"} <= attributes
+    assert any(isinstance(node, ast.Name) and node.id == "__name__" for node in nodes)
 
 
 def test_help_imports_no_heavy_library():
@@ -138,6 +150,6 @@ def test_help_imports_no_heavy_library():
 
 @pytest.mark.parametrize("test", NUMERIC)
 def test_a_masked_test_exists(test):
-    """The second run of the tests is the last one, so a renamed file must not wait for it."""
+    """The masked run comes last, so a renamed test must be noticed before it."""
     file, _, name = test.partition("::")
     assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).is_file()

@@ -1,11 +1,11 @@
-"""Recognising a file by its content: the links that it consists of, and how to read each of them."""
+"""Recognising a file by its content, and splitting it into links that libsndfile can read."""
 
 import re
 import struct
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from sctok.audio.errors import AudioError
+from sctok.audio.errors import AudioError, truncated
 
 from .headers import MPEG_TAGS, Extent, is_placeholder, sound_extent
 from .mpeg import MpegPart, mpeg_parts, starts_mpeg
@@ -35,9 +35,9 @@ class Link:
     """A part of a file that libsndfile reads as a file of its own.
 
     ranges: the bytes of the part; None for the whole file. head: replaces the first bytes. endless: hide the length
-    from libsndfile, which would guess it. promised: samples that the header states, if libsndfile does not return them
-    or must not see them. slack: how many of these may be missing. mpeg: the part consists of MPEG frames. complete: a
-    decoder error after the promised samples does not affect the sound.
+    from libsndfile, which would guess it. promised: number of samples that the header states, if libsndfile does not
+    report it or must not see it. slack: how many of these may be missing. mpeg: the part consists of MPEG frames.
+    complete: a decoder error after the promised samples does not affect the sound.
     """
 
     ranges: tuple[Range, ...] | None = None
@@ -106,17 +106,12 @@ def _zeros(window: Window, start: int) -> int:
     return count
 
 
-def _truncated(name: str, promised: int, unit: str, held: int) -> AudioError:
-    reason = f"is truncated: header promises {promised} {unit}, file holds {max(0, held)}; fetch it again"
-    return AudioError(name, reason)
-
-
 def _mpeg(window: Window, start: int, name: str) -> list[Link]:
     parts = mpeg_parts(window, start)
     for part in parts:
         missing = (part.promised or 0) - part.samples
         if missing > _SLACK_FRAMES * part.format.samples:
-            raise _truncated(name, part.promised or 0, "samples", part.samples)
+            raise truncated(name, f"{part.promised} samples", f"{part.samples}")
     if len(parts) == 1 and parts[0].plain and start == _tag_bytes(window, 0) <= _PLAIN_TAG_BYTES:
         return [replace(_mpeg_link(parts[0]), ranges=None, head=b"", endless=False)]
     if not parts or len(parts) > _MAX_LINKS:
@@ -154,7 +149,7 @@ def _flac(window: Window, start: int) -> list[Link]:
 
 
 def _flac_link(window: Window, start: int, end: int) -> Link:
-    """Return a stream of frames with a header without pictures and without a length.
+    """Return one FLAC stream, with a header that has no pictures and no length.
 
     A length that is too small would end the decoding early.
     """
@@ -222,7 +217,7 @@ def _checked_bytes(extent: Extent, held: int, name: str) -> int:
     if extent.promised is None or is_placeholder(extent, held):
         return held
     if extent.promised // extent.block > held // extent.block:
-        raise _truncated(name, extent.promised // extent.block, extent.unit, held // extent.block)
+        raise truncated(name, f"{extent.promised // extent.block} {extent.unit}", f"{held // extent.block}")
     if extent.bits == 32 and held - extent.promised >= _BEYOND_32_BITS:
         reason = f"holds {held} bytes after a header that states {extent.promised}; convert it to RF64 or FLAC"
         raise AudioError(name, reason)
@@ -233,11 +228,11 @@ def _check_avi(window: Window, start: int, name: str) -> None:
     head = window.at(start, 12)
     size, held = int.from_bytes(head[4:8], "little"), window.end - start - 8
     if head[:4] == b"RIFF" and head[8:] == b"AVI " and size > held and not is_placeholder(Extent(8, size), held):
-        raise _truncated(name, size, "bytes", held)
+        raise truncated(name, f"{size} bytes", f"{held}")
 
 
 def _next_header(window: Window, start: int, end: int) -> int | None:
-    """Return where another file follows the one that begins at `start` and whose sound ends at `end`, or None."""
+    """Return where the next file begins, after one from `start` with sound up to `end`; None if no file follows."""
     head = window.at(start, 12)
     places = [end, end + (end & 1)]
     if head[:4] in (b"RIFF", b"RIFX", b"FORM"):

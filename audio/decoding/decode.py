@@ -41,7 +41,7 @@ class Resampler:
         return out
 
     def finish(self) -> NDArray[np.float32]:
-        """Return the remaining output, so that the total is ceil(taken · 16000 / rate); soxr would round it."""
+        """Return the remaining output. The total is ceil(taken · 16000 / rate), which soxr would round."""
         if self._stream is None:
             return np.empty(0, np.float32)
         total = -(-self.taken * SAMPLE_RATE // self.rate)
@@ -160,7 +160,7 @@ def mix_down(block: NDArray[np.float32], channel: int | None) -> NDArray[np.floa
 
 
 def check_values(mono: NDArray[np.float32], first: int, rate: int, name: str) -> None:
-    """Raise AudioError for the first sample that is not finite or beyond 2^31; `first` is the number of mono[0]."""
+    """Raise AudioError for the first sample that is not finite or beyond 2^31. `first`: the index of mono[0]."""
     if np.abs(mono).max() <= MAX_MAGNITUDE:
         return
     position = int(np.argmin(np.abs(mono) <= MAX_MAGNITUDE))

@@ -12,7 +12,7 @@ from typing import IO, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sctok.audio.errors import AudioError
+from sctok.audio.errors import AudioError, truncated
 
 # Containers that hold their own sound: no playlists, lists of pictures, scripts or devices.
 FORMATS = (  # noqa: SIM905
@@ -121,8 +121,7 @@ class FfmpegReader:
             raise AudioError(self._name, f"is damaged or truncated (ffmpeg: {said})")
         seconds, stated = self._taken / self.rate if self._taken else 0.0, _stated_seconds(text)
         if self._taken and stated - seconds > max(_SLACK_SECONDS, stated / _SLACK_PARTS):
-            reason = f"is truncated: header promises {stated:.2f} s, file holds {seconds:.2f} s; fetch it again"
-            raise AudioError(self._name, reason)
+            raise truncated(self._name, f"{stated:.2f} s", f"{seconds:.2f} s")
 
     def _said(self) -> str:
         """Return the first and the last messages of ffmpeg, without the name of the file."""
@@ -166,7 +165,6 @@ def _spool(source: BinaryIO) -> IO[bytes]:
         source.seek(0)
         shutil.copyfileobj(source, copy, _SPOOL_BYTES)
         copy.flush()
-        copy.seek(0)
     except BaseException:
         copy.close()
         raise

@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from .sections import Range, Window
@@ -52,7 +53,7 @@ class _Run(NamedTuple):
 class MpegPart:
     """Successive frames of one format.
 
-    head: replaces their first bytes, the header that states the length, by a corrected one. samples: length of the
+    head: a corrected header, which replaces the one in their first bytes that states the length. samples: length of the
     frames. promised: length that the header stated; both without the encoder's delay and padding. plain: a decoder
     reads a file of only this part correctly without help. endless: no header states the length to a decoder.
     """
@@ -138,7 +139,7 @@ def _is_followed(window: Window, position: int, found: tuple[Format, int]) -> bo
 
 
 def _next_sync(window: Window, position: int) -> int:
-    """Return where the next frame begins that another one follows, or the end of the file."""
+    """Return the start of the next frame that another frame follows, or the end of the file."""
     while piece := window.piece(position):
         for match in _SYNC.finditer(piece):
             place = position + match.start()
@@ -151,13 +152,8 @@ def _next_sync(window: Window, position: int) -> int:
 
 def mpeg_parts(window: Window, start: int) -> list[MpegPart]:
     """Return the frames from `start` on, grouped by format in the order of the file."""
-    groups: list[list[_Run]] = []
-    for run in _runs(window, start):
-        if groups and groups[-1][-1].format == run.format:
-            groups[-1].append(run)
-        else:
-            groups.append([run])
-    parts = [_part(window, group, later=number > 0) for number, group in enumerate(groups)]
+    groups = groupby(_runs(window, start), key=lambda run: run.format)
+    parts = [_part(window, list(runs), later=number > 0) for number, (_, runs) in enumerate(groups)]
     return [part for part in parts if part.samples > 0]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from sctok.audio.errors import AudioError, os_reason
+from sctok.audio.errors import AudioError, os_reason, truncated
 
 from .containers import LeftToFfmpegError, Link, find_links
 from .ffmpeg import FfmpegReader
@@ -81,8 +81,7 @@ class _SoundFileReader:
             raise AudioError(self._name, os_reason(self._section.failure))
         self._taken += len(block)
         if not len(block) and left > self._link.slack:
-            reason = f"is truncated: header promises {self._promised} samples, file holds {self._taken}; fetch it again"
-            raise AudioError(self._name, reason)
+            raise truncated(self._name, f"{self._promised} samples", f"{self._taken}")
         return block
 
     def _damaged(self, error: soundfile.LibsndfileError) -> AudioError:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 UNKNOWN_LENGTH = 2**63 - 1
 SCAN_BYTES = 1 << 16
 _AHEAD_BYTES = 1 << 16
-_BEHIND_BYTES = 1 << 12  # a reader that looks ahead comes back
+_BEHIND_BYTES = 1 << 12  # kept before a position, because readers look ahead and come back
 
 Range = tuple[int, int]  # first byte, and the one after the last
 

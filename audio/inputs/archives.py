@@ -22,7 +22,7 @@ MAX_METADATA_BYTES = 65_536
 
 _BLOCK = 512
 _METADATA_SUFFIXES = (".json", ".txt")
-# A WebDataset sample is named by everything up to the first dot of the last path component.
+# The name of a WebDataset sample is the path of its members up to the first dot of the last component.
 _SAMPLE_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
 
 
@@ -138,7 +138,7 @@ def _scan(file: BinaryIO, tar: tarfile.TarFile) -> Iterator[Member | BadMember]:
 
 
 def _end_problem(file: BinaryIO, offset: int) -> str | None:
-    """Return why an archive ends at `offset`: tarfile stops at anything but a header, and zeros are a proper end."""
+    """Return why an archive does not end properly at `offset`; None if zeros, the end mark, follow."""
     block = _read_at(file, offset, _BLOCK)
     if block == bytes(_BLOCK):
         return None
@@ -178,9 +178,6 @@ class MemberFile(io.RawIOBase):
         if start + offset < 0:
             raise OSError(f"cannot seek to {start + offset}")
         self._position = start + offset
-        return self._position
-
-    def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: Any) -> int:

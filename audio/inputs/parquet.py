@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 from sctok.audio.errors import AudioError, os_reason
 from sctok.formats.untrusted.bounds import LIMIT_VARIABLE, max_input_bytes
 
-_BUFFER_BYTES = 1 << 20  # of a column to read at once; the default is the whole column
+_BUFFER_BYTES = 1 << 20  # read from a column at once; the default is the whole column
 _HEADER_BYTES = (1 << 10, 1 << 16, 1 << 21)  # tried in this order
 _BATCH_PARTS = 8  # a batch of several rows, which is copied several times, takes at most 1/8 of the limit
-_LEVEL_BYTES = 16  # of a value in a list: its levels, its offset and its validity
+_LEVEL_BYTES = 16  # for each value in a list: its levels, its offset and its validity
 _BYTE, _DOUBLE, _BINARY, _STRUCT = 3, 7, 8, 12  # types of fields; page headers contain no lists and maps
 _DEEPEST_STRUCT = 8
 _UNPACKED, _PACKED = 2, 3  # fields of a page header
@@ -35,7 +35,7 @@ def open_table(table: Path) -> Any:
 
 
 def iter_group(table: Path, file: Any, group: int, columns: Sequence[str], most_rows: int) -> Iterator[Any]:
-    """Return batches of a row group of at most `most_rows` rows, or fewer if these could exceed the memory limit.
+    """Return the batches of a row group: `most_rows` rows each, or fewer if these could exceed the memory limit.
 
     columns: dotted names. Raises AudioError, before anything is unpacked, if a single row could exceed it.
     """

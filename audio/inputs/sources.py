@@ -19,8 +19,7 @@ from sctok.audio.errors import AudioError, os_reason
 
 from .archives import BadMember, MemberFile, scan_tar
 from .key_table import KeyTable
-from .lhotse_cuts import is_cut, read_cut
-from .manifests import MANIFEST_SUFFIXES, is_manifest, read_rows
+from .manifests import MANIFEST_SUFFIXES, is_cut, is_manifest, read_cut, read_rows
 from .remote import RemoteFile, is_url, url_path
 from .tables import TABLE_SUFFIX, audio_column, list_rows, read_row
 
@@ -29,7 +28,7 @@ _LISTED_SUFFIXES = AUDIO_SUFFIXES | {_TAR_SUFFIX}
 _PACKED_SUFFIXES = frozenset((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"))
 _MEMBER_BUFFER_BYTES = 65_536
 _STRETCH = ("start", "seconds")
-# The mark of a folder of results that corpus/runs/run_folder.py has written.
+# What marks a folder of results; corpus/runs/run_folder.py writes it.
 _RUN_FILE, _RUN_FORMAT = "run.json", "sctok-run"
 _MAX_RUN_FILE_BYTES = 1 << 20
 
@@ -40,7 +39,7 @@ class AudioItem:
 
     key: its name in all results. path: the file, or the tar or Parquet file that holds it; may be a URL. offset, size:
     its bytes in a tar; in a Parquet file, `offset` is its row. suffix: its last suffix in lower case. metadata: JSON
-    values from its manifest or tar. start, seconds: the stretch of the file that is meant; None for the whole file.
+    values from its manifest or tar. start, seconds: the stretch of the file to read; None for the whole file.
     """
 
     key: str
@@ -171,10 +170,7 @@ def _expand_braces(given: str | Path) -> Iterator[Path | str]:
     if is_url(given):
         yield from braceexpand.braceexpand(str(given))
         return
-    if Path(given).exists():
-        yield Path(given)
-        return
-    for name in braceexpand.braceexpand(str(given)):
+    for name in [given] if Path(given).exists() else braceexpand.braceexpand(str(given)):
         if not Path(name).exists():
             raise AudioError(name, "no such file or folder")
         yield Path(name)
@@ -201,7 +197,7 @@ def _nothing_found(path: Path | str) -> str:
 
 
 def _unique(found: Iterable[tuple[str, Listed]]) -> Iterator[Listed]:
-    taken = KeyTable()  # of keys: the input or the tar that each came from
+    taken = KeyTable()  # the input or the tar of each key
     for origin, listed in found:
         if isinstance(listed, BadItem):
             yield listed
@@ -247,32 +243,22 @@ def _strip_suffix(name: str) -> str:
 
 
 def _list_input(path: Path | str, path_column: str, key_column: str) -> Iterator[tuple[str, Listed]]:
-    """Yield (origin, item) for one input; origin: the file or folder in which the key of the item is unique."""
-    if isinstance(path, str):
-        yield from _list_url(path)
-        return
-    suffix = path.suffix.lower()
-    if path.is_dir():
+    """Yield (origin, item) for each item of an input. origin: the file or folder in which its key is unique."""
+    name = url_path(path) if isinstance(path, str) else path
+    suffix = name.suffix.lower()
+    if isinstance(path, Path) and path.is_dir():
         yield from _list_folder(str(path))
-    elif is_manifest(path):
+    elif is_manifest(name):
+        if isinstance(path, str):
+            raise AudioError(path, "is a manifest at a URL; download it, its rows may be URLs")
         for listed in _list_manifest(path, path_column, key_column):
             yield str(path), listed
     elif suffix == _TAR_SUFFIX:
         yield from _list_tar(str(path))
-    elif suffix in _PACKED_SUFFIXES:
+    elif isinstance(path, Path) and suffix in _PACKED_SUFFIXES:
         raise AudioError(path, "is a compressed archive, which cannot be read in place; unpack it, or make it a .tar")
     else:
-        yield str(path), AudioItem(_strip_suffix(path.name), str(path), suffix=suffix)
-
-
-def _list_url(url: str) -> Iterator[tuple[str, Listed]]:
-    path = url_path(url)
-    if is_manifest(path):
-        raise AudioError(url, "is a manifest at a URL; download it, its rows may be URLs")
-    if path.suffix.lower() == _TAR_SUFFIX:
-        yield from _list_tar(url)
-    else:
-        yield url, AudioItem(_strip_suffix(path.name), url, suffix=path.suffix.lower())
+        yield str(path), AudioItem(_strip_suffix(name.name), str(path), suffix=suffix)
 
 
 def _list_tar(path: str) -> Iterator[tuple[str, Listed]]:

@@ -78,20 +78,20 @@ class _RowReader:
 
     def __init__(self, table: str) -> None:
         self.table, self.stamp = table, _stamp(table)
-        self.first = self._end = 0  # rows of the current batch
+        self.first = self._end = self._row = 0  # rows of the current batch, and the wanted row
         self.problem: str | None = None
-        self._file = open_table(Path(table))
-        self._column = audio_column(Path(table), "") or ""
-        self._batches: Iterator[Any] = iter(())
         self._batch: Any = None
-        self._group = self._group_end = 0  # the next row group, and its first row
+        self._batches = self._read_batches()
 
     def read(self, row: int) -> bytes:
         import pyarrow
 
+        self._row = row
         try:
             while row >= self._end:
-                self._advance(row)
+                self._batch, self.first, self._end = next(self._batches)
+        except StopIteration:
+            raise AudioError(f"{self.table}: row {row}", _CHANGED) from None
         except (OSError, pyarrow.ArrowException) as error:
             raise AudioError(f"{self.table}: row {row}", f"cannot be read: {error}") from error
         if self.problem is not None:
@@ -102,33 +102,27 @@ class _RowReader:
             raise AudioError(f"{self.table}: row {row}", "holds no audio; embed the files in the dataset")
         return found
 
-    def _advance(self, row: int) -> None:
-        if row >= self._group_end:
-            self._open_group(row)
-        if self.problem is not None:
-            self.first, self._end = self._end, self._group_end
-            return
-        self._batch = next(self._batches, None)
-        if self._batch is None:
-            raise AudioError(f"{self.table}: row {row}", _CHANGED)
-        self.first, self._end = self._end, self._end + self._batch.num_rows
-
-    def _open_group(self, row: int) -> None:
-        """Open the row group that holds a row."""
-        while self._group < self._file.num_row_groups:
-            self._end, group = self._group_end, self._group
-            self._group_end += self._file.metadata.row_group(group).num_rows
-            self._group += 1
-            if row < self._group_end:
-                self.problem = None
-                self._batch = None
-                try:
-                    columns = [f"{self._column}.{_BYTES}"]
-                    self._batches = iter_group(Path(self.table), self._file, group, columns, _READ_ROWS)
-                except AudioError as error:
-                    self.problem = error.args[1]
+    def _read_batches(self) -> Iterator[tuple[Any, int, int]]:
+        """Yield (batch, its first row, the row after its last). Row groups before the wanted row are skipped."""
+        table = Path(self.table)
+        file, columns = open_table(table), [f"{audio_column(table, '') or ''}.{_BYTES}"]
+        end = 0
+        for group in range(file.num_row_groups):
+            start, end = end, end + file.metadata.row_group(group).num_rows
+            if self._row >= end:
+                continue
+            self.problem = None
+            try:
+                batches = iter_group(table, file, group, columns, _READ_ROWS)
+            except AudioError as error:
+                self.problem = error.args[1]
+                yield None, start, end
+                continue
+            for batch in batches:
+                yield batch, start, start + batch.num_rows
+                start += batch.num_rows
+            if self._row < end:
                 return
-        raise AudioError(f"{self.table}: row {row}", _CHANGED)
 
 
 def _stamp(table: str) -> tuple[int, int, int] | None:

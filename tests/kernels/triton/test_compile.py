@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks.triton_compile import FAMILIES, Resources, Variant, problems_of
+from benchmarks.parts.triton_compile import FAMILIES, Resources, Variant, problems_of
 
 # A process that runs the interpreter cannot compile kernels, so another process does.
 COMPILE = """
 import json, sys
-from benchmarks.triton_compile import compile_variant, machine_code, problems_of, resources_of, shipped_variants
+from benchmarks.parts.triton_compile import compile_variant, machine_code, problems_of, resources_of, shipped_variants
 families, wanted = json.loads(sys.argv[1]), [tuple(entry) for entry in json.loads(sys.argv[2])]
 found = {family: [] for family in families}
 for family in families:

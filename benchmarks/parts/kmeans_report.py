@@ -4,14 +4,15 @@ import importlib.metadata
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kmeans_systems import OURS
 
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+from .kmeans_systems import OURS
+from .markdown import table
+
 TICKS = (-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50, 100)
 FLAT = "superkmeans"  # the goal is half of this system's time to the target
 
@@ -59,20 +60,6 @@ def describe_machine(peers: dict[str, str | None], threads: int) -> dict[str, An
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def write_between_markers(path: Path, text: str) -> None:
-    """Write a file, or replace only the text between its marker lines if it has them."""
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if BEGIN in old and END in old:
-        text = f"{old.split(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{old.split(END)[1]}"
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table with numbers aligned right."""
-    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def fastest_exact(details: dict[str, Any]) -> tuple[str, float] | None:

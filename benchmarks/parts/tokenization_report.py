@@ -1,7 +1,9 @@
 """Markdown tables of benchmarks/tokenization.py."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
+
+from .markdown import table
 
 
 def report(results: dict[str, Any]) -> str:
@@ -17,12 +19,6 @@ def report(results: dict[str, Any]) -> str:
     )
     parts = [_SECTIONS[name](found) for name, found in results["sections"].items() if found]
     return "\n\n".join((heading, *parts))
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table with numbers aligned right."""
-    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _device(found: dict[str, Any]) -> str:

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenization_corpora import Audio, windows_of
-from tokenization_systems import System, load, make_system, seconds_of
 
 from sctok.audio.filterbank import filterbank
 from sctok.features.encoder import EncoderConfig
 from sctok.features.tokenizer import SemanticQuantizer, SemanticTokenizer
 from sctok.formats.stacking import stack_patches
+
+from .tokenization_corpora import Audio, windows_of
+from .tokenization_systems import System, load, make_system, seconds_of
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 BATCHES = (16, 32, 64)

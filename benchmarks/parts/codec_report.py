@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kmeans_report import table
+from .markdown import table
 
 # Seconds per window of 10.24 s of the published implementation, at 100 tokens per second on two cores.
 PUBLISHED_RATE, PUBLISHED_STEPS = 100, 50

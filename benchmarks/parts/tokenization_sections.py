@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenization_corpora import Audio, real_audio, windows_of, write_collection
-from tokenization_device import encoder_rates, stage_rates, token_changes, ways_agree
-from tokenization_peers import plain_loop, sctok_steps, three_scripts
-from tokenization_systems import MODEL_STAGES, System, bare_job, cpu_seconds, make_system, run_whole
 
-from sctok.features.extractor import CUT, KEEP, PADDINGS
+from sctok.features.extractor import KEEP, PADDINGS
+
+from .tokenization_corpora import Audio, windows_of, write_collection
+from .tokenization_device import encoder_rates, stage_rates, token_changes, ways_agree
+from .tokenization_peers import plain_loop, sctok_steps, three_scripts
+from .tokenization_systems import MODEL_STAGES, System, bare_job, cpu_seconds, run_whole
 
 LONG, SHORT = 60.0, 1.0  # lengths of files in seconds
+_MEMORY = Path(__file__).parents[1] / "tokenization_memory.py"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def memory(setting: Setting) -> list[dict[str, Any]]:
     for padding in PADDINGS:
         for files in setting.memory_files:
             audio = setting.collection(files, SHORT)
-            command = [sys.executable, __file__, str(audio), setting.system.device, padding]
+            command = [sys.executable, _MEMORY, audio, "--device", setting.system.device, "--padding", padding]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows.append({"padding": padding, "files": files, **json.loads(done.stdout.splitlines()[-1])})
     return rows
@@ -170,25 +171,3 @@ def device(setting: Setting) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[Setting], Any]] = {
     each.__name__: each for each in (device, stages, bare, workers, lengths, memory, loop, scripts)
 }
-
-
-def _peak_memory(audio: str, where: str, padding: str) -> None:
-    """Tokenize 20 files and then those of `audio` with a tiny encoder, and print this process's peak memory of both."""
-    sound = real_audio(None, 60)
-    system = make_system("tiny", where, "fp32", 256, sound)
-    if padding == CUT:
-        system = system.without_padding()
-    peaks = []
-    with tempfile.TemporaryDirectory() as folder:
-        few = Path(folder, "few")
-        write_collection(few, sound, 20, SHORT)
-        for inputs in (few, Path(audio)):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
-            found = run_whole(system, inputs, Path(folder, "tokens"), workers=1, batch=8)
-            status = Path("/proc/self/status").read_text(encoding="ascii")
-            peaks.append(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
-    print(json.dumps({"before_mb": peaks[0], "peak_mb": peaks[1], "seconds": found["seconds"]}))
-
-
-if __name__ == "__main__":
-    _peak_memory(*sys.argv[1:])

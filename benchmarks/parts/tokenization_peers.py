@@ -8,11 +8,12 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from tokenization_systems import System, load
 
 from sctok.audio.filterbank import filterbank
 from sctok.audio.windows import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SPAN, token_count, window_count
 from sctok.formats.stacking import stack_patches
+
+from .tokenization_systems import System, load
 
 SKLEARN_BATCH = 4096
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenization_corpora import Audio, windows_of
 
 from sctok.codec.storage.codec_folder import load_codebooks
 from sctok.corpus.runs.events import RunEvent, RunPlanned, StagesTimed, WindowsEncoded
@@ -23,6 +22,8 @@ from sctok.features.extractor import CUT, KEEP, FeatureExtractor
 from sctok.features.tokenizer import SemanticTokenizer
 from sctok.formats.codebooks import Codebook, CodebookInfo
 from sctok.formats.stacking import stack_patches
+
+from .tokenization_corpora import Audio, windows_of
 
 STAND_IN = "base"  # an encoder of the published size with random weights, so that nothing is downloaded
 SIZES = {STAND_IN: EncoderConfig(), "tiny": EncoderConfig(32, 3, 2)}
