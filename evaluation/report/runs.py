@@ -65,7 +65,8 @@ def load_run(folder: str | os.PathLike[str]) -> EvaluationRun:
 def _with_scores(run: EvaluationRun, head: Mapping[str, Any]) -> EvaluationRun:
     """Add the tables of an evaluation, and notes about missing ones."""
     codecs, metrics, files = (tuple(head[part]) for part in ("codecs", "metrics", "files"))
-    notes, found = [], {}
+    notes: list[str] = []
+    found: dict[str, Any] = {}
     if not files or not codecs:
         notes.append("This evaluation is empty: it has no files or no codecs.")
     for part, name, read, problem in (
