@@ -18,7 +18,7 @@ from sctok.audio.decoding.decode import read_audio
 from sctok.audio.errors import AudioError
 from sctok.audio.inputs.sources import AudioItem, BadItem
 from sctok.audio.windows import SAMPLE_RATE
-from sctok.evaluation.codecs.base import CodecUnderTest, RoundTrip, Wave
+from sctok.evaluation.codecs.base import CodecUnderTest, Wave
 from sctok.evaluation.metrics.base import Metric
 from sctok.evaluation.metrics.pairs import length_problem, read_pcm, to_pcm, write_flac
 from sctok.evaluation.metrics.processes import ScoreTask, score_tasks
@@ -290,18 +290,14 @@ def _round_trip(run: _Run, codec: CodecUnderTest, key: str, wave: Wave) -> dict[
     try:
         coded = codec.roundtrip(wave, SAMPLE_RATE, key=key)
         samples = np.asarray(coded.samples, np.float32)
-        problem = length_problem(len(samples), coded.sample_rate, len(wave) / SAMPLE_RATE)
-        if problem:
+        if problem := length_problem(len(samples), coded.sample_rate, len(wave) / SAMPLE_RATE):
             return {"failed": problem}
         pcm = to_pcm(samples)
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}".removeprefix("ValueError: ")}
     write_flac(run.audio(codec.name, key), pcm, coded.sample_rate)
-    return {"coded": _facts(coded)}
-
-
-def _facts(coded: RoundTrip) -> dict[str, Any]:
-    return {**{name: getattr(coded, name) for name in (*FACTS, "sample_rate")}, "samples": len(coded.samples)}
+    facts = {name: getattr(coded, name) for name in (*FACTS, "sample_rate")}
+    return {"coded": {**facts, "samples": len(coded.samples)}}
 
 
 def _score(run: _Run, codecs: Sequence[str], metrics: Sequence[Metric]) -> None:
@@ -331,8 +327,7 @@ def _score_tasks(run: _Run, codecs: Sequence[str], metrics: Sequence[Metric]) ->
         for file in run.files:
             key = file["key"]
             result = run.journal.result(codec, key)
-            due = _due_metrics(run, result, file, metrics)
-            if result.coded is not None and due:
+            if result.coded is not None and (due := _due_metrics(run, result, file, metrics)):
                 paths = run.audio(REFERENCE, key), run.audio(codec, key)
                 tasks.append(ScoreTask(codec, key, *paths, file.get("transcript"), due))
     return tasks

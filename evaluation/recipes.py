@@ -6,7 +6,7 @@ command of sctok reads: whole files as `path`, `key` and `domain`, excerpts as l
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,9 @@ def _choose(part: RecipePart, folder: Path, seed: int) -> Iterator[dict[str, Any
     items = sorted(named or listed, key=lambda item: _order(seed, item.key))
     if part.held_out is not None:
         items = [item for item in items if key_share(f"{part.held_out}/{item.key}") < VALIDATION_SHARE]
-    rows = _excerpts(part, items, seed) if part.seconds else (_whole_file(part, item) for item in items)
-    chosen = list(islice(rows, part.clips))
+    # One clip of each file, then a second one of each, until none are left.
+    turns = zip_longest(*(_clips_of(part, item, seed) for item in items))
+    chosen = list(islice((row for turn in turns for row in turn if row), part.clips))
     if len(chosen) < (part.clips if part.exact else 1):
         raise ValueError(f"{folder} has {len(chosen)} suitable clips of {part.source}; the recipe takes {part.clips}")
     yield from chosen
@@ -115,27 +116,18 @@ def _order(seed: int, text: str) -> float:
     return key_share(f"{seed} {text}")
 
 
-def _whole_file(part: RecipePart, item: AudioItem) -> dict[str, Any]:
-    return {"path": str(Path(item.path).resolve()), "key": f"{part.domain}/{item.key}", "domain": part.domain}
-
-
-def _excerpts(part: RecipePart, items: Sequence[AudioItem], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield excerpts that do not overlap: one of each file, then a second one of each, until none are left."""
-    assert part.seconds is not None
-    lengths = {item.key: _length(item) for item in items}
-    for turn in range(part.clips):
-        found = False
-        for item in items:
-            length = lengths[item.key]
-            slots = sorted(range(int(length // part.seconds)), key=lambda slot: _order(seed, f"{item.key} {slot}"))
-            if turn < len(slots):
-                found = True
-                yield _cut(part, item, slots[turn] * part.seconds)
-            elif not slots and not turn and length >= _MIN_SECONDS:
-                found = True
-                yield _whole_file(part, item)
-        if not found:
-            return
+def _clips_of(part: RecipePart, item: AudioItem, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the file, or its excerpts, which do not overlap; a file that is too short for an excerpt is one clip."""
+    whole = {"path": str(Path(item.path).resolve()), "key": f"{part.domain}/{item.key}", "domain": part.domain}
+    if part.seconds is None:
+        yield whole
+        return
+    length = _length(item)
+    slots = sorted(range(int(length // part.seconds)), key=lambda slot: _order(seed, f"{item.key} {slot}"))
+    for slot in slots:
+        yield _cut(part, item, slot * part.seconds)
+    if not slots and length >= _MIN_SECONDS:
+        yield whole
 
 
 def _length(item: AudioItem) -> float:

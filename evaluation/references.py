@@ -100,20 +100,15 @@ def read_transcripts(path: str | Path) -> dict[str, str]:
     files = sorted(each for each in path.iterdir() if each.suffix in _TABLE_SUFFIXES) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: no .csv or .tsv files in this folder; give one with the columns path and text")
-    transcripts: dict[str, str] = {}
-    for file in files:
-        transcripts.update(_read_table(file))
-    return transcripts
+    return {key: text for file in files for key, text in _read_table(file).items()}
 
 
 def _read_table(path: Path) -> dict[str, str]:
     if path.suffix not in _TABLE_SUFFIXES:
         raise ValueError(f"{path}: transcripts must be a .csv or .tsv file with the columns path and text")
     with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".tsv":
-            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        else:
-            rows = list(csv.reader(file))
+        tabs = path.suffix == ".tsv"
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file))
     if not rows:
         raise ValueError(f"{path} is empty; give a table with the columns path and text")
     columns = _columns(rows[0])

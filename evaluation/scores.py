@@ -1,8 +1,7 @@
 """The tables of an evaluation: scores by file, and means with bootstrap confidence intervals."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,17 @@ from numpy.typing import NDArray
 
 from sctok.formats.files import atomic_path, write_json
 
-from .run_folder import SCORES_FILE, SUMMARY_FILE, FileResult
+from .run_folder import FACTS, SCORES_FILE, SUMMARY_FILE, FileResult
 
 ALL_DOMAINS = "all"
 RESAMPLES, CONFIDENCE = 1000, 0.95
 _MAX_DRAWN = 1 << 18  # file indices drawn at once
+_RATES = {  # name: fact of a round trip, and the factor that divided by seconds gives the rate
+    "kbps": ("payload", 8 / 1000),
+    "tokens_per_second": ("tokens", 1.0),
+    "rtf_encode": ("seconds_encode", 1.0),
+    "rtf_decode": ("seconds_decode", 1.0),
+}
 
 ScoreRow = dict[str, Any]
 Results = Mapping[tuple[str, str], FileResult]  # by codec and key
@@ -38,14 +43,9 @@ def table_rows(
 
 
 def _costs(coded: Mapping[str, Any] | None, seconds: float | None) -> ScoreRow:
-    names = ("bytes", "kbps", "tokens_per_second", "rtf_encode", "rtf_decode")
-    if coded is None or not seconds:
-        return dict.fromkeys(names)
-    rates = (
-        _times(coded["payload"], 8 / 1000 / seconds),
-        *(_times(coded[name], 1 / seconds) for name in ("tokens", "seconds_encode", "seconds_decode")),
-    )
-    return dict(zip(names, (coded["bytes"], *rates), strict=True))
+    facts = coded if coded and seconds else dict.fromkeys(FACTS)
+    rates = {name: _times(facts[fact], factor / (seconds or 1)) for name, (fact, factor) in _RATES.items()}
+    return {"bytes": facts["bytes"], **rates}
 
 
 def write_tables(folder: Path, rows: Sequence[ScoreRow], metrics: Sequence[str], results: Results) -> list[ScoreRow]:
@@ -70,15 +70,11 @@ def write_tables(folder: Path, rows: Sequence[ScoreRow], metrics: Sequence[str],
     return summary
 
 
-# Ratios of totals, not means of ratios: (name, numerator, denominator).
-_Ratio = tuple[str, Callable[[ScoreRow], float | None], str | None]
-_RATIOS: tuple[_Ratio, ...] = (
-    ("kbps", lambda row: _times(row["kbps"], row["seconds"]), "seconds"),
-    ("tokens_per_second", lambda row: _times(row["tokens_per_second"], row["seconds"]), "seconds"),
-    ("rtf_encode", lambda row: _times(row["rtf_encode"], row["seconds"]), "seconds"),
-    ("rtf_decode", lambda row: _times(row["rtf_decode"], row["seconds"]), "seconds"),
-    ("wer_corpus", lambda row: row.get("wer_errors"), "wer_words"),
-)
+def _ratio(row: ScoreRow, name: str) -> tuple[float | None, float | None]:
+    """Return the numerator and the denominator of a value, because ratios are averaged as ratios of totals."""
+    if name in _RATES:
+        return _times(row[name], row["seconds"]), row["seconds"]
+    return (row["wer_errors"], row["wer_words"]) if name == "wer_corpus" else (row[name], 1.0)
 
 
 def _times(value: float | None, factor: float | None) -> float | None:
@@ -97,13 +93,12 @@ def summarise(rows: Iterable[ScoreRow], metrics: Sequence[str], results: Results
         groups.setdefault((row["codec"], ALL_DOMAINS), []).append(row)
         if row["domain"]:
             groups.setdefault((row["codec"], row["domain"]), []).append(row)
-    ratios = [ratio for ratio in _RATIOS if ratio[0] != "wer_corpus" or "wer" in metrics]
-    columns: list[_Ratio] = [*ratios, *((name, itemgetter(name), None) for name in metrics)]
+    columns = [*_RATES, *(["wer_corpus"] if "wer" in metrics else []), *metrics]
     summary = []
     for (codec, domain), group in groups.items():
         own = [results.get((codec, row["key"]), FileResult()) for row in group]
-        for name, numerator, denominator in columns:
-            pairs = [(numerator(row), row[denominator] if denominator else 1.0) for row in group]
+        for name in columns:
+            pairs = [_ratio(row, name) for row in group]
             complete = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
             counts = {"n": len(complete), "failed": sum(result.has_failed(name) for result in own)}
             entry = {"codec": codec, "domain": domain, "metric": name}

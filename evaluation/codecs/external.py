@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from .programs import TIMEOUT_SECONDS, run_tool
 _COMMAND = re.compile(
     r"(?P<name>[A-Za-z0-9.-]+)(?P<options>(?:,(?:kbps|rate|timeout)=[^,=\s]+)*)=(?P<command>.+)", re.S
 )
+_FILES = {"{in}": "in.wav", "{out}": "out.wav", "{code}": "coded"}
 _AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
@@ -40,9 +40,9 @@ class Command(NamedCodec):
         """See `CodecUnderTest`. Raises ValueError if the program fails, takes too long or writes no audio."""
         rate = self.rate or sample_rate
         with tempfile.TemporaryDirectory() as folder:
-            names = {f"{{{mark}}}": str(Path(folder) / name) for mark, name in _FILES.items()}
+            names = {mark: str(Path(folder) / name) for mark, name in _FILES.items()}
             soundfile.write(names["{in}"], np.clip(resampled(wave, sample_rate, rate), -1, 1), rate, "PCM_16")
-            words = [_substituted(word, names) for word in self.words]
+            words = [re.sub(r"\{(in|out|code)\}", lambda mark: names[mark[0]], word) for word in self.words]
             _, seconds = timed(lambda: run_tool(words, timeout=self.timeout))
             out, code = Path(names["{out}"]), Path(names["{code}"])
             if not out.is_file():
@@ -54,15 +54,6 @@ class Command(NamedCodec):
                     raise ValueError(f"{self.name}: the command succeeded but wrote no {{code}}")
                 written = code.stat().st_size
         return RoundTrip(decoded, decoded_rate, written, None, seconds)
-
-
-_FILES = {"in": "in.wav", "out": "out.wav", "code": "coded"}
-
-
-def _substituted(word: str, names: Mapping[str, str]) -> str:
-    for mark, path in names.items():
-        word = word.replace(mark, path)
-    return word
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +30,10 @@ class _Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class _Family:
-    """How to use one kind of model. Values are bandwidths in kbit/s, or numbers of codebooks."""
+    """How to use one kind of model. `values` returns bandwidths in kbit/s, or numbers of codebooks."""
 
     weights: str  # the authors' repository on the Hugging Face hub
-    rate: Callable[[Any], int]
     values: Callable[[Any], Sequence[float]]
-    default: int  # index into the values
     encode: Callable[[Any, Tensor, float], _Codes]
 
 
@@ -49,19 +48,20 @@ class NeuralCodec(NamedCodec):
     model: Any
     value: float
     device: torch.device
+    rate: int
     bits: int
 
     @torch.inference_mode()
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`. A wave is coded as a whole, so memory grows with its length."""
-        rate = self.family.rate(self.model)
-        sound = torch.from_numpy(np.ascontiguousarray(resampled(wave, sample_rate, rate))).to(self.device)
+        sound = torch.from_numpy(np.ascontiguousarray(resampled(wave, sample_rate, self.rate))).to(self.device)
         with torch.random.fork_rng():  # some decoders draw noise: draw the same each time
             torch.manual_seed(0)
             (codes, count), encoding = timed(lambda: self._encode(sound))
             decoded, decoding = timed(lambda: _decode(self.model, codes).float().cpu().numpy())
         written = -(-count * self.bits // 8) + codes.extra_bytes
-        return RoundTrip(decoded.reshape(-1, decoded.shape[-1]).mean(axis=0), rate, written, encoding, decoding, count)
+        mono = decoded.reshape(-1, decoded.shape[-1]).mean(axis=0)
+        return RoundTrip(mono, self.rate, written, encoding, decoding, count)
 
     def _encode(self, sound: Tensor) -> tuple[_Codes, int]:
         codes = self.family.encode(self.model, sound, self.value)
@@ -82,6 +82,14 @@ def _encode_with(option: str, convert: Callable[[float], float]) -> Callable[[An
     return lambda model, sound, value: _Codes(
         [model.encode(sound[None, None], **{option: convert(value)}).audio_codes], {}
     )
+
+
+_bandwidths = attrgetter("target_bandwidths")
+
+
+def _counts(most: str) -> Callable[[Any], Sequence[float]]:
+    """Return a function that lists the possible numbers of codebooks, up to the value `most` of the configuration."""
+    return lambda config: range(1, getattr(config, most) + 1)
 
 
 def _decode(model: Any, codes: _Codes) -> Tensor:
@@ -129,39 +137,13 @@ def _package(name: str, install: str) -> Any:
 
 
 _FAMILIES = {
-    "encodec": _Family(
-        "facebook/encodec_24khz",
-        lambda model: model.config.sampling_rate,
-        lambda model: model.config.target_bandwidths,
-        0,
-        _encode_encodec,
-    ),
-    "dac": _Family(
-        "descript/dac_16khz",
-        lambda model: model.config.sampling_rate,
-        lambda model: range(1, model.config.n_codebooks + 1),
-        -1,
-        _encode_with("n_quantizers", int),
-    ),
-    "mimi": _Family(
-        "kyutai/mimi",
-        lambda model: model.config.sampling_rate,
-        lambda model: range(1, model.config.num_quantizers + 1),
-        -1,
-        _encode_with("num_quantizers", int),
-    ),
-    "xcodec": _Family(
-        "hf-audio/xcodec-hubert-general",
-        lambda model: model.config.sample_rate,
-        lambda model: model.config.target_bandwidths,
-        0,
-        _encode_with("bandwidth", float),
-    ),
+    "encodec": _Family("facebook/encodec_24khz", _bandwidths, _encode_encodec),
+    "dac": _Family("descript/dac_16khz", _counts("n_codebooks"), _encode_with("n_quantizers", int)),
+    "mimi": _Family("kyutai/mimi", _counts("num_quantizers"), _encode_with("num_quantizers", int)),
+    "xcodec": _Family("hf-audio/xcodec-hubert-general", _bandwidths, _encode_with("bandwidth", float)),
     "snac": _Family(
         "hubertsiuzdak/snac_24khz",
-        lambda model: model.sampling_rate,
-        lambda model: [model.n_codebooks],
-        0,
+        lambda snac: [snac.n_codebooks],
         lambda model, sound, _: _Codes(model.encode(sound[None, None]), {}),
     ),
 }
@@ -179,18 +161,21 @@ def open_spec(spec: Spec, device: str) -> NeuralCodec:
     if not Path(weights).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
         raise CodecUnavailable(f"codec {spec.text!r}: {weights} is neither a folder nor a repository owner/name")
     model = _load(spec, weights).to(chosen).eval()
-    values = family.values(model)
-    value = spec.read("value", spec.value, float) if spec.value else float(values[family.default])
+    config = getattr(model, "config", model)  # SNAC has no separate configuration
+    values = family.values(config)
+    default = values[-1] if isinstance(values, range) else values[0]
+    value = spec.read("value", spec.value, float) if spec.value else float(default)
     if value not in values:
         raise ValueError(
             f"codec {spec.text!r}: {weights} does not have {value:g}, only {', '.join(f'{v:g}' for v in values)}"
         )
-    size = getattr(model, "codebook_size", None) or model.config.codebook_size
+    rate = getattr(config, "sampling_rate", None) or config.sample_rate
     settings = {
         "weights": weights,
-        "sample_rate": family.rate(model),
+        "sample_rate": rate,
         "value": value,
         "device": str(chosen),
         "bytes": "codes at ceil(log2 size) bits each, no container",
     }
-    return NeuralCodec(spec.name, settings, family, model, value, chosen, math.ceil(math.log2(size)))
+    bits = math.ceil(math.log2(config.codebook_size))
+    return NeuralCodec(spec.name, settings, family, model, value, chosen, rate, bits)

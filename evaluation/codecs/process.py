@@ -5,13 +5,12 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Self
 
 from sctok.evaluation.metrics.processes import reason_of
 from sctok.runtime.worker_process import WorkerError, WorkerProcess, received
 
-from .base import CodecUnderTest, RoundTrip, Wave
+from .base import CodecUnderTest, NamedCodec, RoundTrip, Wave
 from .registry import open_codec
 
 
@@ -53,16 +52,14 @@ class CodecProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-@dataclass(frozen=True)
-class _RemoteCodec:
+@dataclass(frozen=True, eq=False)
+class _RemoteCodec(NamedCodec):
     """A codec in the worker process."""
 
-    name: str
-    settings: Mapping[str, Any]
     spec: str
     process: CodecProcess
 

@@ -1,7 +1,6 @@
 """The input of a metric: a reference and the decoded audio, at equal rate and length; and their files."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +31,6 @@ class Pair:
         if self.reference.shape != self.estimate.shape or self.reference.ndim != 1:
             shapes = f"{self.reference.shape} and {self.estimate.shape}"
             raise ValueError(f"the waves must have the same shape (n,), not {shapes}; cut or pad the estimate")
-
-    @cached_property
-    def at_48_khz(self) -> tuple[Wave, Wave]:
-        """Both waves, resampled to 48 kHz by soxr at very high quality."""
-        return resampled(self.reference, SAMPLE_RATE, 48_000), resampled(self.estimate, SAMPLE_RATE, 48_000)
 
     def check_sound(self) -> None:
         """Raise ValueError if one of the waves is digital silence."""

@@ -84,10 +84,18 @@ class _Team:
         self._workers[process.results] = _Worker(process, task)
 
     def _listen(self, connection: Connection, worker: _Worker) -> None:
+        """Record a result and send the next task; if the process died, start another for the remaining metrics."""
         try:
             entry = worker.process.receive()
         except WorkerError as death:
-            self._replace(connection, worker, death.reason)
+            if not worker.ready:  # every other process would end in the same way
+                raise ChildProcessError(f"no metric can be measured: its process {death.reason} at its start") from None
+            self._record(worker, {"metric": worker.task.metrics[0].name, "failed": f"its process {death.reason}"})
+            self._dismiss(connection, worker)
+            if worker.task.metrics:
+                self._tasks.appendleft(worker.task)
+            if self._tasks:
+                self._start(self._tasks.popleft())
             return
         if not worker.ready:
             worker.ready = True
@@ -107,17 +115,6 @@ class _Team:
         self._report(task.codec, task.key, entry)
         worker.task = replace(task, metrics=task.metrics[1:])
 
-    def _replace(self, connection: Connection, worker: _Worker, reason: str) -> None:
-        """Record that the current metric killed its process, and start another process for the remaining metrics."""
-        if not worker.ready:  # every other process would end in the same way
-            raise ChildProcessError(f"no metric can be measured: its process {reason} at its start")
-        self._record(worker, {"metric": worker.task.metrics[0].name, "failed": f"its process {reason}"})
-        self._dismiss(connection, worker)
-        if worker.task.metrics:
-            self._tasks.appendleft(worker.task)
-        if self._tasks:
-            self._start(self._tasks.popleft())
-
     def _dismiss(self, connection: Connection, worker: _Worker) -> None:
         del self._workers[connection]
         worker.process.close()
@@ -131,16 +128,14 @@ def _send(worker: _Worker) -> None:
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables temporarily: libraries read their number of threads when they are loaded."""
-    before = {name: os.environ.get(name) for name in values}
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in values.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _serve(tasks: Connection, entries: Connection) -> None:

@@ -69,11 +69,9 @@ def bundled_whisper() -> str | None:
 def whisper_library(model: str) -> str:
     """Return the library for a checkpoint: faster_whisper for CTranslate2 folders and short names, or transformers."""
     folder = Path(model)
-    if (folder / "model.bin").is_file() and (folder / "vocabulary.txt").is_file():
-        return "faster_whisper"
-    if folder.is_dir() or "/" in model:
-        return "transformers"
-    return "faster_whisper"  # short names such as tiny.en and large-v3
+    converted = (folder / "model.bin").is_file() and (folder / "vocabulary.txt").is_file()
+    short_name = not folder.is_dir() and "/" not in model  # such as tiny.en and large-v3
+    return "faster_whisper" if converted or short_name else "transformers"
 
 
 @cache

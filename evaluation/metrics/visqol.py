@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sctok.audio.windows import SAMPLE_RATE
+from sctok.evaluation.codecs.base import resampled
 
 from .pairs import Pair
 
@@ -15,7 +16,7 @@ def visqol_audio(pair: Pair) -> float:
 
     Raises ValueError if a wave is silent or too short.
     """
-    return _measure(pair, "audio", *pair.at_48_khz, 48_000)
+    return _measure(pair, "audio", 48_000)
 
 
 def visqol_speech(pair: Pair) -> float:
@@ -23,13 +24,14 @@ def visqol_speech(pair: Pair) -> float:
 
     Raises ValueError if a wave is silent or too short, or if ViSQOL finds no speech.
     """
-    return _measure(pair, "speech", pair.reference, pair.estimate, SAMPLE_RATE)
+    return _measure(pair, "speech", SAMPLE_RATE)
 
 
-def _measure(pair: Pair, mode: str, reference: Any, estimate: Any, rate: int) -> float:
+def _measure(pair: Pair, mode: str, rate: int) -> float:
     pair.check_sound()
+    waves = [resampled(wave, SAMPLE_RATE, rate).astype(np.float64) for wave in (pair.reference, pair.estimate)]
     try:
-        result = _api(mode).measure_from_arrays(reference.astype(np.float64), estimate.astype(np.float64), rate)
+        result = _api(mode).measure_from_arrays(*waves, rate)
     except (IndexError, ZeroDivisionError) as error:
         # visqol-python raises these if it finds no patch in the reference.
         raise ValueError(f"too short for ViSQOL, or without audio that it can compare ({error})") from None

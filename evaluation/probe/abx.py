@@ -70,17 +70,17 @@ def read_abx_items(table: str | Path, audio: Path | None = None) -> tuple[list[A
         raise ValueError(f"{path} is not a table (CSV, TSV, JSONL, Parquet) of items: path, label, start, end, speaker")
     items: list[AbxItem] = []
     rejected: list[Rejected] = []
-    for row in labelled_rows(path, folder):
+    for number, row, fault in labelled_rows(path, folder):
         try:
-            if row.fault:
-                raise ValueError(row.fault)
+            if fault:
+                raise ValueError(fault)
             start, end = (_seconds(row[name], name) for name in ("start", "end"))
             if end is not None and end <= (start or 0.0):
                 raise ValueError(f"ends at {end:g} s, before its start")
             clip = audio_item(row["path"], folder)
             items.append(AbxItem(clip, row["label"], row["speaker"], row["context"], start, end))
         except ValueError as error:
-            rejected.append(Rejected(f"row {row.number}", str(error)))
+            rejected.append(Rejected(f"row {number}", str(error)))
     if not items:
         first = f": {rejected[0].source} {rejected[0].reason}" if rejected else ""
         raise ValueError(f"{path} has no usable item{first}")

@@ -125,7 +125,8 @@ class EncoderSystem:
         stacks = {each.stack: each.rate for each in self._books.values()} or {1: 100}
         for stack, rate in stacks.items():
             features = audio_grid(stack_patches(patches, stack), len(samples), stack)
-            check_finite(features)
+            if not np.isfinite(features).all():
+                raise ValueError(_NOT_FINITE)
             seconds = step_seconds(stack)
             vectors[f"{self._name}/features-r{rate}"] = Representation(features, seconds)
             for name, book in self._books.items():
@@ -231,12 +232,6 @@ def audio_grid(windows: NDArray[Any], samples: int, stack: int) -> NDArray[Any]:
 def step_seconds(stack: int) -> float:
     """Return the duration of a step of `audio_grid`."""
     return COLUMN_SAMPLES / SAMPLE_RATE * (2 if stack == 4 else 1)
-
-
-def check_finite(features: NDArray[np.float32]) -> None:
-    """Raise ValueError unless all features are finite."""
-    if not np.isfinite(features).all():
-        raise ValueError(_NOT_FINITE)
 
 
 def pool_clip(encoded: EncodedClip, pooling: str, wanted: Callable[[str], bool]) -> dict[str, NDArray[np.float32]]:

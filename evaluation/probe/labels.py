@@ -1,5 +1,6 @@
 """Labelled audio: folders with a subfolder for each class, tables of labels, and folds that do not split groups."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +99,13 @@ def _folder_clips(folder: Path) -> Iterable[LabelledClip | Rejected]:
 
 def _table_clips(table: Path, audio: Path) -> Iterable[LabelledClip | Rejected]:
     labels: dict[str, str] = {}
-    for row in labelled_rows(table, audio):
+    for number, row, fault in labelled_rows(table, audio):
         path, label = row["path"], row["label"]
         if path in labels:
             other = f" with the label {labels[path]}" if labels[path] != label else ""
             yield Rejected(path, f"is repeated{other}")
-        elif row.fault:
-            yield Rejected(path or f"row {row.number}", row.fault)
+        elif fault:
+            yield Rejected(path or f"row {number}", fault)
         else:
             labels[path] = label
             yield LabelledClip(
@@ -112,35 +113,23 @@ def _table_clips(table: Path, audio: Path) -> Iterable[LabelledClip | Rejected]:
             )
 
 
-@dataclass(frozen=True)
-class LabelledRow:
-    """A row of a table of labelled audio. cells: stripped text by column; fault: why it is unusable, else ""."""
-
-    number: int
-    cells: Mapping[str, str]
-    fault: str = ""
-
-    def __getitem__(self, column: str) -> str:
-        """Return a cell, "" if the row lacks it."""
-        return self.cells.get(column, "")
-
-
-def labelled_rows(table: Path, audio: Path) -> Iterator[LabelledRow]:
+def labelled_rows(table: Path, audio: Path) -> Iterator[tuple[int, Mapping[str, str], str]]:
     """Yield the rows of a table with the columns `path`, relative to the folder `audio`, and `label`.
 
+    Each row has its number, its cells by column ("" if missing), and why it is unusable, else "".
     Raises ValueError if the table has no such columns.
     """
     for number, row in read_rows(table, "path"):
         if isinstance(row, str):
-            yield LabelledRow(number, {}, row)
+            yield number, defaultdict(str), row
             continue
         if "label" not in row:
             raise ValueError(f"{table} has no column 'label'; its columns are {', '.join(row)}")
-        cells = {column: "" if value is None else str(value).strip() for column, value in row.items()}
-        fault = next((f"has no {column}" for column in ("path", "label") if not cells.get(column)), "")
+        cells = defaultdict(str, {name: str(value).strip() for name, value in row.items() if value is not None})
+        fault = next((f"has no {column}" for column in ("path", "label") if not cells[column]), "")
         if not fault and not (audio / cells["path"]).is_file():
             fault = f"does not exist ({audio / cells['path']})"
-        yield LabelledRow(number, cells, fault)
+        yield number, cells, fault
 
 
 def audio_item(path: str, audio: Path) -> AudioItem:
@@ -155,10 +144,9 @@ def task_faults(clips: Sequence[LabelledClip], folds: int) -> list[str]:
         ValueError: there is only one class, or there are too few groups for testing, validation and training.
     """
     groups: dict[str, set[str]] = {}
-    counts: dict[str, int] = {}
     for clip in clips:
         groups.setdefault(clip.label, set()).add(clip.group)
-        counts[clip.label] = counts.get(clip.label, 0) + 1
+    counts = Counter(clip.label for clip in clips)
     if len(groups) < 2:
         raise ValueError(f"all {len(clips)} clips are of the class {clips[0].label!r}; a task needs at least two")
     total = len(set().union(*groups.values()))

@@ -1,6 +1,6 @@
 """The measures of a probe: accuracy of classifiers, token statistics and stability, and ABX errors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -198,43 +198,40 @@ def probe_abx(
     for item in items:
         by_clip.setdefault(item.clip.path, []).append(item)
     for group in by_clip.values():
-        vectors, faults = _clip_items(group, systems, config.seconds, wanted)
-        failed += faults
-        for item, by_name in vectors:
-            readable.append(item)
-            for name, vector in by_name.items():
+        for found in _clip_items(group, systems, config.seconds, wanted):
+            if isinstance(found, Rejected):
+                failed.append(found)
+                continue
+            readable.append(found[0])
+            for name, vector in found[1].items():
                 frames.setdefault(name, []).append(vector)
         progress(1)
     _check_measurable("items", len(items), failed, readable)
     _check_represented(frames, config)
-    rows: list[Row] = []
-    for name, values in frames.items():
-        rows += [{"representation": name, **row} for row in _abx_rows(readable, values)]
+    rows = [{"representation": name, **row} for name in frames for row in _abx_rows(readable, frames[name])]
     return {"abx": rows, "failed": [asdict(each) for each in failed]}
 
 
 def _clip_items(
     group: Sequence[AbxItem], systems: Sequence[System], seconds: float, wanted: Callable[[str], bool]
-) -> tuple[list[tuple[AbxItem, dict[str, NDArray[np.float32]]]], list[Rejected]]:
-    """Return the frames of the items of one clip by representation, and the items that are rejected."""
-    items, faults = [], []
+) -> Iterator[tuple[AbxItem, dict[str, NDArray[np.float32]]] | Rejected]:
+    """Yield the frames of each item of one clip by representation, or the clip or item that is rejected."""
     try:
         _, encoded = encode_clip(group[0].clip, systems, seconds)
     except ValueError as error:
-        return [], [Rejected(group[0].clip.key, str(error))]
+        yield Rejected(group[0].clip.key, str(error))
+        return
+    flat = {
+        name: (each.values.reshape(len(each.values), -1), each.seconds)
+        for clip in encoded
+        for name, each in clip.vectors.items()
+        if wanted(name)
+    }
     for item in group:
         try:
-            frames = {
-                name: item_frames(each.values.reshape(len(each.values), -1), each.seconds, item)
-                for clip in encoded
-                for name, each in clip.vectors.items()
-                if wanted(name)
-            }
+            yield item, {name: item_frames(*frames, item) for name, frames in flat.items()}
         except ValueError as error:
-            faults.append(Rejected(item.clip.key, str(error)))
-        else:
-            items.append((item, frames))
-    return items, faults
+            yield Rejected(item.clip.key, str(error))
 
 
 def _abx_rows(items: Sequence[AbxItem], frames: Sequence[NDArray[np.float32]]) -> list[Row]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -114,13 +115,15 @@ def run_probes(
         progress: called with each progress event.
         device: device for training the classifiers, None for the CPU.
     """
-    jobs: list[tuple[str, Callable[[], None]]] = [
-        *((_task_name(each), partial(_run_task, report, each, tasks.audio, progress, device)) for each in tasks.labels),
-        *((_abx_name(each), partial(_run_abx, report, each, tasks.audio, progress)) for each in tasks.abx),
+    jobs = [
+        *((_task_name(each), partial(_read_labels, report, each, tasks.audio, device)) for each in tasks.labels),
+        *((_abx_name(each), partial(_read_abx, report, each, tasks.audio)) for each in tasks.abx),
     ]
-    for name, job in jobs:
+    for name, read in jobs:
         try:
-            job()
+            job = read()
+            if report.begin(name, job.fingerprint):
+                report.add(name, job.fingerprint, **job.measure(_counter(name, job.clips, progress)))
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             progress(ProbeProgress(name, error=reason))
@@ -128,29 +131,27 @@ def run_probes(
             report.add(name, None, errors=[{"reason": reason}])
 
 
-def _run_task(
-    report: ProbeReport,
-    source: str | Path,
-    audio: Path | None,
-    progress: Callable[[ProbeProgress], None],
-    device: torch.device | None,
-) -> None:
-    task, name = read_task(source, audio), _task_name(source)
-    fingerprint = task_fingerprint(task.clips)
-    if report.begin(name, fingerprint):
-        count = _counter(name, len(task.clips), progress)
-        report.add(name, fingerprint, **probe_task(task, report.systems, report.config, count, device))
+class _Job(NamedTuple):
+    """A task that has been read: its fingerprint, its number of clips, and a function that measures it."""
+
+    fingerprint: str
+    clips: int
+    measure: Callable[[Callable[[int], object]], dict[str, list[Row]]]
 
 
-def _run_abx(report: ProbeReport, table: Path, audio: Path | None, progress: Callable[[ProbeProgress], None]) -> None:
-    (items, rejected), name = read_abx_items(table, audio), _abx_name(table)
-    fingerprint = task_fingerprint(items)
-    if report.begin(name, fingerprint):
-        count = _counter(name, len({item.clip.path for item in items}), progress)
-        report.add(name, fingerprint, **probe_abx(items, rejected, report.systems, report.config, count))
+def _read_labels(report: ProbeReport, source: str | Path, audio: Path | None, device: torch.device | None) -> _Job:
+    task = read_task(source, audio)
+    measure = partial(probe_task, task, report.systems, report.config, device=device)
+    return _Job(task_fingerprint(task.clips), len(task.clips), measure)
 
 
-def _counter(task: str, total: int, progress: Callable[[ProbeProgress], None]) -> Callable[[int], None]:
+def _read_abx(report: ProbeReport, table: Path, audio: Path | None) -> _Job:
+    items, rejected = read_abx_items(table, audio)
+    measure = partial(probe_abx, items, rejected, report.systems, report.config)
+    return _Job(task_fingerprint(items), len({item.clip.path for item in items}), measure)
+
+
+def _counter(task: str, total: int, progress: Callable[[ProbeProgress], None]) -> Callable[[int], object]:
     """Return a function that adds a number of clips and reports the sum."""
     done = 0
 
@@ -164,16 +165,12 @@ def _counter(task: str, total: int, progress: Callable[[ProbeProgress], None]) -
 
 def task_fingerprint(clips: Sequence[LabelledClip] | Sequence[AbxItem]) -> str:
     """Return a hash of the listed clips and of their files' sizes and times."""
-    return hash_json([[repr(clip), _file_state(_path_of(clip))] for clip in clips])
+    return hash_json([[repr(clip), _file_state(clip)] for clip in clips])
 
 
-def _path_of(clip: LabelledClip | AbxItem) -> Path:
-    return Path((clip.item if isinstance(clip, LabelledClip) else clip.clip).path)
-
-
-def _file_state(path: Path) -> list[int]:
+def _file_state(clip: LabelledClip | AbxItem) -> list[int]:
     try:
-        state = path.stat()
+        state = Path((clip.item if isinstance(clip, LabelledClip) else clip.clip).path).stat()
     except OSError:
         return []
     return [state.st_size, state.st_mtime_ns]

@@ -65,8 +65,8 @@ def token_statistics(clips: Sequence[Tokens], size: int, per_second: float) -> T
         raise ValueError(f"expected tokens in [0, {size}), got {existing}")
     counts = np.bincount(tokens, minlength=size)
     entropy = entropy_bits(counts)
-    sequence = conditional_entropy(_pairs([(each[:-1], each[1:]) for each in flat]), size)
-    time = conditional_entropy(_pairs([(each[:-1], each[1:]) for each in clips]), size)
+    sequence = conditional_entropy(_pairs(flat), size)
+    time = conditional_entropy(_pairs(clips), size)
     coded, coded_bigram = cross_coded_bits(flat, size)
     conditional = [each for each in (sequence, time) if each is not None]
     codes = [each for each in (coded, coded_bigram) if each is not None]
@@ -100,10 +100,9 @@ def entropy_bits(counts: NDArray[np.int64]) -> float:
     return float(max(0.0, -(share * np.log2(share)).sum()))
 
 
-def _pairs(parts: Sequence[tuple[Tokens, Tokens]]) -> tuple[Tokens, Tokens]:
-    first = [before.reshape(-1) for before, _ in parts]
-    second = [after.reshape(-1) for _, after in parts]
-    return np.concatenate(first), np.concatenate(second)
+def _pairs(clips: Sequence[Tokens]) -> tuple[Tokens, Tokens]:
+    """Return the tokens of all steps but the last of each clip, flat, and the tokens one step later."""
+    return np.concatenate([each[:-1].ravel() for each in clips]), np.concatenate([each[1:].ravel() for each in clips])
 
 
 def conditional_entropy(pairs: tuple[Tokens, Tokens], size: int) -> float | None:
@@ -135,11 +134,11 @@ def _coded(train: Sequence[Tokens], test: Sequence[Tokens], size: int) -> tuple[
     counts = np.bincount(np.concatenate(train), minlength=size)
     types = int((counts > 0).sum())
     single = (counts + types / size) / (counts.sum() + types)
-    first, second = _pairs([(each[:-1], each[1:]) for each in train])
+    first, second = _pairs(train)
     keys, occurrences = np.unique(first * size + second, return_counts=True)
     followers = np.bincount(keys // size, minlength=size)  # T(a)
     contexts = np.bincount(first, minlength=size)  # n(a)
-    a, b = _pairs([(each[:-1], each[1:]) for each in test])
+    a, b = _pairs(test)
     found = np.minimum(np.searchsorted(keys, a * size + b), max(len(keys) - 1, 0))
     joint = np.where(keys[found] == a * size + b, occurrences[found], 0) if len(keys) else np.zeros(len(a))
     seen = contexts[a] > 0

@@ -120,7 +120,7 @@ def build_clip(run: EvaluationRun, file: Mapping[str, Any], clip_id: str, most_s
             level = levels_db(wave, its_rate)
             top = float(level.max()) if top is None else top
             levels[name], audio, picture = level, _flac_uri(wave, its_rate), _picture_uri(level, top)
-        kbps = _kbps(run, name, key) if role == "codec" else None
+        kbps = number(_score(run, name, key).get("kbps")) if role == "codec" else None
         stimuli.append(Stimulus(f"{clip_id}-{index}", role, name, kbps, audio, picture, problem))
     digest = hash_bytes("".join(stimulus.role + stimulus.name + stimulus.audio for stimulus in stimuli).encode())
     return ReportClip(clip_id, run.name, key, file["domain"], seconds, tuple(stimuli), digest, levels)
@@ -141,7 +141,7 @@ def _read(path: Path, most_seconds: float) -> tuple[Wave, int]:
 def _decoded(run: EvaluationRun, codec: str, key: str, seconds: float) -> tuple[Wave | None, int, str]:
     path = audio_file(run, codec, key)
     if path is None:
-        error = next((row.get("error") for row in run.scores if (row["codec"], row["key"]) == (codec, key)), "")
+        error = _score(run, codec, key).get("error")
         return None, 0, f"failed: {error}" if error else "the decoded audio was not kept"
     try:
         wave, rate = _read(path, seconds + 1)
@@ -158,8 +158,8 @@ def _anchor(reference: Wave, rate: int) -> tuple[Wave | None, int, str]:
         return None, 0, str(error)
 
 
-def _kbps(run: EvaluationRun, codec: str, key: str) -> float | None:
-    return next((number(row.get("kbps")) for row in run.scores if (row["codec"], row["key"]) == (codec, key)), None)
+def _score(run: EvaluationRun, codec: str, key: str) -> Mapping[str, str]:
+    return next((row for row in run.scores if (row["codec"], row["key"]) == (codec, key)), {})
 
 
 def levels_db(wave: Wave, rate: int) -> NDArray[np.float32]:

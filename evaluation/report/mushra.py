@@ -51,7 +51,6 @@ class Trial:
 class ListeningSession:
     """One listener's ratings in one test. saved: when the file was written."""
 
-    path: Path
     test: str
     session: str
     listener: str
@@ -133,7 +132,7 @@ def _read_session(path: Path) -> ListeningSession:
             raise ValueError("a clip is rated twice")
         session = str(content["session"])
         listener = str(content.get("listener") or "").strip() or f"listener {session[:6]}"
-        return ListeningSession(path, str(content["test"]), session, listener, str(content.get("saved", "")), trials)
+        return ListeningSession(str(content["test"]), session, listener, str(content.get("saved", "")), trials)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise damaged(path, error) from None
 
@@ -158,13 +157,9 @@ def score_ratings(sessions: Sequence[ListeningSession], config: MushraConfig = M
 
 def _score_test(test: str, sessions: Sequence[ListeningSession], config: MushraConfig) -> ListeningScores:
     names = _distinct_names(sessions)
-    counted, excluded = [], []
-    for session, name in zip(sessions, names, strict=True):
-        reason = exclusion_reason(session, config)
-        if reason is None:
-            counted.append(session)
-        else:
-            excluded.append(Exclusion(name, reason))
+    reasons = [exclusion_reason(session, config) for session in sessions]
+    counted = [session for session, reason in zip(sessions, reasons, strict=True) if reason is None]
+    excluded = [Exclusion(name, reason) for name, reason in zip(names, reasons, strict=True) if reason is not None]
     domains = dict.fromkeys(trial.domain for session in counted for trial in session.trials)
     wanted = [ALL_DOMAINS, *(domains if len(domains) > 1 else [])]
     ratings = tuple(rating for domain in wanted for rating in _mean_ratings(counted, domain, config.confidence))
@@ -194,21 +189,20 @@ def exclusion_reason(session: ListeningSession, config: MushraConfig) -> str | N
 
 
 def _mean_ratings(sessions: Sequence[ListeningSession], domain: str, confidence: float) -> list[Rating]:
-    by_stimulus: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for index, session in enumerate(sessions):
+    by_stimulus: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for listener, session in enumerate(sessions):
         for trial in session.trials:
             if domain in (ALL_DOMAINS, trial.domain):
                 for stimulus, score in trial.ratings.items():
-                    by_stimulus.setdefault(stimulus, {}).setdefault(index, []).append(score)
+                    by_stimulus.setdefault(stimulus, []).append((listener, score))
     ratings = []
-    for (role, codec), by_listener in by_stimulus.items():
-        scores = np.concatenate([np.asarray(own, np.float64) for own in by_listener.values()])
-        mean, low, high = mean_interval(scores, confidence)
-        ratings.append(Rating(role, codec, domain, mean, low, high, len(scores), len(by_listener)))
+    for (role, codec), scores in by_stimulus.items():
+        interval = mean_interval([score for _, score in scores], confidence)
+        ratings.append(Rating(role, codec, domain, *interval, len(scores), len({listener for listener, _ in scores})))
     return sorted(ratings, key=lambda rating: -rating.mean)
 
 
-def mean_interval(scores: Sequence[float] | np.ndarray, confidence: float) -> tuple[float, float | None, float | None]:
+def mean_interval(scores: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:
     """Return the mean of scores (n,) and the limits of its interval by Student's t, which are None if n is 1."""
     from scipy.stats import t
 

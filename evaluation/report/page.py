@@ -202,9 +202,7 @@ def _codebook_record(name: str, book: Codebook) -> dict[str, Any]:
         record |= {"vectors": info.n_vectors, "dead": usage["dead"], "perplexity": usage["perplexity"]}
         record["perplexity_per_centroid"] = usage["perplexity"] / book.k
     certificate = info.certificate or {}
-    for key in ("inertia", "explained_variance"):
-        if key in certificate:
-            record[key] = certificate[key]
+    record |= {key: certificate[key] for key in ("inertia", "explained_variance") if key in certificate}
     return record | {"encoder": info.encoder}
 
 

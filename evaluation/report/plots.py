@@ -46,6 +46,7 @@ STYLE: Any = {  # untyped, because parameter names differ between versions of ma
     "legend.fontsize": 8.5,
     "legend.frameon": False,
     "font.family": "sans-serif",
+    "axes.prop_cycle": f"cycler(color={PALETTE})",
     "svg.fonttype": "none",
     "svg.hashsalt": "sctok",
 }
@@ -118,9 +119,8 @@ def inertia_plot(curves: Mapping[str, Sequence[float]]) -> Plot | None:
     if not curves:
         return None
     figure, (axes,) = _panels(1, (6.4, 3.4))
-    for index, (label, values) in enumerate(curves.items()):
-        colour = PALETTE[index % len(PALETTE)]
-        axes.plot(range(1, len(values) + 1), values, color=colour, marker=".", linewidth=1.2, label=label)
+    for label, values in curves.items():
+        axes.plot(range(1, len(values) + 1), values, marker=".", linewidth=1.2, label=label)
     axes.set_xlabel("iteration")
     axes.set_ylabel("inertia per patch embedding")
     axes.legend(ncols=1 + len(curves) // 9)
@@ -134,10 +134,10 @@ def usage_plot(counts: Mapping[str, NDArray[np.int64]]) -> Plot | None:
     if not used:
         return None
     figure, (axes,) = _panels(1, (6.4, 3.4))
-    for index, (label, values) in enumerate(used.items()):
+    for label, values in used.items():
         rank = np.arange(1, len(values) + 1) / len(values)
         share = values * (len(values) / values.sum())
-        axes.plot(rank, np.where(share > 0, share, np.nan), color=PALETTE[index % len(PALETTE)], label=label)
+        axes.plot(rank, np.where(share > 0, share, np.nan), label=label)
     axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -231,21 +231,22 @@ def save_plot(plot: Plot, folder: Path) -> list[Path]:
     """Write `<name>.png` and `<name>.svg` with a white background to `folder`, atomically, and return their paths."""
     paths = [folder / f"{plot.name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
-        with _styled(), atomic_path(path) as temporary:
-            plot.figure.savefig(
-                temporary, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white", metadata=metadata
-            )
-        plot.figure.set_layout_engine("none")  # keep the current layout
+        with atomic_path(path) as temporary:
+            _draw(plot, temporary, path.suffix[1:], facecolor="white")
     return paths
+
+
+@_styled()
+def _draw(plot: Plot, file: Path | io.StringIO, kind: str, **options: Any) -> None:
+    metadata = {"Date": None} if kind == "svg" else {}
+    plot.figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata, **options)
+    plot.figure.set_layout_engine("none")  # keep the current layout
 
 
 def inline_svg(plot: Plot) -> str:
     """Return the figure as an SVG element for HTML, with flexible size, the page's colours and unique ids."""
     buffer = io.StringIO()
-    with _styled():
-        plot.figure.savefig(buffer, format="svg", dpi=DOTS_PER_INCH, transparent=True, metadata={"Date": None})
-    plot.figure.set_layout_engine("none")  # keep the current layout
+    _draw(plot, buffer, "svg", transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -64,23 +64,20 @@ def load_run(folder: str | os.PathLike[str]) -> EvaluationRun:
 
 def _with_scores(run: EvaluationRun, head: Mapping[str, Any]) -> EvaluationRun:
     """Add the tables of an evaluation, and notes about missing ones."""
-    notes = []
-    scores: list[dict[str, str]] = []
-    summary: list[dict[str, Any]] = []
-    empty = not head["files"] or not head["codecs"]
-    if empty:
-        notes.append("This evaluation is empty: it has no files or no codecs.")
-    if (run.folder / SCORES_FILE).is_file():
-        scores = _read_scores(run.folder / SCORES_FILE)
-    elif not empty:
-        notes.append(f"{SCORES_FILE} is missing: the evaluation is unfinished. Run the same command again.")
-    if (run.folder / SUMMARY_FILE).is_file():
-        summary = _read_summary(run.folder / SUMMARY_FILE)
-    elif not empty:
-        notes.append(f"{SUMMARY_FILE} is missing, so there are no means. Run the same command again.")
     codecs, metrics, files = (tuple(head[part]) for part in ("codecs", "metrics", "files"))
-    run = replace(run, codecs=codecs, metrics=metrics, files=files)
-    return replace(run, scores=tuple(scores), summary=tuple(summary), notes=tuple(notes))
+    notes: list[str] = []
+    found: dict[str, Any] = {}
+    if not files or not codecs:
+        notes.append("This evaluation is empty: it has no files or no codecs.")
+    for part, name, read, problem in (
+        ("scores", SCORES_FILE, _read_scores, "is missing: the evaluation is unfinished."),
+        ("summary", SUMMARY_FILE, _read_summary, "is missing, so there are no means."),
+    ):
+        if (run.folder / name).is_file():
+            found[part] = tuple(read(run.folder / name))
+        elif files and codecs:
+            notes.append(f"{name} {problem} Run the same command again.")
+    return replace(run, codecs=codecs, metrics=metrics, files=files, notes=tuple(notes), **found)
 
 
 def _read_summary(path: Path) -> list[dict[str, Any]]:

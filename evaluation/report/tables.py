@@ -69,12 +69,20 @@ class MetricScore:
 
 @dataclass(frozen=True)
 class CodecScores:
-    """The scores of a codec in a domain: rates by the names of RATES, and scores by metric."""
+    """The scores of a codec in a domain, by the names of metrics and of RATES."""
 
     codec: str
     spec: str
-    rates: Mapping[str, float]
-    scores: Mapping[str, MetricScore]
+    scores: dict[str, MetricScore]
+
+    @property
+    def family(self) -> str:
+        """The family of codecs that it belongs to, such as opus."""
+        return self.spec.partition(":")[0]
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean of a metric or rate, None if it is missing."""
+        return self.scores[name].mean if name in self.scores else None
 
 
 @dataclass(frozen=True)
@@ -90,31 +98,24 @@ class QualityPoint:
 
 def codec_scores(run: EvaluationRun, domain: str) -> list[CodecScores]:
     """Return the summary of a run in a domain, or in "all", for each codec in the order of the run."""
-    by_codec: dict[str, dict[str, MetricScore]] = {codec["name"]: {} for codec in run.codecs}
+    by_codec = {codec["name"]: CodecScores(codec["name"], codec["spec"], {}) for codec in run.codecs}
     for entry in run.summary:
         if entry.get("domain") == domain and entry["codec"] in by_codec:
             mean, low, high = (number(entry.get(name)) for name in ("mean", "low", "high"))
             score = MetricScore(mean, low, high, int(entry.get("n") or 0), int(entry.get("failed") or 0))
-            by_codec[entry["codec"]][str(entry["metric"])] = score
-    rows = []
-    for codec in run.codecs:
-        scores = by_codec[codec["name"]]
-        rates = {name: mean for name in RATES if name in scores and (mean := scores[name].mean) is not None}
-        rows.append(CodecScores(codec["name"], codec["spec"], rates, scores))
-    return rows
+            by_codec[entry["codec"]].scores[str(entry["metric"])] = score
+    return list(by_codec.values())
 
 
 def quality_points(rows: Sequence[CodecScores], metric: str) -> list[QualityPoint]:
     """Return a point for each codec with a bit rate above zero and a mean of `metric`, except anchors."""
     points = []
     for row in rows:
-        score, kbps = row.scores.get(metric), row.rates.get("kbps")
-        family = row.spec.partition(":")[0]
-        if score is None or score.mean is None or not kbps or family in ANCHORS:
-            continue
-        low = score.mean if score.low is None else score.low
-        high = score.mean if score.high is None else score.high
-        points.append(QualityPoint(family, kbps, score.mean, min(low, score.mean), max(high, score.mean)))
+        kbps, mean = row.mean("kbps"), row.mean(metric)
+        if kbps and mean is not None and row.family not in ANCHORS:
+            score = row.scores[metric]
+            known = [value for value in (score.low, mean, score.high) if value is not None]
+            points.append(QualityPoint(row.family, kbps, mean, min(known), max(known)))
     return points
 
 
@@ -137,7 +138,7 @@ def score_tables(run: EvaluationRun) -> list[Table]:
 
 def _score_table(run: EvaluationRun, domain: str) -> Table:
     rows = codec_scores(run, domain)
-    rates = [name for name in RATES if any(name in row.rates for row in rows)]
+    rates = [name for name in RATES if any(row.mean(name) is not None for row in rows)]
     parts = [(TableColumn("codec"), [TableCell(row.codec, row.codec) for row in rows])]
     parts += [(TableColumn(*RATES[name]), _rate_cells(rows, name)) for name in rates if name not in SPEEDS]
     for metric in run_metrics(run):
@@ -151,7 +152,7 @@ def _score_table(run: EvaluationRun, domain: str) -> Table:
 
 
 def _rate_cells(rows: Sequence[CodecScores], name: str) -> list[TableCell]:
-    values = [row.rates.get(name) for row in rows]
+    values = [row.mean(name) for row in rows]
     return [_MISSING if value is None else TableCell(_three_digits(value), value) for value in values]
 
 
@@ -160,19 +161,15 @@ def _three_digits(value: float) -> str:
 
 
 def _score_cells(rows: Sequence[CodecScores], metric: Mapping[str, Any]) -> list[TableCell]:
-    scores = [row.scores.get(metric["name"]) for row in rows]
-    places = decimals([None if score is None else score.mean for score in scores])
-    cells = [_score_cell(score, places) for score in scores]
-    rivals = [
-        i
-        for i, row in enumerate(rows)
-        if row.spec.partition(":")[0] not in ANCHORS and isinstance(cells[i].value, float)
-    ]
-    if len(rivals) > 1 and metric.get("better") in ("higher", "lower"):
-        choose = max if metric["better"] == "higher" else min
-        best = choose(cells[i].value for i in rivals)  # type: ignore[type-var]
-        cells = [replace(c, best=i in rivals and c.value == best) for i, c in enumerate(cells)]
-    return cells
+    means = [row.mean(metric["name"]) for row in rows]
+    places = decimals(means)
+    cells = [_score_cell(row.scores.get(metric["name"]), places) for row in rows]
+    rivals = [mean for row, mean in zip(rows, means, strict=True) if mean is not None and row.family not in ANCHORS]
+    if len(rivals) < 2 or metric.get("better") not in ("higher", "lower"):
+        return cells
+    best = max(rivals) if metric["better"] == "higher" else min(rivals)
+    ranked = zip(rows, cells, strict=True)
+    return [replace(cell, best=cell.value == best and row.family not in ANCHORS) for row, cell in ranked]
 
 
 def _score_cell(score: MetricScore | None, places: int) -> TableCell:
@@ -214,8 +211,7 @@ def _flatten(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record_cells(values: Sequence[Any]) -> list[TableCell]:
-    floats = [value for value in values if isinstance(value, float)]
-    places = decimals([number(value) for value in floats])
+    places = decimals([number(value) for value in values if isinstance(value, float)])
     return [_record_cell(value, places) for value in values]
 
 
@@ -271,10 +267,7 @@ def _stability_rows(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     names = {key: row[key] for key in ("task", "codebook", "domain", "stream") if key in row}
     if not isinstance(changes, Mapping):
         return []
-    return [
-        {**names, "change": change, **(found if isinstance(found, Mapping) else {"same": found})}
-        for change, found in changes.items()
-    ]
+    return [{**names, "change": change, **found} for change, found in changes.items() if isinstance(found, Mapping)]
 
 
 def _probe_record(row: Mapping[str, Any]) -> dict[str, Any]:

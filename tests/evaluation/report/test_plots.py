@@ -24,8 +24,12 @@ from sctok.evaluation.report.tables import CodecScores, MetricScore
 from sctok.formats.codebooks import Segment
 
 
+def score(mean):
+    return MetricScore(mean, None, None, 1, 0)
+
+
 def row(codec, spec, kbps, mean):
-    return CodecScores(codec, spec, {"kbps": kbps}, {"visqol": MetricScore(mean, mean - 0.1, mean + 0.1, 3, 0)})
+    return CodecScores(codec, spec, {"kbps": score(kbps), "visqol": MetricScore(mean, mean - 0.1, mean + 0.1, 3, 0)})
 
 
 ROWS = [row("opus-6", "opus:6", 6.0, 3.0), row("opus-12", "opus:12", 12.0, 4.0), row("mini", "mini", 0.6, 2.0)]
@@ -80,8 +84,8 @@ def test_the_codecs_of_a_family_are_joined_by_bit_rate():
 
 
 def test_anchors_and_codecs_without_scores_or_rates_are_not_plotted():
-    silent = CodecScores("dir", "dir:x", {}, {"visqol": MetricScore(3.0, None, None, 1, 0)})
-    failed = CodecScores("opus-6", "opus:6", {"kbps": 6.0}, {"visqol": MetricScore(None, None, None, 0, 3)})
+    silent = CodecScores("dir", "dir:x", {"visqol": score(3.0)})
+    failed = CodecScores("opus-6", "opus:6", {"kbps": score(6.0), "visqol": score(None)})
     assert quality_plot([row("original", "original", 256.0, 5.0), silent, failed], [VISQOL], "q", "Q") is None
 
 
