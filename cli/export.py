@@ -35,7 +35,7 @@ class SequenceOptions:
     offset: Annotated[
         str | None,
         typer.Option(
-            help="Number added to ids: one for each stream, or only the one for the first stream, which the others follow.",
+            help="Number added to ids: one per stream, or one for the first stream, which the others follow.",
             show_default="0, with the other streams following in flat and interleaved",
         ),
     ] = None

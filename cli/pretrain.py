@@ -64,7 +64,7 @@ class EncoderTrainingOptions:
     balance: Annotated[
         float,
         typer.Option(
-            help="Exponent of a group's hours in its sampling weight: 0 draws groups evenly, 1 in proportion to their hours."
+            help="Exponent of a group's hours in its sampling weight: 0 draws groups evenly, 1 by their hours."
         ),
     ] = 0.5
     initial: Annotated[

@@ -130,7 +130,7 @@ def _lock(folder: Path, domain: str) -> AbstractContextManager[Claim]:
 
 
 def _hash_request(run: RunFolder, plan: DomainPlan) -> str:
-    """Return the hash of everything that determines the codebooks except their sizes: settings and keys of the files."""
+    """Return the hash of what determines the codebooks except their sizes: settings and keys of the files."""
     keys = hashlib.sha256()
     for row in run.manifest():
         if isinstance(row, Planned):

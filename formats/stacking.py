@@ -27,7 +27,7 @@ def stack_factor(rate: int) -> int:
 
 
 def token_rate(factor: int) -> int:
-    """Return the token rate (100, 50, 25 per second) of a stack factor (1, 2, 4). Raises ValueError for other factors."""
+    """Return the token rate (100, 50, 25 per second) of a stack factor (1, 2, 4); other factors raise ValueError."""
     if factor not in TOKEN_RATES:
         raise ValueError(f"stack factor {factor} is not one of {', '.join(map(str, TOKEN_RATES))}")
     return TOKEN_RATES[factor]

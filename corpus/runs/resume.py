@@ -103,7 +103,7 @@ class Work:
 
 
 def _hash_as_read(item: AudioItem, before: Stamp | None) -> str | None:
-    """Return the hash of an input as it was when its file had the stamp `before`; None if those bytes no longer exist."""
+    """Return the hash of an input when its file had the stamp `before`, or None if those bytes no longer exist."""
     if before is None:
         return None
     found, after = hash_content(item, None if item.offset is not None else before.bytes), stamp_file(item.path)

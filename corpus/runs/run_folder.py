@@ -62,7 +62,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A planned run: its folder, the configuration that determines its bytes, and the suffix of its shards (.h5, .tar)."""
+    """A planned run: its folder, the configuration that fixes its bytes, and the suffix of its shards (.h5, .tar)."""
 
     path: Path
     config: Mapping[str, Any]
