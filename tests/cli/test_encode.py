@@ -175,7 +175,7 @@ def test_ctrl_c_reports_that_a_shard_starts_over_and_leaves_no_files(sctok, tmp_
     monkeypatch.setattr("sctok.formats.token_shards.TokenShardWriter.add", interrupt)
     code, _, said = sctok("encode", audio, "--out", tmp_path / "t.tar")
     assert code == 130
-    assert "nothing of it is kept" in said
+    assert "no part of it is kept" in said
     assert "--skip-existing" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
