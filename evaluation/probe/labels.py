@@ -162,7 +162,7 @@ def task_faults(clips: Sequence[LabelledClip], folds: int) -> list[str]:
 
 
 def fold_numbers(clips: Sequence[LabelledClip], folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return the fold int64 (n,) of each clip: the prescribed folds in sorted order, or those of `assign_folds`.
+    """Return the fold int64 (n,) of each clip: prescribed folds, numbered in sorted order, or those by `assign_folds`.
 
     Raises:
         ValueError: there are fewer than three prescribed folds, some clips lack one, or a group is split.

@@ -91,7 +91,10 @@ class TrainedNetwork(NamedTuple):
 
     @property
     def rank(self) -> tuple[float, float]:
-        """A larger value for a better network. HEAR ignores the loss, but small folds have many equal accuracies."""
+        """A value that is larger for a better network: the accuracy, then the loss.
+
+        HEAR ignores the loss, but many accuracies are equal in small folds.
+        """
         return self.accuracy, -self.loss
 
 
