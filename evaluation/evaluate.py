@@ -159,7 +159,7 @@ def _earlier_run(out: Path) -> dict[str, Any] | None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     if out.is_dir() and any(each.name not in (AUDIO, JOURNAL) for each in out.iterdir()):
-        raise ValueError(f"{out} holds files that are not of an evaluation; name another folder with --out")
+        raise ValueError(f"{out} holds files that do not belong to an evaluation; name another folder with --out")
     return None
 
 

@@ -151,7 +151,7 @@ def _measure(task: ScoreTask, send: Callable[[dict[str, Any]], None]) -> None:
         try:
             result = metric.score(pair)
             entry = _entry(result if isinstance(result, Measured) else Measured(float(result), {}))
-        except Exception as error:  # of any library: the reason goes to the table
+        except Exception as error:  # any library may raise it; the table gives the reason
             entry = {"failed": reason_of(error)}
         send({"metric": metric.name, **entry})
 

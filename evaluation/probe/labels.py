@@ -151,7 +151,7 @@ def task_faults(clips: Sequence[LabelledClip], folds: int) -> list[str]:
         raise ValueError(f"all {len(clips)} clips are of the class {clips[0].label!r}; a task needs at least two")
     total = len(set().union(*groups.values()))
     if total < MIN_FOLDS:
-        raise ValueError(f"the clips are of {total} groups; a task needs at least {MIN_FOLDS}, one for each fold")
+        raise ValueError(f"the clips belong to {total} groups; a task needs at least {MIN_FOLDS}, one for each fold")
     notes = [f"there are {total} groups, so {total} folds instead of {folds}"] if total < folds else []
     folds = min(folds, total)
     single = [label for label, found in groups.items() if len(found) == 1]

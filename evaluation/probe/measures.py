@@ -78,7 +78,7 @@ def probe_task(
     """
     probing = "probe" in config.measures
     if probing:
-        task_faults(task.clips, config.mlp.folds)  # fail before the work
+        task_faults(task.clips, config.mlp.folds)  # fail before any clip is read
     wanted = name_filter(config.representations) if probing else lambda name: False
     embedded = embed_clips(
         task.clips, systems, seconds=config.seconds, pooling=config.pooling, wanted=wanted, progress=progress
