@@ -34,7 +34,7 @@ AUDIO, REFERENCE = "audio", "reference"
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How an evaluation runs. No field changes a score.
+    """How an evaluation runs. The scores do not depend on it.
 
     Attributes:
         workers: number of scoring processes, 0 for one per core.
@@ -88,7 +88,7 @@ def evaluate_codecs(
 
     Args:
         references: from `list_references`.
-        codecs: by the text that opened each; their names must differ.
+        codecs: by the text that names each of them, see `open_codec`; the codecs' own names must differ.
         metrics: from `choose_metrics`.
         out: the run folder: run.json, scores.csv, scores.parquet, summary.json, journal.jsonl and audio/.
         config: processes, audio and failures.
@@ -159,7 +159,7 @@ def _earlier_run(out: Path) -> dict[str, Any] | None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     if out.is_dir() and any(each.name not in (AUDIO, JOURNAL) for each in out.iterdir()):
-        raise ValueError(f"{out} holds files that are not of an evaluation; name another folder with --out")
+        raise ValueError(f"{out} holds files that do not belong to an evaluation; name another folder with --out")
     return None
 
 
@@ -268,7 +268,7 @@ def _code_files(run: _Run, codec: CodecUnderTest, metrics: Sequence[Metric]) -> 
 
 
 def _must_code(run: _Run, codec: str, file: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
-    """Return whether to code a file: it is new, failed and is retried, or its decoded audio is needed but missing."""
+    """Return whether to code a file: it is new, is retried after a failure, or lacks decoded audio that is needed."""
     result = run.journal.result(codec, file["key"])
     if result.failed is not None:
         return run.config.retry_failed

@@ -29,7 +29,7 @@ class RecipePart:
         exact: whether fewer clips are an error.
         inside: subfolder to use if it exists.
         stems: endings of file names; other files are ignored if any file matches.
-        held_out: number of the domain in the training of the bundled models; only clips held out there are taken.
+        held_out: number of the domain in the training of the bundled models; only clips that were held out are taken.
     """
 
     domain: str
@@ -101,7 +101,7 @@ def _choose(part: RecipePart, folder: Path, seed: int) -> Iterator[dict[str, Any
     inner = folder / part.inside
     listed = [item for item in list_audio([inner if inner.is_dir() else folder]) if isinstance(item, AudioItem)]
     named = [item for item in listed if item.key.rsplit("/")[-1].endswith(part.stems)] if part.stems else []
-    items = sorted(named or listed, key=lambda item: _order(seed, item.key))
+    items = sorted(named or listed, key=lambda item: key_share(f"{seed} {item.key}"))
     if part.held_out is not None:
         items = [item for item in items if key_share(f"{part.held_out}/{item.key}") < VALIDATION_SHARE]
     # One clip of each file, then a second one of each, until none are left.
@@ -112,10 +112,6 @@ def _choose(part: RecipePart, folder: Path, seed: int) -> Iterator[dict[str, Any
     yield from chosen
 
 
-def _order(seed: int, text: str) -> float:
-    return key_share(f"{seed} {text}")
-
-
 def _clips_of(part: RecipePart, item: AudioItem, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the file, or its excerpts, which do not overlap; a file that is too short for an excerpt is one clip."""
     whole = {"path": str(Path(item.path).resolve()), "key": f"{part.domain}/{item.key}", "domain": part.domain}
@@ -123,9 +119,12 @@ def _clips_of(part: RecipePart, item: AudioItem, seed: int) -> Iterator[dict[str
         yield whole
         return
     length = _length(item)
-    slots = sorted(range(int(length // part.seconds)), key=lambda slot: _order(seed, f"{item.key} {slot}"))
-    for slot in slots:
-        yield _cut(part, item, slot * part.seconds)
+    slots = range(int(length // part.seconds))
+    source = {"type": "file", "channels": [0], "source": whole["path"]}
+    common = {"duration": part.seconds, "recording": {"sources": [source]}, "custom": {"domain": part.domain}}
+    for slot in sorted(slots, key=lambda slot: key_share(f"{seed} {item.key} {slot}")):
+        start = slot * part.seconds
+        yield {"id": f"{whole['key']}@{start:g}", "start": start, **common}
     if not slots and length >= _MIN_SECONDS:
         yield whole
 
@@ -139,10 +138,3 @@ def _length(item: AudioItem) -> float:
         return sum(map(len, stream_audio(item.open(), name=item.name))) / SAMPLE_RATE
     except (ValueError, OSError):
         return 0.0
-
-
-def _cut(part: RecipePart, item: AudioItem, start: float) -> dict[str, Any]:
-    source = {"type": "file", "channels": [0], "source": str(Path(item.path).resolve())}
-    key = f"{part.domain}/{item.key}@{start:g}"
-    custom = {"domain": part.domain}
-    return {"id": key, "start": start, "duration": part.seconds, "recording": {"sources": [source]}, "custom": custom}

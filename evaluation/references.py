@@ -88,7 +88,7 @@ def _text_file(item: AudioItem | BadItem) -> str | None:
 
 
 def read_transcripts(path: str | Path) -> dict[str, str]:
-    """Read transcripts from a CSV or TSV file, or from a folder of them; keys are keys or paths without suffix.
+    """Read transcripts by key, or by path without suffix, from a CSV or TSV file or a folder of such files.
 
     A file has a header with a column `path` or `key` and a column `text`, or no header and two columns: path, text.
 

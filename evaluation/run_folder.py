@@ -114,8 +114,8 @@ class Journal:
         return self.results.setdefault((codec, key), FileResult())
 
     def add(self, codec: str, key: str, **entry: Any) -> None:
-        """Append an entry, which survives a kill of the process at any moment. Raises DiskFullError."""
-        # Text that is not UTF-8 and numbers that are not finite have been rejected before.
+        """Append an entry. Once appended, it survives the death of the process. Raises DiskFullError."""
+        # Earlier checks have rejected numbers that are not finite and text that is not UTF-8.
         line = (json_text({"codec": codec, "key": key, **entry}) + "\n").encode()
         with disk_errors(self.path):
             while line:

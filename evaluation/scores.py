@@ -15,7 +15,7 @@ from .run_folder import FACTS, SCORES_FILE, SUMMARY_FILE, FileResult
 ALL_DOMAINS = "all"
 RESAMPLES, CONFIDENCE = 1000, 0.95
 _MAX_DRAWN = 1 << 18  # file indices drawn at once
-_RATES = {  # name: fact of a round trip, and the factor that divided by seconds gives the rate
+_RATES = {  # name: a fact of the round trip, and a factor; the rate is fact · factor / seconds
     "kbps": ("payload", 8 / 1000),
     "tokens_per_second": ("tokens", 1.0),
     "rtf_encode": ("seconds_encode", 1.0),
@@ -71,7 +71,7 @@ def write_tables(folder: Path, rows: Sequence[ScoreRow], metrics: Sequence[str],
 
 
 def _ratio(row: ScoreRow, name: str) -> tuple[float | None, float | None]:
-    """Return the numerator and the denominator of a value, because ratios are averaged as ratios of totals."""
+    """Return the numerator and denominator of a value. The mean of a ratio is the ratio of the totals."""
     if name in _RATES:
         return _times(row[name], row["seconds"]), row["seconds"]
     return (row["wer_errors"], row["wer_words"]) if name == "wer_corpus" else (row[name], 1.0)
@@ -86,7 +86,7 @@ def summarise(rows: Iterable[ScoreRow], metrics: Sequence[str], results: Results
 
     kbps, tokens_per_second, rtf_encode, rtf_decode and wer_corpus are ratios of totals.
     Fields: `mean`, `low` and `high` of `interval`; `n`, the number of files with a value; `failed`, the number of files
-    whose value is missing because of a failure.
+    without a value because of a failure.
     """
     groups: dict[tuple[str, str], list[ScoreRow]] = {}
     for row in rows:

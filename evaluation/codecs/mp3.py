@@ -18,7 +18,7 @@ _DELAY = 576 + 529  # of LAME's encoder and of any decoder; decoders remove it i
 
 @dataclass(frozen=True)
 class Mp3(NamedCodec):
-    """MP3 at a constant bit rate; `bytes` is the size of the file, `container` that of its Info frame."""
+    """MP3 at a constant bit rate; `bytes` is the size of the file, `container` the size of its Info frame."""
 
     kbps: int
 

@@ -55,7 +55,7 @@ class NeuralCodec(NamedCodec):
     def roundtrip(self, wave: Wave, sample_rate: int, *, key: str = "") -> RoundTrip:
         """See `CodecUnderTest`. A wave is coded as a whole, so memory grows with its length."""
         sound = torch.from_numpy(np.ascontiguousarray(resampled(wave, sample_rate, self.rate))).to(self.device)
-        with torch.random.fork_rng():  # some decoders draw noise: draw the same each time
+        with torch.random.fork_rng():  # some decoders draw noise, which has to be the same each time
             torch.manual_seed(0)
             (codes, count), encoding = timed(lambda: self._encode(sound))
             decoded, decoding = timed(lambda: _decode(self.model, codes).float().cpu().numpy())
@@ -123,7 +123,7 @@ def _load(spec: Spec, weights: str) -> Any:
 def _model_type(transformers: Any, weights: str) -> str:
     try:
         return str(transformers.AutoConfig.from_pretrained(weights).model_type)
-    except ValueError as error:  # config.json names no known type
+    except ValueError as error:  # config.json names no type that transformers knows
         raise OSError(str(error)) from None
 
 

@@ -89,7 +89,7 @@ def _answer(opened: dict[str, CodecUnderTest], spec: str, device: str, call: Map
 def _portable(error: Exception) -> Exception:
     """Return an error that another process can unpickle."""
     try:
-        copy: Exception = pickle.loads(pickle.dumps(error))  # of this process
+        copy: Exception = pickle.loads(pickle.dumps(error))  # safe: the bytes are from this process
     except Exception:
         return ValueError(reason_of(error))
     return copy

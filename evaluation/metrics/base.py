@@ -1,4 +1,4 @@
-"""The type of a metric. Free of heavy imports, because every scoring process imports it."""
+"""The type of a metric. It imports nothing heavy, because every scoring process imports it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -97,18 +97,17 @@ class _Team:
             if self._tasks:
                 self._start(self._tasks.popleft())
             return
-        if not worker.ready:
-            worker.ready = True
-            _send(worker)
-            return
-        self._record(worker, entry)
-        if worker.task.metrics:
-            return
-        if self._tasks:
+        if worker.ready:
+            self._record(worker, entry)
+            if worker.task.metrics:
+                return
+            if not self._tasks:
+                self._dismiss(connection, worker)
+                return
             worker.task = self._tasks.popleft()
-            _send(worker)
-        else:
-            self._dismiss(connection, worker)
+        worker.ready = True
+        with contextlib.suppress(WorkerError):  # the next wait reports it
+            worker.process.send(worker.task)
 
     def _record(self, worker: _Worker, entry: dict[str, Any]) -> None:
         task = worker.task
@@ -118,11 +117,6 @@ class _Team:
     def _dismiss(self, connection: Connection, worker: _Worker) -> None:
         del self._workers[connection]
         worker.process.close()
-
-
-def _send(worker: _Worker) -> None:
-    with contextlib.suppress(WorkerError):  # the next wait reports it
-        worker.process.send(worker.task)
 
 
 @contextlib.contextmanager
@@ -157,7 +151,7 @@ def _measure(task: ScoreTask, send: Callable[[dict[str, Any]], None]) -> None:
         try:
             result = metric.score(pair)
             entry = _entry(result if isinstance(result, Measured) else Measured(float(result), {}))
-        except Exception as error:  # of any library: the reason goes to the table
+        except Exception as error:  # any library may raise it; the table gives the reason
             entry = {"failed": reason_of(error)}
         send({"metric": metric.name, **entry})
 

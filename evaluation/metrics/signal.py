@@ -52,8 +52,8 @@ def stft_db(pair: Pair) -> float:
     """Return the STFT distance in dB, averaged over rectangular windows of 2048 and 512 samples, as in the paper.
 
     Levels are matched as in `mel_db`. The distance is mean |10 log10 max(|X|, 1e-10) - 10 log10 max(|X'|, 1e-10)|. It
-    uses magnitudes, so a decibel here is half a decibel of power. The floor is that of torchaudio's AmplitudeToDB, as
-    in the public script of the paper; auraloss has 1e-4, which gives less if one side is digital silence.
+    uses magnitudes, so it is half of the distance in decibels of power. The public script of the paper has the same
+    floor. auraloss has the floor 1e-4, so its distance is smaller if one wave is digital silence.
 
     Raises:
         ValueError: there are fewer than 1025 samples, or a wave is silent.
@@ -105,7 +105,7 @@ def _tensor(wave: NDArray[np.float32]) -> Tensor:
 
 def _centred(wave: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = wave.astype(np.float64)
-    # A constant must stay silent although its mean is rounded.
+    # The rounded mean may differ from a constant, but a constant has to become silence.
     return wide - wide.mean() if np.ptp(wide) else np.zeros_like(wide)
 
 

@@ -1,4 +1,4 @@
-"""ABX discrimination (Schatz et al., 2013): how often an item is nearer to another class than to its own."""
+"""ABX discrimination (Schatz et al., 2013): how often an item is nearer to another class than to its class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def _seconds(text: str, name: str) -> float | None:
 def item_frames(frames: NDArray[np.float32], seconds: float, item: AbxItem) -> NDArray[np.float32]:
     """Select the frames of an item, (n, D), n > 0, from the frames of its clip (T, D), each `seconds` long.
 
-    Selects the frames whose middle lies in the item; if there are none, the frame that contains the item's middle.
+    These are the frames with their middle inside the item. Without any, it is the frame at the item's middle.
 
     Raises:
         ValueError: the item starts after the end of the clip.

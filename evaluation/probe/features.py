@@ -58,7 +58,7 @@ class TokenStream:
 
 
 class System(Protocol):
-    """The interface of what is probed: it encodes clips to representations and tokens.
+    """The interface of a system to probe, which encodes clips to representations and tokens.
 
     streams: the streams of `EncodedClip.tokens` by name. about: its identity as JSON values.
     """
@@ -256,7 +256,7 @@ def name_filter(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedClips:
-    """The clips that could be encoded, in order, with a row of each of `vectors` (n, d) and their `tokens` (T, R)."""
+    """The clips that could be encoded, in order. Each has a row in all `vectors` (n, d), and its `tokens` (T, R)."""
 
     clips: tuple[LabelledClip, ...]
     vectors: Mapping[str, NDArray[np.float32]]

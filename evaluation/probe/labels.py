@@ -151,7 +151,7 @@ def task_faults(clips: Sequence[LabelledClip], folds: int) -> list[str]:
         raise ValueError(f"all {len(clips)} clips are of the class {clips[0].label!r}; a task needs at least two")
     total = len(set().union(*groups.values()))
     if total < MIN_FOLDS:
-        raise ValueError(f"the clips are of {total} groups; a task needs at least {MIN_FOLDS}, one for each fold")
+        raise ValueError(f"the clips belong to {total} groups; a task needs at least {MIN_FOLDS}, one for each fold")
     notes = [f"there are {total} groups, so {total} folds instead of {folds}"] if total < folds else []
     folds = min(folds, total)
     single = [label for label, found in groups.items() if len(found) == 1]
@@ -162,7 +162,7 @@ def task_faults(clips: Sequence[LabelledClip], folds: int) -> list[str]:
 
 
 def fold_numbers(clips: Sequence[LabelledClip], folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return the fold int64 (n,) of each clip: the prescribed folds in sorted order, or those of `assign_folds`.
+    """Return the fold int64 (n,) of each clip: prescribed folds, numbered in sorted order, or those by `assign_folds`.
 
     Raises:
         ValueError: there are fewer than three prescribed folds, some clips lack one, or a group is split.

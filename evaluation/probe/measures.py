@@ -78,7 +78,7 @@ def probe_task(
     """
     probing = "probe" in config.measures
     if probing:
-        task_faults(task.clips, config.mlp.folds)  # fail before the work
+        task_faults(task.clips, config.mlp.folds)  # fail before any clip is read
     wanted = name_filter(config.representations) if probing else lambda name: False
     embedded = embed_clips(
         task.clips, systems, seconds=config.seconds, pooling=config.pooling, wanted=wanted, progress=progress
@@ -215,7 +215,7 @@ def probe_abx(
 def _clip_items(
     group: Sequence[AbxItem], systems: Sequence[System], seconds: float, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[AbxItem, dict[str, NDArray[np.float32]]] | Rejected]:
-    """Yield the frames of each item of one clip by representation, or the clip or item that is rejected."""
+    """Yield each item of one clip with its frames by representation, or why the item or the whole clip is rejected."""
     try:
         _, encoded = encode_clip(group[0].clip, systems, seconds)
     except ValueError as error:

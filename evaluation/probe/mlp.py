@@ -91,7 +91,10 @@ class TrainedNetwork(NamedTuple):
 
     @property
     def rank(self) -> tuple[float, float]:
-        """A larger value for a better network. HEAR ignores the loss, but small folds have many equal accuracies."""
+        """A value that is larger for a better network: the accuracy, then the loss.
+
+        HEAR ignores the loss, but many accuracies are equal in small folds.
+        """
         return self.accuracy, -self.loss
 
 
@@ -162,7 +165,7 @@ def probe_folds(
     if not np.isfinite(features).all():
         raise ValueError(f"{int((~np.isfinite(features).all(axis=1)).sum())} clips have features that are not finite")
     if count < MIN_FOLDS or len(np.unique(folds)) < count:
-        raise ValueError(f"{count} folds; {MIN_FOLDS} or more are needed, none of them empty")
+        raise ValueError(f"got {count} folds; at least {MIN_FOLDS} are needed, and none may be empty")
     clips = LabelledVectors(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
     points = draw_grid(config.grid_points, config.seed)
     correct = np.zeros(len(labels), bool)

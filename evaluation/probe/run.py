@@ -1,4 +1,4 @@
-"""Runs of `sctok probe`: tasks, their results in `probe.json`, and where a run resumes."""
+"""Runs of `sctok probe`: their tasks, their results in `probe.json`, and resumption from these results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ def run_probes(
     """Measure the tasks that the report lacks. If a task fails, record the reason and continue with the next one.
 
     Args:
-        report: where the results go, with the configuration and the systems.
+        report: gets the results; has the configuration and the systems.
         tasks: tasks to measure.
         progress: called with each progress event.
         device: device for training the classifiers, None for the CPU.

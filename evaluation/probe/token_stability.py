@@ -66,8 +66,8 @@ def token_stability(
 ) -> list[TokenStability]:
     """Measure the share of tokens that each change leaves unchanged in each stream.
 
-    Tokens are compared position by position, as far as both sounds have tokens. Clips are weighted by their number of
-    tokens; the standard error assumes independent clips.
+    Tokens at equal positions are compared; tokens that one of the sounds lacks are ignored. Clips are weighted by their
+    number of tokens. The standard error assumes independent clips.
 
     Args:
         clips: float32 (n,) at 16 kHz; clips of one sample are skipped.

@@ -22,7 +22,7 @@ class TokenStatistics:
         entropy, perplexity: entropy of the relative frequencies, and 2 to its power.
         conditional_entropy: entropy given the previous token; the frequency rows of a step follow each other.
         conditional_entropy_time: entropy given the token of the same row one step earlier.
-        coded, coded_bigram: bits per token in a code by the other half's frequencies of tokens or of pairs.
+        coded, coded_bigram: bits per token in a code for the frequencies of tokens, or of pairs, in other clips.
         nominal_, bigram_ and coded_bits_per_second: from log2 of the size, the lower conditional entropy and the
             shorter code; bits_per_second: from the entropy.
         run_length, repeats: mean length of runs of equal tokens along a row, and share of steps that repeat a token.
@@ -117,7 +117,7 @@ def conditional_entropy(pairs: tuple[Tokens, Tokens], size: int) -> float | None
 def cross_coded_bits(clips: Sequence[Tokens], size: int) -> tuple[float | None, float | None]:
     """Return the bits per token of clips (n,), coded with the frequencies of the other half of the clips.
 
-    Every second clip is in the other half. The first number uses token frequencies, the second those of pairs:
+    Every second clip is in the other half. The first number uses frequencies of tokens, the second of pairs:
     P(b|a) = (n(ab) + T(a) P(b)) / (n(a) + T(a)), where T(a) is the number of different tokens seen after a (Witten and
     Bell, 1991). P(b) is interpolated with the uniform distribution in the same way, and codes the first token of a
     clip. Both numbers are None for a single clip.
@@ -166,9 +166,9 @@ class TokenPurity:
     """Agreement of tokens with the classes of their clips.
 
     Attributes:
-        purity: share of tokens whose class is the most frequent one of their code.
+        purity: share of tokens that belong to the most frequent class of their codebook row.
         nmi: mutual information divided by the mean of both entropies.
-        majority: purity if all tokens had the same code.
+        majority: purity if all tokens were equal.
         shuffled_purity, shuffled_nmi: values with the classes shuffled between clips; the level reached by chance.
     """
 

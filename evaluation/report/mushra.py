@@ -60,7 +60,7 @@ class ListeningSession:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A listener whose ratings are excluded, and the reason."""
+    """An excluded listener, and the reason."""
 
     listener: str
     reason: str
@@ -96,7 +96,7 @@ class ListeningScores:
 def load_ratings(paths: Iterable[str | os.PathLike[str]]) -> list[ListeningSession]:
     """Read ratings saved by the listening page: files, or folders with `.json` files.
 
-    If several files are of one session, the file with the most clips counts; of those, the latest.
+    If a session has several files, the one with the most clips counts; if these are equal, the latest one.
 
     Raises:
         FileNotFoundError: a file does not exist.

@@ -22,7 +22,7 @@ from sctok.formats.files import FormatError, check_format, damaged, read_json
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """The content of a run folder. notes: sentences about what is missing."""
+    """The content of a run folder. notes: sentences about missing parts."""
 
     folder: Path
     name: str
@@ -63,7 +63,7 @@ def load_run(folder: str | os.PathLike[str]) -> EvaluationRun:
 
 
 def _with_scores(run: EvaluationRun, head: Mapping[str, Any]) -> EvaluationRun:
-    """Add the tables of an evaluation, and notes about missing ones."""
+    """Return the run with the tables of its evaluation, and with notes about missing tables."""
     codecs, metrics, files = (tuple(head[part]) for part in ("codecs", "metrics", "files"))
     notes: list[str] = []
     found: dict[str, Any] = {}

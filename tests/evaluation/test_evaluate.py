@@ -283,7 +283,7 @@ def test_invalid_arguments_are_rejected(references, tmp_path, light):
         evaluate_codecs(references, {"a": Halves(), "b": Halves()}, light, tmp_path / "run", ONE)
     with pytest.raises(ValueError, match="cannot be called 'reference'"):
         evaluate_codecs(references, {"a": Halves("reference")}, light, tmp_path / "run", ONE)
-    with pytest.raises(ValueError, match="holds files that are not of an evaluation"):
+    with pytest.raises(ValueError, match="holds files that do not belong to an evaluation"):
         evaluate_codecs(references, {"a": Halves()}, light, tmp_path, ONE)
     with pytest.raises(ValueError, match="is a file; name a folder"):
         evaluate_codecs(references, {"a": Halves()}, light, references[0].item.path, ONE)

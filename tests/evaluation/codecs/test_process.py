@@ -1,4 +1,4 @@
-"""Codecs in another process: what they give, raise, and take with them when they die."""
+"""Codecs in another process: their results, their errors, and the end of the process."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ from sctok.cli.app import main
 from sctok.evaluation.codecs.process import CodecProcess
 from sctok.evaluation.codecs.registry import CodecUnavailable, open_codec
 
-# A codec of the family snac, in the place of the package: it notes each time that it is loaded, and what befalls it
-# depends on the loudness of what it is given.
+# A module that replaces the package snac. Its codec writes a note whenever it is loaded, and ends the process, raises
+# an error or prints text, depending on the peak of the wave.
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
@@ -69,7 +69,7 @@ def process():
 
 @pytest.fixture
 def deadly(tmp_path, monkeypatch):
-    """The name of a codec that may die, whose folder notes how often it was loaded."""
+    """Return the name of a codec that can end its process; a file in its folder counts how often it was loaded."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "snac.py").write_text(DEADLY)
     (tmp_path / "weights").mkdir()
@@ -95,7 +95,7 @@ def test_errors_are_the_same_as_in_this_process(process, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_codec_that_dies_is_opened_again_for_the_next_file(process, deadly, tmp_path):
+def test_a_codec_whose_process_died_is_opened_again_for_the_next_file(process, deadly, tmp_path):
     codec, other = process.open(deadly), process.open("original")
     for _ in range(2):
         assert len(codec.roundtrip(wave(0.5), 16_000).samples) == 16_000
@@ -140,7 +140,9 @@ def test_a_program_that_a_codec_runs_ends_with_the_process(tmp_path):
     with CodecProcess("cpu") as process:
         codec = process.open(f"cmd:slow={command}")
         assert process._worker is not None
-        process._worker.send((codec.spec, {"wave": wave(0.5), "sample_rate": 16_000}))  # as roundtrip, unanswered
+        process._worker.send(
+            (codec.spec, {"wave": wave(0.5), "sample_rate": 16_000})
+        )  # like `roundtrip`, without waiting for the answer
         while not note.exists():
             os.sched_yield()
     with pytest.raises(ProcessLookupError):

@@ -65,11 +65,15 @@ MARKS = ("<|startoftranscript|>", *LANGUAGES, *TASKS, "<|startofprev|>", "<|noti
 
 @pytest.fixture
 def untrained_whisper(tmp_path):
-    """Return the folder of a Whisper of transformers with 62,000 random weights, whose tokens are bytes."""
+    """Return the folder of a Whisper model of transformers with 62,000 random weights and bytes as tokens."""
     transformers = pytest.importorskip("transformers")
     import torch
 
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]  # as GPT-2 writes bytes: others from 256 on
+    printed = [
+        *range(33, 127),
+        *range(161, 173),
+        *range(174, 256),
+    ]  # GPT-2 writes these bytes as they are, and the others as characters from 256 on
     codes = map(chr, [*printed, *range(256, 512 - len(printed))])
     vocabulary = {text: number for number, text in enumerate([*codes, "<|endoftext|>"])}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))

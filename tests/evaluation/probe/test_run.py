@@ -187,7 +187,7 @@ def test_a_single_class_is_rejected():
 
 
 def test_fewer_groups_than_folds_are_rejected():
-    with pytest.raises(ValueError, match="of 2 groups; a task needs at least 3"):
+    with pytest.raises(ValueError, match="belong to 2 groups; a task needs at least 3"):
         task_faults([clip("ab"[i % 2], str(i % 2)) for i in range(9)], 5)
 
 
