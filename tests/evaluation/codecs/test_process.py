@@ -1,7 +1,6 @@
 """Codecs in another process: their results, their errors, and the end of the process."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
