@@ -135,7 +135,7 @@ def test_a_process_that_cannot_be_started_is_reported(process, monkeypatch):
 
 def test_a_program_that_a_codec_runs_ends_with_the_process(tmp_path):
     note = tmp_path / "pid"
-    command = f"sh -c 'echo $$ > {note}.new; mv {note}.new {note}; sleep 100' {{in}} {{out}}"
+    command = f"sh -c 'sleep 1; echo $$ > {note}.new; mv {note}.new {note}; sleep 100' {{in}} {{out}}"
     with CodecProcess("cpu") as process:
         codec = process.open(f"cmd:slow={command}")
         assert process._worker is not None
@@ -155,7 +155,7 @@ def test_a_program_that_a_codec_runs_ends_with_the_process(tmp_path):
 @pytest.mark.slow
 def test_a_program_that_a_codec_runs_ends_when_the_first_process_is_killed(tmp_path):
     note = tmp_path / "pid"
-    spec = f"cmd:slow=sh -c 'echo $$ > {note}.new; mv {note}.new {note}; sleep 100' {{in}} {{out}}"
+    spec = f"cmd:slow=sh -c 'sleep 1; echo $$ > {note}.new; mv {note}.new {note}; sleep 100' {{in}} {{out}}"
     code = "import sys; import numpy as np; from sctok.evaluation.codecs.process import CodecProcess\n"
     code += "CodecProcess('cpu').open(sys.argv[1]).roundtrip(np.zeros(16_000, np.float32), 16_000)"
     with subprocess.Popen([sys.executable, "-c", code, spec]) as first:
